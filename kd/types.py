@@ -110,4 +110,13 @@ class Progress:
 
     @property
     def fraction(self) -> float:
+        """Between 0 and 1."""
         return self.step / max(self.total, 1)
+
+
+class Models(NamedTuple):
+    """Who may be asked during a rollout. `reference` is the student's starting point; None where nobody asked for it."""
+
+    student: Any
+    teacher: Any = None
+    reference: Any = None

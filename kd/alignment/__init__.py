@@ -1,0 +1,1 @@
+"""The teacher's coordinates (tokens, vocabulary) turned into the student's."""

@@ -1,0 +1,150 @@
+"""`over_chunks`: any row-wise term, one head pass, no `[n, V]` tensor.
+
+The rows are walked in chunks. In each, the student's logits are made, all terms are evaluated on them, and the
+gradients of hidden states and head are taken at once, with the rows' final weights (mask x term weight / global
+count) already known: the backward pass then only multiplies by a number. Per row and head weight that is 8 FLOP
+(logits of both models, two gradient products) where recomputing in the backward pass takes 12-16.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, project
+from kd.types import Head
+
+CHUNK = 256  # rows; at V = 49152 one float32 chunk is 48 MiB
+
+
+def over_chunks(
+    terms: Mapping[str, Callable],
+    student: HeadLogits,
+    signals: Mapping[str, Any],
+    weights: Mapping[str, Float[Tensor, " n"]],
+    wanted: Mapping[str, frozenset[str]],
+    *,
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " n"]]]:
+    """sum over terms and rows of weights * values, and each term's detached values.
+
+    terms:   name -> row-wise objective (`kd.signals.is_row_wise`).
+    student: hidden states of the loss rows and the head; both get gradients.
+    signals: what the terms ask for beside the student's logits and log-probabilities. `*_logits` are
+             `Logits`; other tensors have n rows; anything else is passed on as it is.
+    weights: name -> final weight of each row.
+    wanted:  name -> names of the signals that the term takes (`kd.signals.requires`).
+    """
+    values: dict[str, list[Tensor]] = {name: [] for name in terms}
+    asked = frozenset().union(*wanted.values())
+
+    def evaluate(logits: Tensor, rows: slice) -> Tensor:
+        supply = _chunk_signals(logits, rows, signals, asked)
+        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        for name, term in terms.items():
+            value = term(**{signal: supply[signal] for signal in wanted[name]})
+            values[name].append(value.detach())
+            total = total + (value * weights[name][rows]).sum()
+        return total
+
+    loss = _GradientInForward.apply(
+        evaluate, chunk, student.head, student.hidden, student.head.weight, student.head.bias
+    )
+    empty = student.hidden.new_zeros(0, dtype=torch.float32)
+    return loss, {name: torch.cat(parts) if parts else empty for name, parts in values.items()}
+
+
+def slices(n: int, chunk: int) -> Iterator[slice]:
+    """0..n in pieces of `chunk`."""
+    return (slice(start, min(start + chunk, n)) for start in range(0, n, chunk))
+
+
+def _chunk_signals(logits: Tensor, rows: slice, signals: Mapping[str, Any], asked: frozenset[str]) -> dict:
+    supply: dict[str, Any] = {"student_logits": logits}
+    if "student_logprobs" in asked:
+        supply["student_logprobs"] = label_logprobs(logits, signals["labels"][rows])
+    for name in asked - supply.keys():
+        signal = signals[name]
+        if name.endswith("_logits"):
+            supply[name] = _constant_rows(signal, rows)
+        else:
+            supply[name] = signal[rows] if isinstance(signal, Tensor) else signal
+    return supply
+
+
+@torch.no_grad()
+def _constant_rows(logits: Logits, rows: slice) -> Tensor:
+    return logits.rows(rows)
+
+
+class _GradientInForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        evaluate: Callable,
+        chunk: int,
+        head: Head,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        dtype = _compute_dtype(hidden)
+        h, w = hidden.to(dtype), weight.to(dtype)
+        b = None if bias is None else bias.to(dtype)
+        needs = ctx.needs_input_grad[3:]
+        accumulate = torch.promote_types(weight.dtype, torch.float32)
+        grads = [
+            torch.empty_like(hidden) if needs[0] else None,
+            torch.zeros_like(weight, dtype=accumulate) if needs[1] else None,
+            torch.zeros_like(bias, dtype=accumulate) if bias is not None and needs[2] else None,
+        ]
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for rows in slices(len(hidden), chunk):
+            value, dz = _value_and_gradient(evaluate, project(h[rows], w, b), head, rows, any(needs))
+            total += value
+            _accumulate(grads, rows, dz, h, w)
+        ctx.save_for_backward(
+            *(None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
+        )
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
+        gradients = (None if g is None else g * grad_outputs[0].to(g.dtype) for g in ctx.saved_tensors)
+        return (None, None, None, *gradients)
+
+
+def _value_and_gradient(
+    evaluate: Callable, z: Tensor, head: Head, rows: slice, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    if not needs_gradient:
+        return evaluate(finish(z, head), rows), None
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = evaluate(finish(z, head), rows)
+    if not value.requires_grad:  # no term depends on the student's logits
+        return value, torch.zeros_like(z)
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def _accumulate(grads: list[Tensor | None], rows: slice, dz: Tensor | None, h: Tensor, w: Tensor) -> None:
+    if dz is None:
+        return
+    dz = dz.to(h.dtype)
+    hidden, weight, bias = grads
+    if hidden is not None:
+        hidden[rows] = (dz @ w).to(hidden.dtype)
+    if weight is not None:
+        if weight.dtype == dz.dtype:
+            weight.addmm_(dz.T, h[rows])
+        else:
+            weight += dz.T @ h[rows]
+    if bias is not None:
+        bias += dz.sum(0)
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

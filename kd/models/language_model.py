@@ -1,0 +1,91 @@
+"""A causal language model of `transformers` behind one call: sequences and the wanted fields in, `ModelOutput` out."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kd.kernels.chunks import CHUNK, slices
+from kd.kernels.logits import HeadLogits, label_logprobs
+from kd.types import Head, ModelOutput, Sequences
+
+
+class LanguageModel(nn.Module):
+    """`network` is the checkpoint's own module tree, `tokenizer` the one it was trained with.
+
+    Only the loss rows (the True positions of `sequences.mask`) meet the head, and only when somebody asks them to:
+    `logits` is lazy.
+    """
+
+    provides = frozenset({"logits", "logprobs", "hidden"})
+
+    def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that the tokenizer knows. Heads are often padded beyond it; padded rows never enter a softmax."""
+        return min(len(self.tokenizer), self.network.config.get_text_config().vocab_size)
+
+    def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
+        """Hidden states once, then what was asked for."""
+        out = self._backbone()(**_inputs(sequences), use_cache=False, output_hidden_states="hidden" in wanted)
+        output = ModelOutput()
+        if "hidden" in wanted:
+            output.hidden = tuple(out.hidden_states)
+        if wanted & {"logits", "logprobs"}:
+            rows = HeadLogits(out.last_hidden_state[sequences.mask], self.head())
+            output.logits = rows if "logits" in wanted else None
+            output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
+        return output
+
+    def head(self) -> Head:
+        """The output projection as it stands now (LoRA on it included), cut to the tokenizer's ids."""
+        config: Any = self.network.config.get_text_config()
+        layer = self.network.get_output_embeddings()
+        bias = getattr(layer, "bias", None)
+        return Head(
+            weight=_effective_weight(layer)[: self.vocabulary],
+            bias=None if bias is None else bias[: self.vocabulary],
+            scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
+            soft_cap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    def _backbone(self) -> nn.Module:
+        return getattr(self.network, self.network.base_model_prefix)
+
+
+def _inputs(sequences: Sequences) -> dict[str, Tensor]:
+    if sequences.padding_side == "right":  # causal attention never looks at what follows
+        return {"input_ids": sequences.tokens}
+    width = sequences.tokens.shape[1]
+    position = torch.arange(width, device=sequences.tokens.device) - (width - sequences.lengths[:, None])
+    return {
+        "input_ids": sequences.tokens,
+        "attention_mask": (position >= 0).long(),
+        "position_ids": position.clamp(min=0),
+    }
+
+
+def _effective_weight(layer: nn.Module) -> Tensor:
+    if not hasattr(layer, "get_delta_weight"):  # not a LoRA layer
+        return layer.weight
+    weight = layer.get_base_layer().weight
+    return sum((layer.get_delta_weight(name) for name in layer.active_adapters), start=weight)
+
+
+def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:
+    """Log-probabilities of the labels, 0 elsewhere; each chunk's logits are made again in the backward pass."""
+    labels = sequences.labels[sequences.mask]
+
+    def of(piece: slice) -> Tensor:
+        return label_logprobs(rows.rows(piece), labels[piece])
+
+    pieces = [checkpoint(of, piece, use_reentrant=False) for piece in slices(rows.n, CHUNK)]
+    values = torch.cat(pieces) if pieces else rows.hidden.new_zeros(0)
+    return values.new_zeros(sequences.mask.shape).masked_scatter(sequences.mask, values)

@@ -1,0 +1,163 @@
+"""Where a student's (or a teacher's) weights come from: a checkpoint, a cut of one, or nothing."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from kd.models.language_model import LanguageModel
+from kd.models.sources import model_folder
+from kd.models.tokenizers import byte_tokenizer
+
+DType = Literal["float32", "bfloat16", "float64"]
+Rule = Literal["even", "first", "last", "ends"]
+
+
+def pretrained(
+    *, source: Mapping[str, Any], dtype: DType = "float32", lora: Mapping[str, Any] | None = None
+) -> LanguageModel:
+    """A checkpoint as it is. `source` is {address, member?, sha256?} of `kd.models.sources`; `lora` is peft's LoraConfig."""
+    folder = model_folder(**source)
+    return _finish(_load(folder, dtype), _load_tokenizer(folder), lora)
+
+
+def pruned(
+    *,
+    source: Mapping[str, Any],
+    layers: int | Sequence[int],
+    rule: Rule = "even",
+    ffn: int | None = None,
+    dtype: DType = "float32",
+    lora: Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """A checkpoint with fewer layers and, with `ffn`, narrower feed-forward blocks; the weights kept are copied.
+
+    layers: how many layers stay, or which. rule: which ones, if a number is given: `even` (first and last
+    included), `first`, `last`, `ends` (half from each end). ffn: neurons kept in each block, those with the
+    largest product of weight norms.
+    """
+    folder = model_folder(**source)
+    network = _load(folder, dtype)
+    kept = kept_layers(network.config.num_hidden_layers, layers, rule)
+    network = _cut_depth(network, kept)
+    if ffn is not None:
+        network = _cut_ffn(network, ffn)
+    return _finish(network, _load_tokenizer(folder), lora)
+
+
+def scratch(
+    *,
+    architecture: Mapping[str, Any],
+    tokenizer: Mapping[str, Any] | Literal["bytes"] = "bytes",
+    dtype: DType = "float32",
+    lora: None = None,
+) -> LanguageModel:
+    """Random weights. `architecture` is a transformers config: `model_type` and its fields (vocabulary is filled in).
+
+    tokenizer: "bytes", or the {address, ...} of a checkpoint whose tokenizer is used.
+    """
+    words = byte_tokenizer() if tokenizer == "bytes" else _load_tokenizer(model_folder(**tokenizer))
+    fields = {
+        "pad_token_id": words.pad_token_id,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
+    config = AutoConfig.for_model(**{**fields, "vocab_size": len(words), **architecture})
+    return _finish(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)), words, lora)
+
+
+def kept_layers(depth: int, layers: int | Sequence[int], rule: Rule) -> list[int]:
+    """Indices of the layers that stay, in order. Raises ValueError when there are not that many."""
+    if not isinstance(layers, int):
+        if not layers or not all(0 <= layer < depth for layer in layers) or sorted(set(layers)) != list(layers):
+            raise ValueError(f"layers={list(layers)} must be increasing indices below the checkpoint's depth {depth}")
+        return list(layers)
+    if not 1 <= layers <= depth:
+        raise ValueError(f"layers={layers} is not between 1 and the checkpoint's depth {depth}")
+    if rule == "first":
+        return list(range(layers))
+    if rule == "last":
+        return list(range(depth - layers, depth))
+    if rule == "ends":
+        front = (layers + 1) // 2
+        return [*range(front), *range(depth - (layers - front), depth)]
+    return [round(i * (depth - 1) / max(layers - 1, 1)) for i in range(layers)]
+
+
+def _load(folder: Path, dtype: DType) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _finish(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Mapping[str, Any] | None
+) -> LanguageModel:
+    if lora is not None:
+        network = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **lora)).get_base_model()
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    return LanguageModel(network, tokenizer)
+
+
+def _cut_depth(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
+    prefix = _layers_name(network)
+    config = copy.deepcopy(network.config)
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in kept]
+    position = {str(layer): str(i) for i, layer in enumerate(kept)}
+    state = {}
+    for name, value in network.state_dict().items():
+        match = re.match(rf"{re.escape(prefix)}\.(\d+)\.(.*)", name)
+        if match is None:
+            state[name] = value
+        elif match[1] in position:
+            state[f"{prefix}.{position[match[1]]}.{match[2]}"] = value
+    return _rebuilt(network, config, state)
+
+
+def _cut_ffn(network: PreTrainedModel, width: int) -> PreTrainedModel:
+    config = copy.deepcopy(network.config)
+    if not 1 <= width <= getattr(config, "intermediate_size", 0):
+        raise ValueError(
+            f"ffn={width} is not between 1 and the checkpoint's intermediate_size "
+            f"{getattr(config, 'intermediate_size', None)}"
+        )
+    config.intermediate_size = width
+    state = dict(network.state_dict())
+    for name in [name for name in state if name.endswith("mlp.gate_proj.weight")]:
+        block = name.removesuffix("gate_proj.weight")
+        _keep_neurons(state, block, width)
+    return _rebuilt(network, config, state)
+
+
+def _keep_neurons(state: dict[str, Tensor], block: str, width: int) -> None:
+    gate, up, down = (f"{block}{part}.weight" for part in ("gate_proj", "up_proj", "down_proj"))
+    salience = state[gate].norm(dim=1) * state[up].norm(dim=1) * state[down].norm(dim=0)
+    kept = salience.topk(width).indices.sort().values
+    state[gate], state[up], state[down] = state[gate][kept], state[up][kept], state[down][:, kept]
+
+
+def _rebuilt(network: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A new module tree with these weights: slicing the old tree would leave each layer's cache index behind."""
+    smaller = type(network)(config).to(network.dtype)
+    smaller.load_state_dict(state)
+    smaller.generation_config = copy.deepcopy(network.generation_config)
+    return smaller
+
+
+def _layers_name(network: PreTrainedModel) -> str:
+    depth = network.config.num_hidden_layers
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not names:
+        raise ValueError(f"{type(network).__name__} has no list of {depth} layers to prune; use student=pretrained")
+    return names[0]

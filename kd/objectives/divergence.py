@@ -1,0 +1,154 @@
+r"""Divergences between the teacher's and the student's next-token distributions, one value per position.
+
+Throughout, p is the teacher, q the student, both after softmax(z / temperature) in float32 (or wider), values
+in nats. `temperature_squared=True` multiplies by temperature^2, which keeps gradients at the scale of
+temperature 1 (Hinton et al., arXiv 1503.02531, section 2).
+
+For L = sum_i phi(p_i, q_i) the gradient is dL/dz_i = q_i (phi'_i - sum_j q_j phi'_j), phi' = d phi / d q; each
+docstring gives phi' up to constants.
+
+An id at logit -inf in both models contributes 0; where only one of them excludes it, its log-probability is
+taken to be `LOG_ZERO`.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+LOG_ZERO = -100.0  # nats; e^-100 is below the smallest normal float32, so it carries no mass
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def log_probs(logits: Float[Tensor, "*n V"], temperature: float = 1.0) -> Float[Tensor, "*n V"]:
+    """log softmax(logits / temperature) in at least float32, -inf replaced by `LOG_ZERO`."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    values = (wide / temperature if temperature != 1.0 else wide).log_softmax(-1)
+    return values.masked_fill(values == -math.inf, LOG_ZERO)
+
+
+def kl(p_log: Float[Tensor, "*n V"], q_log: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+    """KL(p || q) = sum_v p(v) [log p(v) - log q(v)]."""
+    return (p_log.exp() * (p_log - q_log)).sum(-1)
+
+
+def mixture(p_log: Float[Tensor, "*n V"], q_log: Float[Tensor, "*n V"], p_weight: float) -> Float[Tensor, "*n V"]:
+    """log(w p + (1 - w) q), in log space: a product of underflowed probabilities has no gradient."""
+    if p_weight == 0.0:
+        return q_log
+    if p_weight == 1.0:
+        return p_log
+    return torch.logaddexp(p_log + math.log(p_weight), q_log + math.log1p(-p_weight))
+
+
+def cross_entropy(student_logprobs: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """-log q(y_t) of the label; the loss of SFT, and of SeqKD (arXiv 1606.07947) on the teacher's text."""
+    return -student_logprobs
+
+
+def forward_kl(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """KL(p || q); phi' = -p/q, so dL/dz = q - p. Word-level KD (Kim & Rush, arXiv 1606.07947, eq. 6).
+
+    The value is the divergence, 0 at p = q, and not the cross-entropy that several codebases report under
+    this name (larger by the teacher's entropy, same gradient).
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    return kl(p, q) * _scale(temperature, temperature_squared)
+
+
+def reverse_kl(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """KL(q || p); phi' = log(q/p). The single-step term of MiniLLM (arXiv 2306.08543)."""
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    return kl(q, p) * _scale(temperature, temperature_squared)
+
+
+def generalized_jsd(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    beta: Fraction = 0.5,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; phi' = (1 - beta) log(q/m).
+
+    GKD (arXiv 2306.13649, eq. 1): beta weights the *teacher*. beta = 0 is forward KL and beta = 1 reverse KL, as
+    GKD has it; note the jump, for the interior formula vanishes at both ends (JSD / beta -> forward KL as
+    beta -> 0, JSD / (1 - beta) -> reverse KL as beta -> 1).
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    scale = _scale(temperature, temperature_squared)
+    if beta == 0.0:
+        return kl(p, q) * scale
+    if beta == 1.0:
+        return kl(q, p) * scale
+    m = mixture(p, q, beta)
+    return (beta * kl(p, m) + (1 - beta) * kl(q, m)) * scale
+
+
+def skew_forward_kl(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    alpha: Fraction = 0.1,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """KL(p || m), m = alpha p + (1 - alpha) q; phi' = -(1 - alpha) p/m. DistiLLM (arXiv 2402.03898, eq. 5).
+
+    The gradient is bounded by (1 - alpha)/alpha, which is the point of the skew.
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    return kl(p, mixture(p, q, alpha)) * _scale(temperature, temperature_squared)
+
+
+def skew_reverse_kl(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    alpha: Fraction = 0.1,
+    mixture_gradient: bool = True,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """KL(q || m), m = (1 - alpha) p + alpha q. DistiLLM (arXiv 2402.03898, eq. 6).
+
+    phi' = log(q/m) - alpha q/m with the gradient through the mixture (DistiLLM), log(q/m) without it
+    (`mixture_gradient=False`, as DistiLLM-2's code has it, arXiv 2503.07067).
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    m = mixture(p, q if mixture_gradient else q.detach(), 1 - alpha)
+    return kl(q, m) * _scale(temperature, temperature_squared)
+
+
+def total_variation(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """1/2 sum_v |p(v) - q(v)|, between 0 and 1; phi' = sign(q - p)/2. f-Distill (arXiv 2307.15190)."""
+    p, q = log_probs(teacher_logits, temperature).exp(), log_probs(student_logits, temperature).exp()
+    return (p - q).abs().sum(-1) * (0.5 * _scale(temperature, temperature_squared))
+
+
+def _scale(temperature: float, temperature_squared: bool) -> float:
+    return temperature**2 if temperature_squared else 1.0

@@ -1,0 +1,74 @@
+"""The only place that averages.
+
+An optimizer step covers a window of micro-batches on every rank. What its terms are divided by is counted over
+all of them (`Counts`, after the rollout), so that splitting a window into micro-batches or over ranks changes
+nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kd.signals import PAIR, POSITION, RESPONSE, ROW
+from kd.types import Batch
+
+Reduction = Literal["token", "sequence", "sum"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one optimizer step, over accumulation and ranks."""
+
+    tokens: float  # response tokens
+    responses: float  # responses that have at least one such token
+    groups: float  # prompts, or pairs
+
+
+def count(batches: Iterable[Batch]) -> Float[Tensor, "3"]:
+    """This rank's tokens, responses and groups, to be summed over ranks and given to `Counts`."""
+    totals = torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        mask = batch.student.mask
+        groups = len(mask) // batch.group_size
+        totals += torch.tensor([mask.sum().item(), mask.any(-1).sum().item(), groups], dtype=torch.float64)
+    return totals
+
+
+def row_weights(mask: Bool[Tensor, "B T"], counts: Counts, reduction: Reduction) -> Float[Tensor, " n"]:
+    """The weight of each loss row (the True positions of `mask`, in order), so that sum(weights * values) is
+
+    token:    the mean over all response tokens of the step (DistiLLM, TRL)
+    sequence: the mean over responses of each response's mean (GKD's 1/L_y, DistiLLM-2)
+    sum:      the plain sum.
+    """
+    lengths = mask.sum(-1, keepdim=True).expand_as(mask)[mask].to(torch.float32)
+    if reduction == "token":
+        return torch.full_like(lengths, 1.0 / max(counts.tokens, 1.0))
+    if reduction == "sequence":
+        return 1.0 / (lengths * max(counts.responses, 1.0))
+    return torch.ones_like(lengths)
+
+
+def reduce(
+    values: Float[Tensor, "..."],
+    mask: Bool[Tensor, "B T"],
+    counts: Counts,
+    *,
+    domain: str,
+    reduction: Reduction = "token",
+) -> Float[Tensor, ""]:
+    """This micro-batch's share of the step's average of `values`.
+
+    `domain` is what the values run over (`kd.signals.domain`): "*n" rows, "B T" positions, "B" responses or "P" pairs.
+    Positions without loss are dropped, not multiplied by zero, so NaN or inf there do not matter.
+    """
+    if domain == POSITION:
+        values = values[mask]
+    if domain in (ROW, POSITION):
+        return (values * row_weights(mask, counts, reduction).to(values.dtype)).sum()
+    denominator = {RESPONSE: counts.responses, PAIR: counts.groups}[domain]
+    return values.sum() if reduction == "sum" else values.sum() / max(denominator, 1.0)

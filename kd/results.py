@@ -1,0 +1,140 @@
+"""The schema of `results.json`, the last page of a run folder (`docs/run_folder.md`).
+
+Units: bits per byte for `bits_per_byte`, a skill's own metric between 0 and 1, nats for the KLs, bytes,
+seconds. A number that does not exist (NaN, infinite) is null.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
+
+SCHEMA_VERSION = 1
+SYSTEMS = ("uniform", "floor", "before", "sft", "after", "teacher")  # in the order of a report's rows
+
+ConfigHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+
+
+class _Page(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Estimate(_Page):
+    """A mean over `n` items (or tokens) with its interval."""
+
+    value: float | None
+    n: NonNegativeInt
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Estimate":
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"interval low={self.low} is above high={self.high}")
+        return self
+
+
+class SystemScores(_Page):
+    """One metric, for the student before and after and for what it is compared with."""
+
+    before: Estimate
+    after: Estimate
+    uniform: Estimate | None = None
+    floor: Estimate | None = None
+    sft: Estimate | None = None
+    teacher: Estimate | None = None
+
+
+class StudentAgreement(_Page):
+    """How far each student is from the teacher on the same positions."""
+
+    before: Estimate
+    after: Estimate
+    sft: Estimate | None = None
+
+
+class Agreement(_Page):
+    """`top1` is a share; the KLs are nats per token, forward KL being KL(teacher ‖ student)."""
+
+    top1: StudentAgreement
+    forward_kl: StudentAgreement
+    reverse_kl: StudentAgreement
+
+
+class Budget(_Page):
+    """What the training of the student cost."""
+
+    student_flops: NonNegativeFloat
+    tokens: NonNegativeInt
+    teacher_tokens: NonNegativeInt
+    generated_tokens: NonNegativeInt
+    seconds: NonNegativeFloat
+    peak_memory_bytes: NonNegativeInt
+
+
+class Digests(_Page):
+    """Content hashes that must agree between runs which are to be compared; more may be added by name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str]
+
+    initial_weights: str
+    data_order: str
+    evaluation_items: str
+
+
+class Results(_Page):
+    """`results.json` of a run that reached its end."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["done"] = "done"
+    config_hash: ConfigHash
+    seed: int
+    scores: dict[str, dict[str, SystemScores]]
+    gap_closed: dict[str, dict[str, float | None]]
+    agreement: Agreement
+    budget: Budget
+    digests: Digests
+
+
+class Failure(_Page):
+    """`results.json` of a run that raised; the traceback lies beside it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["failed"] = "failed"
+    config_hash: str
+    reason: str
+
+
+def validated(results: dict[str, Any]) -> dict[str, Any]:
+    """`results` with non-finite numbers as None and defaults filled in, ready for json.
+
+    Raises:
+        ValueError: names the first field that does not fit the schema.
+    """
+    try:
+        return Results.model_validate(finite(results)).model_dump(mode="json", exclude_none=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ValueError(f"results.json: {where}: {first['msg']}{more}; see docs/run_folder.md") from None
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity replaced by None: json has no such numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,244 @@
+"""The run folder: the contract between training and everything that reads (`docs/run_folder.md`).
+
+A run writes into `<root>/<name>-<hash>/`, one process at a time, every file whole or not at all, and the
+marker `DONE` last.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from kd.results import Failure, finite, validated
+
+NOT_HASHED = ("hydra", "logger", "run")  # where and how a run is recorded, not what it computes
+PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
+
+
+def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: str) -> str:
+    """12 hex digits over the resolved config, without the groups in NOT_HASHED, and what it stands on.
+
+    Args:
+        config: the composed config as plain, resolved containers.
+        digests: content hashes of models and data, by name.
+        version: the version of `kd`.
+
+    Raises:
+        ValueError: the config holds a value that json has no form for.
+    """
+    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    content = {"config": kept, "digests": dict(digests), "version": version}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_refuse)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _refuse(value: object) -> None:
+    raise ValueError(
+        f"the config holds {value!r} of type {type(value).__name__}, which cannot be hashed; "
+        "pass OmegaConf.to_container(config, resolve=True) made of numbers, strings, lists and mappings"
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or leave the old one: temporary file beside it, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "posix":  # the rename itself is durable only after its directory is
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes, by the variables (and their order) Lightning reads."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return True
+
+
+class RunFolder:
+    """One run's folder. Nothing is created before `start`; hold `lock` while writing."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, root: str | os.PathLike[str], name: str, digest: str) -> "RunFolder":
+        """`<root>/<name>-<digest>`, where `digest` comes from `config_hash`.
+
+        Raises:
+            ValueError: the name would leave the root or be hidden.
+        """
+        if not name or name.startswith(".") or "/" in name or os.sep in name:
+            raise ValueError(f"run.name={name!r} cannot name a folder; choose one without '/' or a leading '.'")
+        return cls(Path(root) / f"{name}-{digest}")
+
+    @property
+    def config_hash(self) -> str:
+        """The hash in the folder's name."""
+        return self.path.name.rpartition("-")[2]
+
+    @property
+    def done(self) -> bool:
+        """Whether the run reached its end: `DONE` is the last thing written."""
+        return (self.path / "DONE").exists()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints belong."""
+        return self.path / "checkpoints"
+
+    def results(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return json.loads((self.path / "results.json").read_text(encoding="utf-8"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process out of this folder.
+
+        The lock lies beside the folder, so that it survives `set_aside`, and ends with the process.
+
+        Raises:
+            BlockingIOError: another process holds it; names the folder, the holder and the remedy.
+        """
+        beside = self.path.parent / ".locks" / self.path.name
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        holder = beside.with_name(beside.name + ".holder")
+        lock = filelock.FileLock(beside.with_name(beside.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise BlockingIOError(
+                f"run folder {self.path} is in use by {_holder(holder)}; wait for that run or stop it, "
+                "then start this one again"
+            ) from None
+        try:
+            write_atomically(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            yield
+        finally:
+            lock.release()
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder to the first free `<name>-<hash>.old-N` and return that; never deletes."""
+        if not self.path.exists():
+            return None
+        numbers = range(1, 1_000_000)
+        old = next(path for n in numbers if not (path := Path(f"{self.path}.old-{n}")).exists())
+        os.rename(self.path, old)
+        return old
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write one file of the folder atomically."""
+        write_atomically(self.path / name, text)
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write one json file atomically; non-finite numbers become null."""
+        return self.write_text(name, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+    def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write samples.jsonl: one generated answer per line, with its prompt and score."""
+        lines = [json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) for row in rows]
+        return self.write_text("samples.jsonl", "".join(line + "\n" for line in lines))
+
+    def start(self, config_yaml: str, overrides: Sequence[str]) -> None:
+        """Create the folder, or go on in one that was interrupted, and describe the run in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stale in (*self.path.glob(".*.tmp"), self.path / "results.json", self.path / "traceback.txt"):
+            stale.unlink(missing_ok=True)  # of an attempt that failed or was killed while writing
+        self.write_text("config.yaml", config_yaml)
+        self.write_text("overrides.yaml", "".join(f"- {json.dumps(item)}\n" for item in overrides) or "[]\n")
+        self.write_json("environment.json", environment())
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Validate and write results.json, then DONE. Fills in `schema_version`, `status`, `config_hash`.
+
+        Raises:
+            ValueError: names the first field that does not fit the schema (`kd.results.Results`).
+        """
+        page = validated({"config_hash": self.config_hash, **results})
+        if page["config_hash"] != self.config_hash:
+            raise ValueError(f"results.json: config_hash {page['config_hash']} is not that of {self.path.name}")
+        self.write_json("results.json", page)
+        self.write_text("DONE", self.config_hash + "\n")
+        return page
+
+    def fail(self, reason: str, traceback: str) -> None:
+        """Record why there will be no results: results.json with status 'failed', traceback.txt, no DONE."""
+        self.write_text("traceback.txt", traceback)
+        self.write_json("results.json", Failure(config_hash=self.config_hash, reason=reason).model_dump())
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return "another process"  # between its lock and its name
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git state of the checkout that `kd` lies in, device and threads."""
+    import torch  # only here: whoever reads run folders does without it
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git": git_state(Path(__file__).resolve().parent),
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "device_count": torch.cuda.device_count() if cuda else 1,
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """`{"commit", "dirty"}` of the checkout around `folder`, or None where there is none."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+
+    commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    if commit.returncode or changes.returncode:
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}

@@ -1,0 +1,160 @@
+"""From records to sequences: template, tokens, end token, shift and mask, each made here and nowhere else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kd.types import Batch, Message, Record, Response, Sequences
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt with one response. `ids[prompt:]` is the response and its end token."""
+
+    ids: tuple[int, ...]
+    prompt: int
+
+
+def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt's text as the model sees it, up to where it begins to answer.
+
+    Without a chat template (base models) the messages are joined by blank lines, and a newline opens the answer.
+    """
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return (tokenizer.bos_token or "") + "\n\n".join(message["content"] for message in messages) + "\n"
+
+
+def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the rendered prompt; special tokens are those of the text alone."""
+    return tokenizer(render(messages, tokenizer), add_special_tokens=False)["input_ids"]
+
+
+def encode(
+    messages: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded | None:
+    """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
+
+    None if the prompt alone fills `max_length`: nothing would be learnt.
+    """
+    prompt = encode_prompt(messages, tokenizer)
+    answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    if len(prompt) >= max_length:
+        return None
+    return Encoded(tuple(prompt + answer)[:max_length], len(prompt))
+
+
+def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", multiple: int = 1) -> Sequences:
+    """`[B T]` tensors: tokens without their last, labels without their first, True where a response is predicted."""
+    longest = max(len(row.ids) for row in rows) - 1
+    width = -(-longest // multiple) * multiple
+    tokens = torch.full((len(rows), width), pad)
+    labels, mask = tokens.clone(), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        length = len(row.ids) - 1
+        start = 0 if padding_side == "right" else width - length
+        ids = torch.tensor(row.ids)
+        tokens[i, start : start + length] = ids[:-1]
+        labels[i, start : start + length] = ids[1:]
+        mask[i, start + row.prompt - 1 : start + length] = True
+    lengths = torch.tensor([len(row.ids) - 1 for row in rows])
+    return Sequences(tokens, labels, mask, lengths, padding_side)  # type: ignore[arg-type]
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices grouped so that longest x count stays within `max_tokens`; longest first, so that memory peaks early."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+class Encoder:
+    """Records to batches, for a student's and a teacher's tokenizer.
+
+    max_length: longest sequence kept, in tokens. max_tokens: bound on a micro-batch's rows x longest row.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedTokenizerBase,
+        teacher: PreTrainedTokenizerBase | None,
+        *,
+        max_length: int,
+        max_tokens: int,
+    ):
+        self.student, self.max_length, self.max_tokens = student, max_length, max_tokens
+        self.teacher = None if teacher is None or same_text(student, teacher) else teacher
+        self._rows: dict[tuple, list[Encoded]] = {}
+
+    def batches(self, records: Sequence[Record]) -> list[Batch]:
+        """Micro-batches of the records' own responses. A record that does not fit is left out."""
+        rows = [self.encode(record) for record in records]
+        return self._batches([(record, row) for record, row in zip(records, rows, strict=True) if row])
+
+    def written(self, records: Sequence[Record], responses: Sequence[Sequence[Sequence[int]]]) -> list[Batch]:
+        """Micro-batches of responses that the student has just written, given as ids.
+
+        `responses[i]` are those to `records[i]`, end token included where one was written: the ids are kept as they are,
+        for text that is decoded and encoded again may come back as other tokens.
+        """
+        pairs = []
+        for record, answers in zip(records, responses, strict=True):
+            prompt = tuple(encode_prompt(record.prompt, self.student))
+            rows = [Encoded((prompt + tuple(ids))[: self.max_length], len(prompt)) for ids in answers]
+            texts = (self.student.decode(ids, skip_special_tokens=True) for ids in answers)
+            pairs.append((replace(record, responses=tuple(Response(text, "student") for text in texts)), rows))
+        return self._batches(pairs)
+
+    def encode(self, record: Record) -> list[Encoded] | None:
+        """The record's sequences in the student's tokens; None if a prompt leaves no room for a response."""
+        return self._encode(record, self.student)
+
+    def _batches(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> list[Batch]:
+        lengths = [max(len(row.ids) - 1 for row in rows) * len(rows) for _, rows in pairs]
+        return [self._batch([pairs[i] for i in group]) for group in micro_batches(lengths, self.max_tokens)]
+
+    def _batch(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> Batch:
+        sizes = {len(rows) for _, rows in pairs}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"records with {sorted(sizes)} responses are mixed in one batch; give each the same number"
+            )
+        records = tuple(record for record, _ in pairs)
+        student = collate([row for _, rows in pairs for row in rows], pad_id(self.student))
+        return Batch(student, self._teacher_sequences(student, records), records, group_size=sizes.pop())
+
+    def _teacher_sequences(self, student: Sequences, records: Sequence[Record]) -> Sequences:
+        if self.teacher is None:
+            return student
+        rows = [row for record in records for row in self._encode(record, self.teacher) or ()]
+        return collate(rows, pad_id(self.teacher))
+
+    def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
+        key = (tokenizer is self.student, record.id, *(response.text for response in record.responses))
+        if key not in self._rows:
+            rows = [encode(record.prompt, response.text, tokenizer, self.max_length) for response in record.responses]
+            self._rows[key] = [] if None in rows else rows  # type: ignore[assignment]
+        return self._rows[key] or None
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id will do where nothing looks; masks go by length, never by id (pad is often the end token)."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def same_text(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """True if the two write every conversation in the same ids."""
+    if a is b:
+        return True
+    probe: list[Message] = [{"role": "user", "content": "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本"}]
+    return (
+        a.get_vocab() == b.get_vocab()
+        and a.eos_token_id == b.eos_token_id
+        and encode_prompt(probe, a) == encode_prompt(probe, b)
+    )

@@ -1,0 +1,90 @@
+"""What an objective may ask for, what it asks for, and what its result is counted over.
+
+Left of an objective's `*` stand signals, supplied every step; right of it stand hyperparameters, set in yaml.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from inspect import Parameter, signature
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from kd.types import Batch, ModelOutput
+
+ROLES = ("student", "teacher", "native_teacher", "reference")
+FROM_MODELS = frozenset(f"{role}_{field.name}" for role in ROLES for field in fields(ModelOutput))
+FROM_SEQUENCES = frozenset({"labels", "mask", "teacher_labels", "teacher_mask"})
+FROM_ROLLOUT = frozenset(field.name for field in fields(Batch)) - {"student", "teacher", "records"}
+FROM_RUN = frozenset({"progress"})
+SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_RUN
+
+ROW, POSITION, RESPONSE, PAIR = "*n", "B T", "B", "P"  # what the values of a term run over
+
+
+def requires(objective: Callable) -> frozenset[str]:
+    """Names of the signals that `objective` is computed from.
+
+    Raises ValueError for a name outside the vocabulary, and for `*args` or `**kwargs`, which would swallow
+    a misspelt hyperparameter.
+    """
+    names = set()
+    for parameter in signature(_function(objective)).parameters.values():
+        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            raise ValueError(f"objective {_name(objective)} takes *{parameter.name}; spell its arguments out")
+        if parameter.kind is not Parameter.KEYWORD_ONLY and parameter.name != "self":
+            names.add(parameter.name)
+    if unknown := names - SIGNALS:
+        raise ValueError(
+            f"objective {_name(objective)} asks for {sorted(unknown)}, which nobody supplies; "
+            f"known signals: {', '.join(sorted(SIGNALS))} (hyperparameters stand right of the *)"
+        )
+    return frozenset(names)
+
+
+def of_role(role: str, names: frozenset[str]) -> frozenset[str]:
+    """The fields of `role`'s ModelOutput among `names`."""
+    return frozenset(field.name for field in fields(ModelOutput) if f"{role}_{field.name}" in names)
+
+
+def domain(objective: Callable) -> str:
+    """What the objective's values run over: "*n" or "B T" (tokens), "B" (responses), "P" (pairs or prompts)."""
+    shape = _shape(_hints(objective).get("return"))
+    if shape not in (ROW, POSITION, RESPONSE, PAIR):
+        raise ValueError(
+            f"objective {_name(objective)} returns {shape or 'an unannotated value'}; annotate it as one of "
+            f'Float[Tensor, "*n"], "B T", " B", " P", unreduced'
+        )
+    return shape
+
+
+def is_row_wise(objective: Callable) -> bool:
+    """True if each position's value depends on that position alone, so that the head may run in chunks.
+
+    Read from the annotations: the result and every tensor among the signals begin with `*n`.
+    """
+    hints = _hints(objective)
+    shapes = [shape for name in requires(objective) if (shape := _shape(hints.get(name)))]
+    return domain(objective) == ROW and all(shape.split()[0] == ROW for shape in shapes)
+
+
+def _function(objective: Callable) -> Callable:
+    return objective.forward if isinstance(objective, nn.Module) else objective
+
+
+def _hints(objective: Callable) -> dict[str, Any]:
+    function = _function(objective)
+    while isinstance(function, partial):
+        function = function.func
+    return get_type_hints(function)
+
+
+def _shape(hint: Any) -> str:
+    return " ".join(getattr(hint, "dim_str", "").split())
+
+
+def _name(objective: Callable) -> str:
+    while isinstance(objective, partial):
+        objective = objective.func
+    return getattr(objective, "__name__", type(objective).__name__)
