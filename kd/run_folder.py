@@ -22,12 +22,13 @@ import filelock
 
 from kd.results import Failure, finite, validated
 
-NOT_HASHED = ("hydra", "logger", "run")  # where and how a run is recorded, not what it computes
+# Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
+NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers")
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
 def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: str) -> str:
-    """12 hex digits over the resolved config, without the groups in NOT_HASHED, and what it stands on.
+    """12 hex digits over the resolved config, without the keys in NOT_HASHED, and what it stands on.
 
     Args:
         config: the composed config as plain, resolved containers.
@@ -37,10 +38,17 @@ def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], versio
     Raises:
         ValueError: the config holds a value that json has no form for.
     """
-    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    content = {"config": kept, "digests": dict(digests), "version": version}
+    content = {"config": _hashed_part(config), "digests": dict(digests), "version": version}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_refuse)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    return {
+        key: _hashed_part(value, f"{inside}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{inside}{key}" not in NOT_HASHED
+    }
 
 
 def _refuse(value: object) -> None:

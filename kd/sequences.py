@@ -23,7 +23,8 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> s
     Without a chat template (base models) the messages are joined by blank lines, and a newline opens the answer.
     """
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        conversation = [dict(message) for message in messages]
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
     return (tokenizer.bos_token or "") + "\n\n".join(message["content"] for message in messages) + "\n"
 
 
@@ -44,6 +45,11 @@ def encode(
     if len(prompt) >= max_length:
         return None
     return Encoded(tuple(prompt + answer)[:max_length], len(prompt))
+
+
+def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a response's ids, as it stands: special tokens left out, spaces not tidied up."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", multiple: int = 1) -> Sequences:
@@ -100,20 +106,26 @@ class Encoder:
     def written(self, records: Sequence[Record], responses: Sequence[Sequence[Sequence[int]]]) -> list[Batch]:
         """Micro-batches of responses that the student has just written, given as ids.
 
-        `responses[i]` are those to `records[i]`, end token included where one was written: the ids are kept as they are,
-        for text that is decoded and encoded again may come back as other tokens.
+        `responses[i]` are those to `records[i]`, end token included where one was written: the ids are kept as
+        they are, for text that is decoded and encoded again may come back as other tokens.
         """
         pairs = []
         for record, answers in zip(records, responses, strict=True):
             prompt = tuple(encode_prompt(record.prompt, self.student))
             rows = [Encoded((prompt + tuple(ids))[: self.max_length], len(prompt)) for ids in answers]
-            texts = (self.student.decode(ids, skip_special_tokens=True) for ids in answers)
+            texts = (response_text(ids, self.student) for ids in answers)
             pairs.append((replace(record, responses=tuple(Response(text, "student") for text in texts)), rows))
         return self._batches(pairs)
 
     def encode(self, record: Record) -> list[Encoded] | None:
-        """The record's sequences in the student's tokens; None if a prompt leaves no room for a response."""
-        return self._encode(record, self.student)
+        """The record's sequences in the student's tokens; None if a prompt leaves no room for a response.
+
+        Nor may it fill `max_length` in the teacher's tokens, for both must hold the same responses.
+        """
+        rows = self._encode(record, self.student)
+        if rows and self.teacher is not None and not self._encode(record, self.teacher):
+            return None
+        return rows
 
     def _batches(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> list[Batch]:
         lengths = [max(len(row.ids) - 1 for row in rows) * len(rows) for _, rows in pairs]
@@ -136,11 +148,18 @@ class Encoder:
         return collate(rows, pad_id(self.teacher))
 
     def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
-        key = (tokenizer is self.student, record.id, *(response.text for response in record.responses))
+        if any(response.source == "student" for response in record.responses):  # never seen again
+            return self._tokenized(record, tokenizer)
+        prompt = tuple(tuple(message.items()) for message in record.prompt)
+        key = (tokenizer is self.student, prompt, *(response.text for response in record.responses))
         if key not in self._rows:
-            rows = [encode(record.prompt, response.text, tokenizer, self.max_length) for response in record.responses]
-            self._rows[key] = [] if None in rows else rows  # type: ignore[assignment]
+            self._rows[key] = self._tokenized(record, tokenizer) or []
         return self._rows[key] or None
+
+    def _tokenized(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
+        rows = [encode(record.prompt, response.text, tokenizer, self.max_length) for response in record.responses]
+        whole = [row for row in rows if row is not None]
+        return whole if len(whole) == len(rows) else None
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,10 +70,10 @@ def _download(pin: Pin, folder: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     log.info("downloading %s into %s", pin, folder)
-    # pip itself compares the hash, because it runs the build backend of an sdist before it returns
+    # with a --hash pip itself compares, and that early: before it runs the build backend of an sdist
     requirement = partial / "requirements.txt"
     requirement.write_text(f"{pin.name}=={pin.version} --hash=sha256:{pin.sha256}\n")
-    options = ["--require-hashes", "--no-input", "--progress-bar=off", f"--dest={partial}", f"-r{requirement}"]
+    options = ["--no-input", "--progress-bar=off", f"--dest={partial}", f"-r{requirement}"]
     command = [sys.executable, "-m", "pip", *pin.pip_command.split(), *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -93,7 +94,7 @@ def _download_error(pin: Pin, folder: Path, stderr: str) -> Exception:
     errors = re.findall(r"^ERROR: (.+)", stderr, flags=re.MULTILINE) or [stderr.strip()]
     return FileNotFoundError(
         f"{pin} is not in the cache and pip could not fetch it ({errors[-1]}); with a connection run "
-        f"`python -m pip {pin.pip_command} --dest {folder} {pin.name}=={pin.version}`, "
+        f"`python -m pip {pin.pip_command} --dest {shlex.quote(str(folder))} {pin.name}=={pin.version}`, "
         "or copy the archive into that folder"
     )
 

@@ -1,5 +1,6 @@
 """A causal language model of `transformers` behind one call: sequences and the wanted fields in, `ModelOutput` out."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ class LanguageModel(nn.Module):
         self.network = network
         self.tokenizer = tokenizer
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """Ids that the tokenizer knows. Heads are often padded beyond it; padded rows never enter a softmax."""
-        return min(len(self.tokenizer), self.network.config.get_text_config().vocab_size)
+        known = 1 + max(self.tokenizer.get_vocab().values())  # len() would miss the last ones if ids have holes
+        return min(known, self.network.config.get_text_config().vocab_size)
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Hidden states once, then what was asked for."""
@@ -46,18 +48,47 @@ class LanguageModel(nn.Module):
 
     def head(self) -> Head:
         """The output projection as it stands now (LoRA on it included), cut to the tokenizer's ids."""
-        config: Any = self.network.config.get_text_config()
-        layer = self.network.get_output_embeddings()
-        bias = getattr(layer, "bias", None)
-        return Head(
-            weight=_effective_weight(layer)[: self.vocabulary],
-            bias=None if bias is None else bias[: self.vocabulary],
-            scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
-            soft_cap=getattr(config, "final_logit_softcapping", None),
-        )
+        return _head(self.network, self.vocabulary)
 
     def _backbone(self) -> nn.Module:
         return getattr(self.network, self.network.base_model_prefix)
+
+
+@torch.no_grad()
+def check_head(network: PreTrainedModel) -> None:
+    """Raises ValueError if the network does more to its logits than `head` knows, tried on one token."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=network.device)
+    training = network.training
+    network.eval()
+    hidden = getattr(network, network.base_model_prefix)(input_ids=token, use_cache=False).last_hidden_state[0]
+    theirs = network(input_ids=token, use_cache=False).logits[0].float()
+    network.train(training)
+    ours = HeadLogits(hidden, _head(network, theirs.shape[1])).rows(slice(0, 1)).float()
+    if not torch.allclose(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.0):
+        raise ValueError(
+            f"{type(network).__name__} makes its logits from its last hidden states in a way that is not known here "
+            f"(largest difference {(ours - theirs).abs().max():.3g}); choose another architecture"
+        )
+
+
+def _head(network: PreTrainedModel, vocabulary: int) -> Head:
+    config: Any = network.config.get_text_config()
+    layer: Any = network.get_output_embeddings()
+    bias = getattr(layer, "bias", None)
+    return Head(
+        weight=_effective_weight(layer)[:vocabulary],
+        bias=None if bias is None else bias[:vocabulary],
+        scale=_scale(config),
+        soft_cap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
+    )
+
+
+def _scale(config: Any) -> float:
+    for factor in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        if getattr(config, factor, None):
+            return float(getattr(config, factor))
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return 1.0 / divisor
 
 
 def _inputs(sequences: Sequences) -> dict[str, Tensor]:
@@ -72,8 +103,9 @@ def _inputs(sequences: Sequences) -> dict[str, Tensor]:
     }
 
 
-def _effective_weight(layer: nn.Module) -> Tensor:
-    if not hasattr(layer, "get_delta_weight"):  # not a LoRA layer
+def _effective_weight(layer: Any) -> Tensor:
+    """W + s B A of a LoRA layer; its dropout, which acts on the input of A alone, has no place in a matrix."""
+    if not hasattr(layer, "get_delta_weight") or layer.merged or layer.disable_adapters:
         return layer.weight
     weight = layer.get_base_layer().weight
     return sum((layer.get_delta_weight(name) for name in layer.active_adapters), start=weight)

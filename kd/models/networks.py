@@ -4,14 +4,14 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from kd.models.language_model import LanguageModel
+from kd.models.language_model import LanguageModel, check_head
 from kd.models.sources import model_folder
 from kd.models.tokenizers import byte_tokenizer
 
@@ -22,7 +22,10 @@ Rule = Literal["even", "first", "last", "ends"]
 def pretrained(
     *, source: Mapping[str, Any], dtype: DType = "float32", lora: Mapping[str, Any] | None = None
 ) -> LanguageModel:
-    """A checkpoint as it is. `source` is {address, member?, sha256?} of `kd.models.sources`; `lora` is peft's LoraConfig."""
+    """A checkpoint as it is.
+
+    source: {address, member?, sha256?} of `kd.models.sources`. lora: fields of peft's LoraConfig.
+    """
     folder = model_folder(**source)
     return _finish(_load(folder, dtype), _load_tokenizer(folder), lora)
 
@@ -101,19 +104,32 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _finish(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Mapping[str, Any] | None
 ) -> LanguageModel:
+    check_head(network)
     if lora is not None:
-        network = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **lora)).get_base_model()
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+        network = _with_lora(network, LoraConfig(task_type="CAUSAL_LM", **lora))
     return LanguageModel(network, tokenizer)
+
+
+def _with_lora(network: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
+    network = cast(PreTrainedModel, get_peft_model(network, config).get_base_model())
+    if hasattr(network.get_output_embeddings(), "get_delta_weight") and (config.use_dora or config.lora_bias):
+        raise ValueError(
+            "lora with use_dora or lora_bias on the output head is not one weight matrix, which the head must be; "
+            "leave the head out of lora.target_modules"
+        )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return network
 
 
 def _cut_depth(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
     prefix = _layers_name(network)
     config = copy.deepcopy(network.config)
+    depth = config.num_hidden_layers
     config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in kept]
+    for name, value in config.to_dict().items():  # layer_types, no_rope_layers, ...: one entry per layer
+        if "layer" in name and isinstance(value, list) and len(value) == depth:
+            setattr(config, name, [value[layer] for layer in kept])
     position = {str(layer): str(i) for i, layer in enumerate(kept)}
     state = {}
     for name, value in network.state_dict().items():
@@ -127,15 +143,18 @@ def _cut_depth(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
 
 def _cut_ffn(network: PreTrainedModel, width: int) -> PreTrainedModel:
     config = copy.deepcopy(network.config)
-    if not 1 <= width <= getattr(config, "intermediate_size", 0):
+    state = dict(network.state_dict())
+    blocks = [name.removesuffix("gate_proj.weight") for name in state if name.endswith("mlp.gate_proj.weight")]
+    if not blocks:
         raise ValueError(
-            f"ffn={width} is not between 1 and the checkpoint's intermediate_size "
-            f"{getattr(config, 'intermediate_size', None)}"
+            f"{type(network).__name__} has no gated feed-forward blocks (mlp.gate_proj) to narrow; set ffn=null"
+        )
+    if not 1 <= width <= config.intermediate_size:
+        raise ValueError(
+            f"ffn={width} is not between 1 and the checkpoint's intermediate_size {config.intermediate_size}"
         )
     config.intermediate_size = width
-    state = dict(network.state_dict())
-    for name in [name for name in state if name.endswith("mlp.gate_proj.weight")]:
-        block = name.removesuffix("gate_proj.weight")
+    for block in blocks:
         _keep_neurons(state, block, width)
     return _rebuilt(network, config, state)
 
@@ -144,12 +163,18 @@ def _keep_neurons(state: dict[str, Tensor], block: str, width: int) -> None:
     gate, up, down = (f"{block}{part}.weight" for part in ("gate_proj", "up_proj", "down_proj"))
     salience = state[gate].norm(dim=1) * state[up].norm(dim=1) * state[down].norm(dim=0)
     kept = salience.topk(width).indices.sort().values
-    state[gate], state[up], state[down] = state[gate][kept], state[up][kept], state[down][:, kept]
+    for name in (gate, up, f"{block}gate_proj.bias", f"{block}up_proj.bias"):
+        if name in state:
+            state[name] = state[name][kept]
+    state[down] = state[down][:, kept]
 
 
 def _rebuilt(network: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A new module tree with these weights: slicing the old tree would leave each layer's cache index behind."""
-    smaller = type(network)(config).to(network.dtype)
+    """A new module tree with these weights: slicing the old tree would leave each layer's cache index behind.
+
+    It is made in the old one's dtype, not cast to it, for a cast would round the rotary frequencies too.
+    """
+    smaller = AutoModelForCausalLM.from_config(config, dtype=network.dtype)
     smaller.load_state_dict(state)
     smaller.generation_config = copy.deepcopy(network.generation_config)
     return smaller

@@ -285,6 +285,8 @@ def _convert_gguf(source: _Source, gguf: Path, folder: Path) -> None:
     )
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    for weights in partial.glob("*.safetensors"):  # written for the owner alone; a cache may be shared
+        shutil.copymode(partial / "config.json", weights)
     origin = {"address": str(source), "member": source.members, "sha256": source.sha256}
     (partial / "source.json").write_text(json.dumps(origin, indent=2) + "\n")
     partial.replace(folder)

@@ -29,12 +29,20 @@ def log_probs(logits: Float[Tensor, "*n V"], temperature: float = 1.0) -> Float[
     """log softmax(logits / temperature) in at least float32, -inf replaced by `LOG_ZERO`."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = (wide / temperature if temperature != 1.0 else wide).log_softmax(-1)
-    return values.masked_fill(values == -math.inf, LOG_ZERO)
+    return torch.where(values.isneginf(), LOG_ZERO, values)
 
 
 def kl(p_log: Float[Tensor, "*n V"], q_log: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
-    """KL(p || q) = sum_v p(v) [log p(v) - log q(v)]."""
-    return (p_log.exp() * (p_log - q_log)).sum(-1)
+    """KL(p || q) = sum_v p(v) [log p(v) - log q(v)], for p and q that each sum to 1.
+
+    Summed as p (log p - log q) - p + q, which is never negative: without it the rounding of both log
+    normalisers (5e-7 at 50k ids) is all there is to see of a small divergence. As sum_v (q - p) = 0 whatever
+    the logits, it has no gradient.
+    """
+    p = p_log.exp()
+    with torch.no_grad():
+        excess = q_log.exp().sub_(p)
+    return (p * (p_log - q_log)).add_(excess).sum(-1)
 
 
 def mixture(p_log: Float[Tensor, "*n V"], q_log: Float[Tensor, "*n V"], p_weight: float) -> Float[Tensor, "*n V"]:

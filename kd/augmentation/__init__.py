@@ -1,0 +1,18 @@
+"""Who made or changed the records: stages, each `Iterable[Record] -> Iterator[Record]`."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from kd.models.language_model import LanguageModel
+from kd.types import Record
+
+
+class Stage(Protocol):
+    """One step between the skill's records and training. It extends each record's `provenance` by its name."""
+
+    requires: frozenset[str]  # {"teacher"} if it asks the teacher
+
+    def __call__(
+        self, records: Iterable[Record], *, teacher: LanguageModel | None, teacher_id: str, seed: int
+    ) -> Iterator[Record]:
+        """`teacher_id` names the teacher's content (weights, tokenizer, template), for what is cached."""

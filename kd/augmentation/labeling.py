@@ -1,0 +1,134 @@
+"""Labeling: the teacher writes the responses, once, and the disk remembers them."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kd.models.archives import locked
+from kd.models.generation import check_decoding, end_ids, generate
+from kd.models.language_model import LanguageModel
+from kd.models.sources import cache_root
+from kd.seeding import seeded
+from kd.sequences import encode_prompt, response_text
+from kd.types import Record, Response
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # part of every hash: raise it when the same settings are to give other texts
+
+
+class Labeling:
+    """The teacher's responses in place of the references: sequence-level KD (arXiv 1606.07947; 2402.13116, 3.1).
+
+    Args:
+        samples: responses to each prompt.
+        max_new_tokens: a response that long is cut off there, without an end token.
+        temperature: 0 takes the likeliest token each time (the paper's beam search is not done); above 0 samples.
+        top_p: see `kd.models.generation.generate`.
+        keep_reference: whether the record's own responses stay, before the teacher's.
+        drop_unfinished: leave out records with a response that was cut off. Text does not show where it was cut,
+            so a student that learns on it learns to stop there.
+        batch_size: prompts decoded together.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def __init__(
+        self,
+        *,
+        samples: int = 1,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float = 1.0,
+        keep_reference: bool = False,
+        drop_unfinished: bool = False,
+        batch_size: int = 16,
+    ):
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        self.samples, self.max_new_tokens, self.temperature, self.top_p = samples, max_new_tokens, temperature, top_p
+        self.keep_reference, self.drop_unfinished, self.batch_size = keep_reference, drop_unfinished, batch_size
+
+    def __call__(
+        self, records: Iterable[Record], *, teacher: LanguageModel | None, teacher_id: str, seed: int
+    ) -> Iterator[Record]:
+        """The records with the teacher's responses, from disk where the same was asked before."""
+        records = list(records)
+        rows = self._rows(records, teacher, teacher_id, seed)
+        self._report_unfinished(rows)
+        for record, row in zip(records, rows, strict=True):
+            if all(row["finished"]) or not self.drop_unfinished:
+                written = tuple(Response(text, "teacher") for text in row["responses"])
+                kept = record.responses if self.keep_reference else ()
+                yield replace(record, responses=kept + written, provenance=(*record.provenance, "labeling"))
+
+    def path(self, records: Sequence[Record], *, teacher_id: str, seed: int) -> Path:
+        """Where the responses lie, or will. Greedy text does not depend on the seed: all seeds share it."""
+        asked = {
+            "format": FORMAT,
+            "samples": self.samples,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "teacher": teacher_id,
+            "seed": seed if self.temperature else None,
+            "records": [[record.skill, record.id, [dict(message) for message in record.prompt]] for record in records],
+        }
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return cache_root() / "augmentation" / f"{digest}.jsonl"
+
+    def _rows(
+        self, records: Sequence[Record], teacher: LanguageModel | None, teacher_id: str, seed: int
+    ) -> list[dict[str, Any]]:
+        path = self.path(records, teacher_id=teacher_id, seed=seed)
+        with locked(path):  # another process may be writing the same
+            if not path.exists():
+                if teacher is None:
+                    raise ValueError(
+                        "augmentation=labeling needs a teacher to write the responses, but there is none; "
+                        "choose one whose weights are here (teacher=smollm2_135m), or augmentation=none"
+                    )
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(_lines(self._write(records, teacher, seed)), encoding="utf-8")
+                temporary.replace(path)
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def _write(self, records: Sequence[Record], teacher: LanguageModel, seed: int) -> list[dict[str, Any]]:
+        log.info("the teacher writes %d x %d responses", len(records), self.samples)
+        prompts = [encode_prompt(record.prompt, teacher.tokenizer) for record in records]
+        with seeded(seed, "augmentation", "labeling"):
+            responses = generate(
+                teacher,
+                [prompt for prompt in prompts for _ in range(self.samples)],
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                batch_size=self.batch_size,
+            )
+        groups = (responses[start : start + self.samples] for start in range(0, len(responses), self.samples))
+        return [_row(record, group, teacher) for record, group in zip(records, groups, strict=True)]
+
+    def _report_unfinished(self, rows: Sequence[dict[str, Any]]) -> None:
+        cut = sum(not finished for row in rows for finished in row["finished"])
+        if cut:
+            log.warning(
+                "%d of %d responses of the teacher reached max_new_tokens=%d and %s; raise it",
+                cut,
+                len(rows) * self.samples,
+                self.max_new_tokens,
+                "their records are left out" if self.drop_unfinished else "teach the student to stop early",
+            )
+
+
+def _row(record: Record, responses: list[list[int]], teacher: LanguageModel) -> dict[str, Any]:
+    ends = end_ids(teacher)
+    texts = [response_text(ids, teacher.tokenizer) for ids in responses]
+    return {"id": record.id, "responses": texts, "finished": [ids[-1] in ends for ids in responses]}
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

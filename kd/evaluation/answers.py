@@ -1,0 +1,44 @@
+"""What a model answers to the skill's prompts, and what the skill gives for it."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from kd.evaluation.progress import progress_bar
+from kd.models.generation import end_ids, generate
+from kd.models.language_model import LanguageModel
+from kd.sequences import encode_prompt
+from kd.types import Record, Skill
+
+
+def score_answers(
+    model: LanguageModel, skill: Skill, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
+) -> pd.DataFrame:
+    """One row per record: id, text, tokens, truncated, score. The answers are greedy."""
+    return judged(write_answers(model, records, max_new_tokens=max_new_tokens, batch_size=batch_size), skill, records)
+
+
+def write_answers(
+    model: LanguageModel, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
+) -> pd.DataFrame:
+    """One greedy answer per record: id, text, tokens (end token included), truncated (no end token was written)."""
+    prompts = [encode_prompt(record.prompt, model.tokenizer) for record in records]
+    with progress_bar("answers", len(records)) as advance:
+        answers = generate(
+            model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=0.0, progress=advance
+        )
+    ends = end_ids(model)
+    return pd.DataFrame(
+        {
+            "id": [record.id for record in records],
+            "text": [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+            "tokens": [len(ids) for ids in answers],
+            "truncated": [ids[-1] not in ends for ids in answers],
+        }
+    )
+
+
+def judged(answers: pd.DataFrame, skill: Skill, records: Sequence[Record]) -> pd.DataFrame:
+    """The answers with the skill's score of each, between 0 (wrong) and 1 (right)."""
+    scores = [skill.score(record, text) for record, text in zip(records, answers["text"], strict=True)]
+    return answers.assign(score=scores)

@@ -1,0 +1,214 @@
+"""The systems of an experiment measured on a skill's test split, each once over a whole sweep."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from pydantic import Field, NonNegativeInt, PositiveInt
+from transformers import PreTrainedTokenizerBase
+
+from kd.evaluation.answers import judged, write_answers
+from kd.evaluation.cache import content_key, remembered
+from kd.evaluation.floor import Unconditional, uniform, unigram
+from kd.evaluation.intervals import Score, mean, ratio
+from kd.evaluation.likelihood import AGREEMENT, score_references, tabulate
+from kd.evaluation.measured import Measured, samples
+from kd.evaluation.references import content, references
+from kd.evaluation.teacher_rows import TeacherRows, teacher_rows
+from kd.models.generation import end_ids
+from kd.models.language_model import LanguageModel
+from kd.sequences import Encoder, encode_prompt, same_text
+from kd.types import Record, Skill
+
+Baseline = Literal["unigram", "uniform"]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Evaluation:
+    """How much is measured, and how.
+
+    Args:
+        items: the first so many test records are measured on their references; None is all, 0 none.
+        answers: the first so many test prompts are answered; None is all, 0 none.
+        max_new_tokens: longest answer.
+        batch_size: prompts answered together.
+        baseline: the system that stands for knowing nothing; None leaves it out.
+        confidence: coverage of the intervals.
+        resamples: draws of a bootstrap.
+    """
+
+    def __init__(
+        self,
+        *,
+        items: NonNegativeInt | None,
+        answers: NonNegativeInt | None,
+        max_new_tokens: PositiveInt,
+        batch_size: PositiveInt,
+        baseline: Baseline | None = "unigram",
+        confidence: Confidence = 0.95,
+        resamples: PositiveInt = 2000,
+    ):
+        self.items, self.answers, self.baseline = items, answers, baseline
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.confidence, self.resamples = confidence, resamples
+
+    def session(
+        self,
+        *,
+        skill: Skill,
+        train: Sequence[Record],
+        test: Sequence[Record],
+        encoder: Encoder,
+        teacher: LanguageModel | None = None,
+        teacher_identity: str | None = None,
+    ) -> "Session":
+        """This evaluation on one skill. `train` is what the unigram baseline counts.
+
+        teacher: whom agreement is measured with, left out without it and where it has a tokenizer of its own.
+
+        Raises:
+            ValueError: a teacher without an identity, or no reference fits.
+        """
+        return Session(self, skill, train, test, encoder, teacher, teacher_identity)
+
+
+class Session:
+    """An `Evaluation` of several systems on one skill, one encoder and one teacher."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        skill: Skill,
+        train: Sequence[Record],
+        test: Sequence[Record],
+        encoder: Encoder,
+        teacher: LanguageModel | None,
+        teacher_identity: str | None,
+    ):
+        if teacher is not None and teacher_identity is None:
+            raise ValueError(
+                "a teacher is given without teacher_identity; pass kd.models.identity.model_digest(teacher)"
+            )
+        self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
+        self.items = references(encoder, test[: evaluation.items])
+        self.left_out = len(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
+        self.prompts = list(test[: evaluation.answers])
+        self.teacher = teacher if encoder.teacher is None else None
+        self.teacher_identity = teacher_identity if self.teacher else None
+
+    @cached_property
+    def items_digest(self) -> str:
+        """Hash of everything that is asked: runs are comparable if theirs agree."""
+        prompts = self._prompts(self.encoder.student)
+        return content_key({"items": content(self.encoder, self.items), "prompts": prompts})
+
+    @cached_property
+    def teacher_rows(self) -> TeacherRows | None:
+        """What the teacher's next-token distributions are made of; one forward pass, or none if cached."""
+        if self.teacher is None or self.teacher_identity is None:
+            return None
+        return teacher_rows(self.teacher, self.teacher_identity, self.encoder, self.items)
+
+    def measure(self, system: LanguageModel, *, identity: str) -> Measured:
+        """All scores of a system, from the cache where a system of this identity was measured before.
+
+        identity: names the system's content: `kd.models.identity.model_digest(system)`.
+        """
+        table, seconds = self._system_references(system, identity)
+        answers, more_seconds = self._answers(system, identity)
+        return self._measured(table, answers, seconds + more_seconds)
+
+    def floor(self) -> Measured | None:
+        """The baseline on the references; it does not answer. None if the evaluation has no baseline."""
+        if self.evaluation.baseline is None:
+            return None
+        if self.evaluation.baseline == "uniform":
+            return self.uniform()
+        return self._unconditional(unigram(self.encoder, self.train, self._vocabulary))
+
+    def uniform(self) -> Measured:
+        """The uniform distribution over the student's ids on the references."""
+        return self._unconditional(uniform(self._vocabulary))
+
+    @property
+    def _vocabulary(self) -> int:
+        return self.teacher.vocabulary if self.teacher else len(self.encoder.student)
+
+    def _system_references(self, system: LanguageModel, identity: str) -> tuple[pd.DataFrame | None, float]:
+        """In the system's own tokens; compared with the teacher if these are the student's."""
+        encoder, teacher = self.encoder, self.teacher_identity
+        if not same_text(encoder.student, system.tokenizer):
+            # what fits the student is measured, however long it is in these tokens
+            encoder = Encoder(system.tokenizer, None, max_length=sys.maxsize, max_tokens=encoder.max_tokens)
+            teacher = None
+        is_teacher = teacher is not None and identity == teacher
+        score = _score_teacher if is_teacher else partial(score_references, system)
+        return self._references(_named(system, identity), teacher, encoder, score)
+
+    def _unconditional(self, system: Unconditional) -> Measured:
+        table, seconds = self._references(system.identity, self.teacher_identity, self.encoder, system.score_references)
+        return self._measured(table, None, seconds)
+
+    def _references(
+        self, identity: str, teacher: str | None, encoder: Encoder, score: Callable[..., pd.DataFrame]
+    ) -> tuple[pd.DataFrame | None, float]:
+        if not self.items:
+            return None, 0.0
+        key = {"system": identity, "teacher": teacher, "items": content(encoder, self.items)}
+
+        def compute() -> pd.DataFrame:
+            return score(encoder, self.items, teacher_rows=self.teacher_rows if teacher else None)
+
+        return remembered("references", key, compute)
+
+    def _answers(self, system: LanguageModel, identity: str) -> tuple[pd.DataFrame | None, float]:
+        """Texts are cached and judged anew, so that a mended scorer is at work at once."""
+        if not self.prompts:
+            return None, 0.0
+        settings = {"max_new_tokens": self.evaluation.max_new_tokens, "batch_size": self.evaluation.batch_size}
+        key = {
+            "system": _named(system, identity),
+            "prompts": self._prompts(system.tokenizer),
+            "ends": sorted(end_ids(system)),
+            **settings,
+        }
+        texts, seconds = remembered("answers", key, partial(write_answers, system, self.prompts, **settings))
+        return judged(texts, self.skill, self.prompts), seconds
+
+    def _prompts(self, tokenizer: PreTrainedTokenizerBase) -> list:
+        return [[record.id, encode_prompt(record.prompt, tokenizer)] for record in self.prompts]
+
+    def _measured(self, table: pd.DataFrame | None, answers: pd.DataFrame | None, seconds: float) -> Measured:
+        scores = {} if table is None else self._likelihood_scores(table)
+        if answers is None:
+            return Measured(scores, table, None, [], seconds)
+        scores[self.skill.metric] = mean(answers["score"], self._groups(self.prompts), **self._interval)
+        return Measured(scores, table, answers, samples(answers, self.prompts), seconds)
+
+    def _likelihood_scores(self, table: pd.DataFrame) -> dict[str, Score]:
+        groups = self._groups(self.items)
+        scores = {"bits_per_byte": ratio(table["nll"] / math.log(2), table["bytes"], groups, **self._interval)}
+        if not table["top1"].isna().any():
+            scores |= {name: ratio(table[name], table["tokens"], groups, **self._interval) for name in AGREEMENT}
+        return scores
+
+    @property
+    def _interval(self) -> dict[str, Any]:
+        return {"confidence": self.evaluation.confidence, "resamples": self.evaluation.resamples}
+
+    def _groups(self, records: Sequence[Record]) -> list[str]:
+        """The source of each record where its `meta` tells it under the skill's group key, else the record itself."""
+        return [str(record.meta.get(self.skill.group_key, record.id)) for record in records]
+
+
+def _named(system: LanguageModel, identity: str) -> str:
+    return f"{identity} {system.network.dtype}"
+
+
+def _score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: TeacherRows) -> pd.DataFrame:
+    """The teacher's own row of the table, without another forward pass."""
+    pairs = ((batch, teacher_rows.of(batch.records)) for batch in encoder.batches(items))
+    return tabulate(items, pairs, teacher_rows=teacher_rows)

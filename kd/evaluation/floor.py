@@ -1,0 +1,80 @@
+"""Systems that have read nothing, or only counted: what a student must beat before it knows anything."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kd.evaluation.likelihood import tabulate
+from kd.evaluation.references import references
+from kd.evaluation.teacher_rows import TeacherRows
+from kd.kernels.chunks import CHUNK
+from kd.sequences import Encoder
+from kd.types import Record
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """One distribution for every position, whatever came before."""
+
+    logprobs: Float[Tensor, " V"]
+
+    @property
+    def identity(self) -> str:
+        """Name by content."""
+        return "unconditional " + hashlib.sha256(self.logprobs.numpy().tobytes()).hexdigest()
+
+    def score_references(
+        self,
+        encoder: Encoder,
+        records: Sequence[Record],
+        *,
+        teacher_rows: TeacherRows | None = None,
+        chunk: int = CHUNK,
+    ) -> pd.DataFrame:
+        """The table of `kd.evaluation.likelihood.score_references`; top1 is the mode's, the KLs are exact.
+
+        The uniform distribution has no mode: its top1 is tokens / V, what a guess at each position is worth.
+        """
+        items = references(encoder, records)
+        logprobs = self.logprobs if teacher_rows is None else self.logprobs.to(teacher_rows.head.weight.device)
+        pairs = ((batch, _Repeated(logprobs, int(batch.student.mask.sum()))) for batch in encoder.batches(items))
+        with torch.no_grad():
+            table = tabulate(items, pairs, teacher_rows=teacher_rows, chunk=chunk)
+        if teacher_rows is not None and self.logprobs.min() == self.logprobs.max():
+            table["top1"] = table["tokens"] / len(self.logprobs)
+        return table
+
+
+def uniform(vocabulary: int) -> Unconditional:
+    """log 1/V for each of V ids."""
+    return Unconditional(torch.full((vocabulary,), 1 / vocabulary).log())
+
+
+def unigram(encoder: Encoder, records: Sequence[Record], vocabulary: int) -> Unconditional:
+    """(count(v) + 1) / (N + V): add-one (Laplace) smoothing over all V ids of the student's tokenizer.
+
+    Counted over the first responses of `records`, end token included, as they are cut for training.
+    """
+    ids = [id for record in records for row in (encoder.encode(record) or ())[:1] for id in row.ids[row.prompt :]]
+    counts: Int[Tensor, " V"] = torch.tensor(ids, dtype=torch.long).bincount(minlength=vocabulary)
+    return Unconditional(((counts + 1).double() / (len(ids) + vocabulary)).log().float())
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """The same row n times, as `kd.kernels.logits.Logits`."""
+
+    logprobs: Float[Tensor, " V"]
+    n: int
+
+    @property
+    def size(self) -> int:
+        return len(self.logprobs)
+
+    def rows(self, index: slice) -> Float[Tensor, "c V"]:
+        return self.logprobs.expand(len(range(self.n)[index]), -1)

@@ -1,0 +1,104 @@
+"""How probable a model finds the references, and how far it is from the teacher while reading them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kd.diagnostics import top1_agreement
+from kd.evaluation.progress import progress_bar
+from kd.evaluation.reading import read, reading
+from kd.evaluation.references import references, size
+from kd.evaluation.teacher_rows import TeacherRows
+from kd.kernels.chunks import CHUNK, slices
+from kd.kernels.logits import Logits
+from kd.models.language_model import LanguageModel
+from kd.objectives.divergence import kl, log_probs
+from kd.sequences import Encoder
+from kd.types import Batch, Record
+
+SUMS = ("nll", "top1", "forward_kl", "reverse_kl")
+AGREEMENT = SUMS[1:]
+
+
+def score_references(
+    model: LanguageModel,
+    encoder: Encoder,
+    records: Sequence[Record],
+    *,
+    teacher_rows: TeacherRows | None = None,
+    chunk: int = CHUNK,
+) -> pd.DataFrame:
+    """One row per record whose reference fits whole (`kd.evaluation.references`), in the records' order.
+
+    Columns: id; nll, in nats; tokens; bytes, of the reference's text in UTF-8; and against the teacher top1 (how
+    many most probable ids are the teacher's), forward_kl = KL(teacher || model) and reverse_kl, in nats. All are
+    sums over the reference's tokens and the end token, which has no bytes. Without `teacher_rows` the last three
+    are NaN.
+
+    chunk: rows of the vocabulary's width that exist at a time.
+    """
+    items = references(encoder, records)
+    with reading(model), progress_bar("references", len(items)) as advance:
+        pairs = _advancing(read(model, encoder.batches(items)), advance)
+        return tabulate(items, pairs, teacher_rows=teacher_rows, chunk=chunk)
+
+
+def tabulate(
+    items: Sequence[Record],
+    pairs: Iterable[tuple[Batch, Logits]],
+    *,
+    teacher_rows: TeacherRows | None = None,
+    chunk: int = CHUNK,
+) -> pd.DataFrame:
+    """The table of `score_references` from batches and a system's logits of their loss rows.
+
+    Raises:
+        ValueError: system and teacher know different numbers of ids.
+    """
+    sums: dict[str, list[float]] = {}
+    for batch, logits in pairs:
+        teacher = None if teacher_rows is None else teacher_rows.of(batch.records)
+        if teacher is not None and teacher.size != logits.size:
+            raise ValueError(
+                f"the teacher knows {teacher.size} ids and the system {logits.size}, so their distributions cannot be "
+                "compared; use models that share one tokenizer, or measure without the teacher"
+            )
+        sequences = batch.student
+        values = _row_values(logits, teacher, sequences.labels[sequences.mask], chunk)
+        for record, rows in zip(batch.records, values.split(sequences.mask.sum(1).tolist()), strict=True):
+            sums[record.id] = [*rows.sum(0).tolist(), len(rows)]
+    measured = pd.DataFrame([sums[item.id] for item in items], columns=[*SUMS, "tokens"]).astype({"tokens": int})
+    measured.insert(0, "id", [item.id for item in items])
+    measured["bytes"] = [size(item) for item in items]
+    return measured[["id", "nll", "tokens", "bytes", *AGREEMENT]]
+
+
+def _row_values(logits: Logits, teacher: Logits | None, labels: Int[Tensor, " n"], chunk: int) -> Float[Tensor, "n 4"]:
+    """The columns of SUMS of every loss row, in float64 on the CPU, where sums over a record lose nothing."""
+    pieces = [
+        _chunk_values(logits.rows(piece), None if teacher is None else teacher.rows(piece), labels[piece])
+        for piece in slices(logits.n, chunk)
+    ]
+    return torch.cat(pieces)
+
+
+def _chunk_values(
+    logits: Float[Tensor, "c V"], teacher_logits: Float[Tensor, "c V"] | None, labels: Int[Tensor, " c"]
+) -> Float[Tensor, "c 4"]:
+    q = log_probs(logits)
+    nll = -q.gather(-1, labels.to(q.device)[:, None])[:, 0]
+    if teacher_logits is None:
+        agreement = [torch.full_like(nll, torch.nan)] * len(AGREEMENT)
+    else:
+        p = log_probs(teacher_logits).to(q.device)
+        agreement = [top1_agreement(q, p), kl(p, q), kl(q, p)]
+    return torch.stack([value.cpu().double() for value in (nll, *agreement)], dim=-1)
+
+
+def _advancing(pairs: Iterable[tuple[Batch, Logits]], advance: Callable[[int], None]) -> Iterator[tuple[Batch, Logits]]:
+    for batch, logits in pairs:
+        yield batch, logits
+        advance(len(batch.records))

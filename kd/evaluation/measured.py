@@ -1,0 +1,72 @@
+"""What an evaluation found out about one system."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kd.evaluation.intervals import Score
+from kd.types import Record
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One system on one skill.
+
+    scores: by metric: bits_per_byte; top1, forward_kl and reverse_kl where there was a teacher to compare with; the
+        skill's own metric under its own name. A metric that was not measured is absent.
+    references, answers: the tables they come from, one row per record (None: not asked for).
+    samples: id, prompt, response, reference, score, tokens, truncated of each answer.
+    seconds: what computing it took, also if that was in another run and this one read it from the cache.
+    """
+
+    scores: Mapping[str, Score]
+    references: pd.DataFrame | None
+    answers: pd.DataFrame | None
+    samples: Sequence[Mapping[str, Any]]
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Reference tokens that were predicted."""
+        return 0 if self.references is None else int(self.references["tokens"].sum())
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that were written."""
+        return 0 if self.answers is None else int(self.answers["tokens"].sum())
+
+
+def gap_closed(
+    floor: float | None, teacher: float | None, student: float | None, *, higher_is_better: bool = False
+) -> float | None:
+    """(floor - student) / (floor - teacher): 0 at the floor, 1 at the teacher, above 1 beyond it.
+
+    With `higher_is_better` the same with both differences turned round. None where a number is missing or NaN, and
+    where the teacher is no better than the floor, so that there is no gap.
+    """
+    if floor is None or teacher is None or student is None:
+        return None
+    sign = -1.0 if higher_is_better else 1.0
+    gap, closed = sign * (floor - teacher), sign * (floor - student)
+    if not gap > 0 or math.isnan(closed):
+        return None
+    return closed / gap
+
+
+def samples(answers: pd.DataFrame, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Rows for `samples.jsonl`."""
+    return [
+        {
+            "id": record.id,
+            "prompt": "\n\n".join(message["content"] for message in record.prompt),
+            "response": row["text"],
+            "reference": record.responses[0].text if record.responses else None,
+            "score": float(row["score"]),
+            "tokens": int(row["tokens"]),
+            "truncated": bool(row["truncated"]),
+        }
+        for record, row in zip(records, answers.to_dict("records"), strict=True)
+    ]

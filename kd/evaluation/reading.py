@@ -1,0 +1,48 @@
+"""Reading a model without leaving a trace on it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from kd.kernels.logits import HeadLogits
+from kd.models.language_model import LanguageModel
+from kd.types import Batch, Sequences
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards every submodule is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def read(model: LanguageModel, batches: Sequence[Batch]) -> Iterator[tuple[Batch, HeadLogits]]:
+    """Each batch with the logits of its loss rows, not yet materialised. For use under `reading`."""
+    device = device_of(model)
+    for batch in batches:
+        yield batch, model(moved(batch.student, device), frozenset({"logits"})).logits
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies."""
+    return next(model.parameters()).device
+
+
+def moved(sequences: Sequences, device: torch.device) -> Sequences:
+    """The sequences on `device`."""
+    return replace(
+        sequences,
+        tokens=sequences.tokens.to(device),
+        labels=sequences.labels.to(device),
+        mask=sequences.mask.to(device),
+        lengths=sequences.lengths.to(device),
+    )

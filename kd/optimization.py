@@ -1,0 +1,50 @@
+"""The optimizer of a run: AdamW, a warm-up, a schedule, a clip."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """steps: optimizer steps. window: records per step, over micro-batches and ranks. warmup: share of the steps.
+
+    clip: largest gradient norm, or None. AdamW itself does not care about a loss's scale, clipping does; comparisons of
+    objectives whose scales differ leave it off, or set an lr for each.
+    """
+
+    steps: Count
+    window: Count
+    lr: Rate
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    clip: Rate | None = 1.0
+
+    def build(
+        self, parameters: Iterable[nn.Parameter], lr: float | None = None
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Weight decay falls on matrices only; gains and biases have no direction to shrink."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=lr or self.lr, betas=(self.beta1, self.beta2), fused=True
+        )
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        warmup = round(self.warmup * self.steps)
+        return optimizer, get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)

@@ -1,0 +1,106 @@
+"""What papers do before they distil: the teacher, and the student, are first tuned on the task.
+
+`prepare: {objective, skill, steps, lr, ...}` in a teacher's or a student's yaml makes that checkpoint on demand, by the
+same training as every run, once: it is cached by the hash of everything it depends on, locked while it is made, and
+continued where it was interrupted.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import kd
+from kd.models.sources import cache_root, digest
+from kd.run_folder import RunFolder, config_hash
+
+PREPARED = "kd.models.networks.pretrained"
+
+
+def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], None]) -> DictConfig:
+    """The same config with every `prepare` done: its model is a checkpoint in the cache.
+
+    `train(config, run_folder, export_to)` trains `config`'s student and exports it.
+    """
+    cfg = cfg.copy()
+    for role in ("teacher", "student"):
+        if cfg[role].get("prepare") is None:
+            continue
+        recipe = _recipe(cfg, role)
+        folder = cache_root() / "prepared" / identity(recipe)
+        if not folder.exists():
+            _make(recipe, folder, role, train)
+        with open_dict(cfg):
+            lora = cfg[role].model.get("lora") if role == "student" else None
+            source = {"address": f"local:{folder}"}
+            cfg[role].model = {"_target_": PREPARED, "source": source, "dtype": cfg[role].model.dtype, "lora": lora}
+            cfg[role].prepare = None
+    return cfg
+
+
+def identity(cfg: DictConfig) -> str:
+    """The hash that names a run: its resolved config, the content of its sources, the version of `kd`."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return config_hash(config, digests=_digests(config), version=kd.__version__)
+
+
+def choice(group: str, name: str) -> Any:
+    """The content of `conf/<group>/<name>.yaml`, interpolations left as they are."""
+    node = compose(config_name="config", overrides=[f"{group}={name}"])[group]
+    return OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+
+
+def variant(cfg: DictConfig, **choices: str) -> DictConfig:
+    """`cfg` with other members of some groups."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for group, name in choices.items():
+            cfg[group] = choice(group, name)
+    return cfg
+
+
+def _recipe(cfg: DictConfig, role: str) -> DictConfig:
+    """The run that makes `role`'s checkpoint. It depends on the preparation's own settings, not on the run's."""
+    prepare, model = cfg[role].prepare, OmegaConf.to_container(cfg[role].model, resolve=True)
+    groups = {"teacher": "none", "objective": prepare.objective, "rollout": "offline", "augmentation": "none"}
+    recipe = variant(cfg, **groups, alignment="none", evaluation="none")
+    with open_dict(recipe):
+        if prepare.skill is not None:
+            recipe.skill = choice("skill", prepare.skill)
+        recipe.student = {"model": {**model, "lora": None}, "prepare": None}
+        recipe.name, recipe.seed, recipe.optim = None, prepare.seed, compose(config_name="config").optim
+        recipe.optim.update({key: prepare[key] for key in ("steps", "lr", "window", "schedule")})
+        recipe.trainer.update({"devices": 1, "strategy": "auto"})
+        recipe.checkpoint.update({"every": 500, "validate": max(prepare.steps // 4, 1), "use": "last"})
+    return recipe
+
+
+def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConfig, RunFolder, Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if folder.exists():  # another job made it while we waited
+            return
+        print(f"preparing the {role}: {recipe.optim.steps} steps of {'+'.join(recipe.objective)}, once; then {folder}")
+        run, exported = RunFolder(Path(f"{folder}.run")), Path(f"{folder}.export")
+        run.start(OmegaConf.to_yaml(recipe, resolve=True), [])
+        shutil.rmtree(exported, ignore_errors=True)
+        train(recipe, run, exported)
+        os.replace(exported, folder)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _digests(node: Any) -> dict[str, str]:
+    """Content hashes of all `source` nodes below `node`, by address."""
+    if isinstance(node, dict):
+        own = {}
+        if "address" in node:
+            own = {node["address"]: digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})}
+        return own | {k: v for child in node.values() for k, v in _digests(child).items()}
+    if isinstance(node, list):
+        return {k: v for child in node for k, v in _digests(child).items()}
+    return {}

@@ -1,0 +1,1 @@
+"""Run folders read back: `runs` (tidy frames), `table` (one run), `sweep` (many). Imports no training code."""

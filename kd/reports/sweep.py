@@ -1,0 +1,177 @@
+"""The comparison table of a sweep: one row per job, then means over seeds where there are several."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Group
+from scipy import stats
+
+from kd.reports.grid import Grid, number, share, with_interval
+from kd.reports.runs import Job, read_jobs
+from kd.reports.table import HEADERS, LOSS_METRIC
+from kd.run_folder import write_atomically
+
+DIGESTS = ("initial_weights", "data_order", "evaluation_items")
+ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
+ONE_SEED = "One seed: there is no interval over seeds."
+
+
+def sweep_table(path: str | PathLike[str]) -> Group:
+    """The tables of a sweep folder (or of the runs that `path` stands for), for the terminal."""
+    return Group(*(grid.rich() for grid in sweep_grids(path)))
+
+
+def write_sweep(sweep: Path) -> None:
+    """Write sweep.csv (numbers) and sweep.md (the tables) into the sweep folder, each atomically."""
+    jobs = read_jobs(sweep)
+    write_atomically(sweep / "sweep.csv", sweep_frame(jobs).to_csv(index=False))
+    write_atomically(sweep / "sweep.md", "\n".join(grid.markdown() for grid in _grids(jobs)))
+
+
+def sweep_grids(path: str | PathLike[str]) -> list[Grid]:
+    """The table of jobs and, where overrides were run with several seeds, the table of means."""
+    return _grids(read_jobs(path))
+
+
+def sweep_frame(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per job; columns are named as in results.json, of the distilled student (`after`)."""
+    return pd.DataFrame([_flat(job) for job in jobs])
+
+
+def _flat(job: Job) -> dict[str, Any]:
+    row: dict[str, Any] = {"job": job.label, **job.overrides, "status": job.status, "reason": job.reason}
+    row |= {"seconds": job.seconds, "run": job.folder.name if job.folder else None}
+    if job.results is None:
+        return row
+    row["seed"] = job.results["seed"]
+    for name, estimate in _estimates(job.results):
+        row |= {f"{name}.after.{key}": value for key, value in estimate.items()}
+    for skill, gaps in job.results["gap_closed"].items():
+        row |= {f"gap_closed.{skill}.{metric}": gap for metric, gap in gaps.items()}
+    for page in ("budget", "digests"):
+        row |= {f"{page}.{key}": value for key, value in job.results[page].items()}
+    return row
+
+
+def _estimates(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    for skill, metrics in results["scores"].items():
+        for metric, systems in metrics.items():
+            yield f"scores.{skill}.{metric}", systems["after"]
+    for metric, systems in results["agreement"].items():
+        yield f"agreement.{metric}", systems["after"]
+
+
+def _grids(jobs: Sequence[Job]) -> list[Grid]:
+    seeds = _seeds_grid(jobs)
+    notes = [] if seeds else [ONE_SEED] if _finished(jobs) else []
+    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *_same_digests(jobs), *notes])]
+    return [*grids, seeds] if seeds else grids
+
+
+def _finished(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if job.results is not None]
+
+
+def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
+    keys, metrics = _varying(jobs), _metrics(jobs)
+    header = ["job", *keys, "status", "skill"]
+    for metric in metrics:
+        header += [HEADERS.get(metric, metric), "gap closed"]
+    header += [HEADERS["forward_kl"], "tokens", "seconds", "weights/order/items"]
+    rows = []
+    for job in jobs:
+        status = job.status if job.reason is None else f"{job.status}: {job.reason}"
+        chosen = [job.overrides.get(key, "") for key in keys]
+        rows.append([job.label, *chosen, status, *_result_cells(job, metrics)])
+    return Grid(f"{len(jobs)} jobs", header, rows, notes)
+
+
+def _result_cells(job: Job, metrics: Sequence[str]) -> list[str]:
+    """One line per skill inside the cells that depend on the skill."""
+    if job.results is None:
+        return [""] * (2 * len(metrics) + 5)
+    results, skills = job.results, list(job.results["scores"])
+    cells = ["\n".join(skills)]
+    for metric in metrics:
+        systems = [results["scores"][skill].get(metric, {}) for skill in skills]
+        gaps = [results["gap_closed"].get(skill, {}).get(metric) for skill in skills]
+        cells += ["\n".join(with_interval(s.get("after")) for s in systems), "\n".join(map(share, gaps))]
+    budget, digests = results["budget"], results["digests"]
+    cells.append(with_interval(results["agreement"]["forward_kl"]["after"]))
+    cells += [f"{budget['tokens']:,}", f"{budget['seconds']:.0f}"]
+    return [*cells, "/".join(digests[name][:6] for name in DIGESTS)]
+
+
+def _varying(jobs: Sequence[Job]) -> list[str]:
+    """Override keys that tell jobs apart; all of them when nothing does."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1] or keys
+
+
+def _metrics(jobs: Sequence[Job]) -> list[str]:
+    pages = [page for job in _finished(jobs) for page in (job.results or {})["scores"].values()]
+    names = dict.fromkeys(metric for page in pages for metric in page)
+    return sorted(names, key=lambda name: name != LOSS_METRIC)
+
+
+def _same_digests(jobs: Sequence[Job]) -> list[str]:
+    """Whether the jobs of a seed began, read and were judged alike."""
+    by_seed: dict[int, list[Mapping[str, str]]] = {}
+    for job in _finished(jobs):
+        results = job.results or {}
+        by_seed.setdefault(results["seed"], []).append(results["digests"])
+    if all(len(digests) < 2 for digests in by_seed.values()):
+        return []
+    words = []
+    for name in DIGESTS:
+        unlike = [s for s, digests in by_seed.items() if len({d[name] for d in digests}) > 1]
+        seeds = ", ".join(map(str, unlike))
+        words.append(f"{name.replace('_', ' ')} " + (f"DIFFERENT (seed {seeds})" if unlike else "identical"))
+    return [f"Over the jobs of the same seed: {', '.join(words)}."]
+
+
+def _is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] == "seed"
+
+
+def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
+    """Mean and 95 % t interval over the seeds of otherwise equal overrides; None with one seed each."""
+    groups: dict[tuple[tuple[str, str], ...], dict[int, Job]] = {}
+    for job in _finished(jobs):
+        rest = tuple((key, value) for key, value in job.overrides.items() if not _is_seed(key))
+        groups.setdefault(rest, {})[(job.results or {})["seed"]] = job
+    if all(len(group) < 2 for group in groups.values()):
+        return None
+    keys = [key for key in _varying(jobs) if not _is_seed(key)]
+    names = list(dict.fromkeys(name for job in _finished(jobs) for name, _ in _estimates(job.results or {})))
+    rows = []
+    for rest, group in groups.items():
+        values = [[_after(job, name) for job in group.values()] for name in names]
+        rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *map(_mean_cell, values)])
+    header = [*keys, "seeds", *(name.partition(".")[2] for name in names)]
+    return Grid("Means over seeds", header, rows, ["Brackets are 95 % t intervals over seeds."])
+
+
+def _after(job: Job, name: str) -> float | None:
+    return dict(_estimates(job.results or {})).get(name, {}).get("value")
+
+
+def _mean_cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean, low, high = mean_and_t_interval(known)
+    return f"{number(mean)} (one seed)" if low is None else f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
+def mean_and_t_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean and its two-sided 95 % Student t interval; no interval for a single value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half

@@ -1,0 +1,81 @@
+"""The final table of one run: systems down, metrics across, the gap closed as the last row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from kd.reports.grid import Grid, share, with_interval_and_n
+from kd.results import SYSTEMS
+
+NAMES = {
+    "uniform": "uniform",
+    "floor": "unigram (floor)",
+    "before": "student before",
+    "sft": "sft, equal steps",
+    "after": "student, distilled",
+    "teacher": "teacher",
+}
+LOSS_METRIC = "bits_per_byte"
+HEADERS = {
+    LOSS_METRIC: "bits per byte",
+    "top1": "top-1 agreement",
+    "forward_kl": "forward KL (nats)",
+    "reverse_kl": "reverse KL (nats)",
+}
+NEAR_ZERO = 0.05  # of a skill metric, which lies between 0 and 1
+
+
+def run_table(results: Mapping[str, Any]) -> Table:
+    """For the terminal, from the content of a finished run's results.json."""
+    return run_grid(results).rich()
+
+
+def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid:
+    """Rows: the systems that were measured. Columns: bits per byte, agreement, skill metrics."""
+    columns = _columns(results)
+    systems = [s for s in SYSTEMS if any(column.get(s) for _, column, _ in columns)]
+    rows = [[NAMES[s], *(with_interval_and_n(column.get(s)) for _, column, _ in columns)] for s in systems]
+    rows.append(["gap closed", *(gap for _, _, gap in columns)])
+    notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
+    return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
+
+
+def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(header, estimates by system, gap closed): losses first, agreement, then the skills' own metrics."""
+    scores = [(skill, metric) for skill, metrics in results["scores"].items() for metric in metrics]
+    scores.sort(key=lambda pair: pair[1] != LOSS_METRIC)
+    several = len(results["scores"]) > 1
+
+    def column(skill: str, metric: str) -> tuple[str, Mapping[str, Any], str]:
+        header = HEADERS.get(metric, metric)
+        gap = results["gap_closed"].get(skill, {}).get(metric)
+        return (f"{skill}\n{header}" if several else header), results["scores"][skill][metric], share(gap)
+
+    losses = [column(*pair) for pair in scores if pair[1] == LOSS_METRIC]
+    agreement = [(HEADERS[name], systems, "") for name, systems in results["agreement"].items()]
+    return [*losses, *agreement, *(column(*pair) for pair in scores if pair[1] != LOSS_METRIC)]
+
+
+def _near_zero(results: Mapping[str, Any]) -> list[str]:
+    """Sentences about skill metrics that cannot rank anybody here."""
+    notes = []
+    for skill, metrics in results["scores"].items():
+        for metric, systems in metrics.items():
+            if metric == LOSS_METRIC:
+                continue
+            students = [_value(systems, name) for name in ("before", "sft", "after")]
+            if all(value is None or value <= NEAR_ZERO for value in students):
+                teacher = _value(systems, "teacher")
+                alone = teacher is not None and teacher > NEAR_ZERO
+                who = "every student (the teacher is not)" if alone else "every system"
+                notes.append(
+                    f"{skill}: {metric} is near zero for {who}, so it does not rank the students; "
+                    "bits per byte and the KLs do."
+                )
+    return notes
+
+
+def _value(systems: Mapping[str, Any], name: str) -> float | None:
+    estimate = systems.get(name)
+    return None if estimate is None else estimate["value"]

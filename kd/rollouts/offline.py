@@ -1,0 +1,17 @@
+"""The records' own responses."""
+
+from typing import ClassVar
+
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress
+
+
+class Offline:
+    """Nobody writes: the student learns on the responses that the skill or an augmentation gave."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size"})
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """The window as it is."""
+        return window

@@ -1,0 +1,109 @@
+"""Shows the skills: `python -m kd.skills` lists them, `python -m kd.skills gsm_symbolic -n 2` prints records."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kd.types import Record, Skill
+
+FOLDER = Path(__file__).parents[2] / "conf" / "skill"
+
+
+def members() -> dict[str, Path]:
+    """The skill files, by name.
+
+    Raises:
+        FileNotFoundError: `conf/` does not stand beside `kd/`.
+    """
+    if not FOLDER.is_dir():
+        raise FileNotFoundError(f"{FOLDER} does not exist; run from a clone installed with `pip install -e .`.")
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def read(name: str, overrides: list[str]) -> dict[str, Any]:
+    """One skill's settings, with `key=value` overrides.
+
+    Raises:
+        ValueError: there is no such skill or setting, or a setting has no value yet.
+    """
+    known = members()
+    if name not in known:
+        raise ValueError(f"there is no skill {name!r}; the nearest name is {_nearest(name, known)!r}.")
+    config, changes = OmegaConf.load(known[name]), OmegaConf.from_dotlist(overrides)
+    for key in map(str, changes):
+        if key not in config.keys():  # noqa: SIM118 - `in` is False for a value that is still missing
+            raise ValueError(f"skill {name} has no setting {key!r}; the nearest is {_nearest(key, config)!r}.")
+    merged = OmegaConf.merge(config, changes)
+    for key in OmegaConf.missing_keys(merged):
+        raise ValueError(f"skill {name} needs a value for {key!r}; add {key}=...")
+    settings: Any = OmegaConf.to_container(merged, resolve=True)
+    return settings
+
+
+def build(settings: dict[str, Any]) -> Skill:
+    """The skill that the settings describe; its errors arrive as they are, where Hydra would wrap them."""
+    arguments = {key: value for key, value in settings.items() if key not in ("_target_", "_convert_")}
+    skill: Skill = get_class(settings["_target_"])(**arguments)
+    return skill
+
+
+def _nearest(name: str, known: Iterable[Any]) -> str:
+    return get_close_matches(name, map(str, known), n=1, cutoff=0.0)[0]
+
+
+def summary() -> Table:
+    """One row per skill file."""
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("name", "what", "metric", "licence", "group key", "train/val/test"):
+        table.add_column(column, no_wrap=column not in ("what", "licence"))
+    for name, path in members().items():
+        config: Any = OmegaConf.load(path)
+        skill: Any = get_class(config["_target_"])
+        what = escape(path.read_text().splitlines()[0].removeprefix("# "))
+        counts = f"{config.train}/{config.validation}/{config.test}"
+        table.add_row(name, what, skill.metric, skill.licence, skill.group_key, counts)
+    return table
+
+
+def show(console: Console, record: Record) -> None:
+    """Prints one record in full."""
+    console.rule(record.id)
+    parts = [(message["role"], message["content"]) for message in record.prompt]
+    parts += [(response.source, response.text) for response in record.responses]
+    for who, text in parts:
+        console.print(f"[bold]{who}[/]\n{escape(text)}", highlight=False, soft_wrap=True)
+    console.print(f"[dim]{escape(str(dict(record.meta)))}[/]", highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of `python -m kd.skills`."""
+    parser = argparse.ArgumentParser(prog="python -m kd.skills", description=__doc__)
+    parser.add_argument("skill", nargs="?", help="a file in conf/skill; without it all are listed")
+    parser.add_argument("overrides", nargs="*", help="settings of the skill, as in task=gcd options.max_value=9")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
+    parser.add_argument("-n", type=int, default=3, help="number of records to print")
+    options = parser.parse_intermixed_args(arguments)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    try:
+        if options.skill is None:
+            console.print(summary())
+            return
+        skill = build(read(options.skill, options.overrides))
+        for record in skill.load(options.split)[: options.n]:
+            show(console, record)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

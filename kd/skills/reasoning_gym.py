@@ -1,0 +1,169 @@
+"""Any task of the package reasoning-gym, judged by the package's own verifier."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+from kd.skills.procedural import checked_counts, problem, stream_seed, take_distinct
+from kd.types import Record, Response, Split
+
+NO_REFERENCE = "it gives no reference answers, only a verifier"
+UNSTABLE = "its problems change with Python's hash seed, so two processes would see different data"
+
+# Found by drawing every task in two processes with different hash seeds (a test does it again).
+REFUSED = {
+    "boxnet": NO_REFERENCE,
+    "graph_color": NO_REFERENCE,
+    "propositional_logic": NO_REFERENCE,
+    "rubiks_cube": NO_REFERENCE,
+    "rush_hour": NO_REFERENCE,
+    "intermediate_integration": UNSTABLE,
+    "isomorphic_strings": UNSTABLE,
+    "knight_swap": UNSTABLE,
+    "list_functions": UNSTABLE,
+    "polynomial_multiplication": UNSTABLE,
+    "ransom_note": UNSTABLE,
+    "word_ladder": UNSTABLE,
+    "codeio": "it runs code that draws unseeded random numbers, so its problems differ on each call",
+    "time_intervals": "its problems contain today's date",
+    "composite": "it mixes other tasks; name one of them",
+    "gsm_symbolic": "its problems must be split by template; use skill=gsm_symbolic, which does",
+}
+
+PRIORITY: tuple[Split, ...] = ("test", "validation", "train")  # who keeps a problem that two streams draw
+CHUNK = 1000  # problems per generator object: some tasks lay out their whole `size` at construction
+
+
+class ReasoningGym:
+    """Problems of one task; no problem occurs twice, in one split or in two.
+
+    A split is drawn from its own stream and leaves out what a split of higher priority holds (test, then
+    validation, then train), so the test problems do not depend on how many are trained on, and a longer training
+    split begins with the shorter one. A record's id is task/seed/split/draw.
+
+    Args:
+        task: name of the task in reasoning-gym.
+        train: number of training records.
+        validation: number of validation records.
+        test: number of test records.
+        seed: draws other problems.
+        options: the task's own settings (`max_digits: 2`), None for the package's defaults.
+
+    Raises:
+        ValueError: the task cannot serve as a skill, a count is negative, or the options set seed or size.
+    """
+
+    metric = "verifier_score"  # some verifiers give part of the credit
+    licence = "Apache-2.0"
+    group_key = "prompt"
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        train: int,
+        validation: int,
+        test: int,
+        seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if task in REFUSED:
+            raise ValueError(f"reasoning_gym task {task!r} cannot be a skill: {REFUSED[task]}.")
+        self.name = task
+        self.counts = checked_counts(task, train=train, validation=validation, test=test)
+        self.seed = seed
+        self.options = dict(options or {})
+        if reserved := {"seed", "size"} & set(self.options):
+            raise ValueError(f"options of {task} set {sorted(reserved)}; the skill does, from `seed` and the counts.")
+        self._splits: dict[Split, tuple[Record, ...]] = {}
+
+    def load(self, split: Split) -> tuple[Record, ...]:
+        """Records of one split, drawn at the first call.
+
+        Raises:
+            ValueError: the package has no such task or option, the task has no reference answers, or there are
+                fewer distinct problems than wanted.
+        """
+        if split not in self._splits:
+            self._splits[split] = self._take(split)
+        return self._splits[split]
+
+    def score(self, record: Record, text: str) -> float:
+        """What the package's verifier gives for the stripped text, between 0 and 1.
+
+        A few verifiers evaluate the text as Python: see docs/skills.md before judging untrusted models.
+        """
+        entry = {"question": problem(record), **record.meta}
+        try:
+            value = float(self._verifier.score_answer(text.strip(), entry))
+        except Exception:  # the verifiers parse a model's text with int(), json, sympy, eval: anything may come
+            return 0.0
+        return min(max(value, 0.0), 1.0)
+
+    @cached_property
+    def _verifier(self) -> Any:
+        return self._generator(seed=0, size=1)
+
+    def _take(self, split: Split) -> tuple[Record, ...]:
+        before = PRIORITY[: PRIORITY.index(split)]
+        taken = {problem(record) for other in before for record in self.load(other)}
+        records = take_distinct(self._draws(split), self.counts[split], taken)
+        if len(records) < self.counts[split]:
+            raise ValueError(self._too_few(len(taken) + len(records)))
+        return tuple(records)
+
+    def _too_few(self, distinct: int) -> str:
+        wanted = " + ".join(f"{split}={n}" for split, n in self.counts.items())
+        return (
+            f"reasoning_gym task {self.name!r} with options {self.options} has about {distinct} distinct problems "
+            f"whose reference passes the verifier, fewer than {wanted}; lower the counts or widen the options."
+        )
+
+    def _draws(self, split: Split) -> Iterator[Record | None]:
+        start = stream_seed(self.seed, split)
+        for first in count(step=CHUNK):
+            generator = self._generator(seed=start + first, size=CHUNK)
+            for index in range(CHUNK):
+                yield self._record(generator, index, id=f"{self.name}/{self.seed}/{split}/{first + index}")
+
+    def _record(self, generator: Any, index: int, id: str) -> Record | None:
+        """One problem, or None if the generator gives up on it or its reference fails the verifier."""
+        try:
+            entry = generator[index]
+        except RuntimeError:  # `maze` finds no path for some indices
+            return None
+        if entry["answer"] is None:
+            raise ValueError(f"reasoning_gym task {self.name!r} cannot be a skill: {NO_REFERENCE}.")
+        response = Response(entry["answer"].strip())
+        record = Record(
+            id=id,
+            skill=self.name,
+            prompt=({"role": "user", "content": entry["question"]},),
+            responses=(response,),
+            meta={"answer": entry["answer"], "metadata": entry["metadata"]},
+        )
+        return record if self.score(record, response.text) == 1.0 else None
+
+    def _generator(self, *, seed: int, size: int) -> Any:
+        from reasoning_gym.factory import DATASETS  # 1.4 s
+
+        if self.name not in DATASETS:
+            nearest = get_close_matches(self.name, DATASETS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"reasoning_gym has no task {self.name!r}; the nearest name is {nearest!r}.")
+        dataset, config = DATASETS[self.name]
+        self._check_options({field.name for field in fields(config)})
+        try:
+            return dataset(config(seed=seed, size=size, **self.options))
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f"reasoning_gym task {self.name!r} refuses the options {self.options}: {error}") from error
+
+    def _check_options(self, known: set[str]) -> None:
+        for option in self.options:
+            if option not in known:
+                nearest = get_close_matches(option, known, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"reasoning_gym task {self.name!r} has no option {option!r}; the nearest name is {nearest!r}."
+                )

@@ -1,0 +1,185 @@
+"""From a composed config to a trained student: build the parts, fit, stop and resume."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from kd.callbacks import StopOnSignal, progress
+from kd.data import Data
+from kd.metrics_log import TidyLogger
+from kd.models.language_model import LanguageModel
+from kd.module import Distillation, Term
+from kd.optimization import Optimization
+from kd.run_folder import RunFolder
+from kd.seeding import seeded
+from kd.sequences import Encoder
+from kd.types import Record, Skill
+
+
+@dataclass
+class Parts:
+    """What a run is made of, before the first step."""
+
+    module: Distillation
+    data: Data
+    skill: Skill
+    teacher: LanguageModel | None  # also there when only the evaluation wants it
+    encoder: Encoder
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Load the skill, the teacher and the student, and put them together. Random weights depend on seed and name only."""
+    skill: Skill = instantiate(cfg.skill)
+    teacher = load_teacher(cfg.teacher)
+    with seeded(cfg.seed, "student"):
+        student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
+    alignment = instantiate(cfg.alignment)
+    if teacher is not None:
+        alignment.check(student.tokenizer, teacher.model.tokenizer)
+    encoder = Encoder(
+        student.tokenizer,
+        None if teacher is None else teacher.model.tokenizer,
+        max_length=cfg.data.max_length,
+        max_tokens=cfg.data.max_tokens,
+    )
+    with seeded(cfg.seed, "objective"):
+        objective = {name: Term(**instantiate(term, _convert_="all")) for name, term in cfg.objective.items()}
+    optimization = Optimization(**cfg.optim)
+    module = Distillation(
+        student,
+        teacher,
+        objective,
+        instantiate(cfg.rollout),
+        alignment,
+        encoder,
+        optimization,
+        seed=cfg.seed,
+        reduction=cfg.reduction,
+        log_every=cfg.log_every,
+    )
+    data = Data(
+        augmented(cfg, skill.load("train"), teacher),
+        skill.load("validation")[: cfg.checkpoint.records],
+        encoder,
+        window=optimization.window,
+        steps=optimization.steps,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+    )
+    return Parts(module, data, skill, None if teacher is None else teacher.model, encoder)
+
+
+def load_teacher(node: DictConfig) -> Any:
+    """The teacher of a config node, or None. Jobs of one process share it: it is frozen, so nobody can tell."""
+    if node.get("_target_") is None:
+        return None
+    return _shared_teacher(json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _shared_teacher(node: str) -> Any:
+    described = {key: value for key, value in json.loads(node).items() if key not in ("prepare", "licence")}
+    return instantiate(described, _convert_="all")
+
+
+def augmented(cfg: DictConfig, records: Any, teacher: Any) -> list[Record]:
+    """The training records after the augmentation's stages, in order."""
+    identity = json.dumps(OmegaConf.to_container(cfg.teacher, resolve=True), sort_keys=True)
+    for stage in instantiate(cfg.augmentation.stages):
+        records = stage(
+            records, teacher=None if teacher is None else teacher.model, teacher_id=identity, seed=cfg.seed
+        )
+    return list(records)
+
+
+def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
+    """Train to the last step, from the last checkpoint if there is one.
+
+    Raises SystemExit(128 + signal) when a signal stopped it; what was trained is saved then.
+    """
+    last = folder.checkpoints / "last.ckpt"
+    if last.exists():
+        step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["distillation"]["step"]
+        print(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
+    stop = StopOnSignal(last)
+    log = TidyLogger(folder.path)
+    if last.exists():
+        log.truncate_after(step)
+    trainer = lightning.Trainer(
+        **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
+        max_epochs=1,  # one pass over `steps` windows
+        logger=[log, *loggers(cfg, folder)],
+        callbacks=[*checkpoints(cfg, folder), stop, progress()],
+        default_root_dir=folder.path,
+        val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,  # the module logs when it has something to say
+        use_distributed_sampler=False,  # windows are dealt to the ranks already
+        enable_model_summary=False,
+    )
+    trainer.fit(parts.module, datamodule=parts.data, ckpt_path=last if last.exists() else None, weights_only=True)
+    if stop.received is not None and parts.module.step_count < cfg.optim.steps:
+        print(f"stopped at step {parts.module.step_count}; the same command goes on from there", flush=True)
+        raise SystemExit(128 + stop.received)
+    trainer.save_checkpoint(last)
+    if cfg.checkpoint.use == "best":
+        state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        parts.module.load_state_dict(state, strict=parts.module.strict_loading)
+
+
+def checkpoints(cfg: DictConfig, folder: RunFolder) -> list[Callback]:
+    """`last` (everything, to resume from) and `best` (weights)."""
+    kept: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False, "save_top_k": 1}
+    return [
+        ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint.every, **kept),
+        ModelCheckpoint(filename="best", monitor=cfg.checkpoint.monitor, save_weights_only=True, **kept),
+    ]
+
+
+def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
+    """Loggers beside metrics.csv, as `conf/logger` names them."""
+    if "wandb" not in cfg.logger:
+        return []
+    settings: Mapping[str, Any] = cfg.logger.wandb
+    name = folder.path.name
+    config = OmegaConf.to_container(cfg, resolve=True)
+    return [
+        WandbLogger(
+            project=settings["project"],
+            group=settings["group"] or name.rpartition("-")[0],
+            tags=list(settings["tags"]),
+            mode=settings["mode"],
+            offline=settings["mode"] == "offline",
+            name=name,
+            id=folder.config_hash,
+            job_type="train",
+            save_dir=str(folder.path),
+            config=config,
+        )
+    ]
+
+
+def peak_memory_bytes() -> int:
+    """Of this process: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def weights_path(folder: RunFolder) -> Path:
+    """Where the trained student is exported to."""
+    return folder.path / "student"
