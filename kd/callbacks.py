@@ -8,8 +8,7 @@ from types import FrameType
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from rich.console import Console
+from lightning.pytorch.callbacks import Callback
 
 
 class StopOnSignal(Callback):
@@ -32,7 +31,7 @@ class StopOnSignal(Callback):
         """Save and stop if any rank was told to."""
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             self.received = self.received or signal.SIGTERM
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             trainer.should_stop = True
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -68,7 +67,3 @@ class ProgressLines(Callback):
         left = time.strftime("%H:%M:%S", time.gmtime(per_step * (total - step)))
         print(f"step {step}/{total}  {terms}  {rate:,.0f} tokens/s  ETA {left}", file=sys.stderr, flush=True)
 
-
-def progress() -> Callback:
-    """A bar in a terminal, lines elsewhere."""
-    return RichProgressBar() if Console(stderr=True).is_terminal else ProgressLines()

@@ -5,6 +5,8 @@ order needs no saved state and is the same for any number of workers. On each ra
 and cut into micro-batches of bounded size, so that little is padded.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,6 +130,12 @@ class Data(lightning.LightningDataModule):
         return DataLoader(
             windows, batch_size=None, sampler=FromStep(start, self.steps), num_workers=self.workers, **self._workers()
         )
+
+    def order_digest(self) -> str:
+        """Which records meet which step, as a hash: jobs whose digests agree saw the same data in the same order."""
+        windows = Windows(self.train, self.encoder, size=self.window, seed=self.seed, steps=self.steps)
+        order = [[windows.records[i].id for i in windows.indices(step)] for step in range(self.steps)]
+        return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def val_dataloader(self) -> DataLoader:
         """This rank's micro-batches of the validation records."""

@@ -224,7 +224,8 @@ def isolated() -> Iterator[None]:
             wandb.finish(exit_code=exit_code)  # else the next job logs into this one's run
         if torch := sys.modules.get("torch"):
             torch.set_default_dtype(dtype or torch.float32)
-            torch.use_deterministic_algorithms(deterministic)
+            if torch.are_deterministic_algorithms_enabled() != deterministic:
+                torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler: a second
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)

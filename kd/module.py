@@ -1,5 +1,6 @@
 """The training loop of every method: roll out, count, observe, reduce once, step."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -185,17 +186,22 @@ class Distillation(lightning.LightningModule):
         self.means[name] = self.means.get(name, 0.0) + value
 
     def flush(self) -> None:
-        """Log the last step's means over all ranks."""
-        norm = self.means.pop("grad_norm")
+        """Log the means over the steps since the last call, over all ranks."""
+        norm = float(self.means.pop("grad_norm"))
         names = sorted(self.means)
         totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
         told = dict(zip(names, (totals / self._steps_since_flush()).tolist(), strict=True))
         self.means = {}
-        rate = self.budget.tokens / max(self.budget.seconds, 1e-9)
-        self.log_dict({f"train/{name}": value for name, value in told.items()}, prog_bar=True)
-        self.log("train/tokens_per_second", rate, prog_bar=True)
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", _listed(self.optimizers())[0].param_groups[0]["lr"])
+        told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
+        self.tell("train", told)
+        self.tell("train", {"grad_norm": norm, "lr": _listed(self.optimizers())[0].param_groups[0]["lr"]}, bar=False)
+
+    def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
+        """To the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(named, step=self.step_count)
+        self.log_dict(named, prog_bar=bar, logger=False)
 
     def _steps_since_flush(self) -> int:
         return self.step_count % self.log_every or self.log_every
@@ -225,9 +231,10 @@ class Distillation(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte, and KL(teacher || student) in nats per response token."""
         nll, kl, rows, size = self.sum_over_ranks(self.sums).tolist()
-        self.log("validation/bits_per_byte", nll / max(size, 1) / 0.6931471805599453, prog_bar=True)
+        told = {"bits_per_byte": nll / max(size, 1) / math.log(2)}
         if self.models.teacher is not None and "logits" in self.alignment.provides:
-            self.log("validation/forward_kl", kl / max(rows, 1))
+            told["forward_kl"] = kl / max(rows, 1)
+        self.tell("validation", told)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

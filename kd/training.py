@@ -1,6 +1,8 @@
 """From a composed config to a trained student: build the parts, fit, stop and resume."""
 
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +15,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from kd.callbacks import StopOnSignal, progress
+from kd.callbacks import ProgressLines, StopOnSignal
 from kd.data import Data
 from kd.metrics_log import TidyLogger
 from kd.models.language_model import LanguageModel
@@ -24,6 +27,19 @@ from kd.run_folder import RunFolder
 from kd.seeding import seeded
 from kd.sequences import Encoder
 from kd.types import Record, Skill
+
+# Lightning's advice that does not apply to us, and why.
+QUIET = [
+    "Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
+    "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
+    "The '.*_dataloader' does not have many workers",  # windows are encoded once and cached
+    r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
+    "Found .* module\\(s\\) in eval mode",  # set in on_fit_start
+]
+for message in QUIET:
+    warnings.filterwarnings("ignore", message)
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @dataclass
@@ -111,7 +127,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if last.exists():
         step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["distillation"]["step"]
         print(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
-    stop = StopOnSignal(last)
+    stop, terminal = StopOnSignal(last), Console().is_terminal
     log = TidyLogger(folder.path)
     if last.exists():
         log.truncate_after(step)
@@ -119,7 +135,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
         max_epochs=1,  # one pass over `steps` windows
         logger=[log, *loggers(cfg, folder)],
-        callbacks=[*checkpoints(cfg, folder), stop, progress()],
+        callbacks=[*checkpoints(cfg, folder), stop, *([] if terminal else [ProgressLines()])],
+        enable_progress_bar=terminal,
         default_root_dir=folder.path,
         val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
         num_sanity_val_steps=0,
@@ -131,7 +148,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if stop.received is not None and parts.module.step_count < cfg.optim.steps:
         print(f"stopped at step {parts.module.step_count}; the same command goes on from there", flush=True)
         raise SystemExit(128 + stop.received)
-    trainer.save_checkpoint(last)
+    trainer.save_checkpoint(last, weights_only=False)
     if cfg.checkpoint.use == "best":
         state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)

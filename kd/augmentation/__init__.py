@@ -1,12 +1,13 @@
 """Who made or changed the records: stages, each `Iterable[Record] -> Iterator[Record]`."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kd.models.language_model import LanguageModel
 from kd.types import Record
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One step between the skill's records and training. It extends each record's `provenance` by its name."""
 

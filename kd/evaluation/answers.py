@@ -7,7 +7,7 @@ import pandas as pd
 from kd.evaluation.progress import progress_bar
 from kd.models.generation import end_ids, generate
 from kd.models.language_model import LanguageModel
-from kd.sequences import encode_prompt
+from kd.sequences import encode_prompt, response_text
 from kd.types import Record, Skill
 
 
@@ -31,7 +31,7 @@ def write_answers(
     return pd.DataFrame(
         {
             "id": [record.id for record in records],
-            "text": [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+            "text": [response_text(ids, model.tokenizer) for ids in answers],
             "tokens": [len(ids) for ids in answers],
             "truncated": [ids[-1] not in ends for ids in answers],
         }

@@ -135,7 +135,9 @@ class Session:
 
     @property
     def _vocabulary(self) -> int:
-        return self.teacher.vocabulary if self.teacher else len(self.encoder.student)
+        if self.teacher is not None:
+            return self.teacher.vocabulary
+        return 1 + max(self.encoder.student.get_vocab().values())
 
     def _system_references(self, system: LanguageModel, identity: str) -> tuple[pd.DataFrame | None, float]:
         """In the system's own tokens; compared with the teacher if these are the student's."""

@@ -4,7 +4,7 @@ Problems that come from one source (a template, a document) are not independent:
 item, and whole groups are what is resampled. Without it every item stands for itself.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 Numbers = Sequence[float] | np.ndarray | pd.Series
-Groups = Sequence[Hashable] | None
+Groups = Sequence[str] | Sequence[int] | np.ndarray | None
 
 NAN = float("nan")
 _BATCH = 2**22  # numbers that a bootstrap draws at a time
@@ -45,7 +45,7 @@ def ratio(
     above, below = _group_sums(numerator, groups), _group_sums(denominator, groups)
     n, count = len(numerator), len(above)
     value = _quotient(above, below) if n else np.float64(NAN)
-    if count < 2:
+    if count < 2 or not np.isfinite(value):
         return Score(float(value), n, NAN, NAN)
     interval = stats.bootstrap(
         (above, below),
@@ -86,7 +86,7 @@ def proportion(outcomes: Numbers, groups: Groups = None, *, confidence: float = 
     return Score(p, len(values), low, high)
 
 
-def wilson(p: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(p: float, n: float | int, confidence: float = 0.95) -> tuple[float, float]:
     """Ends of Wilson's interval for a share p of n: all q with |p - q| <= z sqrt(q (1 - q) / n)."""
     z = stats.norm.ppf((1 + confidence) / 2)
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -94,7 +94,7 @@ def wilson(p: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def _effective_count(values: np.ndarray, groups: Groups) -> float:
+def _effective_count(values: np.ndarray, groups: Groups) -> float | int:
     n, p = len(values), values.mean()
     sizes = _group_sums(np.ones(n), groups)
     count = len(sizes)
@@ -115,7 +115,7 @@ def _group_sums(values: Numbers, groups: Groups) -> np.ndarray:
     return np.bincount(codes, weights=array, minlength=len(names))
 
 
-def _quotient(above: np.ndarray, below: np.ndarray, axis: int = -1) -> np.ndarray:
+def _quotient(above: np.ndarray, below: np.ndarray, axis: int = -1) -> np.ndarray | np.float64:
     with np.errstate(invalid="ignore", divide="ignore"):  # nothing below: NaN, which says so
         return above.sum(axis=axis) / below.sum(axis=axis)
 

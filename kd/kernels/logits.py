@@ -4,7 +4,7 @@ A vocabulary of 50k-250k makes `[n, V]` the largest tensor of a step by far; a r
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from kd.types import Head
 
 
+@runtime_checkable
 class Logits(Protocol):
     """`n` rows over a vocabulary of `size` ids."""
 

@@ -64,11 +64,15 @@ def reduce(
     """This micro-batch's share of the step's average of `values`.
 
     `domain` is what the values run over (`kd.signals.domain`): "*n" rows, "B T" positions, "B" responses or "P" pairs.
-    Positions without loss are dropped, not multiplied by zero, so NaN or inf there do not matter.
+    Positions without loss, and responses that have nothing else, are dropped, not multiplied by zero, so NaN or inf
+    there do not matter. Sums are made in at least float32.
     """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     if domain == POSITION:
         values = values[mask]
     if domain in (ROW, POSITION):
-        return (values * row_weights(mask, counts, reduction).to(values.dtype)).sum()
+        return (values * row_weights(mask, counts, reduction)).sum()
+    if domain == RESPONSE:
+        values = values[mask.any(-1)]
     denominator = {RESPONSE: counts.responses, PAIR: counts.groups}[domain]
     return values.sum() if reduction == "sum" else values.sum() / max(denominator, 1.0)

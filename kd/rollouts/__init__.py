@@ -1,11 +1,12 @@
 """Who writes the responses that the student learns on."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 
+@runtime_checkable
 class Rollout(Protocol):
     """One optimizer step's window in, the window to learn from out."""
 

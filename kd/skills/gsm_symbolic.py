@@ -22,7 +22,7 @@ DEFECTIVE = {
     3: "truncates hours",
     4: "truncates 4.5 baking sheets to 4",
     46: "writes 0.6666666666666666 into the question",
-    49: "truncates a number of packs",
+    49: "truncates 856.7 packs to 856",
     52: "writes 0.3333333333333333 into the question",
     60: "truncates minutes",
     66: "writes 22.666666666666664 hours into the question",

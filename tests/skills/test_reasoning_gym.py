@@ -165,7 +165,8 @@ def test_two_processes_with_different_hash_seeds_see_the_same_records():
 SURVEY = """
 import hashlib, json, sys
 from reasoning_gym.factory import DATASETS
-refused, slow = json.loads(sys.argv[1]), ("futoshiki", "sokoban", "zebra_puzzles", "puzzle24", "game_of_life_halting", "rearc")
+refused = json.loads(sys.argv[1])
+slow = ("futoshiki", "sokoban", "zebra_puzzles", "puzzle24", "game_of_life_halting", "rearc")
 found = {}
 for task, (dataset, config) in sorted(DATASETS.items()):
     if task in ("composite", "codeio", "knight_swap"):  # no task, runs code, a second each

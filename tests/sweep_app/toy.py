@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
+from kd import run_folder
 from kd.run_folder import RunFolder, config_hash
+
+run_folder.environment = lambda: {}  # it imports torch, which is most of the time of a program that squares numbers
 
 
 def folder_of(config: DictConfig) -> RunFolder:
@@ -24,7 +27,9 @@ def check(config: DictConfig) -> RunFolder | None:
 
 def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     seen = {name: os.environ.get(name) for name in ("KD_LEAK", "WORLD_SIZE")}
-    folder.write_json("seen.json", {**seen, "pid": os.getpid(), "dtype": str(torch.get_default_dtype())})
+    torch = sys.modules.get("torch")
+    dtype = str(torch.get_default_dtype()) if torch else None
+    folder.write_json("seen.json", {**seen, "pid": os.getpid(), "dtype": dtype})
     if config.behaviour == "fail":
         raise ValueError(f"x={config.x} cannot be learned; choose another x")
     if config.behaviour == "crash":
@@ -36,6 +41,8 @@ def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     if config.behaviour == "hang":
         _train_until_told_to_stop(folder)
     if config.behaviour == "leak":
+        import torch
+
         os.environ["KD_LEAK"] = "leaked"
         torch.set_default_dtype(torch.float64)
     return results(config)

@@ -1,0 +1,140 @@
+"""Is this config a run? Asked of the composed config, before any weight is loaded; what is not is told in one sentence.
+
+First that every value is there; then names, types and bounds, of sections (`kd.sections`) and of everything with a
+`_target_`, against signatures (`kd.signatures`); then what the objective, the rollout and the augmentation ask for
+against what the others give (`kd.supply`).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.objectives.reduction import Reduction
+from kd.overrides import CONF, choices, flattened
+from kd.sections import GROUPS, check_sections, check_trainer
+from kd.signatures import check_call, joined, located, shown, suggestion
+from kd.supply import check_objective, check_supply
+
+AROUND_TEACHER = frozenset({"prepare", "licence"})  # for the run; the rest is the class's
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run."""
+    config = resolved(cfg)
+    check_sections(config)
+    for path, node in _calls("", config):
+        _check_node(path, node)
+    check_objective(config["objective"])
+    check_trainer(config["trainer"], config["optim"]["window"])
+    check_supply(config)
+
+
+def describe(cfg: DictConfig) -> str:
+    """The objective as a formula: "loss = 1.0 fkl + 0.5 sft   (mean over response tokens)"."""
+    terms = [(name, float(term.weight)) for name, term in cfg.objective.items()]
+    formula = " ".join(f"{'-' if weight < 0 else '+'} {abs(weight)} {name}" for name, weight in terms)
+    means: dict[Reduction, str] = {
+        "token": "mean over response tokens",
+        "sequence": "mean over responses of the mean over their tokens",
+        "sum": "sum over response tokens",
+    }
+    return f"loss = {formula.removeprefix('+ ')}   ({means[cfg.reduction]})"
+
+
+# ---- every value is there --------------------------------------------------------------------------------------------
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, interpolations replaced by what they refer to.
+
+    Raises ValueError for a value that is left to the user (???), and for an interpolation that leads nowhere.
+    """
+    raw: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    known = flattened(raw)
+    for path, value in known.items():
+        if value == "???":
+            raise ValueError(f"{path} has no value yet: the config leaves it to you; set {path}=...")
+        if isinstance(value, str) and "${" in value:
+            try:
+                OmegaConf.select(cfg, path, throw_on_resolution_failure=True)
+            except OmegaConfBaseException as error:
+                raise ValueError(_unresolved(path, value, known, str(error))) from None
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> str:
+    """Why `value` at `path` leads nowhere, and which files of the groups at both ends would help."""
+    missing = [name for name in re.findall(r"\$\{([^${}:]+)\}", value) if name not in known]
+    if not missing:
+        return f"{path} is {value}, which cannot be resolved: {error.splitlines()[0].rpartition('interpolation: ')[2]}"
+    told = f"{path} is {value}, but there is no {missing[0]}"
+    user, owner = path.partition(".")[0], missing[0].partition(".")[0]
+    if user not in GROUPS or owner not in GROUPS:
+        return f"{told}; {suggestion(missing[0], known)}" if len(known) else told
+    without = [name for name in choices(user) if missing[0] not in _text(user, name)]
+    having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(_file(owner, name))})]
+    others = [f"{group}={' or '.join(names)}" for group, names in ((user, without), (owner, having)) if names]
+    return f"{told}; try {', or '.join([*others, f'give {path} a value of its own'])}"
+
+
+def _file(group: str, name: str) -> str:
+    return str(CONF / group / f"{name}.yaml")
+
+
+def _text(group: str, name: str) -> str:
+    return (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+# ---- names, types, bounds --------------------------------------------------------------------------------------------
+
+
+def _calls(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with a `_target_`, and its path."""
+    if isinstance(value, Mapping):
+        if value.get("_target_") is not None:
+            yield path, value
+        for key, child in value.items():
+            yield from _calls(joined(path, key), child)
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            yield from _calls(f"{path}[{i}]", child)
+
+
+def _check_node(path: str, node: Mapping[str, Any]) -> None:
+    callee = located(path, node["_target_"])
+    check_call(path, node, callee, besides=AROUND_TEACHER if path == "teacher" else frozenset())
+    if callee.__module__ == "kd.models.networks":
+        _check_network(path, node)
+
+
+def _check_network(path: str, node: Mapping[str, Any]) -> None:
+    """The mappings that `kd.models.networks` hands on, against who takes them."""
+    from peft import LoraConfig
+
+    from kd.models.sources import model_folder
+
+    for key, taker in (("source", model_folder), ("tokenizer", model_folder), ("lora", LoraConfig)):
+        if isinstance(node.get(key), Mapping):
+            check_call(joined(path, key), node[key], taker)
+    if isinstance(node.get("architecture"), Mapping):
+        _check_architecture(joined(path, "architecture"), node["architecture"])
+
+
+def _check_architecture(path: str, fields: Mapping[str, Any]) -> None:
+    """transformers takes a misspelt field without a word, and uses the default of the right one."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    name = fields.get("model_type")
+    if name not in CONFIG_MAPPING:
+        near = suggestion(str(name), [known for known in CONFIG_MAPPING if known[0] == str(name)[0]] or ["llama"])
+        raise ValueError(f"{path}.model_type={shown(name)}: transformers has no such model; {near}")
+    given = {key: value for key, value in fields.items() if key != "model_type"}
+    check_call(path, given, CONFIG_MAPPING[name])
+    try:
+        CONFIG_MAPPING[name](**given)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from None

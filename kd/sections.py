@@ -1,0 +1,236 @@
+"""The parts of the config that call nothing: their keys, types and bounds, and what the trainer may be told."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from kd.objectives.reduction import Reduction
+from kd.optimization import Optimization
+from kd.overrides import choices
+from kd.signatures import check_call, shown, suggestion
+
+GROUPS = (
+    *("teacher", "student", "skill", "augmentation", "rollout", "alignment", "objective"),
+    *("trainer", "evaluation", "logger"),
+)
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again
+
+# Arguments of lightning.Trainer that this project says elsewhere, or sets itself (None).
+ELSEWHERE = {
+    "accumulate_grad_batches": "optim.window",
+    "gradient_clip_val": "optim.clip",
+    "gradient_clip_algorithm": "optim.clip, which bounds the norm",
+    "max_steps": "optim.steps",
+    "min_steps": "optim.steps",
+    "max_epochs": "optim.steps",
+    "min_epochs": "optim.steps",
+    "max_time": "optim.steps",
+    "val_check_interval": "checkpoint.validate",
+    "check_val_every_n_epoch": "checkpoint.validate",
+    "limit_val_batches": "checkpoint.records",
+    "limit_train_batches": "optim.steps",
+    "log_every_n_steps": "log_every",
+    "default_root_dir": "run.root",
+    "logger": "logger=csv or logger=wandb",
+    "fast_dev_run": "optim.steps and evaluation=quick",
+    "enable_checkpointing": "checkpoint.every",
+    "callbacks": None,
+    "num_sanity_val_steps": None,
+    "use_distributed_sampler": None,
+    "enable_model_summary": None,
+}
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stands at the top level of `conf/config.yaml` itself."""
+
+    seed: NonNegativeInt
+    temperature: PositiveFloat
+    temperature_squared: bool
+    reduction: Reduction
+    log_every: PositiveInt
+    name: Text | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """The section `data`."""
+
+    max_length: PositiveInt
+    max_tokens: PositiveInt
+    workers: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The section `checkpoint`; `monitor` is one of the metrics that `kd.module` logs."""
+
+    every: PositiveInt
+    validate: PositiveInt
+    records: PositiveInt
+    monitor: Literal["validation/bits_per_byte", "validation/forward_kl"]
+    use: Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The section `run`."""
+
+    root: Text
+    force: bool
+
+
+@dataclass(frozen=True)
+class Student:
+    """The group `student`."""
+
+    model: Mapping[str, Any]
+    prepare: Mapping[str, Any] | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """How a teacher or a student is tuned first (`kd.preparation`)."""
+
+    objective: Text
+    skill: Text | None
+    steps: PositiveInt
+    lr: PositiveFloat
+    seed: NonNegativeInt
+    window: PositiveInt
+    schedule: Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Loggers:
+    """The group `logger`; metrics.csv is written in any case."""
+
+    wandb: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """The section `logger.wandb`."""
+
+    project: Text
+    group: str | None
+    tags: Sequence[str]
+    mode: Literal["offline", "online", "disabled"]
+
+
+SECTIONS: Mapping[str, Callable] = {
+    "optim": Optimization,
+    "data": Data,
+    "checkpoint": Checkpoint,
+    "run": Run,
+    "student": Student,
+    "student.prepare": Prepare,
+    "teacher.prepare": Prepare,
+    "logger": Loggers,
+    "logger.wandb": Wandb,
+}
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a section that is missing, a key that none has, a value that does not fit."""
+    _check_top(config)
+    for path, schema in SECTIONS.items():
+        _check_section(path, config, schema)
+    for role in ("teacher", "student"):
+        _check_prepared(role, config[role].get("prepare") or {})
+
+
+def _check_top(config: Mapping[str, Any]) -> None:
+    own = {field.name for field in fields(Settings)}
+    sections = {path for path in SECTIONS if "." not in path}
+    for group in sorted(sections | set(GROUPS)):
+        if not isinstance(config.get(group), Mapping):
+            remedy = f"{group}={' or '.join(choices(group))}" if group in GROUPS else f"the section {group}"
+            raise ValueError(f"{group}={shown(config.get(group))}: a run cannot do without it; give {remedy}")
+    for key in config.keys() - own - sections - set(GROUPS):
+        raise ValueError(f"{key}: the config has no such key; {suggestion(key, own | sections | set(GROUPS))}")
+    check_call("", {key: config[key] for key in config.keys() & own}, Settings, name="the config")
+
+
+def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> None:
+    node: Any = config
+    for key in path.split("."):
+        node = None if node is None else node.get(key)
+    if isinstance(node, Mapping):
+        check_call(path, node, schema, name=path)
+    elif node is not None:
+        raise ValueError(f"{path}={shown(node)}: this is a section of its own; give null or its keys")
+
+
+def _check_prepared(role: str, prepare: Mapping[str, Any]) -> None:
+    for group in ("objective", "skill"):
+        name = prepare.get(group)
+        if name is not None and name not in choices(group):
+            path = f"{role}.prepare.{group}={name}"
+            raise ValueError(f"{path}: conf/{group} has no {name}.yaml; {suggestion(name, choices(group))}")
+
+
+def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
+    """Raises ValueError for what `lightning.Trainer` does not take, what is set elsewhere, and what cannot work."""
+    import lightning
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    for key in trainer.keys() & ELSEWHERE.keys():
+        remedy = f"set {ELSEWHERE[key]} instead" if ELSEWHERE[key] else "leave it out, the run sets it itself"
+        raise ValueError(f"trainer.{key}={shown(trainer[key])} has no effect on these runs; {remedy}")
+    check_call("trainer", trainer, lightning.Trainer, name="lightning.Trainer")
+    _check_precision(trainer.get("precision", PRECISIONS[0]))
+    strategies = ["auto", *StrategyRegistry.available_strategies()]
+    if (strategy := trainer.get("strategy", "auto")) not in strategies:
+        raise ValueError(
+            f"trainer.strategy={shown(strategy)}: unknown to Lightning; {suggestion(strategy, strategies)}"
+        )
+    devices = _devices(trainer)
+    if devices is not None and window < devices:
+        raise ValueError(
+            f"optim.window={window} is smaller than the {devices} devices; "
+            f"give each at least one record, optim.window={devices}, or take trainer.devices={window}"
+        )
+    _check_launcher(strategy, devices)
+
+
+def _check_precision(precision: Any) -> None:
+    if precision == "16-mixed":
+        raise ValueError(
+            "trainer.precision=16-mixed needs its loss scaled, which the manual optimization here does not do; "
+            "take trainer.precision=bf16-mixed"
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={shown(precision)} is not one of {', '.join(PRECISIONS)}")
+
+
+def _devices(trainer: Mapping[str, Any]) -> int | None:
+    """How many processes learn together, if the config says so."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        return len(devices) * trainer.get("num_nodes", 1)
+    count = int(devices) if re.fullmatch(r"\d+", str(devices)) else 0
+    return count * trainer.get("num_nodes", 1) or None
+
+
+def _check_launcher(strategy: str, devices: int | None) -> None:
+    """Lightning starts the other ranks with the same command line: in a sweep, each would run the whole sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return
+    alone = devices == 1 or (devices is None and strategy in ("auto", "single_device"))
+    in_process = HydraConfig.get().launcher.get("_target_", "").endswith("BasicLauncher")
+    if in_process and not alone and not strategy.endswith(ONE_PROCESS):
+        raise ValueError(
+            f"trainer.strategy={strategy} under hydra/launcher=basic: each rank would start the whole sweep again; "
+            "take hydra/launcher=process, a process for each job"
+        )

@@ -1,0 +1,172 @@
+"""Demand and supply: the terms of the objective, and what they and others ask for against what is given.
+
+Both are read from the functions and classes that `_target_` names, so no weight is loaded.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kd.overrides import CONF, choices
+from kd.signals import FROM_ROLLOUT, FROM_SEQUENCES, domain, of_role, requires
+from kd.signatures import check_call, located, shown
+
+Node = Mapping[str, Any]
+
+
+KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference", "transport")
+
+
+def check_objective(objective: Node) -> None:
+    """Raises ValueError for a term that is no term: its keys, weight and kind, and what its loss is."""
+    from kd.module import Term
+
+    if not objective:
+        raise ValueError("the objective has no terms; give objective=fkl, or several as 'objective=[fkl,sft]'")
+    for name, term in objective.items():
+        path = f"objective.{name}"
+        if not isinstance(term, Mapping):
+            raise ValueError(f"{path}={shown(term)}: a term is a mapping with weight, kind and loss")
+        check_call(path, term, Term, name="a term")
+        _check_term(path, term)
+    if not any(term.get("weight", 1.0) for term in objective.values()):
+        weights = ", ".join(f"objective.{name}.weight=0" for name in objective)
+        raise ValueError(f"{weights}: nothing is left to learn from; give one term a weight")
+
+
+def _check_term(path: str, term: Node) -> None:
+    if not math.isfinite(term.get("weight", 1.0)):
+        raise ValueError(f"{path}.weight={shown(term['weight'])}: a weight is a finite number; 0 leaves the term out")
+    if (kind := term.get("kind", KINDS[0])) not in KINDS:
+        raise ValueError(f"{path}.kind={shown(kind)}: terms are of one kind of {', '.join(KINDS)}")
+    if not isinstance(term["loss"], Mapping) or term["loss"].get("_target_") is None:
+        raise ValueError(f"{path}.loss: names no _target_; give the dotted path of a function or an nn.Module")
+    _check_loss(f"{path}.loss", term["loss"], term.get("lr"))
+
+
+def _check_loss(path: str, node: Node, lr: float | None) -> None:
+    callee = located(path, node["_target_"])
+    stateful = isinstance(callee, type)
+    if stateful == bool(node.get("_partial_")):
+        remedy = (
+            "leave _partial_ out, it is a class" if stateful else "set _partial_: true, it is a function of signals"
+        )
+        raise ValueError(f"{path}._partial_={shown(bool(node.get('_partial_')))}: {callee.__qualname__}; {remedy}")
+    if lr is not None and not stateful:
+        raise ValueError(
+            f"{path.removesuffix('.loss')}.lr={shown(lr)}: {callee.__qualname__} is a function and has no "
+            "parameters of its own to learn at that rate; set optim.lr for the student's"
+        )
+    try:
+        given = requires(signals_of(callee)) & node.keys() if not stateful else frozenset[str]()
+        domain(signals_of(callee))
+    except ValueError as error:
+        raise ValueError(f"{path}._target_={node['_target_']}: {error}") from None
+    for key in given:
+        raise ValueError(f"{path}.{key}={shown(node[key])}: {key} is a signal, supplied at each step; leave it out")
+
+
+def check_supply(config: Node) -> None:
+    """Raises ValueError if something is asked for that this config does not give, and says who could give it."""
+    for group, who, names in demands(config):
+        if config["teacher"].get("_target_") is None and (asked := _of_teacher(names)):
+            raise ValueError(_no_teacher(group, who, asked))
+        _require(who, "teacher", _fields(names, "teacher", "native_teacher"), config)
+        _require(who, "alignment", _fields(names, "teacher"), config)
+        _require(who, "student", _fields(names, "student", "reference"), config)
+        _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+
+
+def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """The group that asks, who in it, and for which signals ("teacher" is the teacher as a whole)."""
+    for group in ("objective", "rollout", "augmentation"):
+        for who, names in _demands(group, config[group]):
+            yield group, who, names
+
+
+def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
+    if group == "objective":
+        for name, term in node.items():
+            yield name, requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+    elif group == "rollout":
+        rollout = located("rollout", node["_target_"])
+        yield f"rollout {rollout.__qualname__}", frozenset(getattr(rollout, "requires", ()))
+    else:
+        for i, stage in enumerate(node["stages"]):
+            found = located(f"augmentation.stages[{i}]", stage["_target_"])
+            yield f"augmentation stage {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+
+
+def signals_of(loss: Callable) -> Callable:
+    """What of a loss takes the signals: a module's `forward`, or the function itself."""
+    return loss.forward if isinstance(loss, type) else loss  # type: ignore[attr-defined]
+
+
+def provided(path: str, node: Node) -> frozenset[str]:
+    """The fields that the class at `path` gives, or the class that the function there returns."""
+    if node.get("_target_") is None:
+        return frozenset()
+    found: Any = located(path, node["_target_"])
+    if not isinstance(found, type):
+        found = inspect.signature(found).return_annotation
+    return frozenset(getattr(found, "provides", ()))
+
+
+def _fields(names: frozenset[str], *roles: str) -> dict[str, str]:
+    """The signals of these roles among `names`, and what each is called in a ModelOutput."""
+    return {f"{role}_{field}": field for role in roles for field in of_role(role, names)}
+
+
+def _require(who: str, group: str, wanted: Mapping[str, str], config: Node) -> None:
+    node = _supplier(group, config[group])
+    given = provided(group, node)
+    lacking = {signal: field for signal, field in wanted.items() if field not in given}
+    if not lacking:
+        return
+    able = list(_able(group, frozenset(wanted.values())))
+    remedy = f"try {group}={' or '.join(able)}" if able else f"nothing in conf/{group} provides it"
+    what = node["_target_"].rpartition(".")[2]
+    raise ValueError(f"{who} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}; {remedy}")
+
+
+def _supplier(group: str, node: Node) -> Node:
+    return node["model"] if group == "student" else node
+
+
+def _able(group: str, names: frozenset[str]) -> Iterator[str]:
+    """The files of `group` whose class provides `names`."""
+    for name in choices(group):
+        node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+        with suppress(ValueError, KeyError):  # a broken file is told to whoever chooses it
+            if _supplier(group, node).get("_target_") is not None and names <= provided(group, _supplier(group, node)):
+                yield name
+
+
+def _of_teacher(names: frozenset[str]) -> frozenset[str]:
+    return frozenset(
+        n for n in names - FROM_SEQUENCES if n == "teacher" or n.startswith(("teacher_", "native_teacher_"))
+    )
+
+
+def _no_teacher(group: str, who: str, asked: frozenset[str]) -> str:
+    teachers = list(_able("teacher", frozenset(_fields(asked, "teacher", "native_teacher").values())))
+    free = [name for name in choices(group) if _needs_none(group, name)]
+    ways = ["choose one, e.g. teacher=" + teachers[0]] if teachers else []
+    ways += [f"take {group}={' or '.join(free)}"] if free else []
+    signals = f" ({', '.join(sorted(asked - {'teacher'}))})" if asked - {"teacher"} else ""
+    return f"{who} needs a teacher{signals}, but teacher=none; {', or '.join(ways)}"
+
+
+def _needs_none(group: str, name: str) -> bool:
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+    with suppress(ValueError, KeyError):
+        return not any(_of_teacher(names) for _, names in _demands(group, node))
+    return False
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

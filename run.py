@@ -1,0 +1,28 @@
+"""Compose, check, train, evaluate, report: `python run.py`, `python run.py -m objective=rkl,fkl`."""
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from kd import sweeps
+from kd.composition import check_overrides
+from kd.jobs import Job
+
+CONF = Path(__file__).parent / "conf"
+
+
+@sweeps.main(config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig, job: Job) -> float | None:
+    """One run, or one job of a sweep."""
+    from kd.experiment import run
+
+    return run(cfg, job)
+
+
+if __name__ == "__main__":
+    try:
+        check_overrides(sys.argv[1:], CONF)
+    except ValueError as error:
+        sys.exit(str(error))
+    main()

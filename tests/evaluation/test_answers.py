@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from kd.evaluation.answers import score_answers
+from kd.evaluation.measured import samples
+from kd.evaluation.progress import progress_bar
+from kd.sequences import encode_prompt
+from tests.evaluation.conftest import TenIntegers, greedy, tiny
+
+LIMIT = 6
+
+
+def test_answers_are_greedy_and_scored_by_the_skill(student):
+    skill = TenIntegers(student, LIMIT, right=(2, 3, 7))
+    records = skill.load("test")
+    table = score_answers(student, skill, records, max_new_tokens=LIMIT, batch_size=3)
+    assert table["id"].tolist() == [record.id for record in records]
+    for row, record in zip(table.itertuples(), records, strict=True):
+        ids = greedy(student, encode_prompt(record.prompt, student.tokenizer), LIMIT)
+        assert row.text == student.tokenizer.decode(ids, skip_special_tokens=True)
+        assert row.tokens == len(ids)
+    assert table["score"].tolist() == [float(number in (2, 3, 7)) for number in range(10)]
+
+
+def test_an_answer_without_end_token_is_truncated(student):
+    """A head that prefers the end token always answers with it at once; one that never does is cut."""
+    skill = TenIntegers(student, LIMIT, right=())
+    records = skill.load("test")[:2]
+    for preferred, tokens, truncated in ((student.tokenizer.eos_token_id, 1, False), (65, LIMIT, True)):
+        table = score_answers(_always(preferred), skill, records, max_new_tokens=LIMIT, batch_size=2)
+        assert table["tokens"].tolist() == [tokens] * 2
+        assert table["truncated"].tolist() == [truncated] * 2
+    rows = samples(table, records)
+    letter = student.tokenizer.decode([65])
+    assert rows[0] == {
+        "id": "ten/0",
+        "prompt": "Be brief.\n\nWhat is the number 0?",
+        "response": LIMIT * letter,
+        "reference": "0",
+        "score": 0.0,
+        "tokens": LIMIT,
+        "truncated": True,
+    }
+
+
+def _always(token):
+    """Hidden states that do not depend on the input, and a head with one row that points along them."""
+    model = tiny(0, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.network.model.embed_tokens.weight.fill_(1.0)
+        for layer in model.network.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.network.lm_head.weight.zero_()
+        model.network.lm_head.weight[token] = 1.0
+    return model
+
+
+def test_bar_is_silent_where_nobody_looks(capfd):
+    with progress_bar("answers", 3) as advance:
+        advance(3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bar_shows_count_and_rate_on_a_terminal(capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar("answers", 3) as advance:
+        advance(2)
+    shown = capfd.readouterr().err
+    assert "answers" in shown
+    assert "2/3" in shown
+
+
+@pytest.mark.parametrize("count", [0, 10])
+def test_any_number_of_records(student, count):
+    skill = TenIntegers(student, 1, right=())
+    table = score_answers(student, skill, skill.load("test")[:count], max_new_tokens=1, batch_size=4)
+    assert len(table) == count

@@ -1,0 +1,163 @@
+"""Every term of `conf/objective/*.yaml`, and a small world that supplies the signals which a term asks for.
+
+A new objective is under the contract because its yaml is there; one that asks for a signal which `World` cannot
+supply yet fails in `World.signal`, which is the one place to teach it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from kd.kernels.logits import label_logprobs
+from kd.signals import ROLES, ROW, is_row_wise, requires
+from kd.types import Progress
+
+OBJECTIVES = Path(__file__).parents[2] / "conf" / "objective"
+SHARED = {"temperature": 1.0, "temperature_squared": False}  # the knobs of conf/config.yaml that terms interpolate
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of an objective, as its yaml states it."""
+
+    name: str
+    weight: float
+    kind: str
+    loss: Callable
+
+    def wants(self, *fields: str) -> bool:
+        """True if a signal ends in one of `fields`."""
+        return any(signal.endswith(fields) for signal in requires(self.loss))
+
+
+def read(path: Path) -> list[Term]:
+    """The terms of one objective file. Those named under its `defaults` are read from their own files."""
+    config = OmegaConf.merge(OmegaConf.create(SHARED), OmegaConf.load(path))
+    return [
+        Term(f"{path.stem}-{name}", config[name].weight, config[name].kind, instantiate(config[name].loss))
+        for name in config
+        if name not in SHARED and name != "defaults"
+    ]
+
+
+TERMS = [term for path in sorted(OBJECTIVES.glob("*.yaml")) for term in read(path)]
+VOCABULARY_TERMS = [term for term in TERMS if term.wants("logits", "logprobs")]
+DIVERGENCES = [term for term in TERMS if term.kind == "divergence"]
+ROW_WISE = [term for term in TERMS if is_row_wise(term.loss)]
+
+
+def over(terms: list[Term]) -> pytest.MarkDecorator:
+    """Run a test for each of `terms`."""
+    return pytest.mark.parametrize("term", terms, ids=lambda term: term.name)
+
+
+def annotated_axes(loss: Callable, signal: str) -> str:
+    """The shape that `loss` annotates `signal` with; "" where it is no tensor."""
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    while isinstance(function, partial):
+        function = function.func
+    return " ".join(getattr(get_type_hints(function).get(signal), "dim_str", "").split())
+
+
+@dataclass(frozen=True)
+class World:
+    """What four models say at B x T positions that all count; every signal follows from the fields."""
+
+    logits: Mapping[str, Tensor]  # role -> [B, T, V]
+    hidden: Mapping[str, tuple[Tensor, ...]]  # role -> layers of [B, T, D]
+    labels: Tensor  # [B, T]
+    rewards: Tensor  # [B]
+    group_size: int = 2
+
+    def signals(self, loss: Callable) -> dict[str, Any]:
+        """What `loss` asks for, as rows where it is annotated so."""
+        named = {name: (self.signal(name), annotated_axes(loss, name)) for name in requires(loss)}
+        return {name: _rows(value) if axes.split()[:1] == [ROW] else value for name, (value, axes) in named.items()}
+
+    def signal(self, name: str) -> Any:
+        """One signal over the grid of positions; fails for one that this world does not know."""
+        for role in ROLES:
+            if name == f"{role}_logits":
+                return self.logits[role]
+            if name == f"{role}_logprobs":
+                return self.logprobs(role)
+            if name == f"{role}_hidden":
+                return self.hidden[role]
+        known = {
+            "labels": self.labels,
+            "teacher_labels": self.labels,
+            "mask": torch.ones_like(self.labels, dtype=torch.bool),
+            "teacher_mask": torch.ones_like(self.labels, dtype=torch.bool),
+            "group_size": self.group_size,
+            "rewards": self.rewards,
+            "progress": Progress(step=3, total=10),
+        }
+        if name == "behaviour_logprobs":
+            return self.logprobs("student").detach()
+        if name not in known:
+            pytest.fail(f"no contract runs for signal {name!r} yet: teach World.signal in {__file__} to supply it")
+        return known[name]
+
+    def logprobs(self, role: str) -> Tensor:
+        """Log-probabilities of the labels, [B, T]."""
+        return label_logprobs(_rows(self.logits[role]), _rows(self.labels)).view(self.labels.shape)
+
+    def map_logits(self, change: Callable[[Tensor], Tensor], *roles: str) -> "World":
+        """The same world with other logits (of `roles`; of all, if none is named)."""
+        return replace(self, logits={r: change(z) if r in (roles or ROLES) else z for r, z in self.logits.items()})
+
+    def to(self, dtype: torch.dtype) -> "World":
+        """The same world in another precision."""
+        hidden = {role: tuple(layer.to(dtype) for layer in layers) for role, layers in self.hidden.items()}
+        return replace(self.map_logits(lambda z: z.to(dtype)), hidden=hidden, rewards=self.rewards.to(dtype))
+
+    def with_all_equal(self) -> "World":
+        """Every model says what the student says."""
+        return replace(
+            self,
+            logits=dict.fromkeys(ROLES, self.logits["student"]),
+            hidden=dict.fromkeys(ROLES, self.hidden["student"]),
+        )
+
+
+def world(batch: int = 4, length: int = 3, vocabulary: int = 17, width: int = 6, seed: int = 0) -> World:
+    """Random logits, hidden states and rewards in float64; the labels are among the first five ids."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return World(
+        logits={role: 2 * draw(batch, length, vocabulary) for role in ROLES},
+        hidden={role: tuple(draw(batch, length, width) for _ in range(3)) for role in ROLES},
+        labels=torch.randint(0, 5, (batch, length), generator=generator),
+        rewards=draw(batch),
+    )
+
+
+def evaluate(term: Term, given: World) -> tuple[Tensor, dict[str, Tensor]]:
+    """Values, and the gradient of their sum: of the student's "logits", and of its "hidden" states, stacked."""
+    logits = given.logits["student"].detach().requires_grad_()
+    hidden = tuple(layer.detach().requires_grad_() for layer in given.hidden["student"])
+    leaves = replace(
+        given, logits={**given.logits, "student": logits}, hidden={**given.hidden, "student": hidden}
+    )
+    values = term.loss(**leaves.signals(term.loss))
+    inputs = (logits, *hidden)
+    found = torch.autograd.grad(values.sum(), inputs, allow_unused=True) if values.requires_grad else [None] * 4
+    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+    return values.detach(), {"logits": gradients[0], "hidden": torch.stack(gradients[1:])}
+
+
+def _rows(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rows(layer) for layer in value)
+    return value.flatten(0, 1) if isinstance(value, Tensor) else value

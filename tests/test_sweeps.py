@@ -1,0 +1,312 @@
+"""Sweeps of the toy bench in `tests/sweep_app`, as real programs: what they leave behind and how they end."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd.jobs import Job
+from kd.run_folder import RunFolder
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("KD_")},
+    **{"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+}
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    return place_app(tmp_path)
+
+
+def place_app(folder: Path) -> Path:
+    shutil.copytree(TESTS / "sweep_app", folder / "app")
+    shutil.copytree(TESTS.parent / "conf" / "hydra", folder / "app" / "conf" / "hydra")
+    return folder / "app"
+
+
+def start(app: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "run.py", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=app, env={**ENVIRONMENT, **variables}, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def run(app: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    process = start(app, *arguments, **variables)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def sweeps(app: Path) -> list[Path]:
+    return sorted((app / "outputs" / "sweeps").iterdir())
+
+
+def records(sweep: Path) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in (sweep / "jobs").glob("*.json")]
+    return sorted(found, key=lambda record: record["num"])
+
+
+def statuses(sweep: Path) -> list[str]:
+    return [record["status"] for record in records(sweep)]
+
+
+def seen(sweep: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads((sweep / record["run_folder"] / "seen.json").read_text())
+
+
+def wait_for(app: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 60
+    while not list(app.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.05)
+
+
+# --- a process per job -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    app = place_app(tmp_path_factory.mktemp("grid"))
+    # the variables of a rank zero, as they are where a launcher of ranks started the sweep
+    return app, run(app, "-m", "behaviour=crash,kill,ok", "x=2", RANK="0", WORLD_SIZE="2")
+
+
+def test_a_failed_and_a_killed_job_stop_nobody(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    app, ended = grid
+    (sweep,) = sweeps(app)
+    assert ended.returncode == 1
+    crashed, killed, done = records(sweep)
+    assert (crashed["status"], crashed["reason"]) == ("failed", "RuntimeError: the machine is on fire")
+    assert (killed["status"], killed["reason"]) == ("failed", "killed by SIGKILL")
+    assert (done["status"], done["reason"], done["objective"]) == ("done", None, 4.0)
+    assert done["overrides"] == ["behaviour=ok", "x=2"]
+    assert done["seconds"] > 0
+    assert "the machine is on fire" in (sweep / "jobs" / "0.traceback.txt").read_text()
+    assert "Traceback" not in ended.stderr  # one line each instead
+    assert json.loads((sweep / crashed["run_folder"] / "results.json").read_text())["status"] == "failed"
+    assert (sweep / done["run_folder"] / "DONE").exists()
+    assert not (sweep / killed["run_folder"] / "DONE").exists()
+
+
+def test_the_sweep_ends_with_one_table(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    app, ended = grid
+    (sweep,) = sweeps(app)
+    table = ended.stdout[ended.stdout.index("3 jobs") :]
+    markdown = (sweep / "sweep.md").read_text()
+    for text in (table, markdown):
+        for words in ("RuntimeError: the machine is on fire", "killed by SIGKILL", "4.00 [3.00, 5.00]"):
+            assert words in text
+    with (sweep / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["failed", "failed", "done"]
+    assert float(rows[2]["scores.toy.bits_per_byte.after.value"]) == 4.0
+    assert rows[2]["behaviour"] == "ok"
+
+
+def test_jobs_are_counted_with_an_eta(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    heads = re.findall(r"^── job (\d) \((\d) of (\d)\): (.*) · ETA (.*)$", grid[1].stdout, flags=re.MULTILINE)
+    assert [head[:3] for head in heads] == [("0", "1", "3"), ("1", "2", "3"), ("2", "3", "3")]
+    assert heads[0][3:] == ("behaviour=crash x=2", "after the first job")
+    assert re.fullmatch(r"\d:\d\d:\d\d", heads[2][4])
+
+
+def test_each_job_is_a_process_without_rank(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    (sweep,) = sweeps(grid[0])
+    jobs = [seen(sweep, record) for record in records(sweep)]
+    assert len({job["pid"] for job in jobs}) == 3
+    assert {job["WORLD_SIZE"] for job in jobs} == {None}
+
+
+def test_a_sweep_started_again_skips_what_is_done(app: Path) -> None:
+    assert run(app, "x=3").returncode == 0
+    written = {path: path.stat().st_mtime_ns for path in app.glob("outputs/toy-*/*")}
+    again = run(app, "-m", "x=3,4")
+    assert again.returncode == 0
+    assert statuses(sweeps(app)[-1]) == ["skipped", "done"]
+    assert again.stdout.count("── job") == 1  # the skipped one did not even start a process
+    assert "9.00 [8.00, 10.0]" in again.stdout  # and yet stands in the table
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_bad_combination_stops_the_sweep_before_any_job(app: Path) -> None:
+    ended = run(app, "-m", "x=1,2,-3", "seed=1")
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == (
+        "job 2 (x=-3 seed=1): x=-3 is negative; choose x at or above 0; no job was started"
+    )
+    assert not list(app.glob("outputs/toy-*"))
+
+
+@pytest.mark.parametrize("launcher", ["process", "basic"])
+def test_ctrl_c_lets_the_job_save_and_says_how_to_go_on(launcher: str, app: Path) -> None:
+    process = start(app, "-m", "behaviour=ok,hang,fail", f"hydra/launcher={launcher}", "run.force=true")
+    wait_for(app, "outputs/toy-*/hanging")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    (saved,) = app.glob("outputs/toy-*/checkpoints/last")
+    assert saved.read_text() == "saved after 1 signal"
+    (sweep,) = sweeps(app)
+    assert statuses(sweep) == ["done", "interrupted", "waiting"]
+    assert "interrupted" in out[out.index("3 jobs") :]
+    assert "interrupted" in (sweep / "sweep.csv").read_text()
+    command = out.strip().splitlines()[-1]
+    assert command.strip() == f"{sys.executable} run.py -m behaviour=ok,hang,fail hydra/launcher={launcher}"
+
+
+def test_sigterm_goes_to_the_job_and_ends_the_sweep(app: Path) -> None:
+    process = start(app, "-m", "behaviour=hang,ok")
+    wait_for(app, "outputs/toy-*/hanging")
+    process.send_signal(signal.SIGTERM)  # the toy does not handle this one: it dies of it
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert statuses(sweeps(app)[0]) == ["interrupted", "waiting"]
+
+
+def test_two_sweeps_started_together_share_no_folder(app: Path) -> None:
+    both = [start(app, "-m", "hydra/launcher=basic", f"x={x}") for x in (1, 2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert [statuses(sweep) for sweep in sweeps(app)] == [["done"], ["done"]]
+
+
+def test_a_sweep_folder_is_never_taken_twice(app: Path) -> None:
+    (app / "mine" / "jobs").mkdir(parents=True)
+    ended = run(app, "-m", "x=1", "hydra.sweep.dir=mine")
+    assert ended.returncode == 1
+    assert "mine exists already" in ended.stderr
+
+
+def test_a_second_rank_does_not_sweep_again(app: Path) -> None:
+    ended = run(app, "-m", "x=1,2", LOCAL_RANK="1")
+    assert ended.returncode == 1
+    assert "hydra/launcher=process" in ended.stderr
+    assert not (app / "outputs").exists()
+
+
+# --- the other launchers leave the same trace ----------------------------------------------------------------
+
+
+def test_one_process_for_all_isolates_jobs(app: Path) -> None:
+    ended = run(app, "-m", "hydra/launcher=basic", "behaviour=leak,fail,exit,ok")
+    assert ended.returncode == 1
+    (sweep,) = sweeps(app)
+    leak, fail, left, ok = records(sweep)
+    assert (leak["status"], ok["status"]) == ("done", "done")
+    assert fail["reason"] == "x=1.0 cannot be learned; choose another x"
+    assert left["reason"] == "it left with exit code 3"
+    assert seen(sweep, leak)["pid"] == seen(sweep, ok)["pid"]
+    assert (seen(sweep, ok)["KD_LEAK"], seen(sweep, ok)["dtype"]) == (None, "torch.float32")
+    assert "── job 3 (4 of 4)" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.long),
+    ],
+)
+def test_other_launchers(launcher: tuple[str, ...], app: Path) -> None:
+    ended = run(app, "-m", *launcher, "behaviour=crash,ok")
+    assert ended.returncode == 1
+    (sweep,) = sweeps(app)
+    crashed, done = records(sweep)
+    assert (crashed["status"], crashed["reason"]) == ("failed", "RuntimeError: the machine is on fire")
+    assert (done["status"], done["objective"]) == ("done", 1.0)
+    assert (sweep / "jobs" / "0.traceback.txt").exists()
+    assert "RuntimeError: the machine is on fire" in ended.stdout[ended.stdout.index("2 jobs") :]
+
+
+# --- single runs ---------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_the_user_is_one_sentence(app: Path) -> None:
+    ended = run(app, "behaviour=fail", "x=5")
+    assert ended.returncode == 1
+    assert ended.stderr == "x=5 cannot be learned; choose another x\n"
+    (folder,) = app.glob("outputs/toy-*")
+    assert "ValueError" in (folder / "traceback.txt").read_text()
+
+
+def test_other_errors_keep_their_traceback(app: Path) -> None:
+    ended = run(app, "behaviour=crash")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "the machine is on fire" in ended.stderr
+
+
+def test_two_runs_at_once_do_not_share_a_folder(app: Path) -> None:
+    first = start(app, "behaviour=hang")
+    wait_for(app, "outputs/toy-*/hanging")
+    second = run(app, "behaviour=hang")
+    assert second.returncode == 1
+    assert f"is in use by process {first.pid} on " in second.stderr
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "Stopped." in out
+
+
+# --- the job by itself ---------------------------------------------------------------------------------------
+
+
+def results(value: float) -> dict[str, Any]:
+    estimate = {"value": value, "n": 1}
+    pair = {"before": estimate, "after": estimate}
+    costs = ("student_flops", "tokens", "teacher_tokens", "generated_tokens", "seconds", "peak_memory_bytes")
+    return {
+        **{"seed": 1, "scores": {"toy": {"accuracy": pair}}, "gap_closed": {}},
+        "agreement": {"top1": pair, "forward_kl": pair, "reverse_kl": pair},
+        "budget": dict.fromkeys(costs, 1),
+        "digests": {"initial_weights": "", "data_order": "", "evaluation_items": ""},
+    }
+
+
+def value_of(page: Mapping[str, Any]) -> float:
+    return page["scores"]["toy"]["accuracy"]["after"]["value"]
+
+
+def test_done_is_skipped_and_force_keeps_the_old_run(tmp_path: Path) -> None:
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+
+    def attempt(value: float, force: bool = False) -> tuple[float, str]:
+        job = Job(["x=1"])
+        page = job.run(folder, lambda _: results(value), config_yaml="", force=force)
+        return value_of(page), job.status
+
+    assert attempt(1.0) == (1.0, "running")
+    assert attempt(2.0) == (1.0, "skipped")
+    assert attempt(3.0, force=True) == (3.0, "running")
+    old = RunFolder(f"{folder.path}.old-1")
+    assert old.done
+    assert value_of(old.results()) == 1.0
+
+
+def test_an_unfinished_folder_is_gone_on_with(tmp_path: Path) -> None:
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+    folder.start("", [])
+    folder.write_text("checkpoints/last", "half")
+    page = Job([]).run(folder, lambda f: results(float((f.checkpoints / "last").exists())), config_yaml="")
+    assert value_of(page) == 1.0
+    assert folder.done
+
+
+def test_other_ranks_work_but_do_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+    with folder.lock():  # held by rank zero, whose run this is
+        assert value_of(Job([], tmp_path, 0).run(folder, lambda _: results(1.0), config_yaml="")) == 1.0
+    assert not folder.path.exists()
+    assert not (tmp_path / "jobs").exists()
