@@ -1,5 +1,6 @@
-"""What watches a run: a signal that stops it without losing anything, a line of progress."""
+"""What watches a run: it is saved, and stopped by signals, without losing anything; a line of progress."""
 
+import os
 import signal
 import sys
 import time
@@ -8,41 +9,73 @@ from types import FrameType
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
-class StopOnSignal(Callback):
-    """SIGTERM or Ctrl-C: the window is finished, the run saved, and `received` says with what to exit (128 + signal).
+class Saving(Checkpoint):
+    """Writes `last`, which a run goes on from: between two steps, so after the validation of the one before, if any.
 
-    A second Ctrl-C stops at once. On several ranks all stop after the same step, whichever was signalled.
+    Every `every` steps, at the end, and on SIGTERM or Ctrl-C. Then the run stops there, and `received` says with what
+    to exit (128 + signal); a second Ctrl-C stops at once. On several ranks all stop after the same step, whichever
+    was signalled.
     """
 
-    def __init__(self, checkpoint: Path):
-        self.checkpoint = checkpoint
+    def __init__(self, path: Path, every: int):
+        self.path, self.every = path, every
         self.received: int | None = None
+        self._saved = 0  # steps
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """From now on, signals wait for the end of a window."""
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        """From now on signals wait for the end of a step. (Lightning puts the old handlers back, however it ends.)"""
+        self._saved = pl_module.step_count
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
-    ) -> None:
-        """Save and stop if any rank was told to."""
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self.received = self.received or signal.SIGTERM
-            trainer.save_checkpoint(self.checkpoint, weights_only=False)
-            trainer.should_stop = True
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        """Save if it is time, or if any rank was told to stop. (The module then refuses the next step.)"""
+        trainer.should_stop = self._told(trainer)
+        if trainer.should_stop or pl_module.step_count % self.every == 0:
+            self._save(trainer, pl_module.step_count)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Signals act as before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Save the last step; a signal that came during it, or during its validation, counts too."""
+        self._told(trainer)
+        self._save(trainer, pl_module.step_count)
+
+    def _told(self, trainer: lightning.Trainer) -> bool:
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            self.received = self.received or signal.SIGTERM
+        return self.received is not None
+
+    def _save(self, trainer: lightning.Trainer, step: int) -> None:
+        if step > self._saved:
+            trainer.save_checkpoint(self.path, weights_only=False)
+            self._saved = step
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, whenever the process is killed.
+
+    Lightning's own pass through the system's temporary folder; when that is on another disk, the last step is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write beside, then rename."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_name(path.name + ".half")
+        with half.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
 
 
 class ProgressLines(Callback):
@@ -58,7 +91,7 @@ class ProgressLines(Callback):
     ) -> None:
         """Step, terms, rate, ETA."""
         step, total = pl_module.step_count, pl_module.optimization.steps
-        if not trainer.is_global_zero or step % pl_module.log_every and step != total:
+        if not trainer.is_global_zero or (step % pl_module.log_every and step != total):
             return
         metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")}
         rate = metrics.pop("train/tokens_per_second", 0.0)
@@ -66,4 +99,3 @@ class ProgressLines(Callback):
         terms = "  ".join(f"{name.removeprefix('train/')} {value:.4f}" for name, value in sorted(metrics.items()))
         left = time.strftime("%H:%M:%S", time.gmtime(per_step * (total - step)))
         print(f"step {step}/{total}  {terms}  {rate:,.0f} tokens/s  ETA {left}", file=sys.stderr, flush=True)
-

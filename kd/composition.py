@@ -7,16 +7,20 @@ against what the others give (`kd.supply`).
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd.choices import CONF, choices
 from kd.objectives.reduction import Reduction
-from kd.overrides import CONF, choices, flattened
+from kd.overrides import check_overrides, flattened
 from kd.sections import GROUPS, check_sections, check_trainer
-from kd.signatures import check_call, joined, located, shown, suggestion
-from kd.supply import check_objective, check_supply
+from kd.signatures import check_call, joined, located, suggestion
+from kd.supply import check_objective, check_other_runs, check_supply
+
+__all__ = ["check", "check_overrides", "describe", "resolved"]
 
 AROUND_TEACHER = frozenset({"prepare", "licence"})  # for the run; the rest is the class's
 
@@ -25,11 +29,12 @@ def check(cfg: DictConfig) -> None:
     """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run."""
     config = resolved(cfg)
     check_sections(config)
+    check_objective(config["objective"])
     for path, node in _calls("", config):
         _check_node(path, node)
-    check_objective(config["objective"])
     check_trainer(config["trainer"], config["optim"]["window"])
     check_supply(config)
+    check_other_runs(config)
 
 
 def describe(cfg: DictConfig) -> str:
@@ -67,25 +72,21 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> str:
     """Why `value` at `path` leads nowhere, and which files of the groups at both ends would help."""
-    missing = [name for name in re.findall(r"\$\{([^${}:]+)\}", value) if name not in known]
+    missing = [name for name in re.findall(r"\$\{([^${}:]+)\}", value) if name not in known and name[0] != "."]
     if not missing:
         return f"{path} is {value}, which cannot be resolved: {error.splitlines()[0].rpartition('interpolation: ')[2]}"
     told = f"{path} is {value}, but there is no {missing[0]}"
     user, owner = path.partition(".")[0], missing[0].partition(".")[0]
     if user not in GROUPS or owner not in GROUPS:
-        return f"{told}; {suggestion(missing[0], known)}" if len(known) else told
-    without = [name for name in choices(user) if missing[0] not in _text(user, name)]
+        return f"{told}; {suggestion(missing[0], known)}"
+    without = [name for name in choices(user) if missing[0] not in _file(user, name).read_text(encoding="utf-8")]
     having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(_file(owner, name))})]
     others = [f"{group}={' or '.join(names)}" for group, names in ((user, without), (owner, having)) if names]
     return f"{told}; try {', or '.join([*others, f'give {path} a value of its own'])}"
 
 
-def _file(group: str, name: str) -> str:
-    return str(CONF / group / f"{name}.yaml")
-
-
-def _text(group: str, name: str) -> str:
-    return (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+def _file(group: str, name: str) -> Path:
+    return CONF / group / f"{name}.yaml"
 
 
 # ---- names, types, bounds --------------------------------------------------------------------------------------------
@@ -128,13 +129,15 @@ def _check_architecture(path: str, fields: Mapping[str, Any]) -> None:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    name = fields.get("model_type")
+    name = str(fields.get("model_type"))
     if name not in CONFIG_MAPPING:
-        near = suggestion(str(name), [known for known in CONFIG_MAPPING if known[0] == str(name)[0]] or ["llama"])
-        raise ValueError(f"{path}.model_type={shown(name)}: transformers has no such model; {near}")
+        near = suggestion(name, CONFIG_MAPPING)
+        raise ValueError(f"{path}.model_type={name}: transformers has no such model; {near}")
+    config = CONFIG_MAPPING[name]
     given = {key: value for key, value in fields.items() if key != "model_type"}
-    check_call(path, given, CONFIG_MAPPING[name])
+    check_call(path, given, config, besides=config.attribute_map.keys())  # aliases, as hidden_size of gpt2's n_embd
     try:
-        CONFIG_MAPPING[name](**given)
+        config(**given)
     except StrictDataclassError as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+        reason = re.sub(r"^\w+Error: ", "", str(error).splitlines()[-1].strip())
+        raise ValueError(f"{path}: {reason}") from None

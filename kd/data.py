@@ -139,7 +139,12 @@ class Data(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """This rank's micro-batches of the validation records."""
-        share = self.validation[self.trainer.global_rank :: self.trainer.world_size]
+        fitting, ranks = [r for r in self.validation if self.encoder.encode(r)], self.trainer.world_size
+        if 0 < len(fitting) < ranks:
+            raise ValueError(
+                f"{len(fitting)} validation records cannot be dealt to {ranks} ranks; raise checkpoint.records"
+            )
+        share = fitting[self.trainer.global_rank :: ranks]
         return DataLoader(self.encoder.batches(share), batch_size=None)  # type: ignore[arg-type]
 
     def _workers(self) -> dict[str, Any]:

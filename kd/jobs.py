@@ -69,21 +69,24 @@ class Job:
         self.status, self.reason, self.seconds = status, reason, time.time() - self.started
         self.write()
 
-    def run(self, folder: RunFolder, work: Work, *, config_yaml: str, force: bool = False) -> Mapping[str, Any]:
+    def run(
+        self, folder: RunFolder, work: Work, *, config_yaml: str, force: bool = False, wait: bool = False
+    ) -> Mapping[str, Any]:
         """The results in `folder` when it is DONE, else those of `work(folder)`; their table is printed.
 
-        The folder is locked meanwhile. With `force` an old one is set aside first. A rank other than zero
-        only works.
+        The folder is locked meanwhile. With `force` an old one is set aside first; with `wait` another
+        process that works in it is waited for (a run that several jobs need). A rank other than zero only
+        works.
 
         Raises:
-            BlockingIOError: another process works in the folder.
+            BlockingIOError: another process works in the folder, and `wait` is False.
             ValueError: `work` returned what does not fit the schema of results.json.
         """
         if not is_rank_zero():
             return folder.results() if folder.done and not force else work(folder)
         self.run_folder = os.path.relpath(folder.path, self.sweep or Path.cwd())
         self.write()
-        with folder.lock():
+        with folder.lock(wait=wait):
             if force:
                 folder.set_aside()
             results = self._stored(folder) if folder.done else self._worked(folder, work, config_yaml)

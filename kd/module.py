@@ -81,6 +81,10 @@ class Distillation(lightning.LightningModule):
 
     # ---- one optimizer step ------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, window: Window, _: int) -> int | None:
+        """A run that was told to stop, stops here, between two steps (-1 says so to Lightning)."""
+        return -1 if self.trainer.should_stop else None
+
     def training_step(self, window: Window, _: int) -> None:
         """Learn from one window."""
         started = time.perf_counter()
@@ -258,13 +262,15 @@ class Distillation(lightning.LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside weights, optimizers and schedules: the step, the counters, and what is not logged yet."""
-        checkpoint["distillation"] = {"step": self.step_count, "budget": asdict(self.budget), "means": dict(self.means)}
+        """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet."""
+        means = {name: self.all_gather(value).reshape(-1) for name, value in sorted(self.means.items())}
+        checkpoint["distillation"] = {"step": self.step_count, "budget": asdict(self.budget), "means": means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Everything that `on_save_checkpoint` wrote."""
         state = checkpoint["distillation"]
-        self.step_count, self.budget, self.means = state["step"], Budget(**state["budget"]), dict(state["means"])
+        self.step_count, self.budget = state["step"], Budget(**state["budget"])
+        self.means = {name: ranks[self.global_rank] for name, ranks in state["means"].items()}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""

@@ -5,7 +5,7 @@ seconds. A number that does not exist (NaN, infinite) is null.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 SYSTEMS = ("uniform", "floor", "before", "sft", "after", "teacher")  # in the order of a report's rows
 
 ConfigHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -43,7 +43,13 @@ class Estimate(_Page):
 
 
 class SystemScores(_Page):
-    """One metric, for the student before and after and for what it is compared with."""
+    """One metric, for the student before and after and for what it is compared with.
+
+    A student of equal steps under another objective than sft may be added under that objective's name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Estimate | None]
 
     before: Estimate
     after: Estimate
@@ -54,7 +60,10 @@ class SystemScores(_Page):
 
 
 class StudentAgreement(_Page):
-    """How far each student is from the teacher on the same positions."""
+    """How far each student is from the teacher on the same positions; other objectives' as in SystemScores."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Estimate | None]
 
     before: Estimate
     after: Estimate
@@ -100,7 +109,7 @@ class Results(_Page):
     seed: int
     scores: dict[str, dict[str, SystemScores]]
     gap_closed: dict[str, dict[str, float | None]]
-    agreement: Agreement
+    agreement: Agreement | None = None  # without a teacher there is none
     budget: Budget
     digests: Digests
 

@@ -128,8 +128,8 @@ class RunFolder:
         return json.loads((self.path / "results.json").read_text(encoding="utf-8"))
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep every other process out of this folder.
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep every other process out of this folder; with `wait`, once the one inside has left.
 
         The lock lies beside the folder, so that it survives `set_aside`, and ends with the process.
 
@@ -143,10 +143,12 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise BlockingIOError(
-                f"run folder {self.path} is in use by {_holder(holder)}; wait for that run or stop it, "
-                "then start this one again"
-            ) from None
+            in_use = f"run folder {self.path} is in use by {_holder(holder)}"
+            if not wait:
+                message = f"{in_use}; wait for that run or stop it, then start this one again"
+                raise BlockingIOError(message) from None
+            print(f"{in_use}: waiting", flush=True)
+            lock.acquire()
         try:
             write_atomically(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             yield

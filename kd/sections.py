@@ -9,9 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from kd.choices import choices
 from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
-from kd.overrides import choices
 from kd.signatures import check_call, shown, suggestion
 
 GROUPS = (
@@ -57,6 +57,7 @@ class Settings:
     temperature: PositiveFloat
     temperature_squared: bool
     reduction: Reduction
+    compare: Text | None
     log_every: PositiveInt
     name: Text | None = None
 
@@ -146,8 +147,10 @@ def check_sections(config: Mapping[str, Any]) -> None:
     _check_top(config)
     for path, schema in SECTIONS.items():
         _check_section(path, config, schema)
+    _check_file("compare", config["compare"], "objective")
     for role in ("teacher", "student"):
-        _check_prepared(role, config[role].get("prepare") or {})
+        for group in ("objective", "skill"):
+            _check_file(f"{role}.prepare.{group}", (config[role].get("prepare") or {}).get(group), group)
 
 
 def _check_top(config: Mapping[str, Any]) -> None:
@@ -157,9 +160,9 @@ def _check_top(config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(group), Mapping):
             remedy = f"{group}={' or '.join(choices(group))}" if group in GROUPS else f"the section {group}"
             raise ValueError(f"{group}={shown(config.get(group))}: a run cannot do without it; give {remedy}")
-    for key in config.keys() - own - sections - set(GROUPS):
+    for key in (key for key in config if key not in own | sections | set(GROUPS)):
         raise ValueError(f"{key}: the config has no such key; {suggestion(key, own | sections | set(GROUPS))}")
-    check_call("", {key: config[key] for key in config.keys() & own}, Settings, name="the config")
+    check_call("", {key: value for key, value in config.items() if key in own}, Settings, name="the config")
 
 
 def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> None:
@@ -172,12 +175,9 @@ def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> No
         raise ValueError(f"{path}={shown(node)}: this is a section of its own; give null or its keys")
 
 
-def _check_prepared(role: str, prepare: Mapping[str, Any]) -> None:
-    for group in ("objective", "skill"):
-        name = prepare.get(group)
-        if name is not None and name not in choices(group):
-            path = f"{role}.prepare.{group}={name}"
-            raise ValueError(f"{path}: conf/{group} has no {name}.yaml; {suggestion(name, choices(group))}")
+def _check_file(path: str, name: str | None, group: str) -> None:
+    if name is not None and name not in choices(group):
+        raise ValueError(f"{path}={name}: conf/{group} has no {name}.yaml; {suggestion(name, choices(group))}")
 
 
 def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
@@ -185,15 +185,15 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
     import lightning
     from lightning.pytorch.strategies import StrategyRegistry
 
-    for key in trainer.keys() & ELSEWHERE.keys():
-        remedy = f"set {ELSEWHERE[key]} instead" if ELSEWHERE[key] else "leave it out, the run sets it itself"
-        raise ValueError(f"trainer.{key}={shown(trainer[key])} has no effect on these runs; {remedy}")
+    for key in (key for key in trainer if key in ELSEWHERE):
+        where = f"this is said elsewhere; set {ELSEWHERE[key]}" if ELSEWHERE[key] else "the run sets this; leave it out"
+        raise ValueError(f"trainer.{key}={shown(trainer[key])}: {where}")
     check_call("trainer", trainer, lightning.Trainer, name="lightning.Trainer")
     _check_precision(trainer.get("precision", PRECISIONS[0]))
     strategies = ["auto", *StrategyRegistry.available_strategies()]
     if (strategy := trainer.get("strategy", "auto")) not in strategies:
         raise ValueError(
-            f"trainer.strategy={shown(strategy)}: unknown to Lightning; {suggestion(strategy, strategies)}"
+            f"trainer.strategy={shown(strategy)}: unknown to Lightning; {suggestion(str(strategy), strategies)}"
         )
     devices = _devices(trainer)
     if devices is not None and window < devices:

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.types import Batch, Message, Record, Response, Sequences
 
+MAX_PADDING = 0.1  # share of a window's tokens
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -38,6 +40,8 @@ def encode(
 ) -> Encoded | None:
     """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
 
+    The response is tokenised apart from the prompt, which is how a model that answers sees it: together, a space that
+    a response begins with could become one token with the newline that ends the prompt.
     None if the prompt alone fills `max_length`: nothing would be learnt.
     """
     prompt = encode_prompt(messages, tokenizer)
@@ -69,14 +73,24 @@ def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", mult
     return Sequences(tokens, labels, mask, lengths, padding_side)  # type: ignore[arg-type]
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped so that longest x count stays within `max_tokens`; longest first, so that memory peaks early."""
+def micro_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = MAX_PADDING) -> list[list[int]]:
+    """Indices grouped by length, longest first, so that memory peaks early.
+
+    A group grows while longest x count stays within `max_tokens`, and padding within the share `max_padding` of
+    all tokens so far. A row longer than `max_tokens` is a group of its own.
+    """
     groups: list[list[int]] = []
+    tokens = padded = 0  # of the rows, and of the rows as wide as their group's longest
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+        tokens += lengths[i]
+        longest = lengths[groups[-1][0]] if groups else 0
+        fits = bool(groups) and longest * (len(groups[-1]) + 1) <= max_tokens
+        if fits and tokens >= (1 - max_padding) * (padded + longest):
             groups[-1].append(i)
+            padded += longest
         else:
             groups.append([i])
+            padded += lengths[i]
     return groups
 
 
@@ -84,6 +98,8 @@ class Encoder:
     """Records to batches, for a student's and a teacher's tokenizer.
 
     max_length: longest sequence kept, in tokens. max_tokens: bound on a micro-batch's rows x longest row.
+    max_padding: largest share of a window's tokens that is padding; raise it where many small micro-batches cost
+    more time than padding does.
     """
 
     def __init__(
@@ -93,8 +109,9 @@ class Encoder:
         *,
         max_length: int,
         max_tokens: int,
+        max_padding: float = MAX_PADDING,
     ):
-        self.student, self.max_length, self.max_tokens = student, max_length, max_tokens
+        self.student, self.max_length, self.max_tokens, self.max_padding = student, max_length, max_tokens, max_padding
         self.teacher = None if teacher is None or same_text(student, teacher) else teacher
         self._rows: dict[tuple, list[Encoded]] = {}
 
@@ -128,18 +145,19 @@ class Encoder:
         return rows
 
     def _batches(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> list[Batch]:
+        sizes = {len(rows) for _, rows in pairs}
+        if len(sizes) > 1:  # refused even where lengths keep them in different batches today
+            raise ValueError(
+                f"records with {sorted(sizes)} responses are mixed in one window; give each the same number"
+            )
         lengths = [max(len(row.ids) - 1 for row in rows) * len(rows) for _, rows in pairs]
-        return [self._batch([pairs[i] for i in group]) for group in micro_batches(lengths, self.max_tokens)]
+        groups = micro_batches(lengths, self.max_tokens, self.max_padding)
+        return [self._batch([pairs[i] for i in group]) for group in groups]
 
     def _batch(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> Batch:
-        sizes = {len(rows) for _, rows in pairs}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"records with {sorted(sizes)} responses are mixed in one batch; give each the same number"
-            )
         records = tuple(record for record, _ in pairs)
         student = collate([row for _, rows in pairs for row in rows], pad_id(self.student))
-        return Batch(student, self._teacher_sequences(student, records), records, group_size=sizes.pop())
+        return Batch(student, self._teacher_sequences(student, records), records, group_size=len(pairs[0][1]))
 
     def _teacher_sequences(self, student: Sequences, records: Sequence[Record]) -> Sequences:
         if self.teacher is None:

@@ -32,7 +32,8 @@ def requires(objective: Callable) -> frozenset[str]:
     names = set()
     for parameter in signature(_function(objective)).parameters.values():
         if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-            raise ValueError(f"objective {_name(objective)} takes *{parameter.name}; spell its arguments out")
+            stars = "*" if parameter.kind is Parameter.VAR_POSITIONAL else "**"
+            raise ValueError(f"objective {_name(objective)} takes {stars}{parameter.name}; spell its arguments out")
         if parameter.kind is not Parameter.KEYWORD_ONLY and parameter.name != "self":
             names.add(parameter.name)
     if unknown := names - SIGNALS:
@@ -50,10 +51,12 @@ def of_role(role: str, names: frozenset[str]) -> frozenset[str]:
 
 def domain(objective: Callable) -> str:
     """What the objective's values run over: "*n" or "B T" (tokens), "B" (responses), "P" (pairs or prompts)."""
-    shape = _shape(_hints(objective).get("return"))
+    hint = _hints(objective).get("return")
+    shape = _shape(hint)
     if shape not in (ROW, POSITION, RESPONSE, PAIR):
+        found = shape or ("a scalar" if hasattr(hint, "dim_str") else "an unannotated value")
         raise ValueError(
-            f"objective {_name(objective)} returns {shape or 'an unannotated value'}; annotate it as one of "
+            f"objective {_name(objective)} returns {found}; annotate it as one of "
             f'Float[Tensor, "*n"], "B T", " B", " P", unreduced'
         )
     return shape
@@ -62,8 +65,11 @@ def domain(objective: Callable) -> str:
 def is_row_wise(objective: Callable) -> bool:
     """True if each position's value depends on that position alone, so that the head may run in chunks.
 
-    Read from the annotations: the result and every tensor among the signals begin with `*n`.
+    Read from the annotations: the result and every tensor among the signals begin with `*n`. A term with parameters
+    of its own is not chunked: a chunk makes gradients of hidden states and head only.
     """
+    if isinstance(objective, nn.Module) and any(p.requires_grad for p in objective.parameters()):
+        return False
     hints = _hints(objective)
     shapes = [shape for name in requires(objective) if (shape := _shape(hints.get(name)))]
     return domain(objective) == ROW and all(shape.split()[0] == ROW for shape in shapes)

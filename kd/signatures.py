@@ -20,12 +20,11 @@ BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The known name nearest to `word` as a question, or all of them."""
+    """The known name nearest to `word` as a question, else all of them if they are not many."""
     names = sorted(known)
-    close = get_close_matches(word, names, n=1)
-    if close:
+    if close := get_close_matches(word, names, n=1, cutoff=0.6 if len(names) <= 20 else 0.0):
         return f"did you mean {close[0]}?"
-    return f"there is {', '.join(names)}" if names else "there is none"
+    return f"known: {', '.join(names) or 'none'}"
 
 
 def joined(path: str, key: str) -> str:
@@ -94,7 +93,7 @@ def check_call(
     parameters = inspect.signature(callee).parameters
     given = {key: value for key, value in node.items() if key not in FOR_HYDRA | besides}
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for key in given.keys() - parameters.keys():
+        for key in (key for key in given if key not in parameters):
             raise ValueError(f"{joined(path, key)}: {name} takes no {key}; {suggestion(key, parameters)}")
     for key, parameter in parameters.items():
         if key in given:
@@ -134,10 +133,10 @@ def _calls(value: Any) -> bool:
 
 def _reason(value: Any, error: ValidationError, annotation: Any) -> str:
     if len(errors := error.errors()) > 1:  # one for each member of a union
-        return f"input should be {in_words(annotation)}"
+        return f"should be {in_words(annotation)}"
     place = "".join(f"[{key}]" for key in errors[0]["loc"] if isinstance(key, int))
-    message = errors[0]["msg"]
-    text = f"{f'item {place} ' if place else ''}{message[0].lower()}{message[1:]}"
+    text = (f"item {place} " if place else "") + errors[0]["msg"].removeprefix("Input ")
+    text = text.replace("a valid array", "a list").replace("an object", "a mapping")
     options = [option for option in _options(annotation) if isinstance(option, str)]
     near = get_close_matches(value, options, n=1) if isinstance(value, str) else []
     return f"{text}; did you mean {near[0]}?" if near else text

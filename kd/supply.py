@@ -11,12 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kd.overrides import CONF, choices
+from kd.choices import CONF, choices
 from kd.signals import FROM_ROLLOUT, FROM_SEQUENCES, domain, of_role, requires
 from kd.signatures import check_call, located, shown
 
 Node = Mapping[str, Any]
-
 
 KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference", "transport")
 
@@ -52,21 +51,19 @@ def _check_loss(path: str, node: Node, lr: float | None) -> None:
     callee = located(path, node["_target_"])
     stateful = isinstance(callee, type)
     if stateful == bool(node.get("_partial_")):
-        remedy = (
-            "leave _partial_ out, it is a class" if stateful else "set _partial_: true, it is a function of signals"
-        )
-        raise ValueError(f"{path}._partial_={shown(bool(node.get('_partial_')))}: {callee.__qualname__}; {remedy}")
+        what = "a class, made once; leave _partial_ out" if stateful else "a function of signals; set _partial_: true"
+        raise ValueError(f"{path}._partial_={shown(node.get('_partial_'))}: {callee.__qualname__} is {what}")
     if lr is not None and not stateful:
         raise ValueError(
             f"{path.removesuffix('.loss')}.lr={shown(lr)}: {callee.__qualname__} is a function and has no "
             "parameters of its own to learn at that rate; set optim.lr for the student's"
         )
     try:
-        given = requires(signals_of(callee)) & node.keys() if not stateful else frozenset[str]()
+        signals = requires(signals_of(callee))
         domain(signals_of(callee))
     except ValueError as error:
         raise ValueError(f"{path}._target_={node['_target_']}: {error}") from None
-    for key in given:
+    for key in () if stateful else sorted(signals & node.keys()):
         raise ValueError(f"{path}.{key}={shown(node[key])}: {key} is a signal, supplied at each step; leave it out")
 
 
@@ -79,6 +76,20 @@ def check_supply(config: Node) -> None:
         _require(who, "alignment", _fields(names, "teacher"), config)
         _require(who, "student", _fields(names, "student", "reference"), config)
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+
+
+def check_other_runs(config: Node) -> None:
+    """The same for the runs that this one brings along: its baseline `compare`, and what prepares its models."""
+    for role in ("teacher", "student"):
+        name = (config[role].get("prepare") or {}).get("objective")
+        if name is not None and not _needs_none("objective", name):
+            free = " or ".join(name for name in choices("objective") if _needs_none("objective", name))
+            raise ValueError(f"{role}.prepare.objective={name} needs a teacher, and nobody teaches there; take {free}")
+    if config["compare"] is not None:
+        try:
+            check_supply({**config, "objective": _content("objective", config["compare"])})
+        except ValueError as error:
+            raise ValueError(f"compare={config['compare']}: {error}, or compare=null") from None
 
 
 def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
@@ -103,7 +114,11 @@ def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
 
 def signals_of(loss: Callable) -> Callable:
     """What of a loss takes the signals: a module's `forward`, or the function itself."""
-    return loss.forward if isinstance(loss, type) else loss  # type: ignore[attr-defined]
+    if not isinstance(loss, type):
+        return loss
+    if not hasattr(loss, "forward"):
+        raise ValueError(f"{loss.__qualname__} has no forward that takes signals; make it an nn.Module")
+    return loss.forward
 
 
 def provided(path: str, node: Node) -> frozenset[str]:
@@ -140,7 +155,7 @@ def _supplier(group: str, node: Node) -> Node:
 def _able(group: str, names: frozenset[str]) -> Iterator[str]:
     """The files of `group` whose class provides `names`."""
     for name in choices(group):
-        node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+        node = _content(group, name)
         with suppress(ValueError, KeyError):  # a broken file is told to whoever chooses it
             if _supplier(group, node).get("_target_") is not None and names <= provided(group, _supplier(group, node)):
                 yield name
@@ -162,10 +177,13 @@ def _no_teacher(group: str, who: str, asked: frozenset[str]) -> str:
 
 
 def _needs_none(group: str, name: str) -> bool:
-    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
     with suppress(ValueError, KeyError):
-        return not any(_of_teacher(names) for _, names in _demands(group, node))
+        return not any(_of_teacher(names) for _, names in _demands(group, _content(group, name)))
     return False
+
+
+def _content(group: str, name: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from kd.callbacks import ProgressLines, StopOnSignal
+from kd.callbacks import ProgressLines, Saving, WholeFiles
 from kd.data import Data
 from kd.metrics_log import TidyLogger
 from kd.models.language_model import LanguageModel
@@ -30,11 +33,13 @@ from kd.types import Record, Skill
 
 # Lightning's advice that does not apply to us, and why.
 QUIET = [
-    "Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
     "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
     "The '.*_dataloader' does not have many workers",  # windows are encoded once and cached
     r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
     "Found .* module\\(s\\) in eval mode",  # set in on_fit_start
+    "You're resuming from a checkpoint that ended before the epoch",  # a window is a function of the step
+    "Checkpoint directory .* exists and is not empty",  # that is what resuming is
+    "It is recommended to use `self.log",  # the module sums over ranks before it logs
 ]
 for message in QUIET:
     warnings.filterwarnings("ignore", message)
@@ -54,7 +59,7 @@ class Parts:
 
 
 def build(cfg: DictConfig) -> Parts:
-    """Load the skill, the teacher and the student, and put them together. Random weights depend on seed and name only."""
+    """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
     skill: Skill = instantiate(cfg.skill)
     teacher = load_teacher(cfg.teacher)
     with seeded(cfg.seed, "student"):
@@ -105,16 +110,15 @@ def load_teacher(node: DictConfig) -> Any:
 @lru_cache(maxsize=1)
 def _shared_teacher(node: str) -> Any:
     described = {key: value for key, value in json.loads(node).items() if key not in ("prepare", "licence")}
-    return instantiate(described, _convert_="all")
+    with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
+        return instantiate(described, _convert_="all")
 
 
 def augmented(cfg: DictConfig, records: Any, teacher: Any) -> list[Record]:
     """The training records after the augmentation's stages, in order."""
     identity = json.dumps(OmegaConf.to_container(cfg.teacher, resolve=True), sort_keys=True)
     for stage in instantiate(cfg.augmentation.stages):
-        records = stage(
-            records, teacher=None if teacher is None else teacher.model, teacher_id=identity, seed=cfg.seed
-        )
+        records = stage(records, teacher=None if teacher is None else teacher.model, teacher_id=identity, seed=cfg.seed)
     return list(records)
 
 
@@ -124,18 +128,36 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     Raises SystemExit(128 + signal) when a signal stopped it; what was trained is saved then.
     """
     last = folder.checkpoints / "last.ckpt"
-    if last.exists():
-        step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["distillation"]["step"]
-        print(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
-    stop, terminal = StopOnSignal(last), Console().is_terminal
+    resumed = last if last.exists() else None
     log = TidyLogger(folder.path)
-    if last.exists():
+    if resumed:
+        step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["distillation"]["step"]
+        rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
         log.truncate_after(step)
-    trainer = lightning.Trainer(
+    saving = Saving(last, cfg.checkpoint.every)
+    trainer = _trainer(cfg, folder, [log, *loggers(cfg, folder)], saving)
+    try:
+        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
+    except SIGTERMException:  # it came before `saving` listened, so before the first step
+        saving.received = signal.SIGTERM
+    if saving.received is not None:
+        step = parts.module.step_count
+        rank_zero_only(print)(f"stopped at step {step}; the same command goes on from there", flush=True)
+        # The first rank tells. When another one fails, Lightning kills all.
+        raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
+    if cfg.checkpoint.use == "best":
+        state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        parts.module.load_state_dict(state, strict=parts.module.strict_loading)
+
+
+def _trainer(cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving) -> lightning.Trainer:
+    terminal = Console().is_terminal
+    return lightning.Trainer(
         **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
         max_epochs=1,  # one pass over `steps` windows
-        logger=[log, *loggers(cfg, folder)],
-        callbacks=[*checkpoints(cfg, folder), stop, *([] if terminal else [ProgressLines()])],
+        logger=to,
+        callbacks=[best(cfg, folder), saving, *([] if terminal else [ProgressLines()])],
+        plugins=[WholeFiles()],
         enable_progress_bar=terminal,
         default_root_dir=folder.path,
         val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
@@ -144,23 +166,18 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         use_distributed_sampler=False,  # windows are dealt to the ranks already
         enable_model_summary=False,
     )
-    trainer.fit(parts.module, datamodule=parts.data, ckpt_path=last if last.exists() else None, weights_only=True)
-    if stop.received is not None and parts.module.step_count < cfg.optim.steps:
-        print(f"stopped at step {parts.module.step_count}; the same command goes on from there", flush=True)
-        raise SystemExit(128 + stop.received)
-    trainer.save_checkpoint(last, weights_only=False)
-    if cfg.checkpoint.use == "best":
-        state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-        parts.module.load_state_dict(state, strict=parts.module.strict_loading)
 
 
-def checkpoints(cfg: DictConfig, folder: RunFolder) -> list[Callback]:
-    """`last` (everything, to resume from) and `best` (weights)."""
-    kept: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False, "save_top_k": 1}
-    return [
-        ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint.every, **kept),
-        ModelCheckpoint(filename="best", monitor=cfg.checkpoint.monitor, save_weights_only=True, **kept),
-    ]
+def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
+    """Keeps `best.ckpt`, weights only."""
+    return ModelCheckpoint(
+        folder.checkpoints,
+        "best",
+        monitor=cfg.checkpoint.monitor,
+        save_weights_only=True,
+        save_top_k=1,
+        enable_version_counter=False,
+    )
 
 
 def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:

@@ -93,8 +93,8 @@ def test_records_that_do_not_fit_are_not_part_of_the_stream():
 
 
 def test_no_record_fits():
-    with pytest.raises(ValueError, match=r"no record of 23 fits data\.max_length=10; raise data\.max_length"):
-        Windows(RECORDS, encoder(max_length=10), size=8, seed=0, steps=9)
+    with pytest.raises(ValueError, match=r"no record of 23 fits data\.max_length=4; raise data\.max_length"):
+        Windows(RECORDS, encoder(max_length=4), size=8, seed=0, steps=9)
 
 
 def test_more_ranks_than_records():
@@ -123,7 +123,10 @@ def loader(workers: int = 0, start: int = 0, rank: int = 0, ranks: int = 1):
 
 def stream(**settings: int) -> list[tuple[int, list[tuple[list[str], list]]]]:
     return [
-        (window.step, [([kept.id for kept in batch.records], batch.student.tokens.tolist()) for batch in window.batches])
+        (
+            window.step,
+            [([kept.id for kept in batch.records], batch.student.tokens.tolist()) for batch in window.batches],
+        )
         for window in loader(**settings)
     ]
 

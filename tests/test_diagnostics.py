@@ -53,6 +53,12 @@ def test_calibration_error_by_hand():
     assert calibration_error(confidence(sure), correct(sure, labels), bins=1).item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_bins_hold_their_upper_edge():
+    # one bin (0, 1/2] for both: |(0.5 - 0) + (0.4 - 1)| / 2; apart it would be (0.5 + 0.6) / 2
+    value = calibration_error(torch.tensor([0.5, 0.4]), torch.tensor([False, True]), bins=2)
+    assert value.item() == pytest.approx(0.05)
+
+
 def test_calibrated_predictions_have_no_error():
     """Of ten rows at 0.7, seven are right."""
     held = torch.full((10,), 0.7, dtype=torch.float64)

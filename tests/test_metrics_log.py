@@ -31,7 +31,7 @@ def test_a_step_is_required(tmp_path: Path) -> None:
         TidyLogger(tmp_path).log_metrics({"train/loss": 1.0})
 
 
-@pytest.mark.parametrize("half_row", ["", "3,train,loss,0.", "3,tra", "3"])
+@pytest.mark.parametrize("half_row", ["", "3,train,loss,0.", "3", "2,train,lr,0.", "1"])
 def test_a_resumed_run_writes_later_steps_again(half_row: str, tmp_path: Path) -> None:
     log = TidyLogger(tmp_path)
     log.truncate_after(5)  # nothing there yet

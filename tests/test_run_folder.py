@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import lightning
@@ -44,9 +45,7 @@ def folder(root: Path) -> RunFolder:
 def process(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     repository = Path(run_folder.__file__).parents[1]
-    return subprocess.Popen(
-        command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 # --- the hash -------------------------------------------------------------------------------------------------
@@ -131,7 +130,9 @@ def test_git_state_sees_uncommitted_changes(tmp_path: Path) -> None:
 def test_nan_becomes_null(tmp_path: Path) -> None:
     run = folder(tmp_path)
     bad = {"value": math.nan, "n": 0, "low": -math.inf, "high": math.inf}
-    page = run.finish(results(gap_closed={"toy": {"accuracy": math.nan}}, scores={"t": {"m": {"before": bad, "after": bad}}}))
+    page = run.finish(
+        results(gap_closed={"toy": {"accuracy": math.nan}}, scores={"t": {"m": {"before": bad, "after": bad}}})
+    )
     assert page == run.results()
     assert page["gap_closed"]["toy"]["accuracy"] is None
     assert page["scores"]["t"]["m"]["after"] == {"value": None, "n": 0, "low": None, "high": None}
@@ -162,6 +163,10 @@ def test_an_interval_upside_down_is_refused(tmp_path: Path) -> None:
     value = {"value": 1.0, "n": 3, "low": 2.0, "high": 1.0}
     with pytest.raises(ValueError, match=r"low=2\.0 is above high=1\.0"):
         folder(tmp_path).finish(results(scores={"t": {"m": {"before": value, "after": value}}}))
+
+
+def test_without_a_teacher_there_is_no_agreement(tmp_path: Path) -> None:
+    assert folder(tmp_path).finish(results(agreement=None))["agreement"] is None
 
 
 def test_more_digests_may_be_added(tmp_path: Path) -> None:
@@ -258,3 +263,14 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
             pass
     with run.lock():
         pass
+
+
+def test_a_run_that_several_jobs_need_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(tmp_path)
+    holder = process(HOLDER, run.path)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    Timer(0.3, holder.kill).start()
+    with run.lock(wait=True):
+        assert holder.wait() == -signal.SIGKILL
+    assert f"in use by process {holder.pid} on" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from kd.data import Windows
 from kd.models.networks import scratch
 from kd.models.sources import model_folder
 from kd.models.tokenizers import byte_tokenizer
@@ -19,6 +20,7 @@ from kd.sequences import (
     response_text,
     same_text,
 )
+from kd.skills.gsm_symbolic import GsmSymbolic
 from kd.types import Record, Response, Sequences
 from tests.tiny import LLAMA, record, records
 
@@ -37,7 +39,7 @@ CONVERSATIONS = [
             {"role": "assistant", "content": "Hello!"},
             {"role": "user", "content": "def f(x):\n\treturn x"},
         ],
-        "  indented\n\n```python\nx = 1\n```",
+        "So:\n\n```python\n  x = 1\n```\n",
     ),
     ([{"role": "user", "content": "Say nothing."}], ""),
 ]
@@ -98,6 +100,15 @@ def test_without_a_template_messages_are_joined_by_blank_lines():
     assert render(messages, tokenizer) == "Add.\n\n1 + 1\n"
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     assert render(messages, tokenizer) == "<s>Add.\n\n1 + 1\n"
+
+
+@pytest.mark.archive
+def test_a_response_is_tokenised_apart_from_its_prompt(smollm2):
+    """The newline before it and its spaces are one token elsewhere; a model that answers sees the newline alone."""
+    messages = record(0).prompt
+    encoded = encode(messages, "  x = 1", smollm2, max_length=512)
+    assert list(encoded.ids[: encoded.prompt]) == encode_prompt(messages, smollm2)
+    assert response_text(encoded.ids[encoded.prompt :], smollm2) == "  x = 1"
 
 
 def test_truncation_cuts_the_end_token_first():
@@ -176,13 +187,19 @@ def test_micro_batches_lose_nothing_and_keep_the_bound(seed):
     for group in groups:
         assert group
         assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= bound
+    wide = sum(max(lengths[i] for i in group) * len(group) for group in groups)
+    assert sum(lengths) >= 0.9 * wide
     longest = [max(lengths[i] for i in group) for group in groups]
     assert longest == sorted(longest, reverse=True)
 
 
-def test_micro_batches_are_as_few_as_sorted_lengths_allow():
-    assert micro_batches([5, 9, 4, 5], 10) == [[1], [0, 3], [2]]  # 9; 5 5; 4 would make 15
+def test_micro_batches_by_hand():
+    assert micro_batches([5, 9, 4, 5], 10, 1.0) == [[1], [0, 3], [2]]  # 9; 5 5; 4 would make 15
     assert micro_batches([3, 3, 3], 9) == [[0, 1, 2]]
+    # with 4 beside the two 5, one of 24 tokens would be padding
+    assert micro_batches([5, 9, 4, 5], 99, 1 / 24) == [[1], [0, 3, 2]]
+    assert micro_batches([5, 9, 4, 5], 99, 1 / 25) == [[1], [0, 3], [2]]
+    assert micro_batches([5, 9, 4, 5], 99, 0.0) == [[1], [0, 3], [2]]
 
 
 def padded_share(batches) -> float:
@@ -191,15 +208,26 @@ def padded_share(batches) -> float:
 
 
 def test_under_a_tenth_of_a_window_is_padding():
-    """Word problems with worked answers: lengths log-normal, median 250 bytes, a tenth above 420."""
+    """Word problems with worked answers: lengths log-normal, median 180 tokens, a tenth above 300."""
     draw = random.Random(0)
     encoder = Encoder(BYTES, None, max_length=1024, max_tokens=2048)
-    shares = []
+    counts = []
     for window in range(20):
         sizes = [min(int(draw.lognormvariate(5.2, 0.4)), 900) for _ in range(32)]
         written = [record(32 * window + i, "q" * (size // 2), "a" * (size // 2)) for i, size in enumerate(sizes)]
-        shares.append(padded_share(encoder.batches(written)))
-    assert sum(shares) / 20 < 0.1
+        batches = encoder.batches(written)
+        assert padded_share(batches) < 0.1
+        counts.append(len(batches))
+    assert max(counts) <= 10  # not by a batch for each length
+
+
+@pytest.mark.archive
+@pytest.mark.parametrize("size", [8, 32])
+def test_under_a_tenth_of_the_default_skills_tokens_is_padding(smollm2, size):
+    encoder = Encoder(smollm2, None, max_length=512, max_tokens=2048)
+    given = GsmSymbolic(train=200, validation=10, test=10, seed=0).load("train")
+    windows = Windows(given, encoder, size=size, seed=0, steps=10)
+    assert padded_share([batch for step in range(10) for batch in windows[step].batches]) < 0.1
 
 
 # --- records to batches ---

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kd.jobs import Job
+from kd.jobs import Job, isolated
 from kd.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
@@ -33,6 +33,8 @@ def app(tmp_path: Path) -> Path:
 def place_app(folder: Path) -> Path:
     shutil.copytree(TESTS / "sweep_app", folder / "app")
     shutil.copytree(TESTS.parent / "conf" / "hydra", folder / "app" / "conf" / "hydra")
+    sweeper = folder / "app" / "conf" / "hydra" / "sweeper" / "checked.yaml"
+    sweeper.write_text(sweeper.read_text().replace("kd.experiment.check", "toy.check"))
     return folder / "app"
 
 
@@ -142,9 +144,7 @@ def test_a_sweep_started_again_skips_what_is_done(app: Path) -> None:
 def test_a_bad_combination_stops_the_sweep_before_any_job(app: Path) -> None:
     ended = run(app, "-m", "x=1,2,-3", "seed=1")
     assert ended.returncode == 1
-    assert ended.stderr.strip() == (
-        "job 2 (x=-3 seed=1): x=-3 is negative; choose x at or above 0; no job was started"
-    )
+    assert ended.stderr.strip() == ("job 2 (x=-3 seed=1): x=-3 is negative; choose x at or above 0; no job was started")
     assert not list(app.glob("outputs/toy-*"))
 
 
@@ -175,6 +175,18 @@ def test_sigterm_goes_to_the_job_and_ends_the_sweep(app: Path) -> None:
     assert statuses(sweeps(app)[0]) == ["interrupted", "waiting"]
 
 
+def test_a_second_ctrl_c_does_not_wait(app: Path) -> None:
+    process = start(app, "-m", "behaviour=hang,ok")
+    wait_for(app, "outputs/toy-*/hanging")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # the toy takes 0.3 s to save
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert statuses(sweeps(app)[0]) == ["interrupted", "waiting"]
+    assert not list(app.glob("outputs/toy-*/checkpoints/last"))
+
+
 def test_two_sweeps_started_together_share_no_folder(app: Path) -> None:
     both = [start(app, "-m", "hydra/launcher=basic", f"x={x}") for x in (1, 2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
@@ -199,7 +211,7 @@ def test_a_second_rank_does_not_sweep_again(app: Path) -> None:
 
 
 def test_one_process_for_all_isolates_jobs(app: Path) -> None:
-    ended = run(app, "-m", "hydra/launcher=basic", "behaviour=leak,fail,exit,ok")
+    ended = run(app, "-m", "hydra/launcher=basic", "behaviour=leak,fail,exit,ok", KD_OURS="ours")
     assert ended.returncode == 1
     (sweep,) = sweeps(app)
     leak, fail, left, ok = records(sweep)
@@ -207,7 +219,8 @@ def test_one_process_for_all_isolates_jobs(app: Path) -> None:
     assert fail["reason"] == "x=1.0 cannot be learned; choose another x"
     assert left["reason"] == "it left with exit code 3"
     assert seen(sweep, leak)["pid"] == seen(sweep, ok)["pid"]
-    assert (seen(sweep, ok)["KD_LEAK"], seen(sweep, ok)["dtype"]) == (None, "torch.float32")
+    assert (seen(sweep, ok)["KD_LEAK"], seen(sweep, ok)["KD_OURS"]) == (None, "ours")
+    assert seen(sweep, ok)["dtype"] == "torch.float32"
     assert "── job 3 (4 of 4)" in ended.stdout
 
 
@@ -215,7 +228,7 @@ def test_one_process_for_all_isolates_jobs(app: Path) -> None:
     "launcher",
     [
         ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-        pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.long),
+        ("hydra/launcher=submitit_local",),
     ],
 )
 def test_other_launchers(launcher: tuple[str, ...], app: Path) -> None:
@@ -276,6 +289,15 @@ def results(value: float) -> dict[str, Any]:
 
 def value_of(page: Mapping[str, Any]) -> float:
     return page["scores"]["toy"]["accuracy"]["after"]["value"]
+
+
+def test_an_open_wandb_run_does_not_reach_the_next_job() -> None:
+    import wandb
+
+    with isolated():
+        wandb.init(mode="disabled")
+        assert wandb.run is not None
+    assert wandb.run is None
 
 
 def test_done_is_skipped_and_force_keeps_the_old_run(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Models and records small enough to draw."""
 
+import random
 from typing import Any
-
-import torch
 
 from kd.models.language_model import LanguageModel
 from kd.models.networks import scratch
@@ -50,7 +49,10 @@ def record(i: int, question: str = "2 + 2 = ?", *answers: str) -> Record:
 
 
 def records(n: int, seed: int = 0) -> list[Record]:
-    """`n` conversations of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(1, 40, (n, 2), generator=generator).tolist()
-    return [record(i, "q" * question, "a" * answer) for i, (question, answer) in enumerate(sizes)]
+    """`n` conversations of different lengths, in random words."""
+    draw = random.Random(seed)
+
+    def text() -> str:
+        return "".join(draw.choices("abcdefghij klmnopqrstuvwxyz.?!0123456789", k=draw.randrange(1, 40)))
+
+    return [record(i, text(), text()) for i in range(n)]

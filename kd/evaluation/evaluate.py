@@ -97,7 +97,7 @@ class Session:
         self.left_out = len(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
         self.prompts = list(test[: evaluation.answers])
         self.teacher = teacher if encoder.teacher is None else None
-        self.teacher_identity = teacher_identity if self.teacher else None
+        self.teacher_name = _named(self.teacher, teacher_identity) if self.teacher and teacher_identity else None
 
     @cached_property
     def items_digest(self) -> str:
@@ -108,9 +108,9 @@ class Session:
     @cached_property
     def teacher_rows(self) -> TeacherRows | None:
         """What the teacher's next-token distributions are made of; one forward pass, or none if cached."""
-        if self.teacher is None or self.teacher_identity is None:
+        if self.teacher is None or self.teacher_name is None:
             return None
-        return teacher_rows(self.teacher, self.teacher_identity, self.encoder, self.items)
+        return teacher_rows(self.teacher, self.teacher_name, self.encoder, self.items)
 
     def measure(self, system: LanguageModel, *, identity: str) -> Measured:
         """All scores of a system, from the cache where a system of this identity was measured before.
@@ -141,17 +141,16 @@ class Session:
 
     def _system_references(self, system: LanguageModel, identity: str) -> tuple[pd.DataFrame | None, float]:
         """In the system's own tokens; compared with the teacher if these are the student's."""
-        encoder, teacher = self.encoder, self.teacher_identity
+        encoder, teacher, name = self.encoder, self.teacher_name, _named(system, identity)
         if not same_text(encoder.student, system.tokenizer):
             # what fits the student is measured, however long it is in these tokens
             encoder = Encoder(system.tokenizer, None, max_length=sys.maxsize, max_tokens=encoder.max_tokens)
             teacher = None
-        is_teacher = teacher is not None and identity == teacher
-        score = _score_teacher if is_teacher else partial(score_references, system)
-        return self._references(_named(system, identity), teacher, encoder, score)
+        score = _score_teacher if name == teacher else partial(score_references, system)
+        return self._references(name, teacher, encoder, score)
 
     def _unconditional(self, system: Unconditional) -> Measured:
-        table, seconds = self._references(system.identity, self.teacher_identity, self.encoder, system.score_references)
+        table, seconds = self._references(system.identity, self.teacher_name, self.encoder, system.score_references)
         return self._measured(table, None, seconds)
 
     def _references(
@@ -207,10 +206,12 @@ class Session:
 
 
 def _named(system: LanguageModel, identity: str) -> str:
+    """The same weights read in another precision are another system."""
     return f"{identity} {system.network.dtype}"
 
 
 def _score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: TeacherRows) -> pd.DataFrame:
-    """The teacher's own row of the table, without another forward pass."""
+    """The teacher's own table, without another forward pass: with itself it agrees everywhere."""
     pairs = ((batch, teacher_rows.of(batch.records)) for batch in encoder.batches(items))
-    return tabulate(items, pairs, teacher_rows=teacher_rows)
+    table = tabulate(items, pairs)
+    return table.assign(top1=table["tokens"].astype(float), forward_kl=0.0, reverse_kl=0.0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, project
 from kd.types import Head
@@ -49,8 +50,9 @@ def over_chunks(
             total = total + (value * weights[name][rows]).sum()
         return total
 
+    learn = torch.is_grad_enabled()  # never true inside a Function
     loss = _GradientInForward.apply(
-        evaluate, chunk, student.head, student.hidden, student.head.weight, student.head.bias
+        evaluate, chunk, learn, student.head, student.hidden, student.head.weight, student.head.bias
     )
     empty = student.hidden.new_zeros(0, dtype=torch.float32)
     return loss, {name: torch.cat(parts) if parts else empty for name, parts in values.items()}
@@ -85,6 +87,7 @@ class _GradientInForward(torch.autograd.Function):
         ctx: Any,
         evaluate: Callable,
         chunk: int,
+        learn: bool,
         head: Head,
         hidden: Tensor,
         weight: Tensor,
@@ -93,7 +96,7 @@ class _GradientInForward(torch.autograd.Function):
         dtype = _compute_dtype(hidden)
         h, w = hidden.to(dtype), weight.to(dtype)
         b = None if bias is None else bias.to(dtype)
-        needs = ctx.needs_input_grad[3:]
+        needs = [learn and need for need in ctx.needs_input_grad[4:]]
         accumulate = torch.promote_types(weight.dtype, torch.float32)
         grads = [
             torch.empty_like(hidden) if needs[0] else None,
@@ -111,9 +114,10 @@ class _GradientInForward(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
         gradients = (None if g is None else g * grad_outputs[0].to(g.dtype) for g in ctx.saved_tensors)
-        return (None, None, None, *gradients)
+        return (None, None, None, None, *gradients)
 
 
 def _value_and_gradient(

@@ -81,7 +81,7 @@ def read_runs(paths: Iterable[str | PathLike[str]]) -> pd.DataFrame:
 
 
 def _tidy_rows(run: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for skill, metrics in (*results["scores"].items(), ("", results["agreement"])):
+    for skill, metrics in (*results["scores"].items(), ("", results["agreement"] or {})):
         for metric, systems in metrics.items():
             for system, estimate in systems.items():
                 if estimate is not None:

@@ -39,7 +39,7 @@ def sweep_grids(path: str | PathLike[str]) -> list[Grid]:
 
 def sweep_frame(jobs: Sequence[Job]) -> pd.DataFrame:
     """One row per job; columns are named as in results.json, of the distilled student (`after`)."""
-    return pd.DataFrame([_flat(job) for job in jobs])
+    return pd.DataFrame([_flat(job) for job in jobs], dtype=object)  # else a failed job makes floats of counts
 
 
 def _flat(job: Job) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _estimates(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, A
     for skill, metrics in results["scores"].items():
         for metric, systems in metrics.items():
             yield f"scores.{skill}.{metric}", systems["after"]
-    for metric, systems in results["agreement"].items():
+    for metric, systems in (results["agreement"] or {}).items():
         yield f"agreement.{metric}", systems["after"]
 
 
@@ -101,7 +101,7 @@ def _result_cells(job: Job, metrics: Sequence[str]) -> list[str]:
         gaps = [results["gap_closed"].get(skill, {}).get(metric) for skill in skills]
         cells += ["\n".join(with_interval(s.get("after")) for s in systems), "\n".join(map(share, gaps))]
     budget, digests = results["budget"], results["digests"]
-    cells.append(with_interval(results["agreement"]["forward_kl"]["after"]))
+    cells.append(with_interval(results["agreement"] and results["agreement"]["forward_kl"]["after"]))
     cells += [f"{budget['tokens']:,}", f"{budget['seconds']:.0f}"]
     return [*cells, "/".join(digests[name][:6] for name in DIGESTS)]
 

@@ -1,6 +1,6 @@
 """The final table of one run: systems down, metrics across, the gap closed as the last row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -34,11 +34,21 @@ def run_table(results: Mapping[str, Any]) -> Table:
 def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid:
     """Rows: the systems that were measured. Columns: bits per byte, agreement, skill metrics."""
     columns = _columns(results)
-    systems = [s for s in SYSTEMS if any(column.get(s) for _, column, _ in columns)]
-    rows = [[NAMES[s], *(with_interval_and_n(column.get(s)) for _, column, _ in columns)] for s in systems]
+    rows = [
+        [NAMES.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, _ in columns)]
+        for system in _systems([column for _, column, _ in columns])
+    ]
     rows.append(["gap closed", *(gap for _, _, gap in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
+
+
+def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those that were measured, in the order of SYSTEMS; students under other objectives follow sft."""
+    measured = dict.fromkeys(name for column in columns for name, estimate in column.items() if estimate)
+    others = [name for name in measured if name not in SYSTEMS]
+    place = SYSTEMS.index("after")
+    return [name for name in (*SYSTEMS[:place], *others, *SYSTEMS[place:]) if name in measured]
 
 
 def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
@@ -53,7 +63,7 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], s
         return (f"{skill}\n{header}" if several else header), results["scores"][skill][metric], share(gap)
 
     losses = [column(*pair) for pair in scores if pair[1] == LOSS_METRIC]
-    agreement = [(HEADERS[name], systems, "") for name, systems in results["agreement"].items()]
+    agreement = [(HEADERS[name], systems, "") for name, systems in (results["agreement"] or {}).items()]
     return [*losses, *agreement, *(column(*pair) for pair in scores if pair[1] != LOSS_METRIC)]
 
 

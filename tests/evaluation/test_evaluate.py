@@ -203,6 +203,18 @@ def test_a_teacher_with_other_tokens_is_measured_in_its_own(session, student):
     assert "forward_kl" not in started.floor().scores
 
 
+def test_what_fits_the_student_is_measured_for_everyone(session, student):
+    """22 tokens hold prompt and reference of a student that has words, and not those of a system over bytes."""
+    words = byte_tokenizer()
+    words.add_tokens(["What is", "12"])
+    encoder = Encoder(words, student.tokenizer, max_length=22, max_tokens=100)
+    records = [record("a", "What is a dozen?", "12 or 1 2")]
+    started = session(test=records, encoder=encoder, teacher=None, answers=0)
+    bits = started.measure(student, identity="bytes").scores["bits_per_byte"]
+    logs, ids = full_log_probs(student, records[0])
+    assert bits.value == pytest.approx(-logs[torch.arange(10), ids].sum().item() / math.log(2) / 9)
+
+
 def test_items_digest_tells_what_is_asked(session, test_records):
     digest = session().items_digest
     assert session(teacher=None, batch_size=1).items_digest == digest

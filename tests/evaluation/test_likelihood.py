@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pandas as pd
@@ -153,3 +154,16 @@ def test_modes_are_restored(encoder):
         score_references(failing, encoder, RECORDS)
     assert [module.training for module in failing.modules()] == before
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("place", "teacher_place"), [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_devices_change_nothing(student, teacher, encoder, place, teacher_place):
+    expected = score_references(student, encoder, RECORDS, teacher_rows=teacher_rows(teacher, "t", encoder, RECORDS))
+    system, there = copy.deepcopy(student).to(place), copy.deepcopy(teacher).to(teacher_place)
+    rows = teacher_rows(there, "moved", encoder, RECORDS)
+    table = score_references(system, encoder, RECORDS, teacher_rows=rows)
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-9)
+    floor, moved = (uniform(261).score_references(encoder, RECORDS, teacher_rows=r) for r in (rows, None))
+    assert floor["nll"].tolist() == pytest.approx(moved["nll"].tolist())

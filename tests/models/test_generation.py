@@ -62,7 +62,7 @@ def test_an_end_token_ends_a_response_and_is_its_last_id(model, expected):
     end, stop = model.tokenizer.eos_token_id, expected[1][5]
     head = model.network.get_output_embeddings().weight.data
     head[[end, stop]] = head[[stop, end]]  # now the end token is written where `stop` was
-    cut = [ids[: ids.index(stop)] + [end] if stop in ids else ids for ids in expected]
+    cut = [[*ids[: ids.index(stop)], end] if stop in ids else ids for ids in expected]
     assert any(len(ids) < 12 for ids in cut)
     assert any(len(ids) == 12 for ids in cut)  # another of the batch goes on
     assert generate(model, prompts_of(), max_new_tokens=12) == cut

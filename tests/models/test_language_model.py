@@ -145,7 +145,13 @@ def split(output: ModelOutput, sequences: Sequences) -> list[tuple[Tensor, Tenso
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "cohere"])
 @pytest.mark.parametrize(
     "collated",
-    [{"multiple": 16}, {"multiple": 64}, {"padding_side": "left"}, {"padding_side": "left", "multiple": 64}, {"pad": 9}],
+    [
+        {"multiple": 16},
+        {"multiple": 64},
+        {"padding_side": "left"},
+        {"padding_side": "left", "multiple": 64},
+        {"pad": 9},
+    ],
 )
 def test_padding_changes_nothing(family, collated):
     model, encoded = tiny(family=family), rows(*SHAPES)

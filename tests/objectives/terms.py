@@ -147,9 +147,7 @@ def evaluate(term: Term, given: World) -> tuple[Tensor, dict[str, Tensor]]:
     """Values, and the gradient of their sum: of the student's "logits", and of its "hidden" states, stacked."""
     logits = given.logits["student"].detach().requires_grad_()
     hidden = tuple(layer.detach().requires_grad_() for layer in given.hidden["student"])
-    leaves = replace(
-        given, logits={**given.logits, "student": logits}, hidden={**given.hidden, "student": hidden}
-    )
+    leaves = replace(given, logits={**given.logits, "student": logits}, hidden={**given.hidden, "student": hidden})
     values = term.loss(**leaves.signals(term.loss))
     inputs = (logits, *hidden)
     found = torch.autograd.grad(values.sum(), inputs, allow_unused=True) if values.requires_grad else [None] * 4

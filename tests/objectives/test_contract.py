@@ -42,7 +42,9 @@ def assert_same(term: Term, left: World, right: World, tolerance: float = 1e-10)
 
 def exclude(given: World, *roles: str) -> World:
     """The same world where `roles` give the id `EXCLUDED` a logit of -inf."""
-    return given.map_logits(lambda z: z.index_fill(-1, torch.tensor([EXCLUDED]), -torch.inf), *roles) if roles else given
+    return (
+        given.map_logits(lambda z: z.index_fill(-1, torch.tensor([EXCLUDED]), -torch.inf), *roles) if roles else given
+    )
 
 
 @pytest.mark.parametrize("path", sorted(OBJECTIVES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -173,9 +175,7 @@ def _take(signals: dict, rows: Tensor | slice) -> dict:
 def test_permuted_rows_give_permuted_values(term):
     signals = world().signals(term.loss)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(
-        term.loss(**_take(signals, order)), term.loss(**signals)[order], rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(term.loss(**_take(signals, order)), term.loss(**signals)[order], rtol=1e-12, atol=1e-12)
 
 
 @over(ROW_WISE)

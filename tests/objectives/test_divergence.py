@@ -248,9 +248,7 @@ def test_jsd_is_symmetric_in_the_middle_and_bounded_by_log_2():
 
 def test_jsd_swaps_roles_and_beta_together():
     student, teacher = draw(8, 11), draw(8, 11, seed=1)
-    torch.testing.assert_close(
-        generalized_jsd(student, teacher, beta=0.2), generalized_jsd(teacher, student, beta=0.8)
-    )
+    torch.testing.assert_close(generalized_jsd(student, teacher, beta=0.2), generalized_jsd(teacher, student, beta=0.8))
 
 
 @pytest.mark.parametrize(("skew", "plain"), [(skew_forward_kl, forward_kl), (skew_reverse_kl, reverse_kl)])

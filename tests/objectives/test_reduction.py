@@ -4,6 +4,7 @@ Run: python -m pytest tests/objectives/test_reduction.py
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_pairs_by_hand(reduction, expected):
 @pytest.mark.parametrize("cuts", [(2,), (1, 3), (1, 2, 3)])
 def test_splitting_the_window_changes_nothing(cuts, reduction):
     edges = [0, *cuts, len(MASK)]
-    pieces = [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [slice(start, stop) for start, stop in pairwise(edges)]
     counts = counts_of(*(batch(MASK[rows]) for rows in pieces))
     shares = [reduce(VALUES[rows], MASK[rows], counts, domain=POSITION, reduction=reduction) for rows in pieces]
     assert sum(shares).item() == pytest.approx(BY_HAND[reduction], rel=1e-6)

@@ -26,7 +26,7 @@ def check(config: DictConfig) -> RunFolder | None:
 
 
 def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
-    seen = {name: os.environ.get(name) for name in ("KD_LEAK", "WORLD_SIZE")}
+    seen = {name: os.environ.get(name) for name in ("KD_LEAK", "KD_OURS", "WORLD_SIZE")}
     torch = sys.modules.get("torch")
     dtype = str(torch.get_default_dtype()) if torch else None
     folder.write_json("seen.json", {**seen, "pid": os.getpid(), "dtype": dtype})
@@ -43,7 +43,7 @@ def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     if config.behaviour == "leak":
         import torch
 
-        os.environ["KD_LEAK"] = "leaked"
+        os.environ["KD_LEAK"] = os.environ["KD_OURS"] = "leaked"
         torch.set_default_dtype(torch.float64)
     return results(config)
 

@@ -1,0 +1,150 @@
+"""The files of `conf/` that a command line chooses, one or several of each group, and what they choose in turn."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+
+Names = tuple[str, ...]  # what is chosen of one group: one file, or several as in objective=[fkl,sft]
+File = tuple[str, str]  # group and name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may become of one group: one of `alternatives`. `source` is who says so."""
+
+    source: str
+    alternatives: Sequence[Names]
+
+
+def choices(group: str, conf: Path = CONF) -> list[str]:
+    """Names of the files of a group."""
+    folder = conf / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def parsed(line: str) -> Override:
+    """An override as Hydra reads it. Raises ValueError where Hydra cannot."""
+    try:
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides([line])[0]
+    except HydraException as error:
+        reason = next(text for text in str(error).splitlines() if not text.startswith("Error parsing override"))
+        raise ValueError(
+            f"{line}: Hydra cannot read this ({reason}); an override is key=value, "
+            "with quotes around a value that holds spaces, commas, brackets or colons"
+        ) from None
+
+
+def is_group(override: Override, conf: Path) -> bool:
+    """Whether it chooses files, rather than sets a value."""
+    return (conf / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
+
+
+def alternatives(override: Override) -> list[Names]:
+    """What an override of a group may choose: several alternatives if it is swept."""
+    if override.is_discrete_sweep():
+        return [_names(value) for value in override.sweep_iterator()]
+    return [] if override.is_sweep_override() or override.is_delete() else [_names(override.value())]
+
+
+def _names(value: Any) -> Names:
+    if isinstance(value, list) or OmegaConf.is_list(value):
+        return tuple(name for item in value for name in _names(item))
+    return (value.text if isinstance(value, QuotedString) else str(value),)
+
+
+def check_choice(override: Override, conf: Path) -> None:
+    """Raises ValueError, with the nearest choice and all of them, if the group has no such file."""
+    group = override.key_or_group
+    known = choices(group, conf)
+    listed = ", ".join(known) or "none yet"
+    if override.value() is None and not override.is_delete():
+        raise ValueError(f"{override.input_line}: a group cannot be null; write ~{group}, or choose from {listed}")
+    found = alternatives(override)
+    if override.is_sweep_override() and not found:
+        raise ValueError(f"{override.input_line}: nothing in conf/{group} matches; choose from {listed}")
+    for name in (name for names in found for name in names):
+        if name.removesuffix(".yaml") not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.4)
+            question = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{group}={name}: conf/{group} has no {name}.yaml; {question}choices: {listed}")
+
+
+def sweeps_of(chosen: Mapping[str, Choice], conf: Path) -> Iterator[tuple[str, Override]]:
+    """What the chosen files sweep over with `hydra.sweeper.params`, and which file does."""
+    for group, choice in chosen.items():
+        for name in dict.fromkeys(name for names in choice.alternatives for name in names):
+            parameters = OmegaConf.select(_content(group, name, conf), "hydra.sweeper.params") or {}
+            for key, value in parameters.items():
+                yield f"{group}={name}", parsed(f"{key}={value}")
+
+
+def check_owners(chosen: Mapping[str, Choice], conf: Path) -> None:
+    """Raises ValueError if two files choose the same axis, or if a method's axis is chosen otherwise beside it.
+
+    Hydra would silently keep one of the two, and a table would call by a method's name what is another.
+    """
+    choosing = [
+        [[(group, name) for name in names] for names in choice.alternatives]
+        for group, choice in chosen.items()
+        if any(axes(group, name, conf) for names in choice.alternatives for name in names)
+    ]
+    for job in product(*choosing):
+        _check_job([file for files in job for file in files], chosen, conf)
+
+
+def axes(group: str, name: str, conf: Path) -> dict[str, Names]:
+    """The groups that a file chooses for others with `override /group: choice`, and what it chooses."""
+    entries = _content(group, name, conf).get("defaults") or []
+    pairs = [pair for entry in entries if OmegaConf.is_dict(entry) for pair in entry.items()]
+    overriding = [(key.removeprefix("override "), value) for key, value in pairs if key.startswith("override ")]
+    return {key.strip().lstrip("/"): _names(value) for key, value in overriding}
+
+
+def _content(group: str, name: str, conf: Path) -> Mapping[str, Any]:
+    path = conf / group / f"{name.removesuffix('.yaml')}.yaml"
+    content = OmegaConf.load(path) if path.exists() else None
+    return content if isinstance(content, DictConfig) else OmegaConf.create()
+
+
+def _check_job(files: list[File], chosen: Mapping[str, Choice], conf: Path) -> None:
+    owners: dict[str, tuple[str, Names]] = {}
+    waiting = list(files)
+    while waiting:
+        group, name = waiting.pop(0)
+        for axis, names in axes(group, name, conf).items():
+            if axis in owners:
+                other, theirs = owners[axis]
+                raise ValueError(
+                    f"{other} and {group}={name} both choose {axis} ({_written(theirs)} and {_written(names)}); "
+                    f"drop one of the two, or take {axis} out of the defaults of one file"
+                )
+            owners[axis] = f"{group}={name}", names
+            if axis not in chosen:
+                waiting += [(axis, name) for name in names]
+    for axis, (owner, names) in owners.items():
+        if owner.startswith("method=") and axis in chosen:
+            _check_method(owner, axis, names, chosen[axis])
+
+
+def _check_method(method: str, axis: str, names: Names, choice: Choice) -> None:
+    for other in choice.alternatives:
+        if other != names:
+            raise ValueError(
+                f"{method} means {axis}={_written(names)}, but {choice.source} says {axis}={_written(other)}, "
+                f"so the results would bear a wrong name; drop {method}, or say {axis}={_written(names)}"
+            )
+
+
+def _written(names: Names) -> str:
+    return names[0] if len(names) == 1 else f"[{','.join(names)}]"

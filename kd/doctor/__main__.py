@@ -1,0 +1,110 @@
+"""Diagnoses an experiment before it is run: `python -m kd.doctor -n 2 objective=rkl skill=spell_backward`.
+
+Prints a few records token by token, checks tokenizers, data and the loss path, and estimates peak memory. Nothing is
+trained or prepared for it. Exit code 1 if a check failed, else 0.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from hydra.errors import HydraException
+from jinja2 import TemplateError
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers.utils.logging import disable_progress_bar
+
+from kd.doctor.checks import check_data, end_tokens, licences, special_tokens
+from kd.doctor.findings import Finding, findings_table, worst
+from kd.doctor.measure import STEPS, measured, resident
+from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
+from kd.doctor.shift import shift_self_test
+from kd.doctor.subject import Subject, admit, composed
+from kd.doctor.tokens import record_tables
+
+SELF_TEST = 2  # records
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of `python -m kd.doctor`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kd.doctor", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="as for run.py: objective=rkl skill=spell_backward")
+    parser.add_argument("-n", type=int, default=2, help="number of records to print (default 2)")
+    parser.add_argument("--measure", action="store_true", help="run two real steps and print their peak memory")
+    options = parser.parse_intermixed_args(arguments)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    disable_progress_bar()
+    try:
+        with composed(options.overrides) as cfg:
+            return diagnose(cfg, console, options.n, options.measure)
+    except (ValueError, OSError, HydraException, TemplateError) as error:
+        # Hydra wraps what a part says; the part's own sentence is the one that helps
+        console.print(findings_table([Finding("FAIL", "config", str(error.__cause__ or error))]))
+        return 1
+
+
+def diagnose(cfg: DictConfig, console: Console, shown: int, measure: bool) -> int:
+    """Print everything; 1 if a check failed, else 0."""
+    room, before = available(cfg.trainer.accelerator), resident()
+    subject = admit(cfg)
+    findings = [*subject.findings, *examined(subject, console, shown)]
+    console.print(special_table(subject))
+    items = estimate(subject)
+    findings.append(check_room(items, room, subject))
+    runs = measure and worst(findings) != "FAIL"
+    console.print(memory_table(items, room, measured(subject, before) if runs else None))
+    console.print(findings_table(findings))
+    return 1 if worst(findings) == "FAIL" else 0
+
+
+def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding]:
+    """Token tables are printed; then what the checks found, up to where one makes the next impossible."""
+    parts = subject.parts
+    yield licences(subject)
+    yield end_tokens(parts.module.student, parts.teacher)
+    models = [parts.module.student, *([] if parts.teacher is None else [parts.teacher])]
+    if any(model.tokenizer.eos_token_id is None for model in models):
+        return
+    for record in parts.data.train[:shown]:
+        for table in record_tables(parts.encoder, record):
+            console.print(table)
+    findings = list(check_data(subject))
+    yield from findings
+    readable = [record for record in parts.data.train if parts.encoder.encode(record)][:SELF_TEST]
+    if readable and worst(f for f in findings if f.check.startswith(("vocabulary", "positions"))) != "FAIL":
+        yield shift_self_test(parts, readable)
+
+
+def special_table(subject: Subject) -> Table:
+    """The special ids of student and teacher side by side; what differs is yellow."""
+    models = {"student": subject.parts.module.student}
+    if subject.parts.teacher is not None:
+        models["teacher"] = subject.parts.teacher
+    table = Table("", *models, title=Text("special tokens", "bold"), title_justify="left", box=SIMPLE_HEAD)
+    for name, values in special_tokens(models).items():
+        table.add_row(Text(name), *map(Text, values), style="yellow" if len(set(values)) > 1 else None)
+    return table
+
+
+def memory_table(items: Sequence[Item], room: int, peak_measured: int | None) -> Table:
+    """The estimate part by part, and what there is."""
+    table = Table("", "", "how", title=Text("peak memory, estimated", "bold"), title_justify="left", box=SIMPLE_HEAD)
+    table.columns[1].justify = "right"
+    for item in items:
+        if item.held:
+            table.add_row(Text(item.name), mib(item.size), Text(item.how))
+    table.add_row("estimated peak", mib(peak(items)), "", style="bold")
+    if peak_measured is not None:
+        table.add_row("measured peak", mib(peak_measured), f"of {STEPS} real steps on one rank", style="bold")
+    table.add_row("available", mib(room), "before anything was loaded")
+    for item in items:
+        if not item.held:
+            table.add_row(Text(item.name), mib(item.size), Text(f"{item.how}, on disk"))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

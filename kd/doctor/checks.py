@@ -1,0 +1,269 @@
+"""Checks of tokenizers, data and licences on an experiment's own records. Each returns what it found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kd.data import Windows
+from kd.doctor.findings import Finding, Verdict
+from kd.doctor.subject import Subject
+from kd.models.generation import end_ids
+from kd.models.language_model import LanguageModel
+from kd.sequences import Encoder, pad_id
+from kd.types import Batch, Record, Sequences
+
+CONVERSATIONS, WINDOWS = 64, 20  # how many are looked at
+UNBOUNDED = 10**9  # tokens
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model and the encoder that writes its tokens."""
+
+    role: str
+    model: LanguageModel
+    encoder: Encoder
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's: the model's own, or one that writes the same ids."""
+        return self.encoder.student
+
+    def sequences(self, batches: Sequence[Batch]) -> list[Sequences]:
+        """What it reads in these micro-batches."""
+        return [batch.student if self.role == "student" else batch.teacher for batch in batches]
+
+
+def sampled(subject: Subject) -> list[Batch]:
+    """The micro-batches of the first windows, as one rank would see them."""
+    data = subject.parts.data
+    windows = Windows(data.train, data.encoder, size=data.window, seed=data.seed, steps=WINDOWS)
+    return [batch for step in range(WINDOWS) for batch in windows[step].batches]
+
+
+def readers(subject: Subject) -> list[Reader]:
+    """Who reads tokens, each in its own."""
+    parts = subject.parts
+    own = _alone(parts.encoder.student, parts.encoder.max_length)
+    found = [Reader("student", parts.module.student, own)]
+    if parts.teacher is not None:
+        theirs = parts.encoder.teacher
+        own = own if theirs is None else _alone(theirs, parts.encoder.max_length)
+        found.append(Reader("teacher", parts.teacher, own))
+    return found
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoder:
+    """An encoder whose records need to fit one tokenizer only."""
+    return Encoder(tokenizer, None, max_length=max_length, max_tokens=UNBOUNDED)
+
+
+# --- tokenizers ---
+
+
+def end_tokens(student: LanguageModel, teacher: LanguageModel | None) -> Finding:
+    """Whether both models end a response with the same token, and their generation settings know it."""
+    models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    ends = {role: model.tokenizer.eos_token_id for role, model in models.items()}
+    for role, end in ends.items():
+        if end is None:
+            told = f"the {role}'s tokenizer has none, so no response would end"
+            return Finding("FAIL", "end token", told, "set eos_token in its tokenizer_config.json")
+    told = ", ".join(f"{role} {_token(model.tokenizer, ends[role])}" for role, model in models.items())
+    if teacher is not None and student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        same = student.tokenizer.eos_token == teacher.tokenizer.eos_token
+        return Finding("PASS" if same else "WARN", "end token", f"{told}, of different vocabularies")
+    if len(set(ends.values())) > 1:
+        remedy = "take both from one family and kind (all Instruct), or give the student the teacher's eos_token"
+        return Finding("FAIL", "end token", f"{told}: the teacher never writes what the student ends with", remedy)
+    for role, model in models.items():
+        declared = model.network.generation_config.eos_token_id
+        if declared is not None and ends[role] not in (declared if isinstance(declared, list) else [declared]):
+            told = f"{told}, but the {role}'s generation settings end with {declared}"
+            return Finding("WARN", "end token", told, f"other programs would not stop it; add {ends[role]} there")
+    return Finding("PASS", "end token", told)
+
+
+def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
+    """Whether prompt + response + end token are the ids that the tokenizer itself writes for the conversation."""
+    check, tokenizer = f"chat template ({reader.role})", reader.tokenizer
+    if not tokenizer.chat_template:
+        return Finding("PASS", check, "none: messages are joined as plain text, and the end token follows")
+    pairs = [
+        (list(row.ids), conversation_ids(record, response.text, tokenizer))
+        for record in records[:CONVERSATIONS]
+        for row, response in zip(reader.encoder.encode(record) or (), record.responses, strict=False)
+    ]
+    odd = [(ours, theirs[: len(ours)]) for ours, theirs in pairs if theirs[: len(ours)] != ours]
+    if not odd:
+        return Finding("PASS", check, f"{len(pairs)} conversations are the tokenizer's own ids, end token included")
+    told = f"{len(odd)} of {len(pairs)} conversations differ: {_difference(*odd[0], tokenizer)}"
+    if all(tokenizer.decode(ours) == tokenizer.decode(theirs) for ours, theirs in odd):
+        return Finding("WARN", check, f"{told}, in the same text", "harmless: prompts for answers are cut there too")
+    return Finding("FAIL", check, told, "correct chat_template or eos_token of the tokenizer, or the responses")
+
+
+def conversation_ids(record: Record, response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The whole conversation by the tokenizer's template."""
+    messages = [*map(dict, record.prompt), {"role": "assistant", "content": response}]
+    ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    return ids
+
+
+def _difference(ours: list[int], theirs: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    i = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
+    written = _token(tokenizer, theirs[i]) if i < len(theirs) else "nothing more"
+    return f"at position {i} training reads {_token(tokenizer, ours[i])}, the template writes {written}"
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return f"{token} {tokenizer.convert_ids_to_tokens(token)!r}"
+
+
+# --- batches ---
+
+
+def shift(sequences: Sequence[Sequences]) -> Finding:
+    """Whether every label is the token that follows."""
+    for s in sequences:
+        follows = torch.arange(1, s.tokens.shape[1]) < s.lengths[:, None]
+        if not (s.tokens[:, 1:] == s.labels[:, :-1])[follows].all():
+            told = "a label is not the token that follows"
+            return Finding("FAIL", "shift", told, "make sequences with kd.sequences.collate and nowhere else")
+    return Finding("PASS", "shift", "every label is the token that follows")
+
+
+def same_rows(batches: Sequence[Batch]) -> Finding:
+    """Whether two models that write prompts differently have the same response tokens to be compared at."""
+    for batch in batches:
+        ours, theirs = (s.labels[s.mask].tolist() for s in (batch.student, batch.teacher))
+        if ours != theirs:
+            told = "student and teacher differ in the response tokens at which they are compared"
+            return Finding("FAIL", "rows", told, "end both alike, raise data.max_length, or take another alignment")
+    return Finding("PASS", "rows", "prompts differ, but the response tokens of student and teacher are the same")
+
+
+def end_token_learnt(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
+    """Whether every response that was not cut has its end token in the loss, whatever the padding is."""
+    check, end = f"end token learnt ({reader.role})", reader.tokenizer.eos_token_id
+    whole = learnt = 0
+    for s in sequences:
+        rows, last = torch.arange(len(s.tokens)), s.lengths - 1
+        full = s.lengths + 1 < reader.encoder.max_length  # what fills it may have been cut
+        whole += int(full.sum())
+        learnt += int((full & (s.labels[rows, last] == end) & s.mask[rows, last]).sum())
+    told = f"in {learnt} of {whole} whole responses {_token(reader.tokenizer, end)} is a label of the loss"
+    if learnt < whole:
+        return Finding("FAIL", check, told, "the student would not learn to stop; end each response with it")
+    pads = pad_id(reader.tokenizer)
+    note = "it also pads (masks go by length, so nothing is lost)" if pads == end else f"padding is {pads}"
+    return Finding("PASS", check, f"{told}; {note}")
+
+
+def vocabulary(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
+    """Whether every id has a row in the embeddings and in the head; rows of a padded head are cut off."""
+    check, network, known = f"vocabulary ({reader.role})", reader.model.network, reader.model.vocabulary
+    embeddings = network.get_input_embeddings().weight.shape[0]
+    head = network.get_output_embeddings().weight.shape[0]
+    largest = max(int(max(s.tokens.max(), s.labels.max())) for s in sequences)
+    beyond = max(reader.tokenizer.get_vocab().values())
+    if largest >= min(embeddings, head):
+        told = f"the batches hold id {largest}, but there are {embeddings} embeddings and {head} head rows"
+        return Finding("FAIL", check, told, "take the tokenizer of this very checkpoint, or resize its embeddings")
+    if beyond >= head:
+        told = f"the tokenizer's ids reach {beyond}, the head has {head} rows (these records stay below)"
+        return Finding("WARN", check, told, "do not use the tokens added last, or resize the embeddings")
+    told = f"largest id {largest}; {known} of {head} head rows belong to tokens, {head - known} of padding are cut"
+    return Finding("PASS", check, told)
+
+
+def positions(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
+    """Whether the model was made for sequences that long."""
+    check = f"positions ({reader.role})"
+    limit = getattr(reader.model.network.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(int(s.lengths.max()) for s in sequences)
+    if limit is not None and longest > limit:
+        told = f"a sequence of {longest} tokens exceeds the model's {limit} positions"
+        return Finding("FAIL", check, told, f"set data.max_length={limit}")
+    return Finding("PASS", check, f"longest sequence {longest}, the model takes {limit or 'any'}")
+
+
+def lengths(reader: Reader, records: Sequence[Record]) -> Finding:
+    """What data.max_length cuts and leaves out, over all training records."""
+    check, limit = f"lengths ({reader.role})", reader.encoder.max_length
+    dropped = [record for record in records if not reader.encoder.encode(record)]
+    cut = [
+        record
+        for record in records
+        if any(row.ids[-1] != reader.tokenizer.eos_token_id for row in reader.encoder.encode(record) or ())
+    ]
+    if not dropped and not cut:
+        return Finding("PASS", check, f"all {len(records)} records fit data.max_length={limit}")
+    unbounded = Encoder(reader.tokenizer, None, max_length=UNBOUNDED, max_tokens=UNBOUNDED)
+    longest = max(len(row.ids) for record in [*dropped, *cut] for row in unbounded.encode(record) or ())
+    shares = [f"{len(some) / len(records):.1%}" for some in (cut, dropped)]
+    told = f"of {len(records)} records data.max_length={limit} cuts {shares[0]} and leaves out {shares[1]}"
+    verdict: Verdict = "FAIL" if len(dropped) + len(cut) == len(records) else "WARN"
+    return Finding(verdict, check, told, f"data.max_length={longest} keeps all")
+
+
+def padding(batches: Sequence[Batch], bound: float = 0.1) -> Finding:
+    """The share of the student's positions, over the first windows, that teach nothing."""
+    total = sum(batch.student.tokens.numel() for batch in batches)
+    share = 1 - sum(int(batch.student.lengths.sum()) for batch in batches) / total
+    told = f"{share:.1%} of {total} positions in the first {WINDOWS} windows ({len(batches)} micro-batches)"
+    if share < bound:
+        return Finding("PASS", "padding", told)
+    return Finding("WARN", "padding", told, "lower data.max_tokens or raise optim.window")
+
+
+# --- licences ---
+
+
+def licences(subject: Subject) -> Finding:
+    """Under what the data and the teacher may be used, and so the student."""
+    told = {"skill": subject.parts.skill.licence}
+    if subject.parts.teacher is not None:
+        told["teacher"] = subject.cfg.teacher.get("licence")
+    line = ", ".join(f"{name} {licence or 'unknown'}" for name, licence in told.items())
+    if not all(told.values()):
+        return Finding("WARN", "licences", line, "find it out before the student is passed on")
+    if any(word in line.lower() for word in ("-nc", "non-commercial", "noncommercial", "-nd", "research only")):
+        return Finding("WARN", "licences", line, "what it forbids holds for the student too")
+    return Finding("PASS", "licences", line)
+
+
+# --- all of them ---
+
+
+def check_data(subject: Subject) -> Iterator[Finding]:
+    """Everything that can be said without running a model."""
+    encoder, records, found = subject.parts.encoder, subject.parts.data.train, readers(subject)
+    own = found if encoder.teacher is not None else found[:1]  # one tokenizer is looked at once
+    yield from (lengths(reader, records) for reader in own)
+    yield from (round_trip(reader, records) for reader in own)
+    if not any(encoder.encode(record) for record in records):
+        return
+    batches = sampled(subject)
+    yield shift([s for reader in own for s in reader.sequences(batches)])
+    if encoder.teacher is not None and "logits" in subject.alignment.provides:
+        yield same_rows(batches)
+    yield from (end_token_learnt(reader, reader.sequences(batches)) for reader in own)
+    for reader in found:
+        yield vocabulary(reader, reader.sequences(batches))
+        yield positions(reader, reader.sequences(batches))
+    yield padding(batches)
+
+
+def special_tokens(models: dict[str, LanguageModel]) -> dict[str, list[str]]:
+    """Name of each special token -> what it is in each model, "none" where there is none."""
+    rows: dict[str, list[str]] = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        ids = [getattr(model.tokenizer, f"{name}_token_id") for model in models.values()]
+        tokens = zip(models.values(), ids, strict=True)
+        rows[name] = ["none" if i is None else _token(model.tokenizer, i) for model, i in tokens]
+    rows["ends an answer"] = [", ".join(map(str, sorted(end_ids(model)))) for model in models.values()]
+    rows["chat template"] = ["yes" if model.tokenizer.chat_template else "none" for model in models.values()]
+    return rows

@@ -1,0 +1,196 @@
+"""How much memory a run will need at its peak, estimated from its parts (docs/doctor.md has the formulas)."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from kd.doctor.findings import Finding
+from kd.doctor.subject import Subject
+from kd.kernels.chunks import CHUNK
+from kd.models.language_model import LanguageModel
+from kd.rollouts.offline import Offline
+from kd.sequences import Encoded, collate
+from kd.types import Record
+
+LIVE_CHUNKS = 8  # float32 tensors of a chunk of logits that a divergence and its gradient hold at once
+LIVE_HEADS = 3  # gradients of a head's shape that meet at the beginning of the backward pass
+LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass without gradient holds at once
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that takes memory. What is not `held` lies on disk and is no part of the peak."""
+
+    name: str
+    size: int  # bytes
+    how: str
+    held: bool = True
+
+
+@dataclass(frozen=True)
+class Load:
+    """The largest micro-batch of a run."""
+
+    rows: int
+    length: int  # tokens of each row
+
+    @property
+    def tokens(self) -> int:
+        """Padding included."""
+        return self.rows * self.length
+
+
+def estimate(subject: Subject) -> list[Item]:
+    """Everything that is held when the backward pass of a later step begins, and what a checkpoint takes on disk."""
+    module, teacher = subject.parts.module, subject.parts.teacher
+    student, load = module.student, heaviest(subject)
+    trained = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
+    items = [
+        Item("student", stored(student), "its weights and buffers"),
+        Item("gradients", trained, "one per trained weight"),
+        Item("AdamW", 2 * trained, "two moments per trained weight"),
+    ]
+    if teacher is not None and module.teacher_fields:
+        passing = LIVE_LAYER * load.tokens * widest(teacher) * teacher.network.dtype.itemsize
+        items.append(Item("teacher", stored(teacher), "its weights and buffers"))
+        items.append(Item("teacher's layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {widest(teacher)}"))
+    elif teacher is not None:
+        items.append(Item("teacher", stored(teacher), "its weights and buffers, for the evaluation"))
+    kept = activations(student, load, subject.cfg.trainer.precision)
+    items.append(Item("activations", kept, f"of {load.rows} x {load.length} tokens, for the backward pass"))
+    items.append(Item("head", head_pass(student, load), "one chunk of logits, or the head's gradients"))
+    if str(subject.cfg.trainer.strategy).startswith("ddp"):
+        items.append(Item("buckets", trained, "gradients on their way to the other ranks"))
+    items.append(Item("last.ckpt", 3 * trained, "trained weights and their moments", held=False))
+    return items
+
+
+def peak(items: Sequence[Item]) -> int:
+    """Bytes held at once."""
+    return sum(item.size for item in items if item.held)
+
+
+def heaviest(subject: Subject) -> Load:
+    """The largest micro-batch that `data.max_tokens`, `optim.window` and the records' lengths allow on one rank."""
+    cfg, parts = subject.cfg, subject.parts
+    shapes = [_shape(record, subject) for record in parts.data.train]
+    length = max((length for length, _ in shapes), default=1)
+    responses = max((rows for _, rows in shapes), default=1)
+    if not isinstance(parts.module.rollout, Offline):  # what will be written is not known
+        length, responses = cfg.data.max_length - 1, max(responses, getattr(parts.module.rollout, "samples", 1))
+    rows = min(cfg.data.max_tokens // length, -(-cfg.optim.window // ranks(subject)) * responses)
+    return Load(max(rows, responses, 1), length)
+
+
+def _shape(record: Record, subject: Subject) -> tuple[int, int]:
+    rows = subject.parts.encoder.encode(record) or ()
+    return max((len(row.ids) - 1 for row in rows), default=1), len(rows)
+
+
+def ranks(subject: Subject) -> int:
+    """Processes on this machine."""
+    devices = subject.cfg.trainer.devices
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 1
+
+
+def stored(module: nn.Module) -> int:
+    """Bytes of parameters and buffers; what is tied counts once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(module)}
+    return sum(storages.values())
+
+
+def widest(model: LanguageModel) -> int:
+    """Width of the widest tensor that a layer makes, per token."""
+    config: Any = model.network.config.get_text_config()
+    return max(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+
+
+def head_pass(student: LanguageModel, load: Load) -> int:
+    """Chunks of logits beside one gradient of the head while the loss is made; the head's gradients thereafter."""
+    weight = student.network.get_output_embeddings().weight
+    head = weight.numel() * weight.element_size() if weight.requires_grad else 0
+    chunk = min(CHUNK, load.tokens) * student.vocabulary * 4
+    return max(LIVE_CHUNKS * chunk + head, LIVE_HEADS * head)
+
+
+def activations(student: LanguageModel, load: Load, precision: str) -> int:
+    """Bytes that the backward pass of the student's network needs kept, for a whole micro-batch.
+
+    a + b L + c L^2 for one row of L tokens, whose coefficients are counted on three short rows; the head is not in it.
+    """
+    limit = getattr(student.network.config.get_text_config(), "max_position_embeddings", None) or load.length
+    longest = min(128, limit)
+    sizes = [longest // 4, longest // 2, longest]
+    counted = [saved_bytes(student, size, precision) for size in sizes]
+    constant, linear, square = np.linalg.solve(np.vander(sizes, 3, increasing=True), counted)
+    return int(constant + load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
+
+
+def saved_bytes(student: LanguageModel, length: int, precision: str) -> int:
+    """Bytes that autograd keeps of one row of `length` tokens, in train mode; weights and buffers are not counted."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(student)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # holds the storage, so that its address is not used again
+
+    training, sequences = student.training, collate([Encoded((0,) * (length + 1), 1)], pad=0)
+    mixed = torch.autocast("cpu", torch.bfloat16) if precision.endswith("mixed") else nullcontext()
+    student.train()
+    with torch.enable_grad(), mixed, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = student(sequences, frozenset({"logits"}))
+    student.train(training)
+    del output
+    return sum(kept.values())
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+# --- what there is ---
+
+
+def available(accelerator: str) -> int:
+    """Bytes that are free now, on the GPU if the run asks for one that is there, else in the machine or container."""
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return min([psutil.virtual_memory().available, *_container_room()])
+
+
+def _container_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What a container (cgroup v2) leaves, if it has a limit."""
+    limit, used = root / "memory.max", root / "memory.current"
+    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+        return []
+    return [int(limit.read_text()) - int(used.read_text())]
+
+
+def check_room(items: Sequence[Item], room: int, subject: Subject) -> Finding:
+    """Whether the estimate fits what there was before anything was loaded."""
+    share = 1 if subject.cfg.trainer.accelerator in ("gpu", "cuda") else ranks(subject)
+    need = peak(items) * share
+    told = f"about {mib(need)} of {mib(room)} available" + (f", on {share} ranks together" if share > 1 else "")
+    if need <= 0.8 * room:
+        return Finding("PASS", "memory", told)
+    largest = max((item for item in items if item.held), key=lambda item: item.size).name
+    remedies = {"activations": "lower data.max_tokens", "head": "lower data.max_tokens", "teacher": "a smaller teacher"}
+    remedy = remedies.get(largest, "fewer trained weights (student=lora) or a smaller student")
+    return Finding("FAIL" if need > room else "WARN", "memory", told, f"most of it is {largest}: {remedy}")
+
+
+def mib(size: int) -> str:
+    """Bytes as MiB."""
+    return f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,75 @@
+"""The self-test of the loss path: a student that is its own teacher has nothing to learn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from kd.alignment.same import Same
+from kd.doctor.findings import Finding
+from kd.models.language_model import LanguageModel
+from kd.module import Distillation, Term
+from kd.objectives.divergence import forward_kl
+from kd.objectives.reduction import Counts, count
+from kd.rollouts.offline import Offline
+from kd.sequences import Encoder
+from kd.training import Parts
+from kd.types import Batch, Record, Sequences
+
+VALUE, GRADIENT = 1e-5, 1e-3  # nats per response token; norm relative to that of the shifted teacher
+
+
+def shift_self_test(parts: Parts, records: Sequence[Record]) -> Finding:
+    """Teacher := student must give no divergence and no gradient; the same teacher one position off must give some.
+
+    The student's own module computes both, on the records' sequences, in eval mode and the weights' precision.
+    """
+    terms = divergences(parts.module.objective)
+    module = own_teacher(parts, terms)
+    bounds = {"max_length": parts.encoder.max_length, "max_tokens": parts.encoder.max_tokens}
+    batches = Encoder(parts.encoder.student, None, **bounds).batches(records)
+    value, gradient = value_and_gradient(module, batches)
+    off, off_gradient = value_and_gradient(module, [replace(b, teacher=one_off(b.student)) for b in batches])
+    name = "+".join(terms)
+    told = (
+        f"{name} is {value:.1e} nats (gradient {gradient:.1e}) when the student teaches itself, "
+        f"{off:.2g} ({off_gradient:.2g}) one position off"
+    )
+    if abs(value) > VALUE or gradient > GRADIENT * off_gradient:
+        return Finding("FAIL", "self-test", told, "rows of student and teacher do not belong together")
+    if off <= max(VALUE, 10 * abs(value)):
+        return Finding("WARN", "self-test", told, "the student predicts the same everywhere, so this tells nothing")
+    return Finding("PASS", "self-test", told)
+
+
+def divergences(objective: Mapping[str, Term]) -> dict[str, Term]:
+    """The objective's divergences, each with weight 1; forward KL where there are none."""
+    found = {n: replace(t, weight=1.0) for n, t in objective.items() if t.kind == "divergence"}
+    return found or {"fkl": Term(forward_kl)}
+
+
+def own_teacher(parts: Parts, terms: Mapping[str, Term]) -> Distillation:
+    """The module of a run in which the student is the teacher too."""
+    own: LanguageModel = parts.module.student
+    optimization, seed = parts.module.optimization, parts.module.seed
+    return Distillation(own, own, terms, Offline(), Same(), parts.encoder, optimization, seed=seed)
+
+
+def one_off(sequences: Sequences) -> Sequences:
+    """The mask moved one position to the left: the teacher is read where it predicts the token before."""
+    return replace(sequences, mask=torch.roll(sequences.mask, -1, dims=1))
+
+
+def value_and_gradient(module: Distillation, batches: Sequence[Batch]) -> tuple[float, float]:
+    """The loss of one optimizer step in nats per response token, and the norm of its gradient; no step is taken."""
+    training = module.student.training
+    module.eval()
+    counts, total = Counts(*count(batches).tolist()), 0.0
+    for batch in batches:
+        loss = module.loss(batch, module.observe(batch), counts)
+        loss.backward()
+        total += loss.item()
+    gradients = [p.grad.double().pow(2).sum() for p in module.parameters() if p.grad is not None]
+    module.zero_grad()
+    module.student.train(training)
+    return total, float(torch.stack(gradients).sum().sqrt())

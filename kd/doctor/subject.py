@@ -1,0 +1,110 @@
+"""What is diagnosed: the config's own parts, as a run builds them; but nothing is trained or written first."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, open_dict
+
+from kd.choices import CONF
+from kd.composition import check, check_overrides
+from kd.doctor.findings import Finding
+from kd.models.sources import cache_root
+from kd.preparation import _recipe, identity, prepared, variant
+from kd.run_folder import RunFolder
+from kd.training import Parts, build
+
+
+@dataclass
+class Subject:
+    """A built experiment. `alignment` is the config's own; `parts` has none, so that it could be built in any case."""
+
+    cfg: DictConfig
+    parts: Parts
+    alignment: Any
+    findings: list[Finding] = field(default_factory=list)
+
+
+@contextmanager
+def composed(overrides: Sequence[str], conf: Path = CONF) -> Iterator[DictConfig]:
+    """The checked config of a command line. Inside the block, further files of `conf/` can be composed.
+
+    Raises:
+        FileNotFoundError: `conf/` does not stand beside `kd/`.
+        ValueError: the config cannot be run, in one sentence.
+    """
+    if not (conf / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"there is no {conf / 'config.yaml'}; conf/ is found beside kd/, so run from a clone installed with "
+            "`pip install -e .`"
+        )
+    check_overrides(overrides, conf)
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="doctor"):
+        cfg = compose("config", overrides=list(overrides))
+        check(cfg)
+        yield cfg
+
+
+def admit(cfg: DictConfig) -> Subject:
+    """Build what is diagnosed. Two tokenizers that the alignment refuses are a finding, not an error."""
+    cfg, missing = from_cache(cfg)
+    cfg, unwritten = without_teachers_text(cfg)
+    parts = build(variant(cfg, alignment="none"))
+    alignment = instantiate(cfg.alignment)
+    return Subject(cfg, parts, alignment, [*missing, *unwritten, *_agreement(cfg, parts, alignment)])
+
+
+def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
+    """The config with the prepared checkpoints that the cache holds; the others are left unprepared, and told."""
+    cfg, findings = cfg.copy(), []
+    recipes = {role: cfg[role].get("prepare") for role in ("teacher", "student")}
+    _set_prepare(cfg, "student", None)
+    for role, recipe in recipes.items():  # in this order: a student may be cut out of the prepared teacher
+        _set_prepare(cfg, role, recipe)
+        if recipe is not None and not (cache_root() / "prepared" / identity(_recipe(cfg, role))).exists():
+            _set_prepare(cfg, role, None)
+            told = f"its prepared checkpoint is not in the cache, so the {role} is diagnosed as it is before"
+            findings.append(Finding("WARN", f"prepared {role}", told, "the first run prepares it"))
+        cfg = prepared(cfg, _train_nothing)
+    return cfg, findings
+
+
+def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
+    """The config without the augmentation's stages that have the teacher write, which takes long."""
+    stages = [s for s in cfg.augmentation.stages if "teacher" not in getattr(get_class(s._target_), "requires", ())]
+    if len(stages) == len(cfg.augmentation.stages):
+        return cfg, []
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.augmentation.stages = stages
+    told = "the teacher writes nothing for a diagnosis; the records' own responses are shown and measured"
+    return cfg, [Finding("WARN", "augmentation", told, "expect other lengths in the run")]
+
+
+def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:
+    """Whether the alignment takes these two tokenizers, and these two vocabularies."""
+    name, student, teacher = type(alignment).__name__, parts.module.student, parts.teacher
+    if teacher is None:
+        return [Finding("PASS", "alignment", "there is no teacher to align")]
+    try:
+        alignment.check(student.tokenizer, teacher.tokenizer)
+    except ValueError as error:
+        return [Finding("FAIL", "alignment", str(error))]
+    one = "one tokenizer for both" if parts.encoder.teacher is None else "each model reads its own tokens"
+    if "logits" in alignment.provides and student.vocabulary != teacher.vocabulary:
+        told = f"{name} compares logits over {student.vocabulary} (student) and {teacher.vocabulary} ids (teacher)"
+        return [Finding("FAIL", "alignment", told, "take a student whose tokenizer has the teacher's ids")]
+    return [Finding("PASS", "alignment", f"{name}: {one}")]
+
+
+def _set_prepare(cfg: DictConfig, role: str, recipe: Any) -> None:
+    with open_dict(cfg):
+        cfg[role].prepare = recipe
+
+
+def _train_nothing(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
+    raise AssertionError(f"a diagnosis trains nothing, but {export_to} was asked for")

@@ -1,0 +1,187 @@
+import json
+import logging
+import threading
+
+import pytest
+
+from kd.augmentation import Stage
+from kd.augmentation.labeling import Labeling
+from kd.models.generation import generate
+from kd.models.sources import cache_root
+from kd.sequences import encode_prompt, response_text
+from kd.types import Response
+from tests.tiny import record, records, tiny
+
+GIVEN = records(5)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def teacher():
+    return tiny()
+
+
+@pytest.fixture
+def mute():
+    """A teacher that must not be asked."""
+    model = tiny()
+
+    def refuse(*_, **__):
+        raise AssertionError("the teacher was asked")
+
+    model.network.forward = refuse
+    return model
+
+
+def label(teacher, given=GIVEN, teacher_id: str = "t", seed: int = 0, **settings):
+    stage = Labeling(**{"max_new_tokens": 6, "temperature": 0.0, **settings})
+    assert isinstance(stage, Stage)
+    return list(stage(iter(given), teacher=teacher, teacher_id=teacher_id, seed=seed))
+
+
+def texts(labelled) -> list[tuple[str, ...]]:
+    return [tuple(response.text for response in kept.responses) for kept in labelled]
+
+
+def test_the_teachers_text_replaces_the_references(teacher):
+    prompts = [encode_prompt(kept.prompt, teacher.tokenizer) for kept in GIVEN]
+    expected = [response_text(ids, teacher.tokenizer) for ids in generate(teacher, prompts, max_new_tokens=6)]
+    labelled = label(teacher)
+    assert len(set(expected)) > 1
+    assert [kept.responses for kept in labelled] == [(Response(text, "teacher"),) for text in expected]
+    for before, after in zip(GIVEN, labelled, strict=True):
+        assert (after.id, after.skill, after.prompt, after.meta) == (
+            before.id,
+            before.skill,
+            before.prompt,
+            before.meta,
+        )
+        assert after.provenance == (*before.provenance, "labeling")
+
+
+def test_references_stay_before_the_teachers_where_kept(teacher):
+    for before, after in zip(GIVEN, label(teacher, keep_reference=True), strict=True):
+        assert after.responses[:1] == before.responses
+        assert [response.source for response in after.responses] == ["reference", "teacher"]
+
+
+def test_samples_are_drawn_from_the_seed(teacher):
+    first = label(teacher, samples=3, temperature=1.0)
+    assert all(len(set(answers)) == 3 for answers in texts(first))
+    assert texts(label(teacher, samples=3, temperature=1.0, seed=1)) != texts(first)
+
+
+# --- the disk ---
+
+
+def test_the_second_call_asks_nobody(teacher, mute, cache):
+    first = label(teacher, samples=2, temperature=0.8)
+    assert cache_root() == cache
+    assert len(list((cache / "augmentation").glob("*.jsonl"))) == 1
+    assert label(mute, samples=2, temperature=0.8) == first
+    assert label(None, samples=2, temperature=0.8) == first
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"teacher_id": "another"},
+        {"seed": 1},
+        {"samples": 1},
+        {"max_new_tokens": 5},
+        {"temperature": 0.7},
+        {"top_p": 0.9},
+        {"given": GIVEN[:4]},
+        {"given": GIVEN[::-1]},
+        {"given": [record(0, "another question"), *GIVEN[1:]]},
+        {"given": [record(99, GIVEN[0].prompt[0]["content"]), *GIVEN[1:]]},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_other_settings_are_asked_for_anew(teacher, mute, other):
+    settings = {"samples": 2, "temperature": 0.8}
+    label(teacher, **settings)
+    with pytest.raises(AssertionError, match="the teacher was asked"):
+        label(mute, **{**settings, **other})
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"keep_reference": True}, {"batch_size": 2}, {"drop_unfinished": True}])
+def test_what_does_not_change_the_text_shares_it(teacher, mute, other):
+    first = label(teacher)
+    again = label(mute, **other)
+    if "drop_unfinished" not in other:
+        assert [answers[-1:] for answers in texts(again)] == texts(first)
+
+
+def test_other_references_and_scores_share_the_text(teacher, mute):
+    first = label(teacher)
+    changed = [record(int(kept.id), kept.prompt[0]["content"], "another reference") for kept in GIVEN]
+    assert texts(label(mute, changed)) == texts(first)
+
+
+def test_a_call_that_fails_leaves_nothing_behind(mute, teacher, cache):
+    with pytest.raises(AssertionError):
+        label(mute)
+    assert not list((cache / "augmentation").glob("*.jsonl"))
+    assert len(label(teacher)) == len(GIVEN)
+
+
+def test_what_was_left_half_written_is_not_taken_for_whole(teacher, cache):
+    stage = Labeling(max_new_tokens=6, temperature=0.0)
+    path = stage.path(GIVEN, teacher_id="t", seed=0)
+    path.parent.mkdir(parents=True)
+    path.with_suffix(".tmp").write_text('{"id": "0", "respon')
+    assert len(label(teacher)) == len(GIVEN)
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [kept.id for kept in GIVEN]
+
+
+def test_two_who_ask_at_once_ask_the_teacher_once(teacher):
+    asked, results = [], []
+    own = teacher.network.generate
+    teacher.network.generate = lambda **named: (asked.append(1), own(**named))[1]
+    threads = [threading.Thread(target=lambda: results.append(label(teacher))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+    assert results[0] == results[1]
+
+
+# --- responses without an end ---
+
+
+def test_cut_responses_are_counted_and_may_be_left_out(teacher, caplog):
+    head = teacher.network.get_output_embeddings().weight.data
+    prompts = [encode_prompt(kept.prompt, teacher.tokenizer) for kept in GIVEN]
+    written = generate(teacher, prompts, max_new_tokens=6)
+    early = min(token for ids in written for token in ids if any(token not in other for other in written))
+    end = teacher.tokenizer.eos_token_id
+    head[[end, early]] = head[[early, end]]  # some responses now end
+    whole = [ids[-1] == end for ids in generate(teacher, prompts, max_new_tokens=6)]
+    assert any(whole)
+    assert not all(whole)
+    with caplog.at_level(logging.WARNING, "kd"):
+        everything = label(teacher)
+    assert len(everything) == len(GIVEN)
+    assert f"{whole.count(False)} of 5 responses of the teacher reached max_new_tokens=6" in caplog.text
+    kept = label(teacher, drop_unfinished=True)
+    assert kept == [labelled for labelled, ended in zip(everything, whole, strict=True) if ended]
+
+
+# --- bad inputs ---
+
+
+def test_without_a_teacher():
+    with pytest.raises(ValueError, match="augmentation=labeling needs a teacher"):
+        label(None)
+
+
+def test_settings_are_checked_at_once():
+    with pytest.raises(ValueError, match="samples=4 at temperature=0 are all the same"):
+        Labeling(samples=4, max_new_tokens=8, temperature=0.0)
