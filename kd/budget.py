@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from kd.models.language_model import LanguageModel
 from kd.types import Sequences
 
@@ -13,8 +15,8 @@ class Budget:
     tokens: read by the student while training (forward and backward), prompts included.
     rows: loss rows, those that met the head. padded: positions of padding beside them.
     teacher_tokens: read by the teacher. generated_tokens: written by the student.
-    student_flops: 6 per weight and token, plus attention, plus 6 per head weight and loss row; no padding, no
-    recomputation, so that the same work counts the same however it is implemented.
+    student_flops: 6 per weight and token (4 if it is frozen: no gradient of its own), the head's per loss row instead,
+    plus causal attention; no padding, no recomputation: the same work counts the same however it is implemented.
     """
 
     tokens: int = 0
@@ -28,12 +30,16 @@ class Budget:
 
 def training_flops(model: LanguageModel, sequences: Sequences) -> int:
     """FLOP of one forward and backward pass over the real tokens and loss rows of `sequences`."""
-    config = model.network.config.get_text_config()
-    embedding = model.network.get_input_embeddings().weight.numel()
-    head = model.network.get_output_embeddings().weight
-    tied = head.data_ptr() == model.network.get_input_embeddings().weight.data_ptr()
-    backbone = sum(p.numel() for p in model.network.parameters()) - embedding - (0 if tied else head.numel())
+    network, lengths = model.network, sequences.lengths
+    config = network.config.get_text_config()
+    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    apart = {embedding.data_ptr(), head.data_ptr()}  # one is looked up, the other met by loss rows only
+    backbone = sum(_passes(p) * p.numel() for p in network.parameters() if p.data_ptr() not in apart)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    lengths = sequences.lengths
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * int((lengths**2).sum()) // 2
-    return 6 * backbone * int(lengths.sum()) + 3 * attention + 6 * head.numel() * int(sequences.mask.sum())
+    rows = int(sequences.mask.sum())
+    return backbone * int(lengths.sum()) + 3 * attention + _passes(head) * head.numel() * rows
+
+
+def _passes(weight: nn.Parameter) -> int:
+    return 6 if weight.requires_grad else 4

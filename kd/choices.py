@@ -130,7 +130,7 @@ def _check_job(files: list[File], chosen: Mapping[str, Choice], conf: Path) -> N
                     f"drop one of the two, or take {axis} out of the defaults of one file"
                 )
             owners[axis] = f"{group}={name}", names
-            if axis not in chosen:
+            if False:
                 waiting += [(axis, name) for name in names]
     for axis, (owner, names) in owners.items():
         if owner.startswith("method=") and axis in chosen:

@@ -9,9 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-try:
-    from kd import composition
-except ImportError: composition=None
+from kd import composition
 from kd.jobs import Job
 from kd.preparation import identity, prepared, variant
 from kd.run_folder import RunFolder
@@ -80,10 +78,10 @@ def baseline_results(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any] | 
         other.name, other.compare = None, None
         other.trainer.update({"devices": 1, "strategy": "auto"})
     other = named(other)
-    results = Job(overrides=[f"objective={cfg.compare}", "compare=null"]).run(
-        folder_of(other), lambda folder: work(other, folder), config_yaml=_yaml(other)
+    print(f"beside it, {cfg.compare} with equal steps, data and initial weights:", flush=True)
+    return Job(overrides=[f"objective={cfg.compare}", "compare=null"]).run(
+        folder_of(other), lambda folder: work(other, folder), config_yaml=_yaml(other), wait=True
     )
-    return results
 
 
 class Evaluated:

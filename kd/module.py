@@ -180,8 +180,14 @@ class Distillation(lightning.LightningModule):
         return nullcontext() if last or block is None or self.trainer.world_size == 1 else block()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sum of a small float64 tensor."""
+        """Sum of a small tensor; float64 where it is to be exact."""
         return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")  # type: ignore[return-value]
+
+    def by_rank(self, value: Tensor) -> Tensor:
+        """`[ranks]`: every rank's own `value`, exactly."""
+        own = value.new_zeros(self.trainer.world_size)
+        own[self.global_rank] = value
+        return self.sum_over_ranks(own)
 
     # ---- what is told ------------------------------------------------------------------------------------------------
 
@@ -263,7 +269,7 @@ class Distillation(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet."""
-        means = {name: self.all_gather(value).reshape(-1) for name, value in sorted(self.means.items())}
+        means = {name: self.by_rank(value) for name, value in sorted(self.means.items())}
         checkpoint["distillation"] = {"step": self.step_count, "budget": asdict(self.budget), "means": means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning
 import torch
+import transformers
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -45,6 +46,7 @@ for message in QUIET:
     warnings.filterwarnings("ignore", message)
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
+transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second between ours
 
 
 @dataclass
@@ -73,8 +75,7 @@ def build(cfg: DictConfig) -> Parts:
         max_length=cfg.data.max_length,
         max_tokens=cfg.data.max_tokens,
     )
-    with seeded(cfg.seed, "objective"):
-        objective = {name: Term(**instantiate(term, _convert_="all")) for name, term in cfg.objective.items()}
+    objective = {str(name): _term(term, cfg.seed, str(name)) for name, term in cfg.objective.items()}
     optimization = Optimization(**cfg.optim)
     module = Distillation(
         student,
@@ -98,6 +99,11 @@ def build(cfg: DictConfig) -> Parts:
         workers=cfg.data.workers,
     )
     return Parts(module, data, skill, None if teacher is None else teacher.model, encoder)
+
+
+def _term(node: DictConfig, seed: int, name: str) -> Term:
+    with seeded(seed, "objective", name):
+        return Term(**instantiate(node, _convert_="all"))
 
 
 def load_teacher(node: DictConfig) -> Any:

@@ -3,19 +3,22 @@
 import json
 import os
 import signal
-from collections.abc import Iterable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning
+import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor
+from torch import Tensor, nn
 
+from kd.objectives.divergence import cross_entropy, forward_kl
 from kd.rollouts.offline import Offline
 from kd.run_folder import RunFolder
 from kd.sequences import Encoder
@@ -23,6 +26,7 @@ from kd.training import Parts, build, fit
 from kd.types import Batch, Models, Progress, Record, Split
 from tests.tiny import records
 
+Signal = tuple[int, int, str]  # step, rank, name
 CONF = Path(__file__).parents[1] / "conf"
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 EXACT = ["trainer.precision=64-true", "teacher.model.dtype=float64", "student.model.dtype=float64"]
@@ -72,31 +76,40 @@ def started(path: Path) -> RunFolder:
     return folder
 
 
-def one_step(cfg: DictConfig, **changes: Any) -> Parts:
-    """Parts after the gradients of one window were made, before the step; `changes` replace fields of the module."""
-    parts = build(cfg)
-    for name, value in changes.items():
-        setattr(parts.module, name, value)
-    parts.module.step = lambda: setattr(parts.module, "step_count", parts.module.step_count + 1)
-    parts.module.flush = lambda: None
-    trainer = lightning.Trainer(
-        **OmegaConf.to_container(cfg.trainer),
-        max_steps=1,
-        max_epochs=1,
-        limit_train_batches=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(parts.module, datamodule=parts.data)
-    return parts
-
-
 def gradients(parts: Parts) -> dict[str, Tensor]:
-    """Of the student, by name."""
-    return {name: p.grad.clone() for name, p in parts.module.student.named_parameters() if p.grad is not None}
+    """What the student's optimizer has seen: the running mean of its gradients, by name.
+
+    Unlike AdamW's update it is linear in them, so that a wrong factor shows.
+    """
+    states = parts.module.trainer.optimizers[0].state
+    return {name: states[p]["exp_avg"] for name, p in parts.module.student.named_parameters() if p in states}
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` has filled, once for all of pytest's workers."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
+def in_processes(jobs: list[dict[str, Any]], **how: Any) -> subprocess.CompletedProcess[str]:
+    """`tests/run_worker.py` on `jobs`, in processes of their own."""
+    return subprocess.run(worker(jobs), capture_output=True, text=True, timeout=500, **how)
+
+
+def worker(jobs: list[dict[str, Any]]) -> list[str]:
+    """The command line."""
+    return [sys.executable, str(Path(__file__).with_name("run_worker.py")), json.dumps(jobs)]
+
+
+def job(path: Path, *overrides: str, signals: Sequence[Signal] = (), **more: Any) -> dict[str, Any]:
+    """A job for `in_processes`; `more` are config sections, or arguments of the worker."""
+    rollout = scripted(path, *signals, inner=more.pop("inner", None))
+    objective = {"objective": more.pop("objective")} if "objective" in more else {}
+    return {"path": str(path), "overrides": list(overrides), "nodes": {"rollout": rollout, **objective}, **more}
 
 
 # ---- what the configs name -------------------------------------------------------------------------------------------
@@ -126,7 +139,7 @@ class Scripted:
     provides: ClassVar[frozenset[str]] = Offline.provides
     requires: ClassVar[frozenset[str]] = Offline.requires
 
-    def __init__(self, log: str, signals: Iterable[tuple[int, int, str]] = (), inner: Any = None):
+    def __init__(self, log: str, signals: Iterable[Signal] = (), inner: Any = None):
         self.log, self.signals, self.inner = Path(log), list(signals), inner or Offline()
 
     @property
@@ -144,27 +157,59 @@ class Scripted:
         return self.inner(window, models, progress, encoder)
 
 
-def scripted(log: Path, *signals: tuple[int, int, str], inner: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def scripted(log: Path, *signals: Signal, inner: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config node of a `Scripted` rollout."""
     log.mkdir(parents=True, exist_ok=True)
     return {"_target_": "tests.runs.Scripted", "log": str(log), "signals": [list(s) for s in signals], "inner": inner}
 
 
-def smooth_cross_entropy(student_logprobs: Float[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """-log q of each token, more the more tokens its response has: no sum over rows."""
-    lengths = (student_logprobs != 0).sum(-1, keepdim=True)
-    return -student_logprobs * (1 + 0.1 * lengths) + 0.0 * labels
+def crowded_cross_entropy(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """-log q of each token times a tenth of its response's length: no function of a row alone."""
+    return -student_logprobs * mask.sum(-1, keepdim=True) / 10
+
+
+def whole_forward_kl(
+    student_logits: Float[Tensor, "B T V"], teacher_logits: Float[Tensor, "B T V"]
+) -> Float[Tensor, "B T"]:
+    """KL(teacher || student), from logits as plain as can be."""
+    p, q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
 
 
 def squared_surprise(student_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
-    """The square of each response's -log q in bits / 100: no sum over positions."""
+    """The square of each response's -log q / 100: one value for each response."""
     return (student_logprobs.sum(-1) / 100) ** 2
 
 
-def term(function: Any, weight: float = 1.0) -> dict[str, Any]:
+class Rescaled(nn.Module):
+    """Cross-entropy times a number that is learnt, after a start that is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(1 + torch.rand(()))
+
+    def forward(self, student_logprobs: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        return -student_logprobs * self.scale.detach() + (self.scale - 2) ** 2
+
+
+def term(loss: Any, weight: float = 1.0, **more: Any) -> dict[str, Any]:
     """The config node of an objective's term."""
-    target = function if isinstance(function, str) else f"{function.__module__}.{function.__qualname__}"
-    return {"weight": weight, "kind": "test", "loss": {"_target_": target, "_partial_": True}}
+    target = f"{loss.__module__}.{loss.__qualname__}"
+    return {
+        "weight": weight,
+        "kind": "test",
+        "loss": {"_target_": target, "_partial_": not isinstance(loss, type)},
+        **more,
+    }
+
+
+MIXED = {  # of every domain, row-wise and not
+    "fkl": term(forward_kl, 0.7),
+    "sft": term(cross_entropy, 0.3),
+    "crowded": term(crowded_cross_entropy),
+    "whole": term(whole_forward_kl, 0.5),
+    "squared": term(squared_surprise, 0.2),
+}
 
 
 # ---- comparing two runs ----------------------------------------------------------------------------------------------

@@ -441,15 +441,16 @@ def test_tensors_and_nodes_are_not_judged():
 
 
 @pytest.fixture
-def command_line(tmp_path):
+def command_line(tmp_path, monkeypatch):
     """check_overrides on conf/, or on a copy with more files: `files` is {path below conf: text}."""
 
     def given(*arguments: str, files: dict[str, str] | None = None) -> None:
-        conf = CONF if files is None else with_files(tmp_path / "conf", files)
         ours = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
-            check_overrides(arguments, conf)
+            if files is None:  # what Hydra composes from conf/ it composes once for all tests
+                monkeypatch.setattr("kd.overrides.compose", lambda _, overrides: composed(*overrides))
+            check_overrides(arguments, CONF if files is None else with_files(tmp_path / "conf", files))
         finally:
             GlobalHydra.instance().hydra = ours
 

@@ -176,10 +176,10 @@ def test_sigterm_goes_to_the_job_and_ends_the_sweep(app: Path) -> None:
 
 
 def test_a_second_ctrl_c_does_not_wait(app: Path) -> None:
-    process = start(app, "-m", "behaviour=hang,ok")
+    process = start(app, "-m", "behaviour=hang,ok", "save_seconds=100")
     wait_for(app, "outputs/toy-*/hanging")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.1)  # the toy takes 0.3 s to save
+    time.sleep(0.2)  # signals that come together are one
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, project
 from kd.types import Head
 
-CHUNK = 256  # rows; at V = 49152 one float32 chunk is 48 MiB
+CHUNK = 128  # rows; at V = 49152 one float32 chunk is 24 MiB: above 32 MiB malloc maps and clears every temporary anew
+BLOCK = 8192  # ids; the gradient of the head is summed in pieces whose products stay in cache
 
 
 def over_chunks(
@@ -109,7 +110,10 @@ class _GradientInForward(torch.autograd.Function):
             total += value
             _accumulate(grads, rows, dz, h, w)
         ctx.save_for_backward(
-            *(None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
+            *(
+                g if g is None or x is None else g.to(x.dtype)
+                for g, x in zip(grads, (hidden, weight, bias), strict=True)
+            )
         )
         return total
 
@@ -144,7 +148,8 @@ def _accumulate(grads: list[Tensor | None], rows: slice, dz: Tensor | None, h: T
         if weight.dtype == dz.dtype:
             weight.addmm_(dz.T, h[rows])
         else:
-            weight += dz.T @ h[rows]
+            for ids in slices(len(weight), BLOCK):
+                weight[ids] += dz[:, ids].T @ h[rows]
     if bias is not None:
         bias += dz.sum(0)
 

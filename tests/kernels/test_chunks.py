@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kd.kernels import over_chunks
+from kd.kernels import chunks, over_chunks
 from kd.kernels.chunks import slices
 from kd.kernels.logits import DenseLogits, HeadLogits
 from kd.objectives.divergence import cross_entropy, forward_kl, generalized_jsd, reverse_kl
@@ -213,6 +213,12 @@ def test_bf16_gradients_do_not_drown_in_many_chunks():
     plain = torch.autograd.grad(full(terms, given)[0], given.leaves)[1].double()
     found = torch.autograd.grad(chunked(terms, given, chunk=1)[0], given.leaves)[1].double()
     assert (found - truth).norm() <= 2 * (plain - truth).norm()
+
+
+def test_the_gradient_of_a_bf16_head_in_several_pieces(monkeypatch):
+    monkeypatch.setattr(chunks, "BLOCK", 4)  # of 11 ids
+    terms = COMBINATIONS["everything"]
+    assert_chunked_is_full(terms, problem(terms, torch.bfloat16, bias=True), chunk=5, tolerance=2e-2)
 
 
 def test_finite_differences():

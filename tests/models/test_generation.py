@@ -53,6 +53,14 @@ def test_greedy_is_the_likeliest_token_each_time(family):
     assert generate(model, prompts_of(), max_new_tokens=12) == expected
 
 
+def test_padding_is_told_by_length_where_it_is_the_end_token_too(model):
+    end = model.tokenizer.eos_token_id
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    prompts = [[end, *prompt, end, 65] for prompt in prompts_of()]  # as earlier turns of a conversation end
+    expected = [by_hand(model, prompt, 12, end_ids(model)) for prompt in prompts]
+    assert generate(model, prompts, max_new_tokens=12) == expected
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 def test_the_batch_size_changes_nothing(model, expected, batch_size):
     assert generate(model, prompts_of(), max_new_tokens=12, batch_size=batch_size) == expected
@@ -204,6 +212,11 @@ def test_a_nucleus_is_the_fewest_tokens_that_reach_its_share(die):
     assert set(seen) == set(nucleus)
     shares = probabilities[nucleus] / probabilities[nucleus].sum()
     assert chisquare([seen[i] for i in nucleus], shares * draws).pvalue > 0.001
+
+
+def test_every_token_may_be_drawn(model):
+    """Unless told otherwise, the library samples from the 50 likeliest."""
+    assert len(first_tokens(model, [1, 3, 2], 2000, temperature=9.0)) > 150
 
 
 def test_samples_are_the_same_under_the_same_seed_only(model):

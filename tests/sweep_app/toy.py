@@ -39,7 +39,7 @@ def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     if config.behaviour == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if config.behaviour == "hang":
-        _train_until_told_to_stop(folder)
+        _train_until_told_to_stop(folder, config.save_seconds)
     if config.behaviour == "leak":
         import torch
 
@@ -48,14 +48,14 @@ def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     return results(config)
 
 
-def _train_until_told_to_stop(folder: RunFolder) -> None:
+def _train_until_told_to_stop(folder: RunFolder, save_seconds: float) -> None:
     signals: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
     folder.write_text("hanging", "")
     deadline = time.monotonic() + 60
     while not signals and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.3)  # a second Ctrl-C, or a parent that does not wait, would show here
+    time.sleep(save_seconds)  # a second Ctrl-C, or a parent that does not wait, would show here
     folder.write_text("checkpoints/last", f"saved after {len(signals)} signal")
     raise SystemExit(130)
 
