@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from kd import sweeps
-from kd.composition import check_overrides
+from kd.overrides import check_overrides
 from kd.jobs import Job
 
 CONF = Path(__file__).parent / "conf"

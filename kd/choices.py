@@ -111,7 +111,7 @@ def axes(group: str, name: str, conf: Path) -> dict[str, Names]:
     return {key.strip().lstrip("/"): _names(value) for key, value in overriding}
 
 
-def _content(group: str, name: str, conf: Path) -> Mapping[str, Any]:
+def _content(group: str, name: str, conf: Path) -> Any:
     path = conf / group / f"{name.removesuffix('.yaml')}.yaml"
     content = OmegaConf.load(path) if path.exists() else None
     return content if isinstance(content, DictConfig) else OmegaConf.create()
@@ -130,7 +130,7 @@ def _check_job(files: list[File], chosen: Mapping[str, Choice], conf: Path) -> N
                     f"drop one of the two, or take {axis} out of the defaults of one file"
                 )
             owners[axis] = f"{group}={name}", names
-            if False:
+            if axis not in chosen:
                 waiting += [(axis, name) for name in names]
     for axis, (owner, names) in owners.items():
         if owner.startswith("method=") and axis in chosen:

@@ -8,7 +8,6 @@ and cut into micro-batches of bounded size, so that little is padded.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,12 +20,19 @@ from kd.sequences import Encoder
 from kd.types import Batch, Record
 
 
-@dataclass
 class Window:
-    """One rank's share of one optimizer step."""
+    """One rank's share of one optimizer step, or a validation batch.
 
-    step: int
-    batches: list[Batch]
+    No dataclass: Lightning looks into those to convert what they hold, and is stopped by the frozen records.
+    """
+
+    def __init__(self, step: int, batches: list[Batch]):
+        self.step, self.batches = step, batches
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Of all batches."""
+        return tuple(record for batch in self.batches for record in batch.records)
 
 
 class Windows(Dataset[Window]):
@@ -144,8 +150,8 @@ class Data(lightning.LightningDataModule):
             raise ValueError(
                 f"{len(fitting)} validation records cannot be dealt to {ranks} ranks; raise checkpoint.records"
             )
-        share = fitting[self.trainer.global_rank :: ranks]
-        return DataLoader(self.encoder.batches(share), batch_size=None)  # type: ignore[arg-type]
+        batches = self.encoder.batches(fitting[self.trainer.global_rank :: ranks])
+        return DataLoader([Window(0, [batch]) for batch in batches], batch_size=None)  # type: ignore[arg-type]
 
     def _workers(self) -> dict[str, Any]:
         return {"persistent_workers": True, "prefetch_factor": 2} if self.workers else {}

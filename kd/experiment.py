@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd import composition
 from kd.jobs import Job
 from kd.preparation import identity, prepared, variant
-from kd.run_folder import RunFolder
+from kd.run_folder import RunFolder, is_rank_zero
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
 
@@ -58,11 +58,12 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     from kd.training import build, fit
 
     parts = build(cfg)
+    if not is_rank_zero():
+        fit(cfg, parts, folder)
+        raise SystemExit(0)  # evaluation and reports belong to the first rank
     evaluation = Evaluated(cfg, parts, folder)
     evaluation.measure("before")
     fit(cfg, parts, folder)
-    if not parts.module.trainer.is_global_zero:
-        raise SystemExit(0)  # evaluation and reports belong to the first rank
     evaluation.measure("after")
     results = evaluation.results(baseline)
     _export(cfg, parts, results, folder.path / "student")
@@ -73,7 +74,7 @@ def baseline_results(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any] | 
     """Results of the run of equal steps whose objective is `cfg.compare`, made now if there is none yet."""
     if cfg.compare is None or list(cfg.objective) == [cfg.compare]:
         return None
-    other = variant(cfg, objective=cfg.compare)
+    other = variant(cfg, objective=cfg.compare, rollout="offline")
     with open_dict(other):
         other.name, other.compare = None, None
         other.trainer.update({"devices": 1, "strategy": "auto"})

@@ -22,7 +22,7 @@ from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weight
 from kd.optimization import Optimization
 from kd.seeding import seed_all
 from kd.sequences import Encoder
-from kd.signals import domain, is_row_wise, of_role, requires
+from kd.signals import ROW, domain, is_row_wise, of_role, requires
 from kd.types import Batch, Models, Progress
 
 
@@ -155,7 +155,8 @@ class Distillation(lightning.LightningModule):
                 self.accumulate(name, (value * weights).sum())
         for name, term in self.objective.items():
             if not term.row_wise:
-                value = term.loss(**{signal: _whole(signals[signal], mask) for signal in term.wanted})
+                given = _dense_rows if term.domain == ROW else _whole
+                value = term.loss(**{signal: given(signals[signal], mask) for signal in term.wanted})
                 mean = reduce(value, mask, counts, domain=term.domain, reduction=self.reduction)
                 self.accumulate(name, mean.detach())
                 total = total + term.weight * mean
@@ -223,9 +224,9 @@ class Distillation(lightning.LightningModule):
         self.sums = torch.zeros(4, dtype=torch.float64)
 
     @torch.no_grad()
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, window: Window, _: int) -> None:
         """Likelihood of the references, and the distance to the teacher where there is one in the same tokens."""
-        batch = _to(batch, self.device)
+        (batch,) = (_to(batch, self.device) for batch in window.batches)
         mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]
         logits = self.student(batch.student, frozenset({"logits"})).logits
         teacher = self.models.teacher if "logits" in self.alignment.provides and self.models.teacher else None
@@ -306,6 +307,11 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 def _rows(signal: Any, mask: Tensor) -> Any:
     """`[B T]` tensors at the loss rows; anything else as it is."""
     return signal[mask] if isinstance(signal, Tensor) and signal.shape[:2] == mask.shape else signal
+
+
+def _dense_rows(signal: Any, mask: Tensor) -> Any:
+    """The same with lazy logits as `[n V]`, for terms over rows that cannot be chunked."""
+    return signal.rows(slice(0, signal.n)) if hasattr(signal, "rows") else _rows(signal, mask)
 
 
 def _whole(signal: Any, mask: Tensor) -> Any:

@@ -77,6 +77,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
         recipe.optim.update({key: prepare[key] for key in ("steps", "lr", "window", "schedule")})
         recipe.trainer.update({"devices": 1, "strategy": "auto"})
         recipe.checkpoint.update({"every": 500, "validate": max(prepare.steps // 4, 1), "use": "last"})
+        recipe.checkpoint.monitor = "validation/bits_per_byte"
     return recipe
 
 

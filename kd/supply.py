@@ -97,6 +97,8 @@ def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
     for group in ("objective", "rollout", "augmentation"):
         for who, names in _demands(group, config[group]):
             yield group, who, names
+    if config["checkpoint"]["monitor"] == "validation/forward_kl":
+        yield "checkpoint", "checkpoint.monitor=validation/forward_kl", frozenset({"teacher_logits"})
 
 
 def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:

@@ -235,6 +235,11 @@ def test_an_alignment_that_gives_nothing():
     )
 
 
+def test_a_distance_to_a_teacher_that_is_not_there():
+    sentence = refused(composed(*NO_TEACHER, checkpoint__monitor="validation/forward_kl"))
+    assert "checkpoint.monitor=validation/forward_kl needs a teacher" in sentence
+
+
 def test_the_baseline_is_a_run_too():
     sentence = refused(composed("alignment=none", "objective=sft", compare="rkl"))
     assert sentence.startswith("compare=rkl: rkl needs teacher_logits")
