@@ -181,6 +181,7 @@ def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
         "best",
         monitor=cfg.checkpoint.monitor,
         save_weights_only=True,
+        save_on_train_epoch_end=False,  # what Lightning would make of validating at every step
         save_top_k=1,
         enable_version_counter=False,
     )

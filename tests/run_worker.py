@@ -1,6 +1,6 @@
 """`python tests/run_worker.py JOBS`: the fits of a json list, one after another, in a process of their own.
 
-A job is {path, overrides, nodes, unsynchronised}. With `trainer=ddp_cpu` Lightning starts this script again as the
+A job is what `tests.runs.job` makes. With `trainer=ddp_cpu` Lightning starts this script again as the
 second rank. Every rank leaves `final.<rank>.pt` in each path; a job that is told to stop ends the process with its
 exit code.
 """
@@ -21,11 +21,11 @@ from kd.training import build, fit
 from tests import runs
 
 
-def work(path: Path, overrides: list[str], nodes: dict[str, Any], unsynchronised: bool = False) -> None:
+def work(path: Path, overrides: list[str], nodes: dict[str, Any], synchronised: bool) -> None:
     """One fit, and what it left on this rank."""
     parts = build(cfg := runs.config(*overrides, **nodes))
     initial = weights_digest(parts.module.student)
-    if unsynchronised:
+    if not synchronised:
         parts.module.synchronised = lambda last: parts.module.trainer.strategy.block_backward_sync()
     fit(cfg, parts, runs.started(path))
     final = {

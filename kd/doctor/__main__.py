@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def diagnose(cfg: DictConfig, console: Console, shown: int, measure: bool) -> int:
     """Print everything; 1 if a check failed, else 0."""
-    room, before = available(cfg.trainer.accelerator), resident()
+    room, before = available(cfg), resident()
     subject = admit(cfg)
     findings = [*subject.findings, *examined(subject, console, shown)]
     console.print(special_table(subject))
@@ -64,7 +64,8 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
     """Token tables are printed; then what the checks found, up to where one makes the next impossible."""
     parts = subject.parts
     yield licences(subject)
-    yield end_tokens(parts.module.student, parts.teacher)
+    compared = "logits" in subject.alignment.provides and bool(parts.module.teacher_fields)
+    yield end_tokens(parts.module.student, parts.teacher, compared)
     models = [parts.module.student, *([] if parts.teacher is None else [parts.teacher])]
     if any(model.tokenizer.eos_token_id is None for model in models):
         return

@@ -10,6 +10,7 @@ import psutil
 import torch
 from omegaconf import open_dict
 
+from kd.doctor.memory import on_gpu
 from kd.doctor.subject import Subject
 from kd.run_folder import RunFolder
 from kd.training import fit
@@ -57,9 +58,8 @@ def measured(subject: Subject, before: int) -> int:
     parts.module.alignment = subject.alignment
     parts.module.optimization = replace(parts.module.optimization, steps=STEPS)
     parts.data.steps = STEPS
-    on_gpu = cfg.trainer.accelerator in ("gpu", "cuda")
-    if on_gpu:
+    if on_gpu(cfg):
         torch.cuda.reset_peak_memory_stats()
     with TemporaryDirectory() as folder, ResidentPeak() as grown:
         fit(cfg, parts, RunFolder(Path(folder)))
-    return torch.cuda.max_memory_allocated() if on_gpu else grown.size - before
+    return torch.cuda.max_memory_allocated() if on_gpu(cfg) else grown.size - before

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from kd.doctor.findings import Finding
@@ -19,7 +20,7 @@ from kd.rollouts.offline import Offline
 from kd.sequences import Encoded, collate
 from kd.types import Record
 
-LIVE_CHUNKS = 8  # float32 tensors of a chunk of logits that a divergence and its gradient hold at once
+LIVE_CHUNKS = 7  # float32 tensors of a chunk of logits that a divergence (JSD) and its gradient hold at once
 LIVE_HEADS = 3  # gradients of a head's shape that meet at the beginning of the backward pass
 LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass without gradient holds at once
 
@@ -163,9 +164,14 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 # --- what there is ---
 
 
-def available(accelerator: str) -> int:
-    """Bytes that are free now, on the GPU if the run asks for one that is there, else in the machine or container."""
-    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+def on_gpu(cfg: DictConfig) -> bool:
+    """Whether the run asks for a GPU and there is one."""
+    return cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
+def available(cfg: DictConfig) -> int:
+    """Bytes that are free now, on the GPU if the run uses one, else in the machine or container."""
+    if on_gpu(cfg):
         return torch.cuda.mem_get_info()[0]
     return min([psutil.virtual_memory().available, *_container_room()])
 
@@ -180,7 +186,7 @@ def _container_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 def check_room(items: Sequence[Item], room: int, subject: Subject) -> Finding:
     """Whether the estimate fits what there was before anything was loaded."""
-    share = 1 if subject.cfg.trainer.accelerator in ("gpu", "cuda") else ranks(subject)
+    share = 1 if on_gpu(subject.cfg) else ranks(subject)
     need = peak(items) * share
     told = f"about {mib(need)} of {mib(room)} available" + (f", on {share} ranks together" if share > 1 else "")
     if need <= 0.8 * room:

@@ -16,7 +16,7 @@ from kd.sequences import Encoder
 from kd.training import Parts
 from kd.types import Batch, Record, Sequences
 
-VALUE, GRADIENT = 1e-5, 1e-3  # nats per response token; norm relative to that of the shifted teacher
+VALUE, GRADIENT = 1e-5, 1e-4  # nats per response token; norm relative to that of the shifted teacher
 
 
 def shift_self_test(parts: Parts, records: Sequence[Record]) -> Finding:

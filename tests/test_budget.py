@@ -1,0 +1,125 @@
+import pytest
+from peft import LoraConfig
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd.budget import training_flops
+from kd.data import Windows
+from kd.models.networks import _with_lora
+from kd.sequences import collate, encode
+from tests import runs
+from tests.tiny import tiny
+
+# one layer: width 16, two heads of 8, one of keys and values, feed-forward 32, 261 ids
+D, KV, F, V = 16, 8, 32, 261
+ONE_LAYER = {
+    "hidden_size": D,
+    "intermediate_size": F,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def sequences(model, *pairs):
+    rows = [encode(({"role": "user", "content": q},), a, model.tokenizer, 512) for q, a in pairs]
+    return collate(rows, 0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_by_hand(tied):
+    """6 per weight and token, 3 x 4 x T^2/2 x width for attention, 6 per head weight and row; lookups are free."""
+    model = tiny(**ONE_LAYER, tie_word_embeddings=tied)
+    both = sequences(model, ("how many?", "12"), ("x", "longer answer"))
+    # <user> question <end> <assistant> answer <end>, less the last, which is never read
+    lengths = [1 + 9 + 2 + 2, 1 + 1 + 2 + 13]
+    rows = 2 + 1 + 13 + 1
+    assert both.lengths.tolist() == lengths
+    linears = D * D + 2 * D * KV + D * D + 3 * D * F
+    gains = 3 * D
+    expected = 6 * (linears + gains) * sum(lengths) + 6 * V * D * rows
+    expected += sum(3 * 4 * length**2 * D // 2 for length in lengths)
+    assert training_flops(model, both) == expected
+
+
+def counted(model, one) -> dict[str, int]:
+    """Multiplications and additions that torch does in one forward and backward pass, by operation."""
+    network = model.network
+    network.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        hidden = network.model(input_ids=one.tokens, use_cache=False).last_hidden_state[one.mask]
+        logits = linear(hidden, network.get_output_embeddings().weight)
+        cross_entropy(logits, one.labels[one.mask]).backward()
+    counts = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    attention = sum(flops for name, flops in counts.items() if "bmm" in name)
+    return {"attention": attention, "matrices": sum(counts.values()) - attention}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_flops_agree_with_those_that_torch_does(lora):
+    """Within a few percent: gains count here and not there, and torch does the half of attention that is masked.
+
+    A frozen weight needs two thirds: forward, and backward to its input, but no gradient of its own.
+    """
+    model = tiny(**{**ONE_LAYER, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4})
+    if lora:
+        _with_lora(model.network, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules="all-linear"))
+    one = sequences(model, ("a question of some length, as they are", "an answer"))
+    torch_does = counted(model, one)
+    length = int(one.lengths)
+    attention = 3 * 4 * 4 * length**2 * 64 // 2  # 3 passes, 4 FLOP, 4 layers
+    assert torch_does["attention"] == 2 * attention
+    assert training_flops(model, one) - attention == pytest.approx(torch_does["matrices"], rel=0.06 if lora else 0.02)
+
+
+def seen(parts) -> list:
+    """Records of all steps, in order."""
+    data = parts.data
+    windows = Windows(data.train, data.encoder, size=data.window, seed=data.seed, steps=data.steps)
+    return [windows.records[i] for step in range(data.steps) for i in windows.indices(step)]
+
+
+def tokens_and_rows(parts) -> tuple[int, int]:
+    """Counted anew from the texts: template and question and answer; answer and end token."""
+    read = rows = 0
+    for record in seen(parts):
+        question, answer = record.prompt[0]["content"].encode(), record.responses[0].text.encode()
+        read += len(question) + len(answer) + 3  # <user>, <end>, <assistant>
+        rows += len(answer) + 1  # <end>
+    return read, rows
+
+
+@pytest.mark.parametrize("objective", ["fkl", "sft"])
+def test_tokens_are_counted(tmp_path, objective):
+    parts = runs.train(runs.config(f"objective={objective}"), tmp_path)
+    tokens, rows = tokens_and_rows(parts)
+    spent = parts.module.budget
+    assert (spent.tokens, spent.rows) == (tokens, rows)
+    assert spent.teacher_tokens == (tokens if objective == "fkl" else 0)
+    assert spent.generated_tokens == 0
+    assert 0 <= spent.padded < 0.2 * tokens
+    assert spent.seconds > 0
+    flops = sum(
+        training_flops(parts.module.student, collate(parts.encoder.encode(record), 0)) for record in seen(parts)
+    )
+    assert spent.student_flops == flops
+
+
+def test_what_the_student_writes_is_counted(tmp_path):
+    """Every token that it writes is learnt from, its end token too."""
+    cfg = runs.config("rollout=on_policy", "rollout.max_new_tokens=7", "rollout.samples=2", "optim.steps=3")
+    parts = runs.train(cfg, tmp_path)
+    spent = parts.module.budget
+    prompts = sum(len(record.prompt[0]["content"]) + 3 for record in seen(parts))
+    written = spent.generated_tokens
+    assert 3 * 5 * 2 < written <= 3 * 5 * 2 * 7
+    assert spent.rows == written
+    assert spent.tokens == 2 * prompts + written - 2 * len(seen(parts))  # the last of each is not read
+    assert spent.teacher_tokens == spent.tokens
+
+
+def test_tokens_per_second_is_tokens_by_seconds(tmp_path):
+    parts = runs.train(runs.config(), tmp_path)
+    last = [row for row in (tmp_path / "metrics.csv").read_text().splitlines() if "tokens_per_second" in row][-1]
+    spent = parts.module.budget
+    assert float(last.rpartition(",")[2]) == pytest.approx(spent.tokens / spent.seconds, rel=0.01)

@@ -1,0 +1,201 @@
+"""A run that was stopped, or killed, and goes on, is the run that was not: bit for bit.
+
+In one process where that shows it, in processes of their own where signals and exit codes are the point; the matrix of
+ranks, workers and precisions is `long`.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd.seeding import derive
+from tests import runs
+
+ON_POLICY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 6, "batch_size": 4}
+
+
+def ran(path: Path, *overrides: str, **nodes: Any) -> Path:
+    """A run, with dropout in the student, up to its end or its signal."""
+    nodes = {"rollout": runs.scripted(path), **nodes}
+    try:
+        runs.train(runs.config(runs.DROPOUT, *overrides, **nodes), path)
+    except SystemExit as stop:
+        assert stop.code == 143
+    return path
+
+
+# ---- what is saved is what is needed ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """A whole run, and one that was stopped in the middle, where a loss is not logged yet."""
+    root = tmp_path_factory.mktemp("halves")
+    step = runs.drawn().choice([4, 5, 7, 8])
+    ran(root / "whole")
+    ran(root / "cut", rollout=runs.scripted(root / "cut", (step, 0, "SIGTERM")))
+    return root / "whole", root / "cut"
+
+
+def resumed(halves: tuple[Path, Path], to: Path, change: Any = None) -> list[str]:
+    """What differs when the checkpoint was changed in between."""
+    whole, cut = halves
+    shutil.copytree(cut, to)
+    if change is not None:
+        state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
+        change(state)
+        torch.save(state, to / "checkpoints/last.ckpt")
+    ran(to)
+    return runs.differences(whole, to)
+
+
+def test_nothing_differs(halves, tmp_path):
+    assert resumed(halves, tmp_path / "run") == []
+    assert resumed(halves, tmp_path / "again", change=lambda state: None) == []
+
+
+def zero(name: str) -> Any:
+    def change(state: dict) -> None:
+        for moments in state["optimizer_states"][0]["state"].values():
+            moments[name].zero_()
+
+    return change
+
+
+def schedule(state: dict) -> None:
+    state["lr_schedulers"][0]["last_epoch"] = 0
+
+
+def rate(state: dict) -> None:
+    for group in state["optimizer_states"][0]["param_groups"]:
+        group["initial_lr"] = group["lr"] = 1.0
+
+
+def step(state: dict) -> None:
+    state["distillation"]["step"] -= 1
+
+
+def spent(state: dict) -> None:
+    state["distillation"]["budget"]["tokens"] = 0
+
+
+def not_logged(state: dict) -> None:
+    state["distillation"]["means"] = {}
+
+
+def one_bit(state: dict) -> None:
+    weight = next(iter(state["state_dict"].values())).view(-1)
+    weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
+
+
+def position(state: dict) -> None:
+    """Lightning's, by which it validates."""
+    for progress in state["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+        if isinstance(progress, dict):
+            progress.update({name: 2 for name in ("ready", "started", "processed", "completed")})
+
+
+MUTATIONS = {
+    "first moments": (zero("exp_avg"), "last.state_dict"),
+    "second moments": (zero("exp_avg_sq"), "last.state_dict"),
+    "bias correction": (zero("step"), "last.state_dict"),
+    "schedule": (schedule, "last.lr_schedulers"),
+    "step": (step, "windows"),
+    "budget": (spent, "last.distillation.budget.tokens"),
+    "means": (not_logged, "metrics"),
+    "a bit of a weight": (one_bit, "last.state_dict"),
+    "position": (position, "metrics"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_piece_that_is_missing_is_missed(halves, tmp_path, name):
+    """So the comparison above sees what it should, and nothing is saved that nobody reads."""
+    change, where = MUTATIONS[name]
+    found = resumed(halves, tmp_path / "run", change)
+    assert any(difference.startswith(where) for difference in found), found
+
+
+def test_a_step_that_is_not_seeded_is_missed(tmp_path, monkeypatch):
+    """No generator is saved: each step sets its own."""
+    monkeypatch.setattr("kd.module.seed_all", lambda *_: None)
+    whole = ran(tmp_path / "whole")
+    cut = ran(tmp_path / "cut", rollout=runs.scripted(tmp_path / "cut", (5, 0, "SIGTERM")))
+    assert any(found.startswith("last.state_dict") for found in runs.differences(whole, ran(cut)))
+
+
+def test_rows_of_steps_that_were_lost_are_written_again(tmp_path):
+    """Killed after the checkpoint at 4, with rows of 6 in metrics.csv and half a row after them."""
+    whole = ran(tmp_path / "whole")
+    cut = ran(tmp_path / "cut", rollout=runs.scripted(tmp_path / "cut", (7, 0, "SIGTERM")))
+    early = ran(tmp_path / "early", rollout=runs.scripted(tmp_path / "early", (4, 0, "SIGTERM")))
+    shutil.copy(early / "checkpoints/last.ckpt", cut / "checkpoints/last.ckpt")
+    with (cut / "metrics.csv").open("a") as file:
+        file.write("7,train,lo")
+    assert runs.differences(whole, ran(cut)) == []
+
+
+# ---- in processes of their own ---------------------------------------------------------------------------------------
+
+
+def finished(*jobs: dict[str, Any], code: int = 0) -> None:
+    done = runs.in_processes(*jobs)
+    assert done.returncode == code, done.stderr[-3000:]
+
+
+def test_stopped_and_killed_processes_go_on_as_if_nothing_was(tmp_path):
+    """SIGTERM after a step drawn at random: exit code 143. SIGKILL at a moment drawn at random."""
+    whole, cut, killed = (tmp_path / name for name in ("whole", "cut", "killed"))
+    draw = runs.drawn()
+    term = runs.scripted(cut, (draw.randint(1, runs.STEPS), 0, "SIGTERM"))
+    kill = runs.scripted(killed, (draw.randint(2, 7), 0, "SIGKILL", draw.uniform(0.001, 0.03)))
+    finished(runs.job(whole, runs.DROPOUT), runs.job(cut, runs.DROPOUT, rollout=term), code=143)
+    finished(runs.job(killed, runs.DROPOUT, rollout=kill), code=-9)
+    finished(runs.job(cut, runs.DROPOUT), runs.job(killed, runs.DROPOUT))
+    assert runs.differences(whole, cut) == []
+    assert runs.differences(whole, killed) == []
+    assert (whole / "final.0.pt").exists()
+    assert runs.finals(whole)["final.0.pt"]["derived"] == derive(1, "a component", 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rollout", ["offline", "on_policy"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_kind_of_run_resumes(tmp_path, ranks, workers, precision, rollout):
+    overrides = [runs.DROPOUT, f"data.workers={workers}"]
+    overrides += ["trainer=ddp_cpu"] if ranks == 2 else []
+    overrides += [f"trainer.precision={precision}"]
+    inner = ON_POLICY if rollout == "on_policy" else None
+    draw = runs.drawn()
+    step, rank = draw.randint(1, runs.STEPS), draw.randrange(ranks)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    signalled = runs.scripted(cut, (step, rank, "SIGTERM"), inner=inner)
+    undisturbed = {path: runs.scripted(path, inner=inner) for path in (whole, cut)}
+    first = [
+        runs.job(whole, *overrides, rollout=undisturbed[whole]),
+        runs.job(cut, *overrides, rollout=signalled),
+    ]
+    finished(*first, code=143)
+    finished(runs.job(cut, *overrides, rollout=undisturbed[cut]))
+    assert runs.differences(whole, cut) == []
+    assert len(runs.finals(whole)) == ranks
+    assert len(runs.windows(whole)) == ranks * runs.STEPS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_that_is_killed_takes_the_run_down_and_it_resumes(tmp_path, rank, workers):
+    overrides = [runs.DROPOUT, "trainer=ddp_cpu", f"data.workers={workers}"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    draw = runs.drawn()
+    kill = runs.scripted(cut, (draw.randint(2, 7), rank, "SIGKILL", draw.uniform(0.001, 0.03)))
+    finished(runs.job(whole, *overrides))
+    assert runs.in_processes(runs.job(cut, *overrides, rollout=kill)).returncode != 0
+    finished(runs.job(cut, *overrides))
+    assert runs.differences(whole, cut) == []

@@ -1,0 +1,164 @@
+import math
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd.models.identity import weights_digest
+from kd.rollouts.offline import Offline
+from kd.sequences import Encoder, encode
+from kd.training import build
+from kd.types import Batch, Models, Progress
+from tests import runs
+
+
+def digests(*overrides: str, **nodes: Any) -> tuple[str, str]:
+    """Of the initial weights and of the order of the records."""
+    parts = build(runs.config(*overrides, **nodes))
+    return weights_digest(parts.module.student), parts.data.order_digest()
+
+
+def test_jobs_that_differ_in_their_objective_start_alike():
+    """Same weights and same order, with another objective, a term that draws weights itself, or no teacher at all."""
+    stateful = {"scaled": runs.term(runs.Rescaled), "fkl": runs.term(runs.forward_kl)}
+    first = digests()
+    assert digests("objective=rkl") == first
+    assert digests(objective=stateful) == first
+    assert digests("objective=sft", "alignment=none", teacher={"_target_": None, "prepare": None}) == first
+    assert digests("rollout=on_policy", "data.max_tokens=999", "optim.lr=1.0") == first
+
+
+def test_another_seed_is_another_start_and_another_order():
+    (weights, order), (other_weights, other_order) = digests(), digests("seed=2")
+    assert weights != other_weights
+    assert order != other_order
+
+
+def test_a_term_draws_the_same_whoever_stands_beside_it():
+    def drawn(*names: str) -> Tensor:
+        parts = build(runs.config(objective={name: runs.term(runs.Rescaled) for name in names}))
+        return parts.module.stateful["probe"].scale
+
+    assert drawn("probe") == drawn("another", "probe")
+    assert drawn("probe") != build(
+        runs.config(objective={"another": runs.term(runs.Rescaled)})
+    ).module.stateful["another"].scale
+
+
+def test_a_random_teacher_is_the_same_in_every_process_and_for_every_seed():
+    """It is not the run's: jobs of all seeds share it, and so do the ranks."""
+    from kd.training import _shared_teacher
+
+    seen = set()
+    for seed in (1, 2):
+        _shared_teacher.cache_clear()
+        torch.manual_seed(seed)
+        seen.add(weights_digest(build(runs.config(f"seed={seed}")).teacher))
+    assert len(seen) == 1
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+class Watching:
+    """Offline, but every window's loss is also computed by the book, with the weights of that very step."""
+
+    provides: ClassVar[frozenset[str]] = Offline.provides
+    requires: ClassVar[frozenset[str]] = Offline.requires
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    @torch.no_grad()
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        values = [kl for batch in window for kl in forward_kls(models.teacher.model, models.student, batch.student)]
+        self.seen.append(torch.cat(values).mean().item())
+        return window
+
+
+def forward_kls(teacher: Any, student: Any, sequences: Any) -> list[Tensor]:
+    """KL(teacher || student) at each response position, row by row, from whole logits."""
+    found = []
+    for tokens, mask, length in zip(sequences.tokens, sequences.mask, sequences.lengths, strict=True):
+        p, q = (m.network(tokens[None, :length]).logits[0, mask[:length]] for m in (teacher, student))
+        p, q = (logits[:, : student.vocabulary].log_softmax(-1) for logits in (p, q))
+        found.append((p.exp() * (p - q)).sum(-1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Ten steps; logged every three, validated at five and ten."""
+    path = tmp_path_factory.mktemp("watched")
+    cfg = runs.config(*runs.EXACT, "checkpoint.validate=5", rollout={"_target_": "tests.test_training.Watching"})
+    return runs.train(cfg, path), runs.metrics(path), path
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_row(watched):
+    parts, told, _ = watched
+    seen = parts.module.rollout.seen
+    assert len(seen) == 10
+    for step, steps in {3: seen[0:3], 6: seen[3:6], 9: seen[6:9], 10: seen[9:]}.items():
+        for name in ("fkl", "loss"):
+            assert float(told[f"{step},train,{name}"]) == pytest.approx(sum(steps) / len(steps), rel=1e-6)
+    assert {key.split(",")[0] for key in told if "train" in key} == {"3", "6", "9", "10"}
+
+
+def test_validation_is_the_likelihood_of_the_references_in_bits_per_byte(watched):
+    parts, told, _ = watched
+    student, nats, size, kls = parts.module.student.eval(), 0.0, 0, []
+    for record in parts.skill.load("validation")[:7]:
+        answer = record.responses[0].text
+        row = encode(record.prompt, answer, student.tokenizer, 512)
+        ids = torch.tensor(row.ids)
+        with torch.no_grad():
+            theirs, ours = (m.network(ids[None]).logits[0, row.prompt - 1 : -1] for m in (parts.teacher, student))
+        p, q = (logits[:, : student.vocabulary].log_softmax(-1) for logits in (theirs, ours))
+        nats -= q.gather(-1, ids[row.prompt :, None]).sum().item()
+        size += len(answer.encode())
+        kls.append((p.exp() * (p - q)).sum(-1))
+    assert float(told["10,validation,bits_per_byte"]) == pytest.approx(nats / size / math.log(2), rel=1e-9)
+    assert float(told["10,validation,forward_kl"]) == pytest.approx(torch.cat(kls).mean().item(), rel=1e-9)
+
+
+def test_the_learning_rate_and_the_norm_are_told(watched):
+    parts, told, _ = watched
+    assert float(told["10,train,lr"]) == 0  # the cosine's end
+    assert 0 < float(told["6,train,lr"]) < float(told["3,train,lr"]) < 1e-2
+    assert all(float(told[f"{step},train,grad_norm"]) > 0 for step in (3, 6, 9, 10))
+
+
+def test_best_is_kept_and_used(tmp_path):
+    """At a learning rate that ruins the student, the first validation is the best."""
+    cfg = runs.config(
+        "optim.lr=3.0", "optim.schedule=constant", "checkpoint.validate=1", "optim.warmup=1.0", "checkpoint.use=best"
+    )
+    parts = runs.train(cfg, tmp_path)
+    told = {int(k.split(",")[0]): float(v) for k, v in runs.metrics(tmp_path).items() if "bits_per_byte" in k}
+    assert sorted(told) == list(range(1, 11))
+    best = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
+    last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert best["distillation"]["step"] == min(told, key=told.__getitem__) < 10
+    for name, value in parts.module.state_dict().items():
+        assert torch.equal(value, best["state_dict"][name])
+    assert not all(torch.equal(v, last["state_dict"][name]) for name, v in best["state_dict"].items())
+    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_trains(tmp_path, precision):
+    dtype = {"64-true": "float64", "bf16-true": "bfloat16"}.get(precision, "float32")
+    overrides = [f"{role}.model.dtype={dtype}" for role in ("teacher", "student")]
+    runs.train(runs.config(*overrides, f"trainer.precision={precision}", "optim.steps=6"), tmp_path)
+    told = {key: float(value) for key, value in runs.metrics(tmp_path).items()}
+    assert told["6,train,fkl"] < told["3,train,fkl"]
+
+
+def test_a_window_smaller_than_the_ranks_and_too_few_validation_records_are_refused():
+    from types import SimpleNamespace
+
+    parts = build(runs.config("checkpoint.records=1"))
+    parts.data.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(ValueError, match=r"1 validation records .* 2 ranks; raise checkpoint.records"):
+        parts.data.val_dataloader()
