@@ -91,7 +91,7 @@ def _permutation(seed: int, epoch: int, n: int) -> list[int]:
 
 
 class FromStep(Sampler[int]):
-    """Steps `start` to `total`. Its length is the whole run's, as a resumed Lightning loop counts from the beginning."""
+    """Steps `start` to `total`. Its length is the whole run's: a resumed Lightning loop counts from the beginning."""
 
     def __init__(self, start: int, total: int):
         self.start, self.total = start, total

@@ -24,6 +24,7 @@ from rich.console import Console
 from kd.callbacks import ProgressLines, Saving, WholeFiles
 from kd.data import Data
 from kd.metrics_log import TidyLogger
+from kd.models.identity import model_digest
 from kd.models.language_model import LanguageModel
 from kd.module import Distillation, Term
 from kd.optimization import Optimization
@@ -122,9 +123,13 @@ def _shared_teacher(node: str) -> Any:
 
 def augmented(cfg: DictConfig, records: Any, teacher: Any) -> list[Record]:
     """The training records after the augmentation's stages, in order."""
-    identity = json.dumps(OmegaConf.to_container(cfg.teacher, resolve=True), sort_keys=True)
-    for stage in instantiate(cfg.augmentation.stages):
-        records = stage(records, teacher=None if teacher is None else teacher.model, teacher_id=identity, seed=cfg.seed)
+    stages = instantiate(cfg.augmentation.stages)
+    if stages and teacher is not None:
+        writer: dict[str, Any] = {"teacher": teacher.model, "teacher_id": model_digest(teacher.model)}
+    else:
+        writer = {"teacher": None, "teacher_id": "none"}
+    for stage in stages:
+        records = stage(records, **writer, seed=cfg.seed)
     return list(records)
 
 

@@ -1,5 +1,8 @@
 """`python -m kd.doctor` on byte models: that it passes what is right, and tells what is wrong."""
 
+import copy
+import io
+import json
 import os
 import re
 import subprocess
@@ -13,8 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from kd.doctor import checks, memory, shift, tokens
 from kd.doctor.__main__ import diagnose, main
@@ -23,13 +30,15 @@ from kd.doctor.measure import ResidentPeak, resident
 from kd.doctor.subject import Subject, admit, composed, from_cache, without_teachers_text
 from kd.export import export
 from kd.models.language_model import LanguageModel
-from kd.models.networks import scratch
 from kd.models.tokenizers import byte_tokenizer
 from kd.module import Term
 from kd.objectives.divergence import cross_entropy
+from kd.overrides import CONF
 from kd.preparation import _recipe, identity
+from kd.rollouts.on_policy import OnPolicy
 from kd.sequences import Encoded, Encoder, collate
-from tests.tiny import LLAMA, record, tiny
+from kd.types import Batch
+from tests.tiny import record, records, tiny
 
 ROOT = Path(__file__).parents[1]
 TINY = ["teacher=tiny", "student=tiny", "teacher.prepare=null", "optim.window=5", "data.max_tokens=128"]
@@ -49,15 +58,15 @@ def toy(*overrides: str, **nodes: Mapping[str, Any]) -> Iterator[DictConfig]:
 
 def told(cfg: DictConfig, shown: int = 0) -> tuple[int, str]:
     """Exit code and output of a diagnosis."""
-    console = Console(width=300, record=True, file=open(os.devnull, "w"))
+    console = Console(width=300, record=True, file=io.StringIO())
     code = diagnose(cfg, console, shown, measure=False)
     return code, console.export_text()
 
 
 def line(text: str, check: str) -> str:
     """The finding of one check."""
-    [found] = [row for row in text.splitlines() if re.match(rf"(PASS|WARN|FAIL)  {re.escape(check)} ", row)]
-    return found
+    [found] = [row for row in text.splitlines() if re.match(rf"(PASS|WARN|FAIL)  {re.escape(check)}  ", row)]
+    return found.rstrip()
 
 
 def model(template: str | None = None, **tokens: str) -> LanguageModel:
@@ -78,6 +87,21 @@ def node(role: str, **changes: str) -> dict[str, Any]:
     return {"_target_": "kd.models.teacher.WhiteBox", "model": made, "prepare": None, "licence": "CC0-1.0"}
 
 
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    with toy("+student.model.architecture.initializer_range=0.3") as cfg:
+        return admit(cfg)
+
+
+def altered(subject: Subject, *settings: str) -> Subject:
+    """The same parts under another config."""
+    cfg = subject.cfg.copy()
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        OmegaConf.update(cfg, key, yaml.safe_load(value))
+    return replace(subject, cfg=cfg)
+
+
 # --- what is right passes ---
 
 
@@ -90,17 +114,15 @@ def test_the_command_line_passes_tiny_models(capsys):
     assert out.count("predicted at") == 1  # one table, as both read the same tokens
 
 
-def test_every_divergence_passes_its_self_test():
-    with toy() as cfg:
-        subject = admit(cfg)
-    records = subject.parts.data.train[:2]
-    for name in ("fkl", "rkl", "jsd", "skew_fkl", "skew_rkl", "tvd"):
-        with toy(f"objective={name}") as cfg:
-            terms = admit(cfg).parts.module.objective
-        subject.parts.module.objective = terms
-        finding = shift.shift_self_test(subject.parts, records)
-        assert finding.verdict == "PASS", finding
-        assert finding.told.startswith(f"{name} is")
+@pytest.mark.parametrize("name", ["fkl", "rkl", "jsd", "skew_fkl", "skew_rkl", "tvd"])
+def test_every_divergence_passes_its_self_test(name, subject, monkeypatch):
+    shared = OmegaConf.create({"temperature": 1.0, "temperature_squared": False})
+    shared.objective = OmegaConf.load(CONF / "objective" / f"{name}.yaml")
+    terms = {term: Term(**instantiate(node, _convert_="all")) for term, node in shared.objective.items()}
+    monkeypatch.setattr(subject.parts.module, "objective", terms)
+    finding = shift.shift_self_test(subject.parts, subject.parts.data.train[:2])
+    assert finding.verdict == "PASS", finding
+    assert finding.told.startswith(f"{name} is")
 
 
 # --- the table of tokens ---
@@ -119,7 +141,7 @@ def test_the_table_says_where_each_token_is_learnt():
     h, i, o, k = (tokenizer.convert_tokens_to_ids(c) for c in "hiok")
     assert cells(table, "position") == list("01234567")
     assert cells(table, "id") == list(map(str, [259, h, i, END, 260, o, k, END]))
-    assert cells(table, "label") == list(map(str, [h, i, END, 260, o, k, END])) + [""]
+    assert cells(table, "label") == [*map(str, [h, i, END, 260, o, k, END]), ""]
     assert cells(table, "in loss") == ["", "", "", "", "✓", "✓", "✓", ""]
     assert cells(table, "predicted at") == ["", "", "", "", "", "4", "5", "6"]
     assert cells(table, "text")[-3:] == ["'o'", "'k'", "'<|end|>'"]
@@ -172,11 +194,8 @@ def with_template(template: str | None) -> Any:
 def test_a_template_that_drops_the_end_token_fails():
     finding = checks.round_trip(reader(with_template(DROPS_END)), [record(0, "hi", "ok")])
     assert finding.verdict == "FAIL"
-    # <|user|> h i <|assistant|> o k, and then 257
-    assert (
-        "1 of 1 conversations differ: at position 6 training reads 257 '<|end|>', the template writes nothing more"
-        in (finding.told)
-    )
+    assert finding.told.startswith("1 of 1 conversations differ: at position 6 ")  # <|user|> h i <|assistant|> o k
+    assert finding.told.endswith("training reads 257 '<|end|>', the template writes nothing more")
     with toy(student=node("student", template=DROPS_END), teacher=node("teacher")) as cfg:
         code, text = told(cfg)
     assert code == 1
@@ -285,8 +304,6 @@ def test_labels_that_are_not_shifted_fail():
 
 def test_padding_is_counted():
     """Rows of 5, 3 and 3 positions, 5 wide: 11 of 15 are real, 4/15 = 26.7 % are not."""
-    from kd.types import Batch
-
     sequences = collate(encoded((6, 3), (4, 2), (4, 2)), pad=PAD)
     finding = checks.padding([Batch(sequences, sequences)])
     assert finding.verdict == "WARN"
@@ -304,10 +321,11 @@ def test_a_length_that_cuts_is_told_with_the_one_that_does_not():
     assert found.startswith("WARN")
     assert shares is not None
     assert float(shares[1]) > 0
-    remedy = re.search(r"(data.max_length=\d+) keeps all", found)
+    remedy = re.search(r"data.max_length=(\d+) keeps all", found)
     assert remedy is not None
-    with toy(remedy[1]) as cfg:
-        assert line(told(cfg)[1], "lengths (student)").startswith("PASS")
+    longest = int(remedy[1])
+    assert checks.lengths(reader(byte_tokenizer(), longest), records(24)).verdict == "PASS"
+    assert checks.lengths(reader(byte_tokenizer(), longest - 1), records(24)).verdict == "WARN"
 
 
 def test_a_length_that_nothing_fits_fails_and_stops_there():
@@ -323,12 +341,12 @@ def test_a_length_that_nothing_fits_fails_and_stops_there():
 
 
 def test_an_id_without_a_row_fails_before_a_model_reads_it():
-    with toy("+student.model.architecture.vocab_size=200", "alignment=none", "objective=sft") as cfg:
+    with toy("+student.model.architecture.vocab_size=258", "alignment=none", "objective=sft") as cfg:
         code, text = told(cfg)
     assert code == 1
     found = line(text, "vocabulary (student)")
     assert found.startswith("FAIL")
-    assert "id 260, but there are 200 embeddings" in found
+    assert "id 260, but there are 258 embeddings" in found
     assert "self-test" not in text
 
 
@@ -348,12 +366,29 @@ def test_ids_beyond_the_head_that_no_record_holds_are_a_warning():
     assert "reach 261, the head has 261 rows" in finding.told
 
 
+def other_ids() -> LanguageModel:
+    """A byte model to which `a` is what `b` is to others."""
+    made = tiny(dtype="float32")
+    known = json.loads(made.tokenizer.backend_tokenizer.to_str())
+    words = known["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    made.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(known)),
+        eos_token=made.tokenizer.eos_token,
+        chat_template=made.tokenizer.chat_template,
+    )
+    return made
+
+
 def test_two_tokenizers_under_alignment_same_fail_and_are_examined_all_the_same():
-    with toy(student=node("student"), teacher=node("teacher", eos_token="<new>")) as cfg:
+    teacher = {**node("teacher"), "model": {"_target_": "tests.test_doctor.other_ids"}}
+    with toy(student=node("student"), teacher=teacher) as cfg:
         code, text = told(cfg, shown=1)
     assert code == 1
     assert line(text, "alignment").startswith("FAIL")
+    assert "disagree on 'a'" in line(text, "alignment") or "disagree on 'b'" in line(text, "alignment")
     assert text.count("predicted at") == 2
+    assert line(text, "rows").startswith("FAIL")
     assert line(text, "self-test").startswith("PASS")
 
 
@@ -367,20 +402,13 @@ def test_sequences_beyond_the_models_positions_fail():
 
 
 @pytest.mark.parametrize(("licence", "verdict"), [("Apache-2.0", "PASS"), (None, "WARN"), ("CC BY-NC 4.0", "WARN")])
-def test_licences_are_told(licence, verdict):
-    with toy(f"teacher.licence={licence or 'null'}") as cfg:
-        finding = checks.licences(admit(cfg))
+def test_licences_are_told(licence, verdict, subject):
+    finding = checks.licences(altered(subject, f"teacher.licence={licence or 'null'}"))
     assert finding.verdict == verdict
     assert finding.told == f"skill CC0-1.0, teacher {licence or 'unknown'}"
 
 
 # --- the self-test can fail ---
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    with toy("+student.model.architecture.initializer_range=0.3") as cfg:
-        return admit(cfg)
 
 
 def test_a_loss_that_is_not_zero_at_equality_fails(subject, monkeypatch):
@@ -392,17 +420,19 @@ def test_a_loss_that_is_not_zero_at_equality_fails(subject, monkeypatch):
 def test_a_teacher_that_is_read_one_position_off_fails(subject, monkeypatch):
     """The defect itself, in the module's own path: the value that the test calls `off` becomes the value."""
     observe = shift.Distillation.observe
-    moved = lambda self, batch: observe(self, replace(batch, teacher=shift.one_off(batch.teacher)))
+
+    def moved(module: Any, batch: Batch) -> dict[str, Any]:
+        return observe(module, replace(batch, teacher=shift.one_off(batch.teacher)))
+
     monkeypatch.setattr(shift.Distillation, "observe", moved)
     assert shift.shift_self_test(subject.parts, subject.parts.data.train[:2]).verdict == "FAIL"
 
 
-def test_a_student_that_says_the_same_everywhere_tells_nothing(subject, monkeypatch):
-    silent = scratch(architecture=LLAMA)
-    for parameter in silent.parameters():
+def test_a_student_that_says_the_same_everywhere_tells_nothing(subject):
+    parts = copy.deepcopy(subject.parts)
+    for parameter in parts.module.student.parameters():
         parameter.data.zero_()
-    monkeypatch.setattr(subject.parts.module, "student", silent)
-    assert shift.shift_self_test(subject.parts, subject.parts.data.train[:2]).verdict == "WARN"
+    assert shift.shift_self_test(parts, parts.data.train[:2]).verdict == "WARN"
 
 
 def test_the_self_test_leaves_the_student_as_it_was(subject):
@@ -416,35 +446,23 @@ def test_the_self_test_leaves_the_student_as_it_was(subject):
 
 # --- nothing is made for a diagnosis ---
 
-PREPARE = "teacher.prepare.steps=3"
 
-
-@contextmanager
-def prepared_tiny() -> Iterator[DictConfig]:
-    with composed(["teacher=tiny", "student=tiny", PREPARE, "skill=spell_backward"]) as cfg:
-        yield cfg
-
-
-def test_an_unprepared_teacher_is_diagnosed_as_it_is(tmp_path, monkeypatch):
+def test_a_teacher_is_prepared_only_if_the_cache_has_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
-    with prepared_tiny() as cfg:
+    with composed(["teacher=tiny", "student=tiny", "skill=spell_backward"]) as cfg:
         given, [finding] = from_cache(cfg)
         assert (finding.verdict, finding.check) == ("WARN", "prepared teacher")
         assert "not in the cache" in finding.told
         assert given.teacher.model == cfg.teacher.model
         assert given.teacher.prepare is None
         assert cfg.teacher.prepare is not None
-    assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == []
 
-
-def test_a_prepared_teacher_in_the_cache_is_the_one_that_is_diagnosed(tmp_path, monkeypatch):
-    monkeypatch.setenv("KD_CACHE", str(tmp_path))
-    with prepared_tiny() as cfg:
         folder = tmp_path / "prepared" / identity(_recipe(cfg, "teacher"))
         export(tiny(dtype="float32"), folder, "")
         given, findings = from_cache(cfg)
-    assert findings == []
-    assert given.teacher.model.source.address == f"local:{folder}"
+        assert findings == []
+        assert given.teacher.model.source.address == f"local:{folder}"
 
 
 def test_the_teacher_writes_nothing():
@@ -485,21 +503,20 @@ def test_activations_are_those_that_a_longer_row_keeps(attention):
     twice = memory.activations(student, memory.Load(2, 200), "32-true")
     assert twice == pytest.approx(2 * expected, rel=0.02)
     if attention == "eager":
-        assert expected > 3 * memory.saved_bytes(student, 100, "32-true")
+        assert expected > 2.5 * memory.saved_bytes(student, 100, "32-true")
 
 
-def test_the_heaviest_micro_batch_is_bounded_by_tokens_and_by_the_window():
-    """The longest toy record has 39 + 39 bytes and four special tokens at most, and predicts one less."""
-    with toy() as cfg:
-        subject = admit(cfg)
-    longest = max(len(row.ids) - 1 for r in subject.parts.data.train for row in subject.parts.encoder.encode(r))
+def test_the_heaviest_micro_batch_is_bounded_by_tokens_and_by_the_window(subject, monkeypatch):
+    encoder = subject.parts.encoder
+    longest = max(len(row.ids) - 1 for r in subject.parts.data.train for row in encoder.encode(r) or ())
+    assert 40 < longest < 128
     assert memory.heaviest(subject) == memory.Load(128 // longest, longest)
-    with toy("data.max_tokens=99999") as cfg:
-        assert memory.heaviest(admit(cfg)) == memory.Load(5, longest)  # optim.window
-    with toy("data.max_tokens=9") as cfg:
-        assert memory.heaviest(admit(cfg)) == memory.Load(1, longest)  # a row is never split
-    with toy("rollout=on_policy", "rollout.samples=4", "data.max_tokens=99999", "data.max_length=100") as cfg:
-        assert memory.heaviest(admit(cfg)) == memory.Load(20, 99)
+    wide = altered(subject, "data.max_tokens=99999")
+    assert memory.heaviest(wide) == memory.Load(5, longest)  # optim.window
+    assert memory.heaviest(altered(wide, "trainer.devices=2")) == memory.Load(3, longest)  # its larger half
+    assert memory.heaviest(altered(subject, "data.max_tokens=9")) == memory.Load(1, longest)  # a row is never split
+    monkeypatch.setattr(subject.parts.module, "rollout", OnPolicy(samples=4, max_new_tokens=9))
+    assert memory.heaviest(altered(wide, "data.max_length=100")) == memory.Load(20, 99)
 
 
 def test_what_does_not_fit_fails_and_names_the_largest(subject):
@@ -509,8 +526,8 @@ def test_what_does_not_fit_fails_and_names_the_largest(subject):
     finding = memory.check_room(items, 90, subject)
     assert finding.verdict == "FAIL"
     assert finding.remedy == "most of it is activations: lower data.max_tokens"
-    with toy("trainer=ddp_cpu") as cfg:  # both ranks are on this machine
-        assert memory.check_room(items, 190, admit(cfg)).verdict == "FAIL"
+    two = altered(subject, "trainer.devices=2")  # both on this machine
+    assert memory.check_room(items, 190, two).verdict == "FAIL"
 
 
 def test_a_containers_limit_counts(tmp_path):
@@ -532,7 +549,7 @@ def test_the_resident_peak_is_seen_after_it_is_gone():
 
 def test_the_estimate_is_within_a_factor_of_two_of_a_real_run():
     """A process of its own, some 250 MiB: what Python and its libraries take apart from that matters less."""
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6}
+    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 5}
     student = [f"student.model.architecture.{name}={value}" for name, value in sizes.items()]
     few = ["skill=spell_backward", "skill.train=50", "skill.validation=10", "checkpoint.records=2"]
     size = ["optim.window=8", "data.max_tokens=2048"]
@@ -553,10 +570,9 @@ def test_the_estimate_is_within_a_factor_of_two_of_a_real_run():
 def test_a_config_that_cannot_be_run_is_one_line(capsys):
     assert main(["objective=rlk"]) == 1
     assert capsys.readouterr().out.startswith("FAIL  config  ")
-    assert main([*TINY, "skill=spell_backward", "skill.train=10000000"]) == 1
-    out = capsys.readouterr().out
-    assert out.startswith("FAIL  config  ")
-    assert "Error in call" not in out
+    nowhere = [f"teacher.model.source.{key}" for key in ("address=local:nowhere", "member=null", "sha256=null")]
+    assert main(["student=tiny", "skill=spell_backward", "skill.train=9", *nowhere]) == 1
+    assert capsys.readouterr().out.startswith("FAIL  config  local:nowhere does not exist")
 
 
 def test_a_missing_conf_is_told(tmp_path):

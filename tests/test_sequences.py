@@ -2,7 +2,9 @@ import random
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kd.data import Windows
 from kd.models.networks import scratch
@@ -91,6 +93,12 @@ def test_a_conversation_is_smollm2s_own(smollm2, messages, answer):
     )
     assert batch.student.labels[batch.student.mask][-1] == smollm2.eos_token_id
     assert response_text(batch.student.labels[batch.student.mask].tolist(), smollm2) == answer
+
+
+def test_text_of_ids_keeps_its_spaces():
+    words = Tokenizer(WordLevel({"yes": 0, ".": 1, "<end>": 2}, unk_token="yes"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", clean_up_tokenization_spaces=True)
+    assert response_text([0, 1, 2], tokenizer) == "yes ."
 
 
 def test_without_a_template_messages_are_joined_by_blank_lines():

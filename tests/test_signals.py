@@ -63,6 +63,10 @@ def whole_sequences(student_logits: Float[Tensor, "*n V"], rewards: Float[Tensor
     raise NotImplementedError
 
 
+def pooled(student_logits: Float[Tensor, "*n V"]) -> Float[Tensor, " P"]:
+    raise NotImplementedError
+
+
 # ---- what is asked for ----
 
 
@@ -121,7 +125,7 @@ def test_row_wise(objective):
     assert is_row_wise(objective)
 
 
-@pytest.mark.parametrize("objective", [policy_ratio, preference, sequence_score, whole_sequences])
+@pytest.mark.parametrize("objective", [policy_ratio, preference, sequence_score, whole_sequences, pooled])
 def test_not_row_wise(objective):
     assert not is_row_wise(objective)
 

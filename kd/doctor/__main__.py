@@ -52,10 +52,11 @@ def diagnose(cfg: DictConfig, console: Console, shown: int, measure: bool) -> in
     subject = admit(cfg)
     findings = [*subject.findings, *examined(subject, console, shown)]
     console.print(special_table(subject))
-    items = estimate(subject)
-    findings.append(check_room(items, room, subject))
-    runs = measure and worst(findings) != "FAIL"
-    console.print(memory_table(items, room, measured(subject, before) if runs else None))
+    if can_end(subject):
+        items = estimate(subject)
+        findings.append(check_room(items, room, subject))
+        runs = measure and worst(findings) != "FAIL"
+        console.print(memory_table(items, room, measured(subject, before) if runs else None))
     console.print(findings_table(findings))
     return 1 if worst(findings) == "FAIL" else 0
 
@@ -66,8 +67,7 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
     yield licences(subject)
     compared = "logits" in subject.alignment.provides and bool(parts.module.teacher_fields)
     yield end_tokens(parts.module.student, parts.teacher, compared)
-    models = [parts.module.student, *([] if parts.teacher is None else [parts.teacher])]
-    if any(model.tokenizer.eos_token_id is None for model in models):
+    if not can_end(subject):
         return
     for record in parts.data.train[:shown]:
         for table in record_tables(parts.encoder, record):
@@ -77,6 +77,12 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
     readable = [record for record in parts.data.train if parts.encoder.encode(record)][:SELF_TEST]
     if readable and worst(f for f in findings if f.check.startswith(("vocabulary", "positions"))) != "FAIL":
         yield shift_self_test(parts, readable)
+
+
+def can_end(subject: Subject) -> bool:
+    """Whether all tokenizers have an end token; without one, no sequence can be made."""
+    models = [model for model in (subject.parts.module.student, subject.parts.teacher) if model is not None]
+    return all(model.tokenizer.eos_token_id is not None for model in models)
 
 
 def special_table(subject: Subject) -> Table:

@@ -267,6 +267,7 @@ def special_tokens(models: dict[str, LanguageModel]) -> dict[str, list[str]]:
         ids = [getattr(model.tokenizer, f"{name}_token_id") for model in models.values()]
         tokens = zip(models.values(), ids, strict=True)
         rows[name] = ["none" if i is None else _token(model.tokenizer, i) for model, i in tokens]
-    rows["ends an answer"] = [", ".join(map(str, sorted(end_ids(model)))) for model in models.values()]
+    if all(model.tokenizer.eos_token_id is not None for model in models.values()):
+        rows["ends an answer"] = [", ".join(map(str, sorted(end_ids(model)))) for model in models.values()]
     rows["chat template"] = ["yes" if model.tokenizer.chat_template else "none" for model in models.values()]
     return rows

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, project
+from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, product_dtype, project
 from kd.types import Head
 
 CHUNK = 128  # rows; at V = 49152 one float32 chunk is 24 MiB: above 32 MiB malloc maps and clears every temporary anew
@@ -41,6 +41,7 @@ def over_chunks(
     """
     values: dict[str, list[Tensor]] = {name: [] for name in terms}
     asked = frozenset().union(*wanted.values())
+    signals = {name: signal.cast() if isinstance(signal, HeadLogits) else signal for name, signal in signals.items()}
 
     def evaluate(logits: Tensor, rows: slice) -> Tensor:
         supply = _chunk_signals(logits, rows, signals, asked)
@@ -94,7 +95,7 @@ class _GradientInForward(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        dtype = _compute_dtype(hidden)
+        dtype = product_dtype(hidden)
         h, w = hidden.to(dtype), weight.to(dtype)
         b = None if bias is None else bias.to(dtype)
         needs = [learn and need for need in ctx.needs_input_grad[4:]]
@@ -152,8 +153,3 @@ def _accumulate(grads: list[Tensor | None], rows: slice, dz: Tensor | None, h: T
                 weight[ids] += dz[:, ids].T @ h[rows]
     if bias is not None:
         bias += dz.sum(0)
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -71,6 +71,21 @@ class HeadLogits:
         """Some of the rows, computed now."""
         return finish(project(self.hidden[index], self.head.weight, self.head.bias), self.head)
 
+    @torch.no_grad()
+    def cast(self) -> "HeadLogits":
+        """The same, as a constant in autocast's dtype: autocast itself would convert a frozen head at every call."""
+        if not torch.is_autocast_enabled(self.hidden.device.type):
+            return self
+        dtype, (weight, bias) = product_dtype(self.hidden), self.head[:2]
+        head = self.head._replace(weight=weight.to(dtype), bias=None if bias is None else bias.to(dtype))
+        return HeadLogits(self.hidden.to(dtype), head)
+
+
+def product_dtype(hidden: Float[Tensor, "n D"]) -> torch.dtype:
+    """What `hidden` is multiplied in: autocast's choice where it is on."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
 
 def project(
     hidden: Float[Tensor, "c D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, " V"] | None

@@ -3,6 +3,7 @@ import logging
 import threading
 
 import pytest
+import torch
 
 from kd.augmentation import Stage
 from kd.augmentation.labeling import Labeling
@@ -74,6 +75,17 @@ def test_samples_are_drawn_from_the_seed(teacher):
     first = label(teacher, samples=3, temperature=1.0)
     assert all(len(set(answers)) == 3 for answers in texts(first))
     assert texts(label(teacher, samples=3, temperature=1.0, seed=1)) != texts(first)
+
+
+def test_samples_depend_on_nothing_but_the_seed(teacher, tmp_path, monkeypatch):
+    drawn = []
+    for start in (1, 2):
+        monkeypatch.setenv("KD_CACHE", str(tmp_path / str(start)))
+        torch.manual_seed(start)
+        state = torch.get_rng_state()
+        drawn.append(texts(label(teacher, samples=3, temperature=1.0)))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert drawn[0] == drawn[1]
 
 
 # --- the disk ---

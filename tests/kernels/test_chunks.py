@@ -296,11 +296,18 @@ def test_frozen_hidden_states_get_no_gradient():
 
 
 def test_the_teacher_gets_no_gradient_even_where_it_could():
-    terms = COMBINATIONS["three divergences"]
+    seen = []
+
+    def watched(student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+        seen.append((student_logits.requires_grad, teacher_logits.requires_grad))
+        return forward_kl(student_logits, teacher_logits)
+
+    terms = {"watched": watched}
     given = problem(terms)
     given.teacher.hidden.requires_grad_()
     given.teacher.head.weight.requires_grad_()
     chunked(terms, given, 5)[0].backward()
+    assert set(seen) == {(True, False)}
     assert given.teacher.hidden.grad is None
     assert given.teacher.head.weight.grad is None
 
@@ -353,13 +360,25 @@ class Spy(TorchDispatchMode):
         super().__init__()
         self.largest = 0  # elements
         self.products = 0
+        self.casts = 0  # of whole heads
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         made = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor)]
         self.largest = max([self.largest, *made])
+        self.casts += function.overloadpacket is torch.ops.aten._to_copy and result.shape == (IDS, D)
         self.products += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
         return result
+
+
+def test_under_autocast_the_heads_are_converted_once():
+    terms = {"fkl": forward_kl}
+    given = problem(terms, torch.float32, n=ROWS, ids=IDS)
+    adapted = given.student.head.weight * 1.0  # no leaf, as under LoRA: autocast remembers leaves only
+    given = replace(given, student=HeadLogits(given.student.hidden, Head(adapted)))
+    with torch.autocast("cpu", torch.bfloat16), Spy() as spy:
+        chunked(terms, given, CHUNK)
+    assert spy.casts == 2  # student's and teacher's, not once a chunk
 
 
 ROWS, IDS, CHUNK = 64, 97, 8  # the head itself has IDS * D < 2 * CHUNK * IDS elements

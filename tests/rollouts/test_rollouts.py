@@ -102,6 +102,13 @@ def test_samples_of_a_prompt_are_a_group(student, encoder):
             assert len(kept.responses) == 3
 
 
+def test_samples_follow_their_own_prompt(student, encoder):
+    rollout = OnPolicy(max_new_tokens=6, samples=2, temperature=1e-6)  # so cold that both are the greedy response
+    batches = rollout(encoder.batches(GIVEN), Models(student), NOW, encoder)
+    greedy = generate(student, [encode_prompt(kept.prompt, student.tokenizer) for kept in GIVEN], max_new_tokens=6)
+    assert responses(batches) == {kept.id: [ids, ids] for kept, ids in zip(GIVEN, greedy, strict=True)}
+
+
 def test_the_window_decides_what_is_written_not_its_micro_batches(student):
     """All prompts meet the generator together, so how the window was cut for training does not show."""
     written = []

@@ -1,0 +1,109 @@
+"""Two real processes (gloo) do what one does; and when one of them is told to stop, both do."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests import runs
+
+REDUCTIONS = ["token", "sequence", "sum"]
+EXACT = [*runs.EXACT, "optim.steps=4", "optim.clip=null", "checkpoint.validate=2"]
+DDP = "trainer=ddp_cpu"
+INTERRUPTED = [DDP, runs.DROPOUT]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Two calls of two processes each. In the first, the last run ends with a signal, sent to the second rank only."""
+    return runs.shared(tmp_path_factory, "ranks", two_ranks)
+
+
+def two_ranks(folder) -> None:
+    step = runs.drawn().choice([4, 5, 7, 8])  # with a loss that is not logged yet, on either rank
+    cut = folder / "cut"
+    exact = [runs.job(folder / r, DDP, *EXACT, f"reduction={r}", objective=runs.MIXED) for r in REDUCTIONS]
+    apart = runs.job(folder / "apart", DDP, *EXACT, objective=runs.MIXED, synchronised=False)
+    whole = runs.job(folder / "whole", *INTERRUPTED)
+    stopped = runs.job(cut, *INTERRUPTED, rollout=runs.scripted(cut, (step, 1, "SIGTERM")))
+    first = runs.in_processes(*exact, apart, whole, stopped)
+    shutil.copytree(cut / "checkpoints", folder / "stopped")
+    second = runs.in_processes(runs.job(cut, *INTERRUPTED))
+    (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
+
+
+def one_rank(path, reduction: str = "token"):
+    """The same run in this process."""
+    cfg = runs.config(*EXACT, f"reduction={reduction}", objective=runs.MIXED, rollout=runs.scripted(path))
+    return runs.train(cfg, path)
+
+
+def relative(one: dict, other: dict) -> float:
+    """Largest difference between two sets of tensors, over the largest number in the first."""
+    assert one.keys() == other.keys()
+    return max(float((one[k] - other[k]).abs().max()) for k in one) / max(float(v.abs().max()) for v in one.values())
+
+
+def moments(path) -> dict[str, torch.Tensor]:
+    """The running mean of the gradients, which unlike the update is linear in them."""
+    states = runs.checkpoint(path)["optimizer_states"][0]["state"]
+    return {str(i): state["exp_avg"] for i, state in states.items()}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_two_ranks_equal_one(ranks, tmp_path, reduction):
+    """In gradients, weights, logs and budget, after four steps on unequal lengths, whatever the terms run over."""
+    one_rank(tmp_path, reduction)
+    two = ranks / reduction
+    assert relative(moments(tmp_path), moments(two)) < 1e-12
+    assert relative(runs.checkpoint(tmp_path)["state_dict"], runs.checkpoint(two)["state_dict"]) < 1e-9
+    told, told_by_two = runs.metrics(tmp_path), runs.metrics(two)
+    assert told.keys() == told_by_two.keys()
+    for name, value in told.items():
+        assert float(told_by_two[name]) == pytest.approx(float(value), rel=1e-9), name
+    spent, by_two = (runs.checkpoint(p)["distillation"]["budget"] for p in (tmp_path, two))
+    assert spent.pop("padded") >= 0 <= by_two.pop("padded")  # there are more micro-batches
+    assert spent == by_two
+
+
+def test_both_ranks_hold_the_same_weights(ranks):
+    for run in (*REDUCTIONS, "whole", "cut"):
+        first, second = runs.finals(ranks / run).values()
+        assert first["initial"] == second["initial"]
+        assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
+
+
+def test_gradients_that_are_not_summed_would_show(ranks, tmp_path):
+    """The same run with each rank on its own."""
+    one_rank(tmp_path)
+    first, second = (final["weights"] for final in runs.finals(ranks / "apart").values())
+    assert relative(first, second) > 1e-3
+    assert relative(moments(tmp_path), moments(ranks / "apart")) > 0.1
+
+
+def test_the_ranks_share_the_records_of_each_step(ranks, tmp_path):
+    one_rank(tmp_path)
+    alone, together = runs.windows(tmp_path), runs.windows(ranks / "token")
+    for step in range(4):
+        shares = [together[f"ids.{rank}.jsonl:{step}"] for rank in (0, 1)]
+        assert sorted(shares[0] + shares[1]) == sorted(alone[f"ids.0.jsonl:{step}"])
+        assert all(shares)
+
+
+def test_dropout_differs_between_ranks_and_not_between_runs(ranks):
+    """Each rank draws from a stream of its own."""
+    first, second = runs.finals(ranks / "whole").values()
+    assert not torch.equal(first["random"], second["random"])
+
+
+def test_a_signal_to_one_rank_stops_both_with_its_exit_code(ranks):
+    step, first, second = (ranks / "codes").read_text().split("\n")[0].split()
+    assert (first, second) == ("143", "0"), (ranks / "codes").read_text()
+    saved = torch.load(ranks / "stopped/last.ckpt", weights_only=True)
+    assert saved["distillation"]["step"] == int(step)
+
+
+def test_two_ranks_resume_bit_for_bit(ranks):
+    """Weights, moments, schedules, losses, records and random numbers, on both ranks."""
+    assert runs.differences(ranks / "whole", ranks / "cut") == []
+    assert len(runs.windows(ranks / "cut")) == 2 * runs.STEPS
