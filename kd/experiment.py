@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd import composition
 from kd.jobs import Job
+from kd.kernels.allocation import keep_freed_memory
 from kd.preparation import identity, prepared, variant
 from kd.run_folder import RunFolder, is_rank_zero
 
@@ -44,6 +45,8 @@ def folder_of(cfg: DictConfig) -> RunFolder:
 def run(cfg: DictConfig, job: Job) -> float | None:
     """The whole of it; returns bits per byte of the distilled student, for sweepers that optimise."""
     composition.check(cfg)
+    if cfg.trainer.accelerator == "cpu":
+        keep_freed_memory()
     cfg = named(cfg)
     print(composition.describe(cfg), flush=True)
     results = job.run(folder_of(cfg), lambda folder: work(cfg, folder), config_yaml=_yaml(cfg), force=cfg.run.force)

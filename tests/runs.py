@@ -127,9 +127,9 @@ class Toy:
 
 
 class Scripted:
-    """Another rollout, beside which every window's record ids are written down and signals are sent in mid-window.
+    """Another rollout, beside which every window's records are written down, and signals sent.
 
-    log: folder; `ids.<rank>.jsonl` gets a line [step, ids] for each window. signals: each sent by its rank to itself
+    log: folder; `windows.<rank>.jsonl` gets a line [step, [ids, seed]] for each. signals: each sent by its rank to itself
     while it works on the step that makes `step` steps done, or so many seconds later.
     """
 
@@ -146,8 +146,8 @@ class Scripted:
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         rank = int(os.environ.get("LOCAL_RANK", 0))
         ids = [record.id for batch in window for record in batch.records]
-        with (self.log / f"ids.{rank}.jsonl").open("a") as file:
-            file.write(json.dumps([progress.step, ids]) + "\n")
+        with (self.log / f"windows.{rank}.jsonl").open("a") as file:
+            file.write(json.dumps([progress.step, [ids, torch.initial_seed()]]) + "\n")
         for step, whose, name, *delay in self.signals:
             if (step, whose) == (progress.step + 1, rank):
                 send(getattr(signal, name), *delay)
@@ -250,9 +250,9 @@ def metrics(path: Path) -> dict[str, str]:
 
 
 def windows(path: Path) -> dict[str, Any]:
-    """Record ids by rank and step, as the last attempt at the step had them."""
-    logs = {log.name: map(json.loads, log.read_text().splitlines()) for log in sorted(path.glob("ids.*.jsonl"))}
-    return {f"{name}:{step}": ids for name, lines in logs.items() for step, ids in lines}
+    """Record ids and seed by "rank:step", as the last attempt at the step had them."""
+    logs = {log.name.split(".")[1]: log.read_text().splitlines() for log in sorted(path.glob("windows.*.jsonl"))}
+    return {f"{rank}:{step}": seen for rank, lines in logs.items() for step, seen in map(json.loads, lines)}
 
 
 def finals(path: Path) -> dict[str, Any]:

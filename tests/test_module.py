@@ -59,7 +59,9 @@ def test_a_window_is_one_batch_or_many(tmp_path, reduction):
         torch.testing.assert_close(mean / (1 - cfg.optim.beta1), gradient[name], rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("padding", [{"multiple": 64}, {"padding_side": "left"}, {"padding_side": "left", "multiple": 64}])
+@pytest.mark.parametrize(
+    "padding", [{"multiple": 64}, {"padding_side": "left"}, {"padding_side": "left", "multiple": 64}]
+)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_padding_changes_nothing(parts, padding, reduction):
     parts.module.reduction = reduction

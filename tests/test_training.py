@@ -41,9 +41,10 @@ def test_a_term_draws_the_same_whoever_stands_beside_it():
         return parts.module.stateful["probe"].scale
 
     assert drawn("probe") == drawn("another", "probe")
-    assert drawn("probe") != build(
-        runs.config(objective={"another": runs.term(runs.Rescaled)})
-    ).module.stateful["another"].scale
+    assert (
+        drawn("probe")
+        != build(runs.config(objective={"another": runs.term(runs.Rescaled)})).module.stateful["another"].scale
+    )
 
 
 def test_a_random_teacher_is_the_same_in_every_process_and_for_every_seed():

@@ -56,7 +56,7 @@ def token_table(sequences: Sequences, row: int, tokenizer: PreTrainedTokenizerBa
             str(position - 1) if learnt else "",
             style=RESPONSE if learnt else None,
         )
-    if False:
+    if labels[-1] != tokenizer.eos_token_id:
         table.caption = Text("cut at data.max_length: the end token is missing, and is not learnt", CUT)
     return table
 

@@ -3,149 +3,35 @@
 Run: python -m pytest tests/kernels/test_chunks.py
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from kd.kernels import chunks, over_chunks
+from kd.kernels import chunks
 from kd.kernels.chunks import slices
-from kd.kernels.logits import DenseLogits, HeadLogits
-from kd.objectives.divergence import cross_entropy, forward_kl, generalized_jsd, reverse_kl
-from kd.signals import is_row_wise, requires
+from kd.kernels.logits import HeadLogits
+from kd.objectives.divergence import forward_kl, reverse_kl
+from kd.signals import is_row_wise
 from kd.types import Head
-from tests.objectives.terms import ROW_WISE, world
-
-N, V, D = 12, 11, 5  # rows, ids, width
-HEADS = {
-    "plain": {},
-    "bias": {"bias": True},
-    "scale": {"scale": 0.25},
-    "soft_cap": {"soft_cap": 3.0},
-    "bias, scale and soft cap": {"bias": True, "scale": 0.25, "soft_cap": 3.0},
-}
-
-
-def jeffreys(student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
-    """KL(p || q) + KL(q || p), which the repository does not know."""
-    p, q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
-    return ((p.exp() - q.exp()) * (p - q)).sum(-1)
-
-
-def chi_square(
-    student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"], *, power: float = 2.0
-) -> Float[Tensor, "*n"]:
-    """sum |p - q|^power / q, which it does not know either."""
-    p, q = teacher_logits.softmax(-1), student_logits.softmax(-1)
-    return ((p - q).abs() ** power / q).sum(-1)
-
-
-UNKNOWN = {"jeffreys": jeffreys, "chi_square": partial(chi_square, power=2.5)}
-OBJECTIVES = {term.name: {term.name: term.loss} for term in ROW_WISE}
-COMBINATIONS = {
-    "sft and fkl": {"sft": cross_entropy, "fkl": forward_kl},
-    "three divergences": {"rkl": reverse_kl, "jsd": partial(generalized_jsd, beta=0.3), "jeffreys": jeffreys},
-    "everything": {term.name: term.loss for term in ROW_WISE} | UNKNOWN,
-}
-EVERYTHING = OBJECTIVES | COMBINATIONS
-every_objective = pytest.mark.parametrize("terms", EVERYTHING.values(), ids=list(EVERYTHING))
-every_head = pytest.mark.parametrize("head", HEADS.values(), ids=list(HEADS))
-combinations = pytest.mark.parametrize("terms", COMBINATIONS.values(), ids=list(COMBINATIONS))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A student's hidden states and head, with what the terms are computed from and their rows' weights."""
-
-    student: HeadLogits
-    teacher: HeadLogits
-    labels: Tensor
-    signals: Mapping[str, Any]  # of other roles, over all rows
-    weights: Mapping[str, Tensor]
-
-    @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """What may learn."""
-        hidden, head = self.student.hidden, self.student.head
-        return tuple(x for x in (hidden, head.weight, head.bias) if x is not None)
-
-
-def problem(
-    terms: Mapping[str, Callable],
-    dtype: torch.dtype = torch.float64,
-    n: int = N,
-    ids: int = V,
-    bias: bool = False,
-    **head: Any,
-) -> Problem:
-    generator = torch.Generator().manual_seed(3)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    def half(requires_grad: bool) -> HeadLogits:
-        hidden, weight = draw(n, D).requires_grad_(requires_grad), draw(ids, D).requires_grad_(requires_grad)
-        return HeadLogits(hidden, Head(weight, draw(ids).requires_grad_(requires_grad) if bias else None, **head))
-
-    others: dict[str, Any] = {}
-    for loss in terms.values():
-        others |= world(batch=n, length=1, vocabulary=ids).to(dtype).signals(loss)
-    labels = torch.randint(0, ids, (n,), generator=generator)
-    wide = torch.promote_types(dtype, torch.float32)
-    weights = {name: (i + 1) * draw(n).to(wide).abs() / n for i, name in enumerate(terms)}
-    return Problem(half(True), half(False), labels, others, weights)
-
-
-def full(terms: Mapping[str, Callable], given: Problem) -> tuple[Tensor, dict[str, Tensor]]:
-    """The reference: every logit at once."""
-    hidden, head = given.student.hidden, given.student.head
-    z = torch.nn.functional.linear(hidden, head.weight, head.bias) * head.scale
-    z = z if head.soft_cap is None else head.soft_cap * torch.tanh(z / head.soft_cap)
-    wide = z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1)
-    teacher = given.teacher
-    supply = {
-        **given.signals,
-        "student_logits": z,
-        "student_logprobs": wide.gather(-1, given.labels[:, None])[:, 0],
-        "teacher_logits": teacher.rows(slice(None)),
-        "labels": given.labels,
-    }
-    values = {name: loss(**{signal: supply[signal] for signal in requires(loss)}) for name, loss in terms.items()}
-    return torch.stack([(given.weights[name] * value).sum() for name, value in values.items()]).sum(), values
-
-
-def chunked(terms: Mapping[str, Callable], given: Problem, chunk: int) -> tuple[Tensor, dict[str, Tensor]]:
-    lazy = {name: DenseLogits(value) for name, value in given.signals.items() if name.endswith("_logits")}
-    signals = {**given.signals, **lazy, "teacher_logits": given.teacher, "labels": given.labels}
-    wanted = {name: requires(loss) for name, loss in terms.items()}
-    return over_chunks(terms, given.student, signals, given.weights, wanted, chunk=chunk)
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Equal up to `tolerance`, relative in norm."""
-    assert actual.dtype == expected.dtype
-    difference = (actual.double() - expected.double()).norm()
-    assert difference <= tolerance * expected.double().norm(), f"off by {difference / expected.double().norm():.1e}"
-
-
-def assert_chunked_is_full(terms: Mapping[str, Callable], given: Problem, chunk: int, tolerance: float = 1e-12) -> None:
-    loss, values = chunked(terms, given, chunk)
-    expected_loss, expected_values = full(terms, given)
-    assert_near(loss, expected_loss, tolerance)
-    for name, value in expected_values.items():
-        assert not values[name].requires_grad
-        assert_near(values[name], value, tolerance)
-    gradients = torch.autograd.grad(loss, given.leaves)
-    for gradient, expected in zip(gradients, torch.autograd.grad(expected_loss, given.leaves), strict=True):
-        assert_near(gradient, expected, tolerance)
-
+from tests.kernels.problem import (
+    COMBINATIONS,
+    HEADS,
+    UNKNOWN,
+    D,
+    N,
+    V,
+    assert_chunked_is_full,
+    assert_near,
+    chunked,
+    combinations,
+    every_head,
+    every_objective,
+    full,
+    problem,
+)
 
 # ---- equality ----
 
@@ -348,76 +234,3 @@ def test_slices_cover_every_row_once(n, chunk):
     rows = [i for piece in slices(n, chunk) for i in range(n)[piece]]
     assert rows == list(range(n))
     assert all(piece.stop - piece.start <= chunk for piece in slices(n, chunk))
-
-
-# ---- cost ----
-
-
-class Spy(TorchDispatchMode):
-    """Sees every tensor that any operation makes, forward and backward, and counts the matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0  # elements
-        self.products = 0
-        self.casts = 0  # of whole heads
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        made = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor)]
-        self.largest = max([self.largest, *made])
-        self.casts += function.overloadpacket is torch.ops.aten._to_copy and result.shape == (IDS, D)
-        self.products += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
-        return result
-
-
-def test_under_autocast_the_heads_are_converted_once():
-    terms = {"fkl": forward_kl}
-    given = problem(terms, torch.float32, n=ROWS, ids=IDS)
-    adapted = given.student.head.weight * 1.0  # no leaf, as under LoRA: autocast remembers leaves only
-    given = replace(given, student=HeadLogits(given.student.hidden, Head(adapted)))
-    with torch.autocast("cpu", torch.bfloat16), Spy() as spy:
-        chunked(terms, given, CHUNK)
-    assert spy.casts == 2  # student's and teacher's, not once a chunk
-
-
-ROWS, IDS, CHUNK = 64, 97, 8  # the head itself has IDS * D < 2 * CHUNK * IDS elements
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@every_objective
-def test_no_tensor_holds_the_logits_of_two_chunks(terms, dtype):
-    given = problem(terms, dtype, n=ROWS, ids=IDS, bias=True, soft_cap=30.0)
-    with Spy() as spy:
-        chunked(terms, given, CHUNK)[0].backward()
-    assert spy.largest < 2 * CHUNK * IDS
-    assert spy.largest >= CHUNK * IDS  # it did look
-
-
-def test_the_plain_path_would_be_seen():
-    terms = COMBINATIONS["sft and fkl"]
-    given = problem(terms, torch.float32, n=ROWS, ids=IDS)
-    with Spy() as spy:
-        full(terms, given)[0].backward()
-    assert spy.largest >= ROWS * IDS
-
-
-@combinations
-def test_all_terms_share_one_head_pass(terms):
-    given = problem(terms, torch.float32, n=ROWS, ids=IDS)
-    with Spy() as spy:
-        chunked(terms, given, CHUNK)[0].backward()
-    assert spy.products == (ROWS // CHUNK) * 4  # a chunk: logits of both models, gradients of hidden states and head
-
-
-def test_without_gradients_only_logits_are_made():
-    terms = COMBINATIONS["everything"]
-    given = problem(terms, torch.float32, n=ROWS, ids=IDS)
-    expected_loss, expected = full(terms, given)
-    with torch.no_grad(), Spy() as spy:
-        loss, values = chunked(terms, given, CHUNK)
-    assert spy.products == (ROWS // CHUNK) * 2
-    assert not loss.requires_grad
-    assert_near(loss, expected_loss, 1e-5)
-    for name, value in expected.items():
-        assert_near(values[name], value, 1e-5)

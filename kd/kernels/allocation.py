@@ -1,0 +1,21 @@
+"""Keeping freed memory: on Linux, glibc maps every tensor above 32 MiB anew and returns it when it is freed.
+
+The logits of a chunk, and the gradients of a head, are such tensors; a step made of page faults took 17-52 % more
+processor time in a benchmark of `over_chunks` (512 rows, 49 152 ids) than one whose memory stays.
+"""
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep what is freed, up to the peak, for this process. False where there is no glibc."""
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
