@@ -1,6 +1,7 @@
 """What a run has spent. Methods are compared at equal budget, so everything that costs is counted."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,8 @@ class Budget:
 
 def training_flops(model: LanguageModel, sequences: Sequences) -> int:
     """FLOP of one forward and backward pass over the real tokens and loss rows of `sequences`."""
-    network, lengths = model.network, sequences.lengths
+    network: Any = model.network
+    lengths = sequences.lengths
     config = network.config.get_text_config()
     embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
     apart = {embedding.data_ptr(), head.data_ptr()}  # one is looked up, the other met by loss rows only

@@ -27,27 +27,28 @@ class Saving(Checkpoint):
         self.received: int | None = None
         self._saved = 0  # steps
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """From now on signals wait for the end of a step. (Lightning puts the old handlers back, however it ends.)"""
         self._saved = pl_module.step_count
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Save if it is time, or if any rank was told to stop. (The module then refuses the next step.)"""
         trainer.should_stop = self._told(trainer)
         if trainer.should_stop or pl_module.step_count % self.every == 0:
             self._save(trainer, pl_module.step_count)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Save the last step; a signal that came during it, or during its validation, counts too."""
         self._told(trainer)
         self._save(trainer, pl_module.step_count)
 
     def _told(self, trainer: lightning.Trainer) -> bool:
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        if stop:
             self.received = self.received or signal.SIGTERM
-        return self.received is not None
+        return stop  # and not what came since: the ranks would part
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
         if step > self._saved:
@@ -81,14 +82,12 @@ class WholeFiles(TorchCheckpointIO):
 class ProgressLines(Callback):
     """Where there is no terminal to draw a bar in: a line at each logging interval."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """The ETA counts from here, so a resumed run's is right too."""
         self._started, self._first = time.monotonic(), pl_module.step_count
         self._told = -1
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         """Step, terms, rate, ETA."""
         step, total = pl_module.step_count, pl_module.optimization.steps
         if not trainer.is_global_zero or (step % pl_module.log_every and step != total):

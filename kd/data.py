@@ -7,6 +7,7 @@ and cut into micro-batches of bounded size, so that little is padded.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -106,6 +107,8 @@ class FromStep(Sampler[int]):
 class Data(lightning.LightningDataModule):
     """Training windows and validation batches for a `Trainer`."""
 
+    trainer: Any
+
     def __init__(
         self,
         train: Sequence[Record],
@@ -154,4 +157,10 @@ class Data(lightning.LightningDataModule):
         return DataLoader([Window(0, [batch]) for batch in batches], batch_size=None)  # type: ignore[arg-type]
 
     def _workers(self) -> dict[str, Any]:
-        return {"persistent_workers": True, "prefetch_factor": 2} if self.workers else {}
+        apart = {"persistent_workers": True, "prefetch_factor": 2, "worker_init_fn": _in_own_group}
+        return apart if self.workers else {}
+
+
+def _in_own_group(_: int) -> None:
+    """Out of reach of Ctrl-C, which a terminal sends to the whole group: the last window still needs its workers."""
+    os.setpgrp()

@@ -263,7 +263,7 @@ class Distillation(lightning.LightningModule):
         if self.models.teacher is not None:
             self.models.teacher.to(self.device)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Without frozen parameters (a LoRA student's base): they are remade from their source."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}

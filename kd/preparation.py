@@ -31,16 +31,20 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
     for role in ("teacher", "student"):
         if cfg[role].get("prepare") is None:
             continue
-        recipe = _recipe(cfg, role)
-        folder = cache_root() / "prepared" / identity(recipe)
+        folder = checkpoint_folder(cfg, role)
         if not folder.exists():
-            _make(recipe, folder, role, train)
+            _make(_recipe(cfg, role), folder, role, train)
         with open_dict(cfg):
             lora = cfg[role].model.get("lora") if role == "student" else None
             source = {"address": f"local:{folder}"}
             cfg[role].model = {"_target_": PREPARED, "source": source, "dtype": cfg[role].model.dtype, "lora": lora}
             cfg[role].prepare = None
     return cfg
+
+
+def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
+    """Where `role`'s prepared checkpoint is, or will be."""
+    return cache_root() / "prepared" / identity(_recipe(cfg, role))
 
 
 def identity(cfg: DictConfig) -> str:

@@ -140,11 +140,11 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     """
     last = folder.checkpoints / "last.ckpt"
     resumed = last if last.exists() else None
-    log = TidyLogger(folder.path)
+    log, step = TidyLogger(folder.path), 0
     if resumed:
         step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["distillation"]["step"]
         rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
-        log.truncate_after(step)
+    log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
     trainer = _trainer(cfg, folder, [log, *loggers(cfg, folder)], saving)
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +21,11 @@ from jaxtyping import Bool, Float
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from kd.models.identity import weights_digest
 from kd.objectives.divergence import cross_entropy, forward_kl
 from kd.rollouts.offline import Offline
 from kd.run_folder import RunFolder
+from kd.seeding import derive
 from kd.sequences import Encoder
 from kd.training import Parts, build, fit
 from kd.types import Batch, Models, Progress, Record, Split
@@ -64,10 +67,16 @@ def config(*overrides: str, **nodes: Any) -> DictConfig:
     return cfg
 
 
-def train(cfg: DictConfig, path: Path) -> Parts:
-    """Build and fit, on from what `path` holds; the final state is in `checkpoints/last.ckpt`."""
+def train(cfg: DictConfig, path: Path, synchronised: bool = True) -> Parts:
+    """Build and fit, on from what `path` holds. The end is in `last.ckpt`, and each rank's in `final.<rank>.pt`."""
     parts = build(cfg)
+    initial = weights_digest(parts.module.student)
+    if not synchronised:
+        parts.module.synchronised = lambda last: parts.module.trainer.strategy.block_backward_sync()
     fit(cfg, parts, started(path))
+    final = {"initial": initial, "weights": dict(parts.module.student.state_dict()), "random": torch.get_rng_state()}
+    final |= {"derived": derive(1, "a component", 2)}
+    torch.save(final, path / f"final.{os.environ.get('LOCAL_RANK', 0)}.pt")
     return parts
 
 
@@ -100,7 +109,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
 def in_processes(*jobs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """`tests/run_worker.py` on `jobs`, in processes of their own."""
     command = [sys.executable, str(Path(__file__).with_name("run_worker.py")), json.dumps(jobs)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, start_new_session=True)
 
 
 def job(path: Path, *overrides: str, synchronised: bool = True, **nodes: Any) -> dict[str, Any]:
@@ -129,8 +138,8 @@ class Toy:
 class Scripted:
     """Another rollout, beside which every window's records are written down, and signals sent.
 
-    log: folder; `windows.<rank>.jsonl` gets a line [step, [ids, seed]] for each. signals: each sent by its rank to itself
-    while it works on the step that makes `step` steps done, or so many seconds later.
+    log: folder; `windows.<rank>.jsonl` gets a line [step, [ids, seed]] for each. signals: each sent by its rank to
+    itself while it works on the step that makes `step` steps done, or so many seconds later.
     """
 
     provides: ClassVar[frozenset[str]] = Offline.provides
@@ -150,16 +159,18 @@ class Scripted:
             file.write(json.dumps([progress.step, [ids, torch.initial_seed()]]) + "\n")
         for step, whose, name, *delay in self.signals:
             if (step, whose) == (progress.step + 1, rank):
-                send(getattr(signal, name), *delay)
+                send(name, *delay)
         return self.inner(window, models, progress, encoder)
 
 
-def send(number: int, delay: float = 0.0) -> None:
-    """A signal to this process."""
+def send(name: str, delay: float = 0.0) -> None:
+    """A signal to this process, or with "group" before it to all that a terminal's Ctrl-C would reach."""
+    number = getattr(signal, name.split()[-1])
+    to = partial(os.killpg, os.getpgrp()) if name.startswith("group") else partial(os.kill, os.getpid())
     if delay:
-        threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+        threading.Timer(delay, to, (number,)).start()
     else:
-        os.kill(os.getpid(), number)
+        to(number)
 
 
 def scripted(log: Path, *signals: Signal, inner: Mapping[str, Any] | None = None) -> dict[str, Any]:

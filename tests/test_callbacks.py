@@ -69,13 +69,18 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, uninterrupted, capsys
     assert runs.differences(uninterrupted, tmp_path) == []
 
 
+def saved_differences(one, other) -> list[str]:
+    """Without what only a process that made the last step itself leaves: its random state."""
+    return [found for found in runs.differences(one, other) if not found.startswith("final")]
+
+
 def test_a_signal_in_the_last_step_is_not_lost(tmp_path, uninterrupted):
     """Nothing is left to train, but whoever sent it does not want an evaluation either."""
     assert stopped(tmp_path, (runs.STEPS, 0, "SIGTERM")) == 143
     assert saved_step(tmp_path) == runs.STEPS
-    assert runs.differences(uninterrupted, tmp_path) == []
+    assert saved_differences(uninterrupted, tmp_path) == []
     runs.train(runs.config(rollout=runs.scripted(tmp_path)), tmp_path)  # and the next call finds all done
-    assert runs.differences(uninterrupted, tmp_path) == []
+    assert saved_differences(uninterrupted, tmp_path) == []
 
 
 @pytest.mark.parametrize("validation", [0, 2])
@@ -95,7 +100,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(tmp_path):
     runs.train(runs.config("checkpoint.validate=5", rollout=runs.scripted(whole)), whole)
     assert stopped_while_validating(cut, 1, "checkpoint.validate=5") == 143
     assert saved_step(cut) == runs.STEPS
-    assert runs.differences(whole, cut) == []
+    assert saved_differences(whole, cut) == []
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):

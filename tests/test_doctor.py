@@ -23,6 +23,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from kd.choices import CONF
 from kd.doctor import checks, memory, shift, tokens
 from kd.doctor.__main__ import diagnose, main
 from kd.doctor.findings import Finding, worst
@@ -33,7 +34,6 @@ from kd.models.language_model import LanguageModel
 from kd.models.tokenizers import byte_tokenizer
 from kd.module import Term
 from kd.objectives.divergence import cross_entropy
-from kd.overrides import CONF
 from kd.preparation import _recipe, identity
 from kd.rollouts.on_policy import OnPolicy
 from kd.sequences import Encoded, Encoder, collate
@@ -298,6 +298,9 @@ def test_labels_that_are_not_shifted_fail():
     sequences = collate(encoded((6, 3), (4, 2)), pad=PAD)
     assert checks.shift([sequences]).verdict == "PASS"
     assert checks.shift([replace(sequences, labels=sequences.tokens)]).verdict == "FAIL"
+    one = sequences.labels.clone()
+    one[0, 3] = 99  # the last label that a token follows; the label of the last position follows nothing
+    assert checks.shift([replace(sequences, labels=one)]).verdict == "FAIL"
     twice = torch.cat([sequences.labels[:, 1:], sequences.labels[:, :1]], dim=1)
     assert checks.shift([replace(sequences, labels=twice)]).verdict == "FAIL"
 

@@ -124,7 +124,7 @@ def test_validation_is_the_likelihood_of_the_references_in_bits_per_byte(watched
 
 
 def test_the_learning_rate_and_the_norm_are_told(watched):
-    parts, told, _ = watched
+    _, told, _ = watched
     assert float(told["10,train,lr"]) == 0  # the cosine's end
     assert 0 < float(told["6,train,lr"]) < float(told["3,train,lr"]) < 1e-2
     assert all(float(told[f"{step},train,grad_norm"]) > 0 for step in (3, 6, 9, 10))

@@ -24,6 +24,7 @@ from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
 from kd.doctor.shift import shift_self_test
 from kd.doctor.subject import Subject, admit, composed
 from kd.doctor.tokens import record_tables
+from kd.kernels.allocation import keep_freed_memory
 
 SELF_TEST = 2  # records
 
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def diagnose(cfg: DictConfig, console: Console, shown: int, measure: bool) -> int:
     """Print everything; 1 if a check failed, else 0."""
+    if measure and cfg.trainer.accelerator == "cpu":
+        keep_freed_memory()  # as a run does
     room, before = available(cfg), resident()
     subject = admit(cfg)
     findings = [*subject.findings, *examined(subject, console, shown)]

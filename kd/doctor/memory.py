@@ -133,7 +133,7 @@ def activations(student: LanguageModel, load: Load, precision: str) -> int:
     sizes = [longest // 4, longest // 2, longest]
     counted = [saved_bytes(student, size, precision) for size in sizes]
     constant, linear, square = np.linalg.solve(np.vander(sizes, 3, increasing=True), counted)
-    return int(constant + load.rows * (linear * load.length + 0))
+    return int(constant + load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
 
 
 def saved_bytes(student: LanguageModel, length: int, precision: str) -> int:

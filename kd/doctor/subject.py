@@ -11,10 +11,10 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, open_dict
 
 from kd.choices import CONF
-from kd.composition import check, check_overrides
+from kd.composition import check
 from kd.doctor.findings import Finding
-from kd.models.sources import cache_root
-from kd.preparation import _recipe, identity, prepared, variant
+from kd.overrides import check_overrides
+from kd.preparation import checkpoint_folder, prepared, variant
 from kd.run_folder import RunFolder
 from kd.training import Parts, build
 
@@ -65,7 +65,7 @@ def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
     _set_prepare(cfg, "student", None)
     for role, recipe in recipes.items():  # in this order: a student may be cut out of the prepared teacher
         _set_prepare(cfg, role, recipe)
-        if recipe is not None and not (cache_root() / "prepared" / identity(_recipe(cfg, role))).exists():
+        if recipe is not None and not checkpoint_folder(cfg, role).exists():
             _set_prepare(cfg, role, None)
             told = f"its prepared checkpoint is not in the cache, so the {role} is diagnosed as it is before"
             findings.append(Finding("WARN", f"prepared {role}", told, "the first run prepares it"))

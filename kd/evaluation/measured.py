@@ -53,7 +53,7 @@ def gap_closed(
     gap, closed = sign * (floor - teacher), sign * (floor - student)
     if not gap > 0 or math.isnan(closed):
         return None
-    return closed / gap
+    return closed / gap + 0.0  # no "-0 %"
 
 
 def samples(answers: pd.DataFrame, records: Sequence[Record]) -> list[dict[str, Any]]:
