@@ -70,7 +70,8 @@ def variant(cfg: DictConfig, **choices: str) -> DictConfig:
 
 def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     """The run that makes `role`'s checkpoint. It depends on the preparation's own settings, not on the run's."""
-    prepare, model = cfg[role].prepare, OmegaConf.to_container(cfg[role].model, resolve=True)
+    prepare = cfg[role].prepare
+    model: dict[str, Any] = OmegaConf.to_container(cfg[role].model, resolve=True)  # type: ignore[assignment]
     groups = {"teacher": "none", "objective": prepare.objective, "rollout": "offline", "augmentation": "none"}
     recipe = variant(cfg, **groups, alignment="none", evaluation="none")
     with open_dict(recipe):

@@ -115,7 +115,7 @@ class Progress:
 
 
 class Models(NamedTuple):
-    """Who may be asked during a rollout. `reference` is the student's starting point; None where nobody asked for it."""
+    """Who may be asked during a rollout; None where nobody asked. `reference` is the student's starting point."""
 
     student: Any
     teacher: Any = None

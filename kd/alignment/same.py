@@ -18,7 +18,8 @@ class Same:
             example = conflicts[0] if conflicts else next(iter(ours.keys() ^ theirs.keys()))
             raise ValueError(
                 f"alignment=same needs one tokenizer, but student and teacher disagree on {example!r} "
-                f"({len(ours)} and {len(theirs)} tokens); take a student made from the teacher, or a teacher that shares its tokenizer"
+                f"({len(ours)} and {len(theirs)} tokens); take a student "
+                "made from the teacher, or a teacher that shares its tokenizer"
             )
 
     def __call__(self, native: ModelOutput) -> ModelOutput:
