@@ -6,8 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from kd import sweeps
+from kd.composition.overrides import check_overrides
 from kd.jobs import Job
-from kd.overrides import check_overrides
 
 CONF = Path(__file__).parent / "conf"
 

@@ -9,7 +9,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd import composition
+from kd.composition.check import check as check_config
+from kd.composition.check import describe
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.preparation import identity, prepared, variant
@@ -23,7 +24,7 @@ def check(cfg: DictConfig) -> RunFolder | None:
 
     Called for every job of a sweep before the first one starts. No weight is loaded.
     """
-    composition.check(cfg)
+    check_config(cfg)
     return None if cfg.run.force else folder_of(named(cfg))
 
 
@@ -44,11 +45,11 @@ def folder_of(cfg: DictConfig) -> RunFolder:
 
 def run(cfg: DictConfig, job: Job) -> float | None:
     """The whole of it; returns bits per byte of the distilled student, for sweepers that optimise."""
-    composition.check(cfg)
+    check_config(cfg)
     if cfg.trainer.accelerator == "cpu":
         keep_freed_memory()
     cfg = named(cfg)
-    print(composition.describe(cfg), flush=True)
+    print(describe(cfg), flush=True)
     results = job.run(folder_of(cfg), lambda folder: work(cfg, folder), config_yaml=_yaml(cfg), force=cfg.run.force)
     scores = [metrics["bits_per_byte"]["after"]["value"] for metrics in results["scores"].values() if metrics]
     return scores[0] if scores else None

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from torch import Tensor, nn
 
-from kd.choices import CONF, choices
-from kd.composition import check, check_overrides, describe, resolved
-from kd.sections import GROUPS
-from kd.signatures import check_call, in_words, located
+from kd.composition.check import check, check_overrides, describe, resolved
+from kd.composition.choices import CONF, choices
+from kd.composition.sections import GROUPS
+from kd.composition.signatures import check_call, in_words, located
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
@@ -347,7 +347,7 @@ def test_a_teacher_that_cannot_be_read_deep_enough():
         ("strategy", "dpp", ["trainer.strategy=dpp", "did you mean ddp?"]),
         ("devicse", 2, ["trainer.devicse", "did you mean devices?"]),
         ("num_nodes", "two", ["trainer.num_nodes=two", "integer"]),
-        ("devices", 16, ["optim.window=8 is smaller than the 16 devices", "optim.window=16", "trainer.devices=8"]),
+        ("devices", 16, ["optim.window=2 is smaller than the 16 devices", "optim.window=16", "trainer.devices=8"]),
         ("devices", [0, 1, 2, 3, 4, 5, 6, 7, 8], ["9 devices"]),
         ("devices", "10", ["10 devices"]),
         ("num_nodes", 9, ["9 devices"]),
@@ -454,7 +454,7 @@ def command_line(tmp_path, monkeypatch):
         GlobalHydra.instance().clear()
         try:
             if files is None:  # what Hydra composes from conf/ it composes once for all tests
-                monkeypatch.setattr("kd.overrides.compose", lambda _, overrides: composed(*overrides))
+                monkeypatch.setattr("kd.composition.overrides.compose", lambda _, overrides: composed(*overrides))
             check_overrides(arguments, CONF if files is None else with_files(tmp_path / "conf", files))
         finally:
             GlobalHydra.instance().hydra = ours
@@ -587,6 +587,6 @@ def test_without_conf(tmp_path):
 
 def test_reading_the_command_line_is_light():
     """A typo is answered before torch is imported."""
-    code = "import sys, kd.overrides; print(*({'torch', 'transformers', 'lightning'} & sys.modules.keys()))"
+    code = "import sys, kd.composition.overrides; print(*({'torch', 'transformers', 'lightning'} & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []

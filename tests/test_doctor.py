@@ -23,7 +23,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from kd.choices import CONF
+from kd.composition.choices import CONF
 from kd.doctor import checks, memory, shift, tokens
 from kd.doctor.__main__ import diagnose, main
 from kd.doctor.findings import Finding, worst

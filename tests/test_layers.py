@@ -18,12 +18,12 @@ KD = ROOT / "kd"
 # A room may import from its own line and from those above it. A new file or folder of kd/ is placed here by whoever
 # makes it: low, if others shall stand on it.
 LAYERS = (
-    {"types", "signals", "signatures", "seeding", "results", "run_folder"},
+    {"types", "signals", "seeding", "results", "run_folder"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"models", "rollouts", "skills", "augmentation"},
     {"budget", "callbacks", "data", "diagnostics", "evaluation", "export", "metrics_log", "module", "optimization"}
     | {"preparation", "training"}  # one run
-    | {"choices", "composition", "overrides", "sections", "supply"}  # what a command asks for, checked
+    | {"composition"}  # what a command asks for, checked
     | {"doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, open_dict
 
-from kd.choices import CONF
-from kd.composition import check
+from kd.composition.check import check
+from kd.composition.choices import CONF
+from kd.composition.overrides import check_overrides
 from kd.doctor.findings import Finding
-from kd.overrides import check_overrides
 from kd.preparation import checkpoint_folder, prepared, variant
 from kd.run_folder import RunFolder
 from kd.training import Parts, build

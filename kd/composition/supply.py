@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kd.choices import CONF, choices
+from kd.composition.choices import CONF, choices
+from kd.composition.signatures import check_call, located, shown
 from kd.signals import FROM_ROLLOUT, FROM_SEQUENCES, domain, of_role, requires
-from kd.signatures import check_call, located, shown
 
 Node = Mapping[str, Any]
 

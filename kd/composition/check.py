@@ -1,8 +1,8 @@
 """Is this config a run? Asked of the composed config, before any weight is loaded; what is not is told in one sentence.
 
-First that every value is there; then names, types and bounds, of sections (`kd.sections`) and of everything with a
-`_target_`, against signatures (`kd.signatures`); then what the objective, the rollout and the augmentation ask for
-against what the others give (`kd.supply`).
+First that every value is there; then names, types and bounds, of sections (`kd.composition.sections`) and of everything with a
+`_target_`, against signatures (`kd.composition.signatures`); then what the objective, the rollout and the augmentation ask for
+against what the others give (`kd.composition.supply`).
 """
 
 import re
@@ -13,12 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.choices import CONF, choices
+from kd.composition.choices import CONF, choices
+from kd.composition.overrides import check_overrides, flattened
+from kd.composition.sections import GROUPS, check_sections, check_trainer
+from kd.composition.signatures import check_call, joined, located, suggestion
+from kd.composition.supply import check_objective, check_other_runs, check_supply
 from kd.objectives.reduction import Reduction
-from kd.overrides import check_overrides, flattened
-from kd.sections import GROUPS, check_sections, check_trainer
-from kd.signatures import check_call, joined, located, suggestion
-from kd.supply import check_objective, check_other_runs, check_supply
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
 

@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from kd.choices import choices
+from kd.composition.choices import choices
+from kd.composition.signatures import check_call, shown, suggestion
 from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
-from kd.signatures import check_call, shown, suggestion
 
 GROUPS = (
     *("teacher", "student", "skill", "augmentation", "rollout", "alignment", "objective"),

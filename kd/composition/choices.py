@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 Names = tuple[str, ...]  # what is chosen of one group: one file, or several as in objective=[fkl,sft]
 File = tuple[str, str]  # group and name

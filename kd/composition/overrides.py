@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.choices import CONF, Choice, alternatives, check_choice, check_owners, is_group, parsed, sweeps_of
+from kd.composition.choices import CONF, Choice, alternatives, check_choice, check_owners, is_group, parsed, sweeps_of
 
 
 def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
@@ -179,7 +179,7 @@ def _no_key(override: Override, key: str, known: Mapping[str, Any], conf: Path) 
 
 
 def _elsewhere(argument: str) -> str | None:
-    from kd.sections import ELSEWHERE  # lazy: Lightning takes seconds
+    from kd.composition.sections import ELSEWHERE  # lazy: Lightning takes seconds
 
     return ELSEWHERE.get(argument)
 

@@ -1,0 +1,1 @@
+"""Is this config a run? Asked before any weight is loaded."""
