@@ -59,7 +59,8 @@ def config(*overrides: str, **nodes: Any) -> DictConfig:
     """The composed config of a tiny run. `nodes` replace whole sections."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["teacher=tiny", "student=tiny", *SMALL, *overrides])
+        words = [] if any(word.startswith("trainer=") for word in overrides) else ["trainer=cpu"]
+        cfg = compose("config", overrides=["teacher=tiny", "student=tiny", *words, *SMALL, *overrides])
     nodes = {"skill": {"_target_": "tests.runs.Toy"}, **nodes}
     with open_dict(cfg):
         for name, node in nodes.items():

@@ -347,7 +347,7 @@ def test_a_teacher_that_cannot_be_read_deep_enough():
         ("strategy", "dpp", ["trainer.strategy=dpp", "did you mean ddp?"]),
         ("devicse", 2, ["trainer.devicse", "did you mean devices?"]),
         ("num_nodes", "two", ["trainer.num_nodes=two", "integer"]),
-        ("devices", 16, ["optim.window=2 is smaller than the 16 devices", "optim.window=16", "trainer.devices=8"]),
+        ("devices", 16, ["optim.window=2 is smaller than the 16 devices", "optim.window=16", "trainer.devices=2"]),
         ("devices", [0, 1, 2, 3, 4, 5, 6, 7, 8], ["9 devices"]),
         ("devices", "10", ["10 devices"]),
         ("num_nodes", 9, ["9 devices"]),

@@ -1,8 +1,8 @@
 """Is this config a run? Asked of the composed config, before any weight is loaded; what is not is told in one sentence.
 
-First that every value is there; then names, types and bounds, of sections (`kd.composition.sections`) and of everything with a
-`_target_`, against signatures (`kd.composition.signatures`); then what the objective, the rollout and the augmentation ask for
-against what the others give (`kd.composition.supply`).
+First that every value is there; then names, types and bounds, of sections (`sections.py`) and of everything with a
+`_target_`, against signatures (`signatures.py`); then what the objective, the rollout and the augmentation ask for
+against what the others give (`supply.py`).
 """
 
 import re
