@@ -136,6 +136,24 @@ def test_rows_of_steps_that_were_lost_are_written_again(tmp_path):
     assert runs.differences(whole, ran(cut)) == []
 
 
+def test_a_run_that_was_killed_before_it_saved_begins_anew(tmp_path):
+    whole = ran(tmp_path / "whole")
+    cut = ran(tmp_path / "cut", rollout=runs.scripted(tmp_path / "cut", (7, 0, "SIGTERM")))
+    shutil.rmtree(cut / "checkpoints")
+    assert runs.differences(whole, ran(cut)) == []
+
+
+def test_a_term_with_an_optimizer_of_its_own_resumes(tmp_path):
+    """Two optimizers, two schedules, and the term's parameters."""
+    objective = {"fkl": runs.term(runs.forward_kl), "scaled": runs.term(runs.Rescaled, lr=0.1)}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    ran(whole, objective=objective)
+    ran(cut, objective=objective, rollout=runs.scripted(cut, (5, 0, "SIGTERM")))
+    assert len(runs.checkpoint(cut)["optimizer_states"]) == 2
+    ran(cut, objective=objective)
+    assert runs.differences(whole, cut) == []
+
+
 # ---- in processes of their own ---------------------------------------------------------------------------------------
 
 
