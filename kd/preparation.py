@@ -5,6 +5,8 @@ same training as every run, once: it is cached by the hash of everything it depe
 continued where it was interrupted.
 """
 
+import hashlib
+import inspect
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 
 import filelock
 from hydra import compose
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import kd
@@ -20,6 +23,7 @@ from kd.models.sources import cache_root, digest
 from kd.run_folder import RunFolder, config_hash
 
 PREPARED = "kd.models.networks.pretrained"
+MAX_TOKENS = 8192  # of a preparation's micro-batch
 
 
 def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], None]) -> DictConfig:
@@ -48,7 +52,9 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
 
 
 def identity(cfg: DictConfig) -> str:
-    """The hash that names a run: its resolved config, the content of its sources, the version of `kd`."""
+    """The hash that names a run: its resolved config, the content of its sources and of code that is not `kd`'s,
+    the version of `kd`.
+    """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return config_hash(config, digests=_digests(config), version=kd.__version__)
 
@@ -69,20 +75,23 @@ def variant(cfg: DictConfig, **choices: str) -> DictConfig:
 
 
 def _recipe(cfg: DictConfig, role: str) -> DictConfig:
-    """The run that makes `role`'s checkpoint. It depends on the preparation's own settings, not on the run's."""
+    """The run that makes `role`'s checkpoint, from the defaults, the preparation's own settings and the skill.
+
+    Nothing else of the run is in it: every job of a sweep, whatever it varies, must meet the same teacher.
+    """
     prepare = cfg[role].prepare
     model: dict[str, Any] = OmegaConf.to_container(cfg[role].model, resolve=True)  # type: ignore[assignment]
-    groups = {"teacher": "none", "objective": prepare.objective, "rollout": "offline", "augmentation": "none"}
-    recipe = variant(cfg, **groups, alignment="none", evaluation="none")
+    groups = {"teacher": "none", "alignment": "none", "evaluation": "none", "objective": prepare.objective}
+    recipe = compose(config_name="config", overrides=[f"{group}={name}" for group, name in groups.items()])
+    skill = cfg.skill if prepare.skill is None else choice("skill", prepare.skill)
     with open_dict(recipe):
-        if prepare.skill is not None:
-            recipe.skill = choice("skill", prepare.skill)
+        recipe.skill = OmegaConf.to_container(skill, resolve=True)
         recipe.student = {"model": {**model, "lora": None}, "prepare": None}
-        recipe.name, recipe.seed, recipe.optim = None, prepare.seed, compose(config_name="config").optim
+        recipe.compare, recipe.seed = None, prepare.seed
         recipe.optim.update({key: prepare[key] for key in ("steps", "lr", "window", "schedule")})
-        recipe.trainer.update({"devices": 1, "strategy": "auto"})
-        recipe.checkpoint.update({"every": 500, "validate": max(prepare.steps // 4, 1), "use": "last"})
-        recipe.checkpoint.monitor = "validation/bits_per_byte"
+        recipe.data.update({"max_length": cfg.data.max_length, "max_tokens": MAX_TOKENS})
+        recipe.trainer.update({key: cfg.trainer[key] for key in ("accelerator", "precision")})
+        recipe.checkpoint.update({"every": 500, "validate": max(prepare.steps // 4, 1)})
     return recipe
 
 
@@ -101,12 +110,15 @@ def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConf
 
 
 def _digests(node: Any) -> dict[str, str]:
-    """Content hashes of all `source` nodes below `node`, by address."""
-    if isinstance(node, dict):
-        own = {}
-        if "address" in node:
-            own = {node["address"]: digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})}
-        return own | {k: v for child in node.values() for k, v in _digests(child).items()}
+    """Content hashes below `node`: of all sources, by address, and of the files that foreign targets stand in."""
     if isinstance(node, list):
         return {k: v for child in node for k, v in _digests(child).items()}
-    return {}
+    if not isinstance(node, dict):
+        return {}
+    own = {}
+    if "address" in node:
+        own[node["address"]] = digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})
+    if (target := node.get("_target_")) and not target.startswith("kd."):
+        file = inspect.getsourcefile(get_object(target))
+        own[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return own | {k: v for child in node.values() for k, v in _digests(child).items()}
