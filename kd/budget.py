@@ -1,4 +1,7 @@
-"""What a run has spent. Methods are compared at equal budget, so everything that costs is counted."""
+"""What the training of a run has spent, for comparisons at equal budget.
+
+Not counted yet: what an augmentation has the teacher write, and the FLOPs of reading while generating.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -141,9 +141,10 @@ class Data(lightning.LightningDataModule):
         )
 
     def order_digest(self) -> str:
-        """Which records meet which step, as a hash: jobs whose digests agree saw the same data in the same order."""
+        """Which tokens meet which step, as a hash: jobs whose digests agree saw the same data in the same order."""
         windows = Windows(self.train, self.encoder, size=self.window, seed=self.seed, steps=self.steps)
-        order = [[windows.records[i].id for i in windows.indices(step)] for step in range(self.steps)]
+        rows = [[row.ids for row in self.encoder.encode(record) or ()] for record in windows.records]
+        order = [rows, [windows.indices(step) for step in range(self.steps)]]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def val_dataloader(self) -> DataLoader:

@@ -13,10 +13,12 @@ from kd.composition.check import check as check_config
 from kd.composition.check import describe
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
+from kd.metrics_log import last_value
 from kd.preparation import identity, prepared, variant
 from kd.run_folder import RunFolder, is_rank_zero
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
+LOWER_IS_BETTER = ("bits_per_byte", "forward_kl", "reverse_kl")
 
 
 def check(cfg: DictConfig) -> RunFolder | None:
@@ -29,12 +31,34 @@ def check(cfg: DictConfig) -> RunFolder | None:
 
 
 def named(cfg: DictConfig) -> DictConfig:
-    """With a name, if the user gave none, and without what was only for this call."""
+    """With a name, if the user gave none; a run that is its own baseline compares itself with nothing."""
     cfg = cfg.copy()
     with open_dict(cfg):
         if cfg.name is None:
             skill = cfg.skill.get("task") or cfg.skill._target_.rpartition(".")[2].lower()
             cfg.name = "-".join([skill, "+".join(cfg.objective), f"s{cfg.seed}"])
+        if cfg.compare is not None and identity(baseline(cfg)) == identity(_alone(cfg)):
+            cfg.compare = None
+    return cfg
+
+
+def baseline(cfg: DictConfig) -> DictConfig:
+    """The run of equal steps on the references themselves whose objective is `cfg.compare`.
+
+    What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
+    """
+    other = variant(cfg, objective=cfg.compare, rollout="offline", augmentation="none")
+    with open_dict(other):
+        other.name, other.logger = None, {}
+        other.temperature, other.temperature_squared = 1.0, False
+        other.trainer.update({"devices": 1, "strategy": "auto"})
+    return _alone(other)
+
+
+def _alone(cfg: DictConfig) -> DictConfig:
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.compare = None
     return cfg
 
 
@@ -44,22 +68,23 @@ def folder_of(cfg: DictConfig) -> RunFolder:
 
 
 def run(cfg: DictConfig, job: Job) -> float | None:
-    """The whole of it; returns bits per byte of the distilled student, for sweepers that optimise."""
+    """The whole of it; returns the monitored validation metric (lower is better), for sweepers that optimise."""
     check_config(cfg)
     if cfg.trainer.accelerator == "cpu":
         keep_freed_memory()
     cfg = named(cfg)
-    print(describe(cfg), flush=True)
-    results = job.run(folder_of(cfg), lambda folder: work(cfg, folder), config_yaml=_yaml(cfg), force=cfg.run.force)
-    scores = [metrics["bits_per_byte"]["after"]["value"] for metrics in results["scores"].values() if metrics]
-    return scores[0] if scores else None
+    if is_rank_zero():
+        print(describe(cfg), flush=True)
+    folder = folder_of(cfg)
+    job.run(folder, lambda folder: work(cfg, folder), config_yaml=_yaml(cfg), force=cfg.run.force)
+    return last_value(folder.path, cfg.checkpoint.monitor)
 
 
 def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
+    beside = None if cfg.compare is None else baseline_results(cfg)
     cfg = prepared(cfg, _train_only)
-    baseline = baseline_results(cfg, folder)
-    from kd.training import build, fit
+    from kd.training import build, fit, place
 
     parts = build(cfg)
     if not is_rank_zero():
@@ -68,22 +93,19 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     evaluation = Evaluated(cfg, parts, folder)
     evaluation.measure("before")
     fit(cfg, parts, folder)
+    place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
-    results = evaluation.results(baseline)
+    results = evaluation.results(beside)
     _export(cfg, parts, results, folder.path / "student")
+    (folder.checkpoints / "last.ckpt").unlink(missing_ok=True)  # nothing goes on from a run that is DONE
     return results
 
 
-def baseline_results(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any] | None:
-    """Results of the run of equal steps whose objective is `cfg.compare`, made now if there is none yet."""
-    if cfg.compare is None or list(cfg.objective) == [cfg.compare]:
-        return None
-    other = variant(cfg, objective=cfg.compare, rollout="offline")
-    with open_dict(other):
-        other.name, other.compare = None, None
-        other.trainer.update({"devices": 1, "strategy": "auto"})
-    other = named(other)
-    print(f"beside it, {cfg.compare} with equal steps, data and initial weights:", flush=True)
+def baseline_results(cfg: DictConfig) -> Mapping[str, Any]:
+    """Results of `baseline(cfg)`, made now if there are none yet."""
+    other = named(baseline(cfg))
+    if is_rank_zero():
+        print(f"beside it, {cfg.compare} with equal steps, data and initial weights:", flush=True)
     return Job(overrides=[f"objective={cfg.compare}", "compare=null"]).run(
         folder_of(other), lambda folder: work(other, folder), config_yaml=_yaml(other), wait=True
     )
@@ -100,7 +122,7 @@ class Evaluated:
         self.teacher_identity = None if teacher is None else model_digest(teacher)
         self.session = instantiate(cfg.evaluation).session(
             skill=parts.skill,
-            train=parts.data.train,
+            train=parts.skill.load("train"),  # not what an augmentation made of it: one floor for all jobs
             test=parts.skill.load("test"),
             encoder=parts.encoder,
             teacher=teacher,
@@ -127,11 +149,12 @@ class Evaluated:
         table = self._by_metric()
         if baseline is not None:
             _add_baseline(table, baseline, skill.name, self.cfg.compare)
+        gaps = {name: _gap(systems, name) for name, systems in table.items()}
         agreement = {name: table.pop(name) for name in ON_TEACHER if name in table}
         return {
             "seed": self.cfg.seed,
             "scores": {skill.name: table},
-            "gap_closed": {skill.name: {name: _gap(systems, name) for name, systems in table.items()}},
+            "gap_closed": {skill.name: gaps},
             "agreement": agreement or None,
             "budget": self._budget(),
             "digests": self._digests(),
@@ -168,12 +191,13 @@ def _add_baseline(table: dict[str, dict[str, Any]], baseline: Mapping[str, Any],
 
 
 def _gap(systems: Mapping[str, Any], metric: str) -> float | None:
+    """Share of the way from the floor to the teacher. A floor that does not answer gives way to the student before."""
     from kd.evaluation.measured import gap_closed
 
-    value = {name: systems.get(name, {}).get("value") for name in ("floor", "teacher", "after", "before")}
-    higher = metric != "bits_per_byte"
-    start = value["before"] if higher else value["floor"]  # a floor does not answer: there the gap begins at the start
-    return gap_closed(start, value["teacher"], value["after"], higher_is_better=higher)
+    value = {name: score["value"] for name, score in systems.items() if score is not None}
+    start = value.get("floor", value.get("before"))
+    higher = metric not in LOWER_IS_BETTER
+    return gap_closed(start, value.get("teacher"), value.get("after"), higher_is_better=higher)
 
 
 def _train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:

@@ -16,6 +16,17 @@ from kd.run_folder import write_atomically
 COLUMNS = ("step", "split", "name", "value")
 
 
+def last_value(folder: str | os.PathLike[str], metric: str) -> float | None:
+    """The last logged value of `split/name`, or None if it was never logged."""
+    split, _, name = metric.partition("/")
+    path = Path(folder) / "metrics.csv"
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        values = [row["value"] for row in csv.DictReader(file) if (row["split"], row["name"]) == (split, name)]
+    return float(values[-1]) if values else None
+
+
 class TidyLogger(Logger):
     """Appends every logged number to `<folder>/metrics.csv` as one row, and is readable after each call.
 

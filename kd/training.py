@@ -2,12 +2,12 @@
 
 import json
 import logging
+import re
 import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -65,6 +65,8 @@ def build(cfg: DictConfig) -> Parts:
     """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
     skill: Skill = instantiate(cfg.skill)
     teacher = load_teacher(cfg.teacher)
+    if teacher is not None:
+        teacher.to(device(cfg))
     with seeded(cfg.seed, "student"):
         student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
     alignment = instantiate(cfg.alignment)
@@ -119,6 +121,19 @@ def _shared_teacher(node: str) -> Any:
     described = {key: value for key, value in json.loads(node).items() if key not in ("prepare", "licence")}
     with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
         return instantiate(described, _convert_="all")
+
+
+def place(cfg: DictConfig, parts: Parts) -> None:
+    """Student and teacher to where the trainer computes, so that both are measured on the same device."""
+    parts.module.student.to(device(cfg))
+    if parts.teacher is not None:
+        parts.teacher.to(device(cfg))
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """What `trainer.accelerator` comes down to for one process."""
+    name = cfg.trainer.accelerator
+    return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")
 
 
 def augmented(cfg: DictConfig, records: Any, teacher: Any) -> list[Record]:
@@ -202,7 +217,7 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
     return [
         WandbLogger(
             project=settings["project"],
-            group=settings["group"] or name.rpartition("-")[0],
+            group=settings["group"] or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
             tags=list(settings["tags"]),
             mode=settings["mode"],
             offline=settings["mode"] == "offline",
@@ -216,16 +231,11 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
 
 
 def peak_memory_bytes() -> int:
-    """Of this process: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
+    """Of this process so far: on the GPU if it used one, else resident (loading and evaluation included)."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     import resource
     import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def weights_path(folder: RunFolder) -> Path:
-    """Where the trained student is exported to."""
-    return folder.path / "student"

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from kd.sequences import same_text
 from kd.types import ModelOutput
 
 
@@ -20,6 +21,11 @@ class Same:
                 f"alignment=same needs one tokenizer, but student and teacher disagree on {example!r} "
                 f"({len(ours)} and {len(theirs)} tokens); take a student "
                 "made from the teacher, or a teacher that shares its tokenizer"
+            )
+        if not same_text(student, teacher):
+            raise ValueError(
+                "alignment=same needs one text, but student and teacher write a conversation in different tokens (chat "
+                "template or end token); give the student the teacher's tokenizer folder"
             )
 
     def __call__(self, native: ModelOutput) -> ModelOutput:

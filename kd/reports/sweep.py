@@ -119,23 +119,23 @@ def _metrics(jobs: Sequence[Job]) -> list[str]:
 
 
 def _same_digests(jobs: Sequence[Job]) -> list[str]:
-    """Whether the jobs of a seed began, read and were judged alike."""
-    by_seed: dict[int, list[Mapping[str, str]]] = {}
+    """Whether the jobs of a seed and skill began, read and were judged alike."""
+    alike: dict[tuple, list[Mapping[str, str]]] = {}
     for job in _finished(jobs):
         results = job.results or {}
-        by_seed.setdefault(results["seed"], []).append(results["digests"])
-    if all(len(digests) < 2 for digests in by_seed.values()):
+        alike.setdefault((results["seed"], *sorted(results["scores"])), []).append(results["digests"])
+    if all(len(digests) < 2 for digests in alike.values()):
         return []
     words = []
     for name in DIGESTS:
-        unlike = [s for s, digests in by_seed.items() if len({d[name] for d in digests}) > 1]
+        unlike = dict.fromkeys(seed for (seed, *_), d in alike.items() if len({digests[name] for digests in d}) > 1)
         seeds = ", ".join(map(str, unlike))
         words.append(f"{name.replace('_', ' ')} " + (f"DIFFERENT (seed {seeds})" if unlike else "identical"))
-    return [f"Over the jobs of the same seed: {', '.join(words)}."]
+    return [f"Over the jobs of the same seed and skill: {', '.join(words)}."]
 
 
 def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] == "seed"
+    return key == "seed"  # and not skill.seed, which draws other problems
 
 
 def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:

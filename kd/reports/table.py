@@ -63,7 +63,10 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], s
         return (f"{skill}\n{header}" if several else header), results["scores"][skill][metric], share(gap)
 
     losses = [column(*pair) for pair in scores if pair[1] == LOSS_METRIC]
-    agreement = [(HEADERS[name], systems, "") for name, systems in (results["agreement"] or {}).items()]
+    gaps = next(iter(results["gap_closed"].values()), {})
+    agreement = [
+        (HEADERS[name], systems, share(gaps.get(name))) for name, systems in (results["agreement"] or {}).items()
+    ]
     return [*losses, *agreement, *(column(*pair) for pair in scores if pair[1] != LOSS_METRIC)]
 
 

@@ -135,7 +135,7 @@ def test_the_table_of_a_run(tmp_path: Path) -> None:
     assert rows["unigram (floor)"] == ["2.00 n=32", "–", "–", "–", "–"]
     assert rows["sft, equal steps"][3] == "0.500 n=32"
     assert rows["teacher"][4] == "0.800 n=32"
-    assert rows["gap closed"] == ["75 %", "", "", "", "–"]
+    assert rows["gap closed"] == ["75 %", "–", "–", "–", "–"]
     assert "[0.250, 0.750]" in text(run_table(results))  # not taken for markup
 
 
@@ -196,7 +196,7 @@ def test_a_sweep_with_one_seed(sweep: Path) -> None:
     (table,) = sweep_grids(sweep)
     assert ONE_SEED in table.notes
     assert (
-        "Over the jobs of the same seed: initial weights identical, data order identical, evaluation items identical."
+        "Over the jobs of the same seed and skill: initial weights identical, data order identical, evaluation items identical."
         in table.notes
     )
     assert table.header[:4] == ["job", "objective", "status", "skill"]  # steps tells nothing apart

@@ -1,0 +1,128 @@
+"""What surrounds a run: its name and hash, what it is prepared by, the run beside it, the way from floor to teacher."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from kd import experiment, preparation
+from kd.export import card
+
+CONF = Path(__file__).parents[1] / "conf"
+TINY = ["teacher=tiny", "student=tiny", "skill=spell_backward", "trainer=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _hydra():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def config(*overrides: str) -> DictConfig:
+    return compose("config", overrides=[*TINY, *overrides])
+
+
+VARIED = [
+    "reduction=sequence",
+    "temperature=2",
+    "temperature_squared=true",
+    "compare=null",
+    "checkpoint.records=4",
+    "data.max_tokens=64",
+    "optim.lr=1",
+    "optim.steps=3",
+    "seed=7",
+    "objective=rkl",
+    "log_every=1",
+    "student.model.architecture.num_hidden_layers=1",
+    "logger=wandb",
+    "evaluation=quick",
+    "trainer=ddp_cpu",
+]
+
+
+@pytest.mark.parametrize("override", VARIED)
+def test_a_sweep_meets_one_teacher(override: str) -> None:
+    overrides = [override] if not override.startswith("trainer=") else []
+    words = [word for word in TINY if not (overrides == [] and word == "trainer=cpu")]
+    other = compose("config", overrides=[*words, *(overrides or [override])])
+    assert preparation.checkpoint_folder(other, "teacher") == preparation.checkpoint_folder(config(), "teacher")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "teacher.prepare.steps=7",
+        "teacher.prepare.lr=0.1",
+        "teacher.prepare.seed=3",
+        "teacher.prepare.window=8",
+        "teacher.model.architecture.hidden_size=64",
+        "skill.options.max_word_len=4",
+        "data.max_length=100",
+    ],
+)
+def test_what_a_preparation_depends_on(override: str) -> None:
+    assert preparation.checkpoint_folder(config(override), "teacher") != preparation.checkpoint_folder(
+        config(), "teacher"
+    )
+
+
+def test_a_run_on_sft_is_the_baseline_of_its_neighbours() -> None:
+    """One sft run serves `-m objective=sft,fkl,rkl temperature=1,2`, and is what `objective=sft` itself makes."""
+    own = experiment.folder_of(experiment.named(config("objective=sft"))).path
+    for overrides in (["objective=fkl"], ["objective=rkl", "temperature=2"], ["objective=jsd", "logger=wandb"]):
+        cfg = experiment.named(config(*overrides))
+        assert cfg.compare == "sft"
+        assert experiment.folder_of(experiment.named(experiment.baseline(cfg))).path == own
+
+
+def test_seqkd_is_not_its_own_baseline() -> None:
+    """Both have the objective sft; the baseline learns on the references, not on the teacher's text."""
+    cfg = experiment.named(config("objective=sft", "augmentation=labeling"))
+    beside = experiment.named(experiment.baseline(cfg))
+    assert cfg.compare == "sft"
+    assert list(beside.augmentation.stages) == []
+    assert experiment.folder_of(beside).path != experiment.folder_of(cfg).path
+
+
+def test_the_hash_sees_the_code_of_a_foreign_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "their_losses.py"
+    module.write_text("def loss(student_logits, teacher_logits):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = config("objective.fkl.loss._target_=their_losses.loss")
+    before = preparation.identity(cfg)
+    assert preparation.identity(cfg) == before
+    module.write_text("def loss(student_logits, teacher_logits):\n    return 2\n")
+    assert preparation.identity(cfg) != before
+
+
+def test_gap_closed_by_hand() -> None:
+    def systems(**values: float) -> dict:
+        return {name: {"value": value} for name, value in values.items()}
+
+    # (3 - 2) / (3 - 1)
+    assert experiment._gap(systems(floor=3.0, teacher=1.0, before=9.0, after=2.0), "bits_per_byte") == 0.5
+    # (4 - 1) / (4 - 0): KL to the teacher, whose own is 0
+    assert experiment._gap(systems(floor=4.0, teacher=0.0, after=1.0), "forward_kl") == 0.75
+    # (0.6 - 0.2) / (1.0 - 0.2)
+    assert experiment._gap(systems(floor=0.2, teacher=1.0, after=0.6), "top1") == pytest.approx(0.5)
+    # a floor does not answer: from the student before
+    assert experiment._gap(systems(before=0.1, teacher=0.5, after=0.3), "accuracy") == pytest.approx(0.5)
+    assert experiment._gap(systems(before=0.5, teacher=0.5, after=0.3), "accuracy") is None
+    assert experiment._gap(systems(before=0.5, after=0.3), "accuracy") is None
+
+
+def test_the_card_names_teacher_data_and_licences() -> None:
+    cfg = experiment.named(config())
+    text = card(
+        OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        {"scores": {"spell": {"bits_per_byte": {"after": {"value": 1.25, "low": 1.0, "high": 1.5, "n": 9}}}}},
+        skill_licence="Apache-2.0",
+        data="spell_backward",
+    )
+    assert "| spell | bits_per_byte | after | 1.250 | 1.000 to 1.500 | 9 |" in text
+    for word in ("Apache-2.0", "spell_backward", "fkl", "kd.models.networks.scratch", "num_hidden_layers: 2"):
+        assert word in text
