@@ -195,10 +195,8 @@ def test_a_sweep_with_one_seed(sweep: Path) -> None:
     Job(["objective=a|b", "steps=9"], sweep, 2, "failed", None, "it broke", 2.0).write()
     (table,) = sweep_grids(sweep)
     assert ONE_SEED in table.notes
-    assert (
-        "Over the jobs of the same seed and skill: initial weights identical, data order identical, evaluation items identical."
-        in table.notes
-    )
+    same = "initial weights identical, data order identical, evaluation items identical."
+    assert f"Over the jobs of the same seed and skill: {same}" in table.notes
     assert table.header[:4] == ["job", "objective", "status", "skill"]  # steps tells nothing apart
     assert table.rows[1][:6] == ["1", "rkl", "done", "sums", "1.50 [1.25, 1.75]", "75 %"]
     assert table.rows[2][:3] == ["2", "a|b", "failed: it broke"]
