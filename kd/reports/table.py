@@ -63,7 +63,7 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], s
         return (f"{skill}\n{header}" if several else header), results["scores"][skill][metric], share(gap)
 
     losses = [column(*pair) for pair in scores if pair[1] == LOSS_METRIC]
-    gaps = next(iter(results["gap_closed"].values()), {})
+    gaps: Mapping[str, float | None] = next(iter(results["gap_closed"].values()), {})
     agreement = [
         (HEADERS[name], systems, share(gaps.get(name))) for name, systems in (results["agreement"] or {}).items()
     ]
