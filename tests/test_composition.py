@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -590,3 +590,17 @@ def test_reading_the_command_line_is_light():
     code = "import sys, kd.composition.overrides; print(*({'torch', 'transformers', 'lightning'} & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def needs_its_starting_point(
+    student_logprobs: Float[Tensor, "*n"], reference_logprobs: Float[Tensor, "*n"]
+) -> Float[Tensor, "*n"]:
+    return reference_logprobs - student_logprobs
+
+
+def test_a_signal_that_no_run_supplies_yet():
+    cfg = composed("objective.fkl.loss._target_=tests.test_composition.needs_its_starting_point")
+    with open_dict(cfg):
+        for name in ("temperature", "temperature_squared"):
+            del cfg.objective.fkl.loss[name]
+    assert "reference_logprobs" in refused(cfg)

@@ -74,7 +74,11 @@ def check_supply(config: Node) -> None:
             raise ValueError(_no_teacher(group, who, asked))
         _require(who, "teacher", _fields(names, "teacher", "native_teacher"), config)
         _require(who, "alignment", _fields(names, "teacher"), config)
-        _require(who, "student", _fields(names, "student", "reference"), config)
+        if frozen := sorted(name for name in names if name.startswith("reference_")):
+            raise ValueError(
+                f"{who} needs {frozen}, the student's starting point, which no run supplies yet; leave {who} out"
+            )
+        _require(who, "student", _fields(names, "student"), config)
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
 
 
