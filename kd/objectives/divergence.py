@@ -29,6 +29,8 @@ def log_probs(logits: Float[Tensor, "*n V"], temperature: float = 1.0) -> Float[
     """log softmax(logits / temperature) in at least float32, -inf replaced by `LOG_ZERO`."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = (wide / temperature if temperature != 1.0 else wide).log_softmax(-1)
+    if values.device.type == "cpu" and (values.detach().amin(-1) > -math.inf).all():
+        return values  # to look costs a tenth of what replacing does; on a GPU it would wait for the result
     return torch.where(values.isneginf(), LOG_ZERO, values)
 
 
@@ -54,8 +56,13 @@ def mixture(p_log: Float[Tensor, "*n V"], q_log: Float[Tensor, "*n V"], p_weight
     return torch.logaddexp(p_log + math.log(p_weight), q_log + math.log1p(-p_weight))
 
 
+def temperature_scale(temperature: float, temperature_squared: bool) -> float:
+    """temperature^2 if it is asked for, else 1."""
+    return temperature**2 if temperature_squared else 1.0
+
+
 def cross_entropy(student_logprobs: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """-log q(y_t) of the label; the loss of SFT, and of SeqKD (arXiv 1606.07947) on the teacher's text."""
+    """-log q(y_t), y_t the label; the loss of SFT, and of SeqKD (arXiv 1606.07947) on the teacher's text."""
     return -student_logprobs
 
 
@@ -69,10 +76,26 @@ def forward_kl(
     """KL(p || q); phi' = -p/q, so dL/dz = q - p. Word-level KD (Kim & Rush, arXiv 1606.07947, eq. 6).
 
     The value is the divergence, 0 at p = q, and not the cross-entropy that several codebases report under
-    this name (larger by the teacher's entropy, same gradient).
+    this name (`soft_cross_entropy`: larger by the teacher's entropy, same gradient).
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
-    return kl(p, q) * _scale(temperature, temperature_squared)
+    return kl(p, q) * temperature_scale(temperature, temperature_squared)
+
+
+def soft_cross_entropy(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """-sum_v p(v) log q(v); phi' = -p/q. Hinton et al. (arXiv 1503.02531), and what DistiLLM's, ABKD's and TAID's code
+    reports as forward KL.
+
+    It is H(p) + KL(p || q): the gradient is that of `forward_kl`, the value at p = q is the teacher's entropy.
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    return -(p.exp() * q).sum(-1) * temperature_scale(temperature, temperature_squared)
 
 
 def reverse_kl(
@@ -84,7 +107,24 @@ def reverse_kl(
 ) -> Float[Tensor, "*n"]:
     """KL(q || p); phi' = log(q/p). The single-step term of MiniLLM (arXiv 2306.08543)."""
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
-    return kl(q, p) * _scale(temperature, temperature_squared)
+    return kl(q, p) * temperature_scale(temperature, temperature_squared)
+
+
+def symmetric_kl(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    *,
+    reverse: Fraction = 0.5,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """(1 - r) KL(p || q) + r KL(q || p), r = `reverse`; phi' = r log(q/p) - (1 - r) p/q.
+
+    r = 1/2 is half of Jeffreys' divergence, the only value at which p and q may be exchanged.
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    value = (1 - reverse) * kl(p, q) + reverse * kl(q, p)
+    return value * temperature_scale(temperature, temperature_squared)
 
 
 def generalized_jsd(
@@ -102,7 +142,7 @@ def generalized_jsd(
     beta -> 0, JSD / (1 - beta) -> reverse KL as beta -> 1).
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
-    scale = _scale(temperature, temperature_squared)
+    scale = temperature_scale(temperature, temperature_squared)
     if beta == 0.0:
         return kl(p, q) * scale
     if beta == 1.0:
@@ -124,7 +164,7 @@ def skew_forward_kl(
     The gradient is bounded by (1 - alpha)/alpha, which is the point of the skew.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
-    return kl(p, mixture(p, q, alpha)) * _scale(temperature, temperature_squared)
+    return kl(p, mixture(p, q, alpha)) * temperature_scale(temperature, temperature_squared)
 
 
 def skew_reverse_kl(
@@ -143,7 +183,7 @@ def skew_reverse_kl(
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     m = mixture(p, q if mixture_gradient else q.detach(), 1 - alpha)
-    return kl(q, m) * _scale(temperature, temperature_squared)
+    return kl(q, m) * temperature_scale(temperature, temperature_squared)
 
 
 def total_variation(
@@ -155,8 +195,4 @@ def total_variation(
 ) -> Float[Tensor, "*n"]:
     """1/2 sum_v |p(v) - q(v)|, between 0 and 1; phi' = sign(q - p)/2. f-Distill (arXiv 2307.15190)."""
     p, q = log_probs(teacher_logits, temperature).exp(), log_probs(student_logits, temperature).exp()
-    return (p - q).abs().sum(-1) * (0.5 * _scale(temperature, temperature_squared))
-
-
-def _scale(temperature: float, temperature_squared: bool) -> float:
-    return temperature**2 if temperature_squared else 1.0
+    return (p - q).abs().sum(-1) * (0.5 * temperature_scale(temperature, temperature_squared))

@@ -1,0 +1,99 @@
+"""A divergence on some of the tokens.
+
+`selected` multiplies the values of any divergence by a rule's weights, 0 to 1 a row, constants to the gradient. The
+denominator stays what `reduction` says, all response tokens and not those chosen: so terms, micro-batches and ranks
+still add up, and a rule that keeps a tenth of the tokens makes the term about ten times smaller (raise `weight` if
+that is not wanted).
+
+Rules look at one row, so that the head is still evaluated in chunks. A quantile ("the fifth with the highest entropy")
+is not of one row: `hardest` ranks a micro-batch, holds all its logits, and depends on how a window is cut.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from kd.objectives.divergence import Positive, log_probs
+
+Share = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+def selected(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    labels: Int[Tensor, "*n"],
+    *,
+    divergence: Callable,
+    rule: Callable,
+) -> Float[Tensor, "*n"]:
+    """rule(student, teacher, labels) * divergence(student, teacher).
+
+    A `rule` gives weights between 0 and 1; `divergence` is one that asks for logits alone.
+    """
+    with torch.no_grad():
+        weights = rule(student_logits, teacher_logits, labels)
+    return weights * divergence(student_logits, teacher_logits)
+
+
+def hardest(
+    student_logits: Float[Tensor, "n V"],
+    teacher_logits: Float[Tensor, "n V"],
+    *,
+    divergence: Callable,
+    share: Share = 0.6,
+) -> Float[Tensor, "*n"]:
+    """d 1[d >= d_min], d = divergence(student, teacher), d_min = the smallest of the largest.
+
+    The largest are the `share` of a micro-batch's rows, rounded up; equals of the smallest are kept. Rho-1 (arXiv
+    2404.07965) selects tokens so, by how far the loss exceeds a reference model's; a divergence is such an excess.
+    """
+    values = divergence(student_logits, teacher_logits)
+    if len(values) == 0:
+        return values
+    bound = values.detach().topk(math.ceil(share * len(values))).values[-1]
+    return values * (values.detach() >= bound)
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------------
+
+
+def entropy(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    labels: Int[Tensor, "*n"],
+    *,
+    of: Literal["student", "teacher"] = "student",
+    keep: Literal["above", "below"] = "above",
+    threshold: NonNegative,
+    width: NonNegative = 0.0,
+    temperature: Positive = 1.0,
+) -> Float[Tensor, "*n"]:
+    """Rows where a model is unsure, or sure: entropy H above or below `threshold` nats.
+
+    width = 0 keeps or drops; a positive one weighs by sigmoid((H - threshold) / width), or its complement.
+    """
+    log = log_probs(student_logits if of == "student" else teacher_logits, temperature)
+    excess = -(log.exp() * log).sum(-1) - threshold
+    if keep == "below":
+        excess = -excess
+    return (excess / width).sigmoid() if width else (excess > 0).to(excess.dtype)
+
+
+def teacher_correctness(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    labels: Int[Tensor, "*n"],
+    *,
+    keep: Literal["right", "wrong"] = "right",
+) -> Float[Tensor, "*n"]:
+    """Rows where the label is (one of) the teacher's most probable ids, or where it is not."""
+    best = teacher_logits.amax(-1)
+    right = teacher_logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) == best
+    dtype = torch.promote_types(teacher_logits.dtype, torch.float32)
+    return (right if keep == "right" else ~right).to(dtype)
