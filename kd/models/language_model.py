@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
-from kd.types import Head, ModelOutput, Sequences
+from kd.models.attention import watched
+from kd.types import Head, ModelOutput, Sequences, Shape
 
 
 class LanguageModel(nn.Module):
@@ -21,7 +22,7 @@ class LanguageModel(nn.Module):
     `logits` is lazy.
     """
 
-    provides = frozenset({"logits", "logprobs", "hidden"})
+    provides = frozenset({"logits", "logprobs", "hidden", "attentions", "qkv", "embeddings", "head"})
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
@@ -36,19 +37,45 @@ class LanguageModel(nn.Module):
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Hidden states once, then what was asked for."""
-        out = self._backbone()(**_inputs(sequences), use_cache=False, output_hidden_states="hidden" in wanted)
+        named = {
+            f"output_{name}": f in wanted for f, name in (("hidden", "hidden_states"), ("attentions", "attentions"))
+        }
+        with watched(self.network, attentions="attentions" in wanted, qkv="qkv" in wanted) as qkv:
+            out = self._backbone()(**_inputs(sequences), use_cache=False, **named)
         output = ModelOutput()
         if "hidden" in wanted:
             output.hidden = tuple(out.hidden_states)
+        if "attentions" in wanted:
+            output.attentions = self._of_each_layer("attentions", tuple(out.attentions or ()))
+        if "qkv" in wanted:
+            output.qkv = self._of_each_layer("qkv", tuple(qkv))
+        if "embeddings" in wanted:
+            output.embeddings = _effective_weight(self.network.get_input_embeddings())[: self.vocabulary]
+        if "head" in wanted:
+            output.head = self.head()
         if wanted & {"logits", "logprobs"}:
             rows = HeadLogits(out.last_hidden_state[sequences.mask], self.head())
             output.logits = rows if "logits" in wanted else None
             output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
         return output
 
+    @property
+    def shape(self) -> Shape:
+        """What a term's projections are sized by."""
+        config = self.network.config.get_text_config()
+        return Shape(width=config.hidden_size, layers=config.num_hidden_layers)
+
     def head(self) -> Head:
         """The output projection as it stands now (LoRA on it included), cut to the tokenizer's ids."""
         return _head(self.network, self.vocabulary)
+
+    def _of_each_layer(self, name: str, found: tuple) -> tuple:
+        if len(found) == self.shape.layers and not any(item is None for item in found):
+            return found
+        raise ValueError(
+            f"{type(self.network).__name__} has {self.shape.layers} layers but shows {name} of {len(found)}; "
+            "choose another architecture, or an objective that compares hidden states"
+        )
 
     def _backbone(self) -> nn.Module:
         return getattr(self.network, self.network.base_model_prefix)

@@ -1,0 +1,151 @@
+"""Methods that teach several layers in several ways at once. See `kd.objectives.features` on parameters and widths."""
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kd.kernels.chunks import CHUNK
+from kd.kernels.logits import HeadLogits, label_logprobs
+from kd.objectives.features import squared_error, wide
+from kd.objectives.layers import (
+    LayerMap,
+    LayerMatch,
+    Positions,
+    Projection,
+    block_pairs,
+    compared,
+    layer_pairs,
+    over_positions,
+)
+from kd.objectives.relations import QKV, attention_scores, check_heads
+from kd.types import Head, Progress, Shape
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TinyBERT(nn.Module):
+    """sum_l [1/D |h_l W_l - g_l|^2 + 1/h sum_a mean_j (S^s_aj - S^t_aj)^2], S = Q K'/sqrt(d) before softmax, l = 0 too.
+
+    TinyBERT's transformer distillation (arXiv 1909.10351, eqs. 7-9): embeddings (l = 0, without the scores), hidden
+    states, and the scores of token t with itself and those before it. The prediction layer is a term of its own: add
+    fkl. Heads are compared one to one, so both models need as many. W is a projection for each pair of layers.
+    """
+
+    match: LayerMatch
+
+    def __init__(
+        self, *, layers: LayerMap = "uniform", projection: Projection = "linear", positions: Positions = "response"
+    ) -> None:
+        super().__init__()
+        self.layers, self.projection, self.positions = layers, projection, positions
+
+    def sized_for(self, student: Shape, teacher: Shape) -> None:
+        """Make the projections; raises ValueError, see `LayerMatch`."""
+        pairs = layer_pairs(self.layers, student.layers, teacher.layers)
+        self.blocks = block_pairs([pair for pair in pairs if pair != (0, 0)], student.layers, teacher.layers)
+        with_embeddings = [[0, 0], *(list(pair) for pair in pairs if pair != (0, 0))]
+        self.match = LayerMatch(student, teacher, layers=with_embeddings, projection=self.projection)
+
+    def forward(
+        self,
+        student_hidden: tuple[Float[Tensor, "B T D"], ...],
+        teacher_hidden: tuple[Float[Tensor, "B T E"], ...],
+        student_qkv: tuple[QKV, ...],
+        teacher_qkv: tuple[QKV, ...],
+        mask: Bool[Tensor, "B T"],
+        real: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B T"]:
+        """A value for each position."""
+        rows = compared(mask, real, self.positions)
+        pairs = self.match(student_hidden, teacher_hidden, rows)
+        values = torch.stack([squared_error(wide(h), wide(g)) for h, g in pairs]).sum(0)
+        for s, t in self.blocks:
+            values = values + _score_error(student_qkv[s], teacher_qkv[t], rows, real)
+        return over_positions(values, rows, self.positions)
+
+
+class TaskAwareFilters(nn.Module):
+    """sum_l 1/E |F^s_l h_l - sg(F^t_l g_l)|^2 after stage one; in it, -sum_l log q(y | F h_l) of both models' filters.
+
+    TED (arXiv 2210.01351): filters learn what of a layer serves the task while both models stand still; then the
+    student and its filters learn to match the teacher's filtered states. `sg` is a constant, so that the teacher's
+    filters learn from the task alone.
+
+    Both stages are parts of one run here: in the first `stage_one` of its steps this term gives the student no
+    gradient. Left out of the paper's method: a task head for each layer (the teacher's own head reads all filters,
+    the student's too, which therefore map to the teacher's width), filters with a non-linearity, and stage two's
+    further task loss (add sft and fkl as terms).
+
+    Args:
+        stage_one: share of the run's steps in which filters learn the task.
+    """
+
+    targets: LayerMatch
+    filters: nn.ModuleList
+
+    def __init__(self, *, stage_one: Share = 0.25, layers: LayerMap = "uniform") -> None:
+        super().__init__()
+        self.stage_one, self.layers = stage_one, layers
+
+    def sized_for(self, student: Shape, teacher: Shape) -> None:
+        """Make the filters, one for each model and pair of layers."""
+        self.targets = LayerMatch(student, teacher, layers=self.layers, projection="linear")
+        filters = [nn.Linear(teacher.width, teacher.width, bias=False) for _ in self.targets.pairs]
+        for linear in filters:
+            nn.init.eye_(linear.weight)  # the task is read from the whole of a layer, to begin with
+        self.filters = nn.ModuleList(filters)
+
+    def forward(
+        self,
+        student_hidden: tuple[Float[Tensor, "B T D"], ...],
+        teacher_hidden: tuple[Float[Tensor, "B T E"], ...],
+        teacher_head: Head,
+        labels: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        progress: Progress,
+    ) -> Float[Tensor, "B T"]:
+        """A value for each position that predicts a response."""
+        learning = progress.fraction < self.stage_one
+        given = tuple(h.detach() for h in student_hidden) if learning else student_hidden
+        values = torch.zeros((), device=mask.device)
+        for (h, g), linear in zip(self.targets(given, teacher_hidden, mask), self.filters, strict=True):
+            filtered = linear(g)
+            if learning:
+                values = values + _nll(h, teacher_head, labels[mask]) + _nll(filtered, teacher_head, labels[mask])
+            else:
+                values = values + squared_error(wide(h), wide(filtered.detach()))
+        idle = self.filters.parameters() if not learning else student_hidden[-1:]
+        nothing = sum(
+            (0.0 * x.sum() for x in idle), start=torch.zeros((), device=mask.device)
+        )  # for DDP: all take part
+        return over_positions(values + nothing, mask, "response")
+
+
+def _score_error(
+    student: QKV, teacher: QKV, rows: Bool[Tensor, "B T"], real: Bool[Tensor, "B T"]
+) -> Float[Tensor, " n"]:
+    """The mean over heads and over what is seen of the squared difference of scores."""
+    check_heads(student[0].shape[1], teacher[0].shape[1])
+
+    def of(b: int) -> Tensor:
+        ours, theirs = (wide(attention_scores(x[0][b], x[1][b], rows[b], real[b])) for x in (student, teacher))
+        seen = ours.detach().isfinite()
+        error = (ours.masked_fill(~seen, 0.0) - theirs.masked_fill(~seen, 0.0)).square()
+        return (error.sum(-1) / seen.sum(-1)).mean(0)
+
+    return torch.cat([checkpoint(of, b, use_reentrant=False) for b in range(len(rows))])
+
+
+def _nll(features: Float[Tensor, "n E"], head: Head, labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """-log q(label), the head's logits a chunk at a time, made again backwards."""
+    logits = HeadLogits(features, head)
+
+    def of(piece: slice) -> Tensor:
+        return -label_logprobs(logits.rows(piece), labels[piece])
+
+    pieces = [slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)]
+    return torch.cat([checkpoint(of, piece, use_reentrant=False) for piece in pieces] or [features.sum(-1)])
