@@ -1,17 +1,25 @@
 """Teacher and student share one tokenizer."""
 
+from jaxtyping import Int
+from torch import Tensor, arange
 from transformers import PreTrainedTokenizerBase
 
+from kd.alignment.byte_spans import first_rows, identity_spans
 from kd.sequences import same_text
-from kd.types import ModelOutput
+from kd.types import Batch, ModelOutput, Pairs, Spans
 
 
 class Same:
     """Nothing to translate: positions and ids are the same."""
 
-    provides = frozenset({"logits", "logprobs", "hidden"})
+    provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map"})
+    provides |= {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
+    translates = False  # rows and ids are one and the same
+    summary = ""
 
-    def check(self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    def check(
+        self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
+    ) -> None:
         """Raises ValueError if an id means different tokens, or the two write a conversation differently."""
         ours, theirs = student.get_vocab(), teacher.get_vocab()
         conflicts = [token for token, i in ours.items() if theirs.get(token, i) != i]
@@ -19,15 +27,34 @@ class Same:
             example = conflicts[0] if conflicts else next(iter(ours.keys() ^ theirs.keys()))
             raise ValueError(
                 f"alignment=same needs one tokenizer, but student and teacher disagree on {example!r} "
-                f"({len(ours)} and {len(theirs)} tokens); take a student "
+                f"({len(ours)} and {len(theirs)} tokens); take alignment=spans, a student "
                 "made from the teacher, or a teacher that shares its tokenizer"
             )
         if not same_text(student, teacher):
             raise ValueError(
                 "alignment=same needs one text, but student and teacher write a conversation in different tokens (chat "
-                "template or end token); give the student the teacher's tokenizer folder"
+                "template or end token); give the student the teacher's tokenizer folder, or take "
+                "alignment=shared_vocabulary, which compares responses only"
             )
+        if ids is not None and ids[0] != ids[1]:
+            raise ValueError(
+                f"alignment=same needs one vocabulary, but the student knows {ids[0]} ids and the teacher {ids[1]}; "
+                "take alignment=shared_vocabulary"
+            )
+        self.size = len(theirs) if ids is None else ids[1]
 
-    def __call__(self, native: ModelOutput) -> ModelOutput:
+    def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
         """The teacher's output in the student's coordinates."""
         return native
+
+    def spans(self, batch: Batch) -> Spans:
+        """Every row is a span of its own."""
+        return identity_spans(batch)
+
+    def pairs(self, batch: Batch) -> Pairs:
+        """Every row beside itself."""
+        return first_rows(identity_spans(batch))
+
+    def id_map(self, batch: Batch) -> Int[Tensor, " U"]:
+        """Every id stands for itself."""
+        return arange(self.size, device=batch.student.mask.device)

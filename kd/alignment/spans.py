@@ -1,0 +1,141 @@
+"""Alignment by bytes, for tokenizers that cut one text differently."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from kd.alignment.byte_spans import first_rows, spans_of
+from kd.alignment.token_bytes import token_bytes
+from kd.alignment.vocabulary import NOWHERE, same_bytes
+from kd.kernels.mapped import MappedLogits
+from kd.types import Batch, ModelOutput, Pairs, Spans
+
+Outside = Literal["renormalise", "spread"]
+
+
+class SpanAlignment:
+    """Minimal spans: the shortest stretches of a response that both tokenizers cut out, told by their bytes.
+
+    In the student's coordinates the teacher says
+    logits:   at spans of one token on both sides, if these stand for each other. There, both have read the same text,
+              and both name what comes next by one id. Ids are mapped by their bytes.
+    logprobs: at all spans. The teacher's log-likelihood of a span is shared evenly among the student's tokens of it,
+              so that sums over spans, and over responses, are the teacher's.
+    `covered` are the rows of the former where logits are asked for, else those of the latter.
+
+    The prompt takes no part: templates, special tokens and a beginning token may differ.
+
+    outside: what becomes of the teacher's probability on ids that the student does not have. `renormalise`: the
+             teacher is asked given that it names a shared id. `spread`: it falls evenly on all of the student's ids.
+             Reported as `lost_teacher_mass`, a share per compared row, in any case.
+    """
+
+    provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map"})
+    translates = True  # rows and ids may differ
+
+    def __init__(self, *, outside: Outside = "renormalise"):
+        self.outside, self.summary = outside, ""
+        self._last: tuple[Batch, Spans] | None = None
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+
+    def check(
+        self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
+    ) -> None:
+        """Learn the two tokenizers. `ids`: how many ids the heads of student and teacher know.
+
+        Raises ValueError for tokenizers that share no token, or whose tokens are no pieces of a text's bytes.
+        """
+        self.student, self.teacher = token_bytes(student), token_bytes(teacher)
+        self.size, size = ids or (len(self.student.pieces), len(self.teacher.pieces))
+        self.map = self._mapped()[:size]
+        self.map = self.map.masked_fill(self.map >= self.size, NOWHERE)
+        shared = int((self.map != NOWHERE).sum())
+        if not shared:
+            raise ValueError("student and teacher share no token, so there is nothing to compare; take alignment=none")
+        self.summary = f"{shared} of the teacher's {size} ids have a counterpart among the student's {self.size}"
+
+    def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
+        """The teacher's logits and log-probabilities in the student's coordinates."""
+        aligned, where = ModelOutput(), self.where(batch)
+        if native.logprobs is not None and "logprobs" in self.provides:
+            aligned.logprobs = _shared_out(native.logprobs[batch.teacher.mask], self.spans(batch), batch)
+        if native.logits is not None:
+            if not hasattr(native.logits, "rows"):
+                raise ValueError(
+                    f"alignment={type(self).__name__} maps whole distributions, but this teacher keeps the most "
+                    "probable ids only; take a teacher that is read whole, or alignment=same"
+                )
+            ids, spread = self.map.to(where.device), self.outside == "spread"
+            aligned.logits = MappedLogits(native.logits, ids, self.size, where, spread, self._lost)
+        compared = aligned.logits is not None or aligned.logprobs is None
+        aligned.covered = where >= 0 if compared else _inside(self.spans(batch), len(where))
+        self._count("aligned_tokens", aligned.covered.sum(), len(where))
+        return aligned
+
+    def where(self, batch: Batch) -> Int[Tensor, " n"]:
+        """The teacher's row for each of the student's rows; -1 where there is none to compare it with."""
+        ours, theirs = self._beside(batch)
+        labels = [s.labels[s.mask] for s in (batch.student, batch.teacher)]
+        meant = self.id_map(batch)[labels[1][theirs]] == labels[0][ours]
+        where = ours.new_full((len(labels[0]),), -1)
+        where[ours[meant]] = theirs[meant]
+        return where
+
+    def spans(self, batch: Batch) -> Spans:
+        """The minimal spans of every response."""
+        if self._last is None or self._last[0] is not batch:
+            self._last = batch, spans_of(batch, self.student, self.teacher)
+        return self._last[1]
+
+    def pairs(self, batch: Batch) -> Pairs:
+        """The rows at which the spans begin."""
+        return first_rows(self.spans(batch))
+
+    def id_map(self, batch: Batch) -> Int[Tensor, " U"]:
+        """The student's id of each of the teacher's ids, -1 where there is none."""
+        return self.map.to(batch.student.mask.device)
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """`aligned_tokens`: share of the student's response tokens that are compared. `lost_teacher_mass`."""
+        report, self._sums = self._sums, {}
+        return {name: (float(total), float(count)) for name, (total, count) in report.items()}
+
+    def _beside(self, batch: Batch) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+        """Rows of both that hold one token beside one token."""
+        spans = self.spans(batch)
+        single = (spans.end - spans.start == 1) & (spans.teacher_end - spans.teacher_start == 1)
+        return spans.start[single], spans.teacher_start[single]
+
+    def _mapped(self) -> Int[Tensor, " U"]:
+        return same_bytes(self.student, self.teacher)
+
+    def _lost(self, mass: Tensor, rows: int) -> None:
+        self._count("lost_teacher_mass", mass, rows)
+
+    def _count(self, name: str, total: Tensor, count: int) -> None:
+        before = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (before[0] + total, before[1] + count)
+
+
+def _inside(spans: Spans, n: int) -> Tensor:
+    """`[n]`: the rows that belong to a span."""
+    steps = torch.zeros(n + 1, dtype=torch.long, device=spans.start.device)
+    steps.index_add_(0, spans.start, torch.ones_like(spans.start))
+    steps.index_add_(0, spans.end, -torch.ones_like(spans.end))
+    return steps.cumsum(0)[:n] > 0
+
+
+def _shared_out(logprobs: Float[Tensor, " m"], spans: Spans, batch: Batch) -> Float[Tensor, "B T"]:
+    """The sum over the teacher's tokens of each span, divided among the student's tokens of it; 0 elsewhere."""
+    mask = batch.student.mask
+    total = torch.cat([logprobs.new_zeros(1), logprobs.double().cumsum(0).to(logprobs.dtype)])
+    length = spans.end - spans.start
+    share = (total[spans.teacher_end] - total[spans.teacher_start]) / length
+    rows = logprobs.new_zeros(int(mask.sum()))
+    at = spans.start.repeat_interleave(length)
+    within = torch.arange(len(at), device=at.device) - (length.cumsum(0) - length).repeat_interleave(length)
+    rows[at + within] = share.repeat_interleave(length)
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, rows)

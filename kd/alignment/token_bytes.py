@@ -1,0 +1,114 @@
+"""What each id of a tokenizer writes, in bytes: the coordinates that all tokenizers share."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+END = b"\xff\xfe end"  # no text holds it: neither byte occurs in UTF-8
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """The bytes of every id of one tokenizer.
+
+    pieces:   id -> bytes; None for an id that is not in use. An end token is `END`, whatever its spelling.
+    spelled:  id -> the vocabulary's own spelling.
+    special:  ids that a decoder leaves out, the end token among them.
+    end:      the id that ends a response.
+    strips:   True where the decoder takes one space away from the beginning of a text (SentencePiece's dummy prefix).
+    """
+
+    pieces: tuple[bytes | None, ...]
+    spelled: tuple[str | None, ...]
+    special: frozenset[int]
+    end: int
+    strips: bool = False
+
+    @cached_property
+    def ids(self) -> dict[bytes, int]:
+        """The id that writes these bytes; of several (a byte of its own, and a byte for lack of a token) the lowest
+        that is spelled plainly."""
+        order = sorted(range(len(self.pieces)), key=self.preference, reverse=True)
+        return {piece: i for i in order if (piece := self.pieces[i])}
+
+    def preference(self, i: int) -> tuple[bool, int]:
+        """Ids in the order in which they speak for their bytes: plain spellings first, then low ids."""
+        return _is_byte_token(self.spelled[i]), i
+
+    def of(self, ids: list[int], *, silent: bool) -> list[bytes]:
+        """The bytes of a response's tokens. `silent`: special tokens write nothing, as in a text that was decoded."""
+        written = [b"" if silent and i in self.special and i != self.end else self.pieces[i] or b"" for i in ids]
+        if self.strips and written and written[0].startswith(b" "):
+            written[0] = written[0][1:]
+        return written
+
+
+@lru_cache(maxsize=8)
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
+    """Read from the tokenizer's own description.
+
+    Raises ValueError for a tokenizer whose tokens are no bytes of the text (WordPiece drops spaces), or which has no
+    description.
+    """
+    decoder = _decoder(tokenizer)
+    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+    vocabulary = tokenizer.get_vocab()
+    size = 1 + max(vocabulary.values())
+    pieces: list[bytes | None] = [None] * size
+    spelled: list[str | None] = [None] * size
+    plain = _from_byte_level if "ByteLevel" in decoder else _from_sentencepiece
+    for word, i in vocabulary.items():
+        spelled[i] = word
+        pieces[i] = added[i].encode() if i in added else plain(word)
+    pieces[tokenizer.eos_token_id] = END
+    strips = any(part.get("start") or part.get("prepend_scheme", "never") != "never" for part in decoder.values())
+    return TokenBytes(tuple(pieces), tuple(spelled), frozenset(special), tokenizer.eos_token_id, strips)
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Mapping[str, Any]]:
+    """The parts of the decoder by type."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = json.loads(backend.to_str())["decoder"] if backend is not None else None
+    parts = {part["type"]: part for part in _parts(described)}
+    if not parts.keys() & {"ByteLevel", "ByteFallback", "Metaspace"}:
+        raise ValueError(
+            f"the tokens of {type(tokenizer).__name__} are no pieces of a text's bytes (decoder: "
+            f"{', '.join(parts) or 'none'}), so they cannot be aligned by bytes; take alignment=none"
+        )
+    return parts
+
+
+def _parts(described: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if described is None:
+        return
+    if described["type"] == "Sequence":
+        for part in described["decoders"]:
+            yield from _parts(part)
+    else:
+        yield described
+
+
+@lru_cache(maxsize=1)
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for letters from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _from_byte_level(word: str) -> bytes:
+    letters = _byte_of_letter()
+    return bytes(letters[c] for c in word) if all(c in letters for c in word) else word.encode()
+
+
+def _from_sentencepiece(word: str) -> bytes:
+    return bytes([int(word[3:5], 16)]) if _is_byte_token(word) else word.replace("▁", " ").encode()
+
+
+def _is_byte_token(word: str | None) -> bool:
+    return word is not None and len(word) == 6 and word.startswith("<0x") and word.endswith(">")

@@ -1,0 +1,191 @@
+"""Dual-space distillation: each model's states, projected into the other's space, are read by the other's head.
+
+h is the student's last hidden state, g the teacher's, at rows that predict a response. In the student's space the
+teacher says p^ = softmax(sg(W_s) P g), W_s the student's head and P a projection to its width; in the teacher's space
+the student says q^ = softmax(W_t Q h), W_t the teacher's head and Q a projection to its width. With q and p what the
+models say themselves:
+
+    D(sg(p^), q) + CE(p^, y) + KL(p || q^)
+
+The first teaches the student in its own space, the second the projection P (sg stops the gradient: the student's head
+does not move to please it), the third the student in the teacher's space. Arithmetic after the heads is in float32 or
+wider, in pieces of rows, so that no `[n, V]` tensor stays.
+
+DSKD: arXiv 2406.17328; with exact token alignment: arXiv 2504.11426 (DSKDv2, without its initialisation of P by a
+pseudo-inverse). Both weigh the sum with 0.5 beside 0.5 of the labels' cross-entropy, and use temperature 2 for the
+divergences without the factor temperature^2. Projections are the term's own: they learn at `optim.lr`, or with an
+optimizer apart at the term's `lr` (1e-3 there).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kd.kernels.chunks import CHUNK, slices
+from kd.kernels.logits import HeadLogits, label_logprobs
+from kd.objectives.divergence import Positive, forward_kl
+from kd.types import Head, Shape, Spans
+
+
+class _DualSpace(nn.Module):
+    """Projections, made once both models are known, and the three comparisons."""
+
+    to_student: nn.Linear
+    to_teacher: nn.Linear
+
+    def __init__(
+        self, *, divergence: Callable = forward_kl, temperature: Positive = 2.0, only_correct: bool = False
+    ) -> None:
+        super().__init__()
+        self.divergence, self.temperature, self.only_correct = divergence, temperature, only_correct
+
+    def sized_for(self, student: Shape, teacher: Shape) -> None:
+        """Make the projections."""
+        self.to_student = nn.Linear(teacher.width, student.width, bias=False)
+        self.to_teacher = nn.Linear(student.width, teacher.width, bias=False)
+
+    def in_student_space(
+        self,
+        h: Float[Tensor, "r D"],
+        projected: Float[Tensor, "r D"],
+        head: Head,
+        labels: Int[Tensor, " r"],
+    ) -> Float[Tensor, " r"]:
+        """D(sg(p^), q) + CE(p^, y), the first only where p^ names the label if `only_correct`."""
+        frozen = head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+
+        def values(rows: slice) -> Tensor:
+            q, p = HeadLogits(h, head).rows(rows), HeadLogits(projected, frozen).rows(rows)
+            compared = self.divergence(q, p.detach(), temperature=self.temperature)
+            if self.only_correct:
+                compared = compared * (p.argmax(-1) == labels[rows])
+            return compared - label_logprobs(p, labels[rows])
+
+        return _piecewise(values, h)
+
+    def in_teacher_space(
+        self, projected: Float[Tensor, "r E"], g: Float[Tensor, "r E"], head: Head
+    ) -> Float[Tensor, " r"]:
+        """KL(p || q^)."""
+
+        def values(rows: slice) -> Tensor:
+            q, p = HeadLogits(projected, head).rows(rows), HeadLogits(g, head).rows(rows)
+            return forward_kl(q, p, temperature=self.temperature)
+
+        return _piecewise(values, projected)
+
+
+class DualSpace(_DualSpace):
+    """D(sg(p^), q) + CE(p^, y) + KL(p || q^), at rows where both models write the same token after the same text.
+
+    That is exact token alignment. With one tokenizer these are all rows, which is DSKD for equal vocabularies.
+    """
+
+    def forward(
+        self,
+        student_hidden: tuple[Float[Tensor, "B T D"], ...],
+        native_teacher_hidden: tuple[Float[Tensor, "B U E"], ...],
+        student_head: Head,
+        native_teacher_head: Head,
+        labels: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        teacher_mask: Bool[Tensor, "B U"],
+        spans: Spans,
+    ) -> Float[Tensor, "B T"]:
+        """A value for each position; 0 where tokens differ."""
+        single = (spans.end - spans.start == 1) & (spans.teacher_end - spans.teacher_start == 1)
+        ours, theirs = spans.start[single], spans.teacher_start[single]
+        h, g = student_hidden[-1][mask][ours], native_teacher_hidden[-1][teacher_mask][theirs]
+        values = self.in_student_space(h, through(self.to_student, g), student_head, labels[mask][ours])
+        values = values + self.in_teacher_space(through(self.to_teacher, h), g, native_teacher_head)
+        return _at(mask, values.new_zeros(int(mask.sum())).index_add(0, ours, values))
+
+
+class DualSpaceAttention(_DualSpace):
+    """D(sg(p^), q) + CE(p^, y) + KL(p || q^), of states that cross-model attention (CMA) has mixed.
+
+    In place of an alignment, every row attends to the response in the other tokens.
+    A row of the student asks with its embeddings of the token read and the token predicted, projected; the teacher's
+    rows answer with theirs. The weights, over one response at a time, mix the projected states, of the teacher for the
+    student's rows and of the student for the teacher's. Rows of the teacher are counted by spreading their sum evenly
+    over the student's rows of the response.
+
+    Where the authors divide by the deviation over a batch, padding included, this divides embeddings by that of the
+    whole matrix and states by that of the response, so that a response's value does not depend on its neighbours.
+    """
+
+    to_query: nn.Linear
+
+    def __init__(
+        self, *, divergence: Callable = forward_kl, temperature: Positive = 2.0, only_correct: bool = True
+    ) -> None:
+        super().__init__(divergence=divergence, temperature=temperature, only_correct=only_correct)
+
+    def sized_for(self, student: Shape, teacher: Shape) -> None:
+        """Make the projections."""
+        super().sized_for(student, teacher)
+        self.to_query = nn.Linear(2 * student.width, 2 * teacher.width, bias=False)
+
+    def forward(
+        self,
+        student_hidden: tuple[Float[Tensor, "B T D"], ...],
+        native_teacher_hidden: tuple[Float[Tensor, "B U E"], ...],
+        student_embeddings: Float[Tensor, "V D"],
+        native_teacher_embeddings: Float[Tensor, "W E"],
+        student_head: Head,
+        native_teacher_head: Head,
+        tokens: Int[Tensor, "B T"],
+        labels: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        teacher_tokens: Int[Tensor, "B U"],
+        teacher_labels: Int[Tensor, "B U"],
+        teacher_mask: Bool[Tensor, "B U"],
+    ) -> Float[Tensor, "B T"]:
+        """A value for each position."""
+        h, g = student_hidden[-1], native_teacher_hidden[-1]
+        ours, theirs = student_embeddings.detach(), native_teacher_embeddings / native_teacher_embeddings.std()
+        query = through(self.to_query, torch.cat([ours[tokens], ours[labels]], -1))
+        key = torch.cat([theirs[teacher_tokens], theirs[teacher_labels]], -1)
+        scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(2 * g.shape[-1])
+        scores = scores.masked_fill(~(mask[:, :, None] & teacher_mask[:, None]), -1e5)
+        mixed = through(self.to_student, _scaled(g, teacher_mask) + theirs[teacher_labels])
+        from_teacher = (scores.softmax(2).to(mixed) @ mixed)[mask]
+        values = self.in_student_space(h[mask], from_teacher, student_head, labels[mask])
+        mixed = through(self.to_teacher, h)
+        from_student = (scores.softmax(1).transpose(1, 2).to(mixed) @ mixed)[teacher_mask]
+        there = self.in_teacher_space(from_student, g[teacher_mask], native_teacher_head)
+        return _at(mask, values) + _spread(_at(teacher_mask, there).sum(1), mask)
+
+
+def through(projection: nn.Linear, states: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
+    """The projection of states that may come in another precision than its own."""
+    return projection(states.to(projection.weight.dtype))
+
+
+def _scaled(states: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    """Divided by the deviation of a response's own entries."""
+    count = (mask.sum(1) * states.shape[-1]).clamp(min=2)[:, None, None]
+    kept = states * mask[..., None]
+    mean = kept.sum((1, 2), keepdim=True) / count
+    variance = ((states - mean).square() * mask[..., None]).sum((1, 2), keepdim=True) / (count - 1)
+    return kept / variance.sqrt().clamp(min=torch.finfo(states.dtype).tiny ** 0.5)
+
+
+def _piecewise(values: Callable[[slice], Tensor], rows: Float[Tensor, "r D"]) -> Float[Tensor, " r"]:
+    """Values of all rows; each piece's logits are made again in the backward pass."""
+    pieces = [checkpoint(values, piece, use_reentrant=False) for piece in slices(len(rows), CHUNK)]
+    return torch.cat(pieces) if pieces else rows.new_zeros(0)
+
+
+def _at(mask: Bool[Tensor, "B T"], values: Float[Tensor, " n"]) -> Float[Tensor, "B T"]:
+    """The values of rows at their positions, 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def _spread(sums: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Each sequence's sum in even shares at its rows."""
+    return mask * (sums / mask.sum(1).clamp(min=1))[:, None]

@@ -1,0 +1,115 @@
+"""Comparisons at stretches of text that student and teacher both write in whole tokens (`kd.types.Spans`).
+
+A span is worth the product of its tokens' probabilities, whatever number of tokens it takes. Its value stands at the
+student's first row of it; other rows are 0, and averages divide by all rows.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from kd.objectives.divergence import Positive, forward_kl, kl, log_probs, mixture
+from kd.objectives.transport import NotNegative, sorted_difference
+from kd.types import Spans
+
+Between = Annotated[float, Field(gt=0, lt=1)]
+NEARLY_CERTAIN = -1e-6  # nats; log(1 - exp(x)) has no end at x = 0
+
+
+def merged_spans(
+    student_logits: Float[Tensor, "n V"],
+    native_teacher_logits: Float[Tensor, "m U"],
+    labels: Int[Tensor, " n"],
+    teacher_labels: Int[Tensor, " m"],
+    spans: Spans,
+    id_map: Int[Tensor, " U"],
+    *,
+    beta: Between = 0.5,
+    temperature: Positive = 1.0,
+    matched_weight: NotNegative = 1.0,
+    unmatched_weight: NotNegative = 1.0,
+) -> Float[Tensor, "*n"]:
+    """matched_weight * JSD_beta(p~, q~ on shared ids) + unmatched_weight * sum_i |p~_(i) - q~_(i)| on the others.
+
+    p~(v) = p(v) prod_k p(y_k | y_<k) over the later tokens y_2 .. of the span as they were written, so that p~(y_1) is
+    the probability of the span; q~ alike. What is lost to continuations that were not written is not renormalised.
+    JSD_beta is the generalised Jensen-Shannon divergence of measures, as in `generalized_jsd` (beta weighs the
+    teacher); the others are sorted and filled up as in `universal_logit`.
+
+    The general online logit distillation of TRL ("GOLD", its hybrid loss; not arXiv 2403.19754, which has the same
+    name). TRL weighs the parts with the shares of matched and unmatched ids where no weights are given.
+    """
+    q = _merged(log_probs(student_logits, temperature), labels, spans.start, spans.end)
+    p = _merged(log_probs(native_teacher_logits, temperature), teacher_labels, spans.teacher_start, spans.teacher_end)
+    theirs = (id_map >= 0).nonzero()[:, 0]
+    ours = id_map[theirs]
+    matched = _measures_jsd(p[:, theirs], q[:, ours], beta)
+    unmatched = sorted_difference(_without(p, theirs).exp(), _without(q, ours).exp())
+    return _at_first(matched_weight * matched + unmatched_weight * unmatched, spans, len(student_logits))
+
+
+def approximate_likelihood(
+    student_logprobs: Float[Tensor, " n"],
+    native_teacher_logprobs: Float[Tensor, " m"],
+    spans: Spans,
+    *,
+    divergence: Callable = forward_kl,
+    temperature: Positive = 100.0,
+) -> Float[Tensor, "*n"]:
+    """D((p^(1/tau), 1 - p^(1/tau)), (q^(1/tau), 1 - q^(1/tau))), p and q the likelihoods of a span, tau `temperature`.
+
+    Approximate likelihood matching (arXiv 2503.20083, eq. 5): an f-divergence, binarised. Any divergence of this
+    project serves; the temperature keeps the likelihoods of long spans away from 0. Its spans are the minimal ones;
+    the paper's correction for spans at whose end a tokenizer would have gone on is not made.
+    """
+    q = _sums(student_logprobs, spans.start, spans.end)
+    p = _sums(native_teacher_logprobs, spans.teacher_start, spans.teacher_end)
+    # a difference of one nat is one of 1/tau here, and its divergence 1/tau^2: below what float32 can tell apart
+    values = divergence(_binary(q.double() / temperature), _binary(p.double() / temperature))
+    return _at_first(values.to(q.dtype), spans, len(student_logprobs))
+
+
+def _merged(
+    log: Float[Tensor, "r V"], labels: Int[Tensor, " r"], start: Int[Tensor, " S"], end: Int[Tensor, " S"]
+) -> Float[Tensor, "S V"]:
+    """Log-measures of spans: the first row's, times the probability of the later tokens as written."""
+    observed = log.gather(-1, labels[:, None])[:, 0]
+    return log[start] + _sums(observed, start + 1, end)[:, None]
+
+
+def _sums(values: Float[Tensor, " r"], start: Int[Tensor, " S"], end: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
+    """values[start:end].sum() of every span, in at least float32."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    length = end - start
+    span = torch.arange(len(start), device=start.device).repeat_interleave(length)
+    within = torch.arange(len(span), device=start.device) - (length.cumsum(0) - length)[span]
+    return wide.new_zeros(len(start)).index_add(0, span, wide[start[span] + within])
+
+
+def _measures_jsd(p_log: Float[Tensor, "S K"], q_log: Float[Tensor, "S K"], beta: float) -> Float[Tensor, " S"]:
+    """beta sum p log(p/m) + (1 - beta) sum q log(q/m), m = beta p + (1 - beta) q.
+
+    Never negative, whatever the masses: what `kl` adds to each half, m - p and m - q, cancels in the sum.
+    """
+    m = mixture(p_log, q_log, beta)
+    return beta * kl(p_log, m) + (1 - beta) * kl(q_log, m)
+
+
+def _without(log: Float[Tensor, "S V"], ids: Int[Tensor, " K"]) -> Float[Tensor, "S W"]:
+    rest = torch.ones(log.shape[1], dtype=torch.bool, device=log.device)
+    rest[ids] = False
+    return log[:, rest]
+
+
+def _binary(log: Float[Tensor, " S"]) -> Float[Tensor, "S 2"]:
+    """(log x, log(1 - x)) of log x <= 0."""
+    log = log.clamp(max=NEARLY_CERTAIN)
+    return torch.stack([log, torch.log(-torch.expm1(log))], dim=-1)
+
+
+def _at_first(values: Float[Tensor, " S"], spans: Spans, n: int) -> Float[Tensor, "*n"]:
+    return values.new_zeros(n).index_add(0, spans.start, values)

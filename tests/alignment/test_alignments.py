@@ -1,0 +1,303 @@
+"""What each alignment says of the teacher in the student's coordinates.
+
+Run: python -m pytest tests/alignment/test_alignments.py
+"""
+
+import pytest
+import torch
+
+from kd.alignment.min_edit import MinEdit, edit_distance, one_to_one, warped
+from kd.alignment.none import Unaligned
+from kd.alignment.same import Same
+from kd.alignment.shared_vocabulary import SharedVocabulary
+from kd.alignment.spans import SpanAlignment
+from kd.alignment.token_bytes import token_bytes
+from kd.alignment.vocabulary import NOWHERE, nearest, same_bytes
+from kd.kernels.logits import DenseLogits
+from kd.kernels.mapped import MappedLogits
+from kd.models.tokenizers import byte_tokenizer
+from kd.objectives.divergence import forward_kl, log_probs
+from kd.types import ModelOutput
+from tests.alignment.test_byte_spans import ANSWERS, batches
+from tests.alignment.tokenizers import byte_level, permuted, sentencepiece, smollm2
+
+TRANSLATING = [SpanAlignment, SharedVocabulary, MinEdit]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def learnt(kind, student, teacher, **settings):
+    alignment = kind(**settings)
+    alignment.check(student, teacher)
+    return alignment
+
+
+def native(batch, teacher, seed: int = 1) -> ModelOutput:
+    """Random logits of a teacher over its own ids, and its log-probabilities of its own labels."""
+    mask = batch.teacher.mask
+    z = draw(int(mask.sum()), 1 + max(teacher.get_vocab().values()), seed=seed)
+    own = log_probs(z).gather(1, batch.teacher.labels[mask][:, None])[:, 0]
+    return ModelOutput(DenseLogits(z), z.new_zeros(mask.shape).masked_scatter(mask, own))
+
+
+def all_rows(logits):
+    return logits.rows(slice(0, logits.n))
+
+
+# ---- one tokenizer is no difference ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TRANSLATING)
+def test_one_tokenizer_gives_the_identity(kind):
+    student = byte_level()
+    [batch] = batches(student, None, *ANSWERS)
+    said = native(batch, student)
+    alignment, same = learnt(kind, student, byte_level()), learnt(Same, student, student)
+    aligned = alignment(said, batch)
+    assert torch.equal(all_rows(aligned.logits), said.logits.values)
+    assert aligned.covered.all()
+    own = draw(*said.logits.values.shape, seed=5)
+    expected = forward_kl(own, all_rows(same(said, batch).logits))
+    torch.testing.assert_close(forward_kl(own, all_rows(aligned.logits)), expected, rtol=0, atol=0)
+    for name in ("pairs", "id_map"):
+        got, wanted = getattr(alignment, name)(batch), getattr(same, name)(batch)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert alignment.take_report()["aligned_tokens"] == (aligned.logits.n, aligned.logits.n)
+
+
+@pytest.mark.parametrize("kind", [SpanAlignment, SharedVocabulary])
+def test_one_tokenizer_gives_its_own_log_probabilities(kind):
+    student = byte_level()
+    [batch] = batches(student, None, *ANSWERS)
+    said = native(batch, student)
+    aligned = learnt(kind, student, byte_level())(ModelOutput(logprobs=said.logprobs), batch)
+    torch.testing.assert_close(aligned.logprobs, said.logprobs, rtol=1e-12, atol=1e-12)
+    assert aligned.covered.all()
+
+
+# ---- ids ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TRANSLATING)
+def test_permuted_ids_change_nothing(kind):
+    student, teacher = byte_level(), permuted(byte_level(), 17)
+    [batch] = batches(student, teacher, *ANSWERS)
+    [plain] = batches(student, None, *ANSWERS)
+    z = draw(int(plain.student.mask.sum()), len(student))
+    alignment = learnt(kind, student, teacher)
+    ids = alignment.id_map(batch)
+    assert torch.equal(ids, (torch.arange(len(student)) - 17) % len(student))
+    aligned = alignment(ModelOutput(DenseLogits(z[:, ids])), batch)
+    torch.testing.assert_close(
+        forward_kl(draw(*z.shape, seed=3), all_rows(aligned.logits)),
+        forward_kl(draw(*z.shape, seed=3), z),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_a_larger_vocabulary_of_the_same_family():
+    """Two tokens more, as Qwen's sizes: their probability is lost, counted, and the rest renormalised."""
+    student, teacher = byte_level(), permuted(byte_level(), 0, extra=("<think>", "</think>"))
+    [batch] = batches(student, teacher, "12 apples")
+    said = native(batch, teacher)
+    alignment = learnt(SharedVocabulary, student, teacher)
+    aligned = alignment(said, batch)
+    p = said.logits.values.softmax(-1)
+    made = all_rows(aligned.logits)
+    assert made.shape[1] == len(student) == len(teacher) - 2
+    torch.testing.assert_close(made.softmax(-1), p[:, :-2] / p[:, :-2].sum(-1, keepdim=True))
+    lost, rows = alignment.take_report()["lost_teacher_mass"]
+    assert lost / rows == pytest.approx(p[:, -2:].sum(-1).mean().item())
+    assert alignment.take_report() == {}
+    assert (
+        alignment.summary
+        == f"{len(student)} of the teacher's {len(teacher)} ids have a counterpart among the student's {len(student)}"
+    )
+
+
+def test_heads_that_are_padded_differently_are_read_up_to_the_tokens():
+    student, teacher = byte_level(), byte_level()
+    alignment = SharedVocabulary()
+    alignment.check(student, teacher, (400, 410))  # the checkpoints' own, smaller than the tokenizer
+    assert (len(alignment.map), alignment.size) == (410, 400)
+    assert (alignment.map[400:] == NOWHERE).all()
+
+
+def test_end_tokens_stand_for_each_other_and_special_tokens_for_none_that_is_plain():
+    student, teacher = smollm2(), byte_tokenizer()
+    ids = same_bytes(token_bytes(student), token_bytes(teacher))
+    assert ids[teacher.eos_token_id] == student.eos_token_id
+    assert ids[teacher.convert_tokens_to_ids("<|user|>")] == NOWHERE
+    assert student.convert_ids_to_tokens(int(ids[teacher.convert_tokens_to_ids("a")])) == "a"
+    never = {*b"\xc0\xc1\xf1\xf2", *range(0xF5, 0x100)}  # in UTF-8; and of planes where no character is
+    lost = {token_bytes(teacher).pieces[i][0] for i in (ids[:256] == NOWHERE).nonzero()[:, 0].tolist()}
+    assert lost <= never | set(range(32))  # SmolLM2 has no id for some control characters
+
+
+def test_a_space_is_a_space_in_both_alphabets():
+    student, teacher = byte_level(), sentencepiece()
+    ids = same_bytes(token_bytes(student), token_bytes(teacher))
+    assert ids[teacher.convert_tokens_to_ids("▁")] == student.convert_tokens_to_ids("Ġ")
+    assert ids[teacher.convert_tokens_to_ids("a")] == student.convert_tokens_to_ids("a")
+    assert ids[teacher.convert_tokens_to_ids("<0x61>")] == NOWHERE  # the same byte, and `a` has it
+    assert ids[teacher.convert_tokens_to_ids("<0xE6>")] == student.convert_tokens_to_ids("æ")
+
+
+def test_different_pieces_are_refused():
+    with pytest.raises(ValueError, match=r"needs tokens in common.*alignment=spans"):
+        learnt(SharedVocabulary, smollm2(), byte_tokenizer())
+
+
+def test_an_end_token_that_is_another_token_elsewhere_is_refused():
+    student, teacher = byte_level(), permuted(byte_level(), 0, extra=("<|im_end|>",))
+    other = permuted(byte_level(), 0, extra=("<|im_end|>",))
+    other.eos_token = "<|im_end|>"
+    learnt(SharedVocabulary, student, other)  # the student does not know <|im_end|>: the two ends stand for each other
+    with pytest.raises(ValueError, match=r"ends a response with '<\|endoftext\|>' and the teacher with '<\|im_end\|>'"):
+        learnt(SharedVocabulary, teacher, other)
+
+
+def test_same_refuses_heads_of_different_sizes():
+    with pytest.raises(ValueError, match="416 ids and the teacher 400; take alignment=shared_vocabulary"):
+        Same().check(byte_level(), byte_level(), (416, 400))
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SpanAlignment, MinEdit])
+@pytest.mark.parametrize("teacher", [byte_level, sentencepiece, byte_tokenizer])
+def test_a_compared_row_names_the_same_bytes_on_both_sides(kind, teacher):
+    student, teacher = smollm2(), teacher()
+    [batch] = batches(student, teacher, *ANSWERS)
+    alignment = learnt(kind, student, teacher)
+    where = alignment.where(batch)
+    ours, theirs = (s.labels[s.mask] for s in (batch.student, batch.teacher))
+    there = where >= 0
+    assert 0 < there.sum() < len(where)
+    assert torch.equal(alignment.id_map(batch)[theirs[where[there]]], ours[there])
+    ends = (ours == student.eos_token_id).nonzero()[:, 0]
+    assert (where[ends] >= 0).sum() >= len(ends) - 1  # every response ends alike ("" has no span but the end)
+    aligned = alignment(native(batch, teacher), batch)
+    made = all_rows(aligned.logits)
+    assert made[there].logsumexp(-1).isfinite().all()
+    assert (made[~there] == 0).all()
+    assert torch.equal(aligned.covered, there)
+
+
+@pytest.mark.parametrize("teacher", [byte_level, sentencepiece, byte_tokenizer])
+def test_log_likelihoods_of_responses_survive(teacher):
+    student, teacher = smollm2(), teacher()
+    [batch] = batches(student, teacher, *ANSWERS)
+    said = native(batch, teacher)
+    aligned = learnt(SpanAlignment, student, teacher)(ModelOutput(logprobs=said.logprobs), batch)
+    assert aligned.covered.all()
+    torch.testing.assert_close(aligned.logprobs.sum(1), said.logprobs.sum(1))
+    assert (aligned.logprobs[~batch.student.mask] == 0).all()
+
+
+def test_a_span_is_shared_out_evenly():
+    """ "個" is two tokens of the student over bytes (2 | 1) and three of the teacher: -1, -2 | -4."""
+    student, teacher = smollm2(), byte_tokenizer()
+    [batch] = batches(student, teacher, "個")
+    logprobs = torch.zeros(batch.teacher.mask.shape).masked_scatter(
+        batch.teacher.mask, torch.tensor([-1.0, -2, -4, -8])
+    )
+    aligned = learnt(SpanAlignment, student, teacher)(ModelOutput(logprobs=logprobs), batch)
+    assert aligned.logprobs[batch.student.mask].tolist() == [-3.0, -4.0, -8.0]
+    mirrored = learnt(SpanAlignment, teacher, student)
+    [batch] = batches(teacher, student, "個")
+    logprobs = torch.zeros(batch.teacher.mask.shape).masked_scatter(
+        batch.teacher.mask, torch.tensor([-3.0, -4.0, -8.0])
+    )
+    assert mirrored(ModelOutput(logprobs=logprobs), batch).logprobs[batch.student.mask].tolist() == [-1.5, -1.5, -4, -8]
+
+
+def test_padding_and_neighbours_change_nothing():
+    student, teacher = smollm2(), byte_level()
+    alignment = learnt(SpanAlignment, student, teacher)
+    [together] = batches(student, teacher, *ANSWERS)
+    where, at = alignment.where(together), [0, 0]
+    for record, ours, theirs in zip(
+        together.records, together.student.mask.sum(1).tolist(), together.teacher.mask.sum(1).tolist(), strict=True
+    ):
+        [alone] = batches(student, teacher, record.responses[0].text)
+        own = alignment.where(alone)
+        shifted = torch.where(own >= 0, own + at[1], -1)
+        assert torch.equal(where[at[0] : at[0] + ours], shifted)
+        at = [at[0] + ours, at[1] + theirs]
+
+
+def test_none_pairs_the_first_rows_of_each_response():
+    student, teacher = byte_tokenizer(), smollm2()
+    [batch] = batches(student, teacher, "apples", "no")
+    lengths = [s.mask.sum(1).tolist() for s in (batch.student, batch.teacher)]
+    pairs = Unaligned().pairs(batch)
+    expected = [
+        (lengths[0][0] * b + k, lengths[1][0] * b + k, b)
+        for b in (0, 1)
+        for k in range(min(lengths[0][b], lengths[1][b]))
+    ]
+    assert list(zip(*(field.tolist() for field in pairs), strict=True)) == expected
+
+
+# ---- lost mass ------------------------------------------------------------------------------------------------------
+
+
+def test_mapped_rows_by_hand():
+    """p = (.5, .3, .2) over a b c; the student has b a x: (.3, .5, 0), c's .2 lost, at rows 1, nowhere, 0."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    reports = []
+    made = MappedLogits(
+        DenseLogits(p.log() + 3),
+        torch.tensor([1, 0, -1]),
+        3,
+        torch.tensor([1, -1, 0]),
+        False,
+        lambda m, n: reports.append((m, n)),
+    )
+    rows = all_rows(made).softmax(-1)
+    torch.testing.assert_close(rows, torch.tensor([[0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3], [0.375, 0.625, 0]]).double())
+    assert [(pytest.approx(1.0), 2)] == [(m.item(), n) for m, n in reports]  # .8 + .2
+    made.spread = True
+    expected = [[0.1 + 0.8 / 3, 0.1 + 0.8 / 3, 0.8 / 3], [1 / 3] * 3, [0.3 + 0.2 / 3, 0.5 + 0.2 / 3, 0.2 / 3]]
+    torch.testing.assert_close(all_rows(made).softmax(-1), torch.tensor(expected).double())
+    torch.testing.assert_close(made.rows(slice(2, 3)), all_rows(made)[2:])
+    assert made.rows(slice(1, 2)).isfinite().all()
+
+
+def test_ids_that_share_one_are_added_up():
+    p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    made = MappedLogits(DenseLogits(p.log() - 900), torch.tensor([0, 1, 0]), 2, torch.tensor([0]))
+    torch.testing.assert_close(all_rows(made).softmax(-1), torch.tensor([[0.7, 0.3]]).double())
+
+
+# ---- minimum edit distance ------------------------------------------------------------------------------------------
+
+
+def test_warping_by_hand():
+    assert [edit_distance(*pair) for pair in ((b"kitten", b"sitting"), (b"", b"ab"), (b"a", b"a"))] == [3, 2, 0]
+    path = warped([b"There", b" are", b" 42"], [b"The", b"re", b" are", b" 42"])
+    # There-The 2, " are"-re 2, then equal tokens for nothing: 4; with There-re 3 for " are"-re it is 5
+    assert path == [(0, 0), (1, 1), (1, 2), (2, 3)]
+    assert one_to_one(path) == [(0, 0), (2, 3)]
+    assert warped([], [b"a"]) == []
+
+
+def test_the_nearest_spelling():
+    student, teacher = byte_level(), sentencepiece()
+    ours, theirs = token_bytes(student), token_bytes(teacher)
+    ids, exact = nearest(ours, theirs), same_bytes(ours, theirs)
+    assert torch.equal(ids[exact != NOWHERE], exact[exact != NOWHERE])
+    gained = ((ids != NOWHERE) & (exact == NOWHERE)).nonzero()[:, 0].tolist()
+    assert gained
+    for i in gained:
+        assert edit_distance(theirs.pieces[i], ours.pieces[ids[i]]) == 1
+    plain = [j for j in range(len(ours.pieces)) if j not in ours.special]
+    for i in ((ids == NOWHERE) & (exact == NOWHERE)).nonzero()[:, 0].tolist():
+        piece = theirs.pieces[i]
+        if i not in theirs.special and len(piece) >= 3:  # whatever is at a distance of 1 was found
+            assert not any(len(ours.pieces[j]) > 1 and edit_distance(piece, ours.pieces[j]) == 1 for j in plain)

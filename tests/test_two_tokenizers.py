@@ -1,0 +1,242 @@
+"""Runs in which student and teacher write different tokens: every alignment, every objective that is made for it.
+
+Run: python -m pytest tests/test_two_tokenizers.py
+"""
+
+import json
+import os
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from kd.composition.check import check
+from kd.doctor.__main__ import main as doctor
+from kd.objectives.reduction import Counts, count
+from kd.sequences import Encoder
+from kd.training import build
+from tests import runs
+from tests.alignment.tokenizers import byte_level, smollm2
+from tests.tiny import records
+
+POINTS = [
+    ("uld", "none"),
+    ("uld", "spans"),
+    ("uld", "min_edit"),
+    ("multi_level_ot", "none"),
+    ("multi_level_ot", "spans"),
+    ("gold", "spans"),
+    ("alm", "spans"),
+    ("dskd", "spans"),
+    ("dskd_cma", "none"),
+    ("fkl", "spans"),
+    ("rkl", "min_edit"),
+    ("jsd", "spans"),
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> str:
+    """A folder with the teacher's tokenizer, of GPT-2's kind; the student reads bytes."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_level(end="<|end|>").save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return str(folder)
+
+
+def config(vocabulary: str, objective: str, alignment: str, *overrides: str):
+    spread = ["alignment.outside=spread"] if objective == "rkl" else []  # the student's own ids are not forbidden
+    return runs.config(
+        f"teacher.model.tokenizer={{address: local:{vocabulary}}}",
+        f"objective={objective}",
+        f"alignment={alignment}",
+        "compare=null",
+        *spread,
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize(("objective", "alignment"), dict(reversed(POINTS)).items())
+def test_the_student_learns(vocabulary, tmp_path, objective, alignment):
+    """The loss falls, and the run tells how much it could compare."""
+    cfg = config(vocabulary, objective, alignment, "optim.steps=12", "log_every=4", "checkpoint.validate=12")
+    check(cfg)
+    runs.train(cfg, tmp_path)
+    told = runs.metrics(tmp_path)
+    assert float(told["12,train,loss"]) < float(told["4,train,loss"])
+    if alignment != "none":
+        assert 0 < float(told["12,train,aligned_tokens"]) <= 1
+    assert float(told["12,validation,bits_per_byte"]) > 0
+    assert ("12,validation,forward_kl" in told) == (alignment != "none")
+
+
+@pytest.fixture(scope="module", params=POINTS, ids="-".join)
+def parts(request, vocabulary):
+    made = build(config(vocabulary, *request.param, *runs.EXACT))
+    made.module.double()  # as the trainer does, the term's own projections too
+    return made
+
+
+def gradients(parts, batches, counts):
+    module = parts.module
+    module.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = module.loss(batch, module.observe(batch), counts)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def assert_same(one, other, tolerance=1e-9):
+    assert one[0] == pytest.approx(other[0], rel=1e-6)  # float32 row weights
+    torch.testing.assert_close(one[1], other[1], rtol=1e-6, atol=tolerance)
+
+
+def encoder(parts, **bounds) -> Encoder:
+    settings = {"max_length": 512, "max_tokens": 4096, "max_padding": 1.0, **bounds}
+    return Encoder(parts.encoder.student, parts.encoder.teacher, **settings)
+
+
+def test_micro_batches_and_their_order_change_nothing(parts):
+    chosen = records(6, seed=3)
+    [whole] = encoder(parts).batches(chosen)
+    counts = Counts(*count([whole]).tolist())
+    one = gradients(parts, [whole], counts)
+    assert one[0] != 0
+    pieces = [batch for record in reversed(chosen) for batch in encoder(parts).batches([record])]
+    assert_same(gradients(parts, pieces, counts), one)
+
+
+def test_padding_changes_nothing(parts):
+    [plain] = encoder(parts).batches(records(4, seed=4))
+    [padded] = encoder(parts).batches(records(4, seed=4))
+    for sequences, more in ((padded.student, 3), (padded.teacher, 5)):
+        for name in ("tokens", "labels", "mask"):
+            setattr(sequences, name, torch.nn.functional.pad(getattr(sequences, name), (0, more)))
+    counts = Counts(*count([plain]).tolist())
+    assert_same(gradients(parts, [padded], counts), gradients(parts, [plain], counts))
+
+
+def test_the_teacher_and_its_head_stay_as_they_are(parts):
+    [batch] = encoder(parts).batches(records(2))
+    gradients(parts, [batch], Counts(*count([batch]).tolist()))
+    assert all(p.grad is None and not p.requires_grad for p in parts.teacher.parameters())
+
+
+# ---- what cannot be -------------------------------------------------------------------------------------------------
+
+
+def composed(*overrides: str):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(runs.CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("objective", "alignment", "sentence"),
+    [
+        ("gold", "none", "gold needs id_map, spans, but alignment Unaligned provides pairs; try alignment="),
+        ("alm", "min_edit", "alm needs spans, but alignment MinEdit provides id_map, logits, pairs; try alignment="),
+        ("fkl", "none", "fkl needs teacher_logits, but alignment Unaligned provides pairs; try alignment="),
+        ("hidden_mse", "spans", "hidden_mse needs teacher_hidden, but alignment SpanAlignment provides"),
+    ],
+)
+def test_an_alignment_that_does_not_give_it_is_refused(objective, alignment, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check(composed(f"objective={objective}", f"alignment={alignment}"))
+
+
+def test_same_is_refused_for_two_tokenizers(vocabulary):
+    with pytest.raises(ValueError, match=r"alignment=same needs one tokenizer.*take alignment=spans"):
+        build(config(vocabulary, "fkl", "same"))
+
+
+# ---- the whole of it ------------------------------------------------------------------------------------------------
+
+
+def words(vocabulary, objective, alignment) -> list[str]:
+    return [
+        "teacher=tiny",
+        "student=tiny",
+        "skill=spell_backward",
+        "trainer=cpu",
+        *runs.SMALL[:-7],
+        f"teacher.model.tokenizer={{address: local:{vocabulary}}}",
+        f"objective={objective}",
+        f"alignment={alignment}",
+        "optim.steps=2",
+        "optim.window=4",
+        "checkpoint.records=4",
+        "log_every=1",
+        "evaluation=quick",
+    ]
+
+
+def test_the_doctor_tells_how_much_is_compared(vocabulary, capsys):
+    assert doctor([*words(vocabulary, "fkl", "spans"), "-n", "1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "aligned tokens" in told
+    assert "have a counterpart among the student's" in told
+
+
+def test_a_whole_run_leaves_agreement_out_and_says_so(vocabulary, tmp_path, capsys):
+    from kd.experiment import run
+    from kd.jobs import Job
+
+    given = [
+        *words(vocabulary, "fkl", "spans"),
+        f"run.root={tmp_path}",
+        "compare=null",
+        "evaluation.items=4",
+        "evaluation.answers=2",
+    ]
+    cfg = composed(*given)
+    run(cfg, Job(overrides=given))
+    assert "not measured, for the teacher writes other tokens than the student: top1" in capsys.readouterr().out
+    [results] = [json.loads(path.read_text()) for path in tmp_path.glob("*/results.json")]
+    assert results["agreement"] is None
+    [scores] = results["scores"].values()
+    assert {"teacher", "before", "after"} <= scores["bits_per_byte"].keys()
+
+
+# ---- checkpoints of others ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    os.environ.get("KD_ACCEPT_GEMMA_TERMS") != "yes",
+    reason="Gemma 3 270M (238 MB) comes under the Gemma Terms of Use, https://ai.google.dev/gemma/terms: a student "
+    "that learns from its outputs is a Model Derivative, to which the terms and the Prohibited Use Policy pass on; "
+    "read them, then set KD_ACCEPT_GEMMA_TERMS=yes and KD_GEMMA_FOLDER to a folder with the checkpoint",
+)
+def test_gemma_and_smollm2_cut_one_text():
+    from transformers import AutoTokenizer
+
+    from kd.alignment.spans import SpanAlignment
+
+    gemma = AutoTokenizer.from_pretrained(os.environ["KD_GEMMA_FOLDER"])
+    alignment = SpanAlignment()
+    alignment.check(smollm2(), gemma)
+    made = Encoder(smollm2(), gemma, max_length=512, max_tokens=4096, max_padding=1.0)
+    [batch] = made.batches(records(4))
+    spans = alignment.spans(batch)
+    assert spans.end[-1] == batch.student.mask.sum()
+    assert torch.equal(spans.start[1:], spans.end[:-1])
+    assert (alignment.where(batch) >= 0).float().mean() > 0.5
+
+
+def test_the_points_are_all_the_objectives_of_two_tokenizers():
+    made_for_it = {path.stem for path in (runs.CONF / "objective").glob("*.yaml") if _native(path)}
+    assert made_for_it == {objective for objective, _ in POINTS} - {"fkl", "rkl", "jsd"}
+
+
+def _native(path) -> bool:
+    from kd.composition.signatures import located
+    from kd.composition.supply import signals_of
+    from kd.signals import requires
+
+    terms = {name: term for name, term in OmegaConf.load(path).items() if name != "defaults"}
+    losses = [located(str(name), term.loss._target_) for name, term in terms.items()]
+    return any(signal.startswith("native_teacher_") for loss in losses for signal in requires(signals_of(loss)))
