@@ -1,0 +1,155 @@
+"""Writes down what a teacher says of a run's training records: `python -m kd.cache targets=topk skill=gsm_symbolic`.
+
+The overrides are those of the run; afterwards the same command line with targets.cached=true trains from disk. It asks
+the teacher once for each sequence, and goes on where it was interrupted.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from omegaconf import DictConfig, open_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kd.doctor.subject import composed
+from kd.evaluation.reading import reading
+from kd.experiment import train_only
+from kd.jobs import USER_ERRORS, sentence
+from kd.kernels.logits import DenseLogits, HeadLogits, Logits
+from kd.models.approximated import Approximated
+from kd.models.cached import head_tensors
+from kd.models.identity import model_digest
+from kd.models.target_store import TargetStore, keys_of, write_manifest, written
+from kd.models.targets import Hidden, stored
+from kd.models.teacher import ask
+from kd.observation import moved
+from kd.preparation import prepared, targets_folder
+from kd.progress import progress_bar
+from kd.seeding import derive
+from kd.training import Parts, build, device
+from kd.types import Batch
+
+SHARD = 256  # sequences
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of `python -m kd.cache`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kd.cache", description=__doc__)
+    parser.add_argument("--this-run", action="store_true", help="only the records that this run's steps will meet")
+    parser.add_argument("overrides", nargs="*", help="as for run.py: targets=topk teacher=tiny")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        with composed(options.overrides) as cfg:
+            print(write(cfg, options.this_run))
+    except USER_ERRORS as error:
+        print(sentence(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def write(cfg: DictConfig, this_run: bool = False) -> str:
+    """Ask the teacher about every training sequence that is not in the cache yet; a sentence about what there is.
+
+    this_run: leave out the records that optim.steps, optim.window and seed never come to.
+
+    Raises ValueError for targets=full.
+    """
+    if cfg.targets.get("_target_") is None:
+        raise ValueError("targets=full keeps nothing that could be cached; choose targets=topk, sampled or hidden")
+    with open_dict(cfg):
+        cfg.targets.cached = False
+    cfg = prepared(cfg, train_only)
+    folder, parts = targets_folder(cfg), build(cfg)
+    teacher: Approximated = parts.module.models.teacher
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"), reading(teacher):
+        records = parts.data.met() if this_run else parts.data.train
+        batches = [moved(batch, device(cfg)) for batch in parts.encoder.batches(records)]
+        _write_frame(folder, teacher)
+        store, started = TargetStore(folder), time.monotonic()
+        before = len(store)
+        probe = _probe(cfg, parts)
+        _write_targets(store, teacher, [*batches, *probe])
+        _write_probe(folder, teacher, probe)
+    return summary(store, len(store) - before, time.monotonic() - started)
+
+
+def summary(store: TargetStore, new: int, seconds: float) -> str:
+    """What the cache holds, and what that costs."""
+    size, rows = store.size_bytes(), store.rows()
+    return (
+        f"{store.folder}: {len(store)} sequences ({new} new, in {seconds:.0f} s), {rows} response tokens, "
+        f"{size / 2**20:.1f} MiB, {size / max(rows, 1):.0f} bytes per token"
+    )
+
+
+def targets_of(teacher: Approximated, batch: Batch) -> Iterator[tuple[bytes, dict[str, Tensor]]]:
+    """Each sequence's key and columns. What is drawn depends on the sequence alone, whatever is cached beside it."""
+    logits = ask(teacher.exact, batch, frozenset({"logits"})).logits
+    ends = batch.teacher.mask.sum(1).cumsum(0).tolist()
+    for key, start, end in zip(keys_of(batch.teacher), [0, *ends], ends, strict=False):
+        generator = torch.Generator(batch.teacher.mask.device).manual_seed(derive(0, "targets", key.hex()))
+        columns = teacher.targets.columns(_part(logits, slice(start, end)), generator)
+        yield key, stored(columns, teacher.targets.dtype, logits.size)
+
+
+def _write_frame(folder: Path, teacher: Approximated) -> None:
+    """What is said once: whose targets, their tokenizer, and their head if it is needed."""
+    if (folder / "manifest.json").exists():
+        return
+    model = teacher.model
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    if isinstance(teacher.targets, Hidden):
+        head = head_tensors(model.head())
+        written(folder / "head.safetensors", lambda path: save_file(head, path))
+    settings = {"targets": type(teacher.targets).__name__, **vars(teacher.targets)}
+    settings.pop("rule", None)  # the tail rule is chosen when they are read
+    write_manifest(folder, {"teacher": model_digest(model), "vocabulary": model.vocabulary, **settings})
+
+
+def _write_targets(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
+    """A shard for every SHARD sequences, so that no more is lost when this is stopped."""
+    waiting: dict[bytes, dict[str, Tensor]] = {}
+    with progress_bar("the teacher's targets", len(batches)) as advance:
+        for batch in batches:
+            if not all(key in store for key in keys_of(batch.teacher)):
+                waiting |= {key: columns for key, columns in targets_of(teacher, batch) if key not in store}
+            if len(waiting) >= SHARD:
+                store.append(waiting)
+                waiting = {}
+            advance(1)
+    if waiting:
+        store.append(waiting)
+
+
+def _probe(cfg: DictConfig, parts: Parts) -> list[Batch]:
+    """The sequences of the audit, if there is to be one."""
+    audit = cfg.targets.get("audit")
+    records = [] if audit is None else parts.data.validation[: audit.records]
+    return [moved(batch, device(cfg)) for batch in parts.encoder.batches(records)]
+
+
+def _write_probe(folder: Path, teacher: Approximated, batches: Sequence[Batch]) -> None:
+    """Their log-probabilities over all ids, in float32."""
+    whole: dict[str, Tensor] = {}
+    for batch in batches:
+        logits = ask(teacher.exact, batch, frozenset({"logits"})).logits
+        rows = logits.rows(slice(0, logits.n)).float().log_softmax(-1).cpu().split(batch.teacher.mask.sum(1).tolist())
+        whole |= {key.hex(): part.contiguous() for key, part in zip(keys_of(batch.teacher), rows, strict=True)}
+    if whole:
+        written(folder / "probe.safetensors", lambda path: save_file(whole, path))
+
+
+def _part(logits: Logits, rows: slice) -> Logits:
+    if isinstance(logits, HeadLogits):
+        return HeadLogits(logits.hidden[rows], logits.head)
+    return DenseLogits(logits.rows(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Whether the objective has a meaning on what is kept of the teacher.
+
+A term is tried on a few random rows, so the answer holds for terms and hyperparameters that nobody thought of here.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from kd.alignment.same import Same
+from kd.composition.signatures import located, shown
+from kd.composition.supply import demands
+from kd.models.targets import Targets
+from kd.seeding import seeded
+from kd.signals import is_row_wise, of_role, requires
+from kd.types import Progress
+
+Node = Mapping[str, Any]
+
+ROWS, IDS = 32, 7  # of the trial
+FREE = frozenset({"progress", "student_logprobs", "reference_logprobs", "behaviour_logprobs"})  # not over the ids
+
+
+def check_targets(config: Node) -> None:
+    """Raises ValueError, with reason and remedy, for targets that the rest of the run cannot use."""
+    node = config["targets"]
+    if not isinstance(node.get("cached", False), bool):
+        raise ValueError(f"targets.cached={shown(node['cached'])}: give true or false")
+    if node.get("_target_") is None:
+        if node.get("cached"):
+            raise ValueError(
+                "targets.cached=true, but targets=full keeps nothing that could be cached; "
+                "choose targets=topk, sampled or hidden"
+            )
+        return
+    targets: Targets = kept(node)
+    if config["teacher"].get("_target_") is None:
+        raise ValueError(
+            f"targets {type(targets).__name__} keeps what a teacher says, but teacher=none; "
+            "choose a teacher, or targets=full"
+        )
+    if config["teacher"].get("members"):
+        _check_ensemble(config["teacher"], targets, bool(node.get("cached")))
+    if node.get("cached"):
+        _check_cached(config)
+    if targets.rule is not None:
+        _check_sparse(config, targets)
+
+
+def kept(node: Node) -> Any:
+    """The object behind the group `targets`."""
+    return instantiate({key: value for key, value in node.items() if key not in ("cached", "audit")})
+
+
+def _check_ensemble(teacher: Node, targets: Targets, cached: bool) -> None:
+    if cached:
+        raise ValueError("targets.cached=true, but a cache holds one teacher, no ensemble; set targets.cached=false")
+    if teacher["combine"] == "routed" or targets.rule is None:
+        raise ValueError(
+            f"targets {type(targets).__name__} cannot be kept of an ensemble with "
+            f"teacher.combine={teacher['combine']}; "
+            "take targets=full, or, where members are averaged, targets=topk or sampled"
+        )
+
+
+def _check_cached(config: Node) -> None:
+    rollout = located("rollout", config["rollout"]["_target_"])
+    if not getattr(rollout, "keeps_responses", False):
+        raise ValueError(
+            f"targets.cached=true, but rollout {rollout.__qualname__} writes responses that no cache has seen; "
+            "take rollout=offline, or targets.cached=false"
+        )
+    for group, who, names in demands(config):
+        asked = sorted((of_role("teacher", names) | of_role("native_teacher", names)) - {"logits"})
+        if asked:
+            raise ValueError(
+                f"{who} needs the teacher's {', '.join(asked)}, but a cache holds its logits only; "
+                "set targets.cached=false"
+            )
+        if group == "checkpoint":
+            raise ValueError(
+                f"{who} asks the teacher about the validation split, but targets.cached=true reads the "
+                "training split's targets only; take checkpoint.monitor=validation/bits_per_byte"
+            )
+
+
+def _check_sparse(config: Node, targets: Targets) -> None:
+    terms = {}
+    for name, node in config["objective"].items():
+        with seeded(0, "trial"):
+            terms[name] = instantiate(node["loss"], _convert_="all")
+    terms = {n: t for n, t in terms.items() if requires(t) & {"teacher_logits", "native_teacher_logits"}}
+    alignment = located("alignment", config["alignment"]["_target_"])
+    if terms and not (isinstance(alignment, type) and issubclass(alignment, Same)):
+        raise ValueError(
+            f"alignment {alignment.__qualname__} needs the teacher's whole vocabulary, but targets "
+            f"{type(targets).__name__} keeps some ids; take alignment=same, or targets=full or hidden"
+        )
+    for name, term in terms.items():
+        _check_signals(name, term)
+        _check_temperature(name, term, targets)
+        _check_rule(name, term, targets)
+
+
+def _check_signals(name: str, term: Callable) -> None:
+    if not is_row_wise(term):
+        raise ValueError(
+            f"{name} is no sum over positions (or has parameters of its own), so it needs the teacher's whole "
+            "vocabulary; take targets=full or hidden"
+        )
+    on_ids = sorted(n for n in requires(term) - FREE if not n.endswith("_logits"))
+    if on_ids:
+        raise ValueError(
+            f"{name} also needs {', '.join(on_ids)}, and a label need not be among the ids that are kept of the "
+            "teacher; take targets=full or hidden"
+        )
+
+
+def _check_temperature(name: str, term: Callable, targets: Targets) -> None:
+    function = term.forward if isinstance(term, nn.Module) else term
+    temperature = getattr(term, "temperature", None)
+    if isinstance(function, partial):
+        temperature = function.keywords.get("temperature", temperature)
+    if isinstance(temperature, int | float) and temperature != targets.temperature:
+        raise ValueError(
+            f"{name} compares distributions of temperature {temperature}, but targets.temperature="
+            f"{targets.temperature}, and a tail cannot be heated afterwards; set both, with temperature=..."
+        )
+
+
+def _check_rule(name: str, term: Callable, targets: Targets) -> None:
+    if targets.rule == "renormalise" and not _bears_zeros(term):
+        raise ValueError(
+            f"{name} has no meaning with targets.tail=renormalise: it has no bound where the teacher's probability "
+            "is zero, as it is outside the kept ids; take targets.tail=tail_bucket"
+        )
+    if targets.rule in ("zero", "sampled") and not _is_forward_kl(term, targets.temperature):
+        reason = (
+            "targets.tail=zero: probabilities that do not sum to 1 have a forward KL (a cross-entropy), but no other "
+            "divergence; take objective=fkl, or targets.tail=tail_bucket"
+            if targets.rule == "zero"
+            else "targets=sampled: only forward KL is linear in the teacher's probabilities, so that of any other "
+            "term a sample gives a biased value and gradient; take objective=fkl, or targets=topk"
+        )
+        raise ValueError(f"{name} has no meaning with {reason}")
+
+
+def _bears_zeros(term: Callable) -> bool:
+    """Whether value and gradient stay the same wherever the zeros of the teacher are floored."""
+    results = []
+    for floor in (-60.0, -90.0):
+        student, teacher = _drawn()
+        teacher[:, -1] = floor
+        results.append(torch.cat([x.flatten() for x in _tried(term, student, teacher)]))
+    return torch.allclose(results[0], results[1], rtol=1e-6, atol=1e-6)
+
+
+def _is_forward_kl(term: Callable, temperature: float) -> bool:
+    """Whether its gradient is c (q - p) on every row, with one c."""
+    student, teacher = _drawn()
+    _, gradient = _tried(term, student, teacher)
+    expected = (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)
+    factor = (gradient * expected).sum() / expected.square().sum()
+    return bool(factor != 0) and torch.allclose(gradient, factor * expected, rtol=1e-5, atol=1e-8)
+
+
+def _drawn() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(2 * torch.randn(ROWS, IDS, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
+
+
+def _tried(term: Callable, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Values, and the gradient of their sum with respect to the student's logits."""
+    student = student.requires_grad_()
+    given: dict[str, Any] = {name: torch.zeros(ROWS, dtype=torch.float64) for name in FREE}
+    given |= {"progress": Progress(1, 2), "student_logits": student, "reference_logits": student.detach()}
+    given |= {"teacher_logits": teacher, "native_teacher_logits": teacher}
+    with torch.enable_grad():
+        value = term(**{name: given[name] for name in requires(term)})
+        if not value.requires_grad:
+            return value, torch.zeros_like(student)
+        return value.detach(), torch.autograd.grad(value.sum(), student)[0]

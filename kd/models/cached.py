@@ -1,0 +1,113 @@
+"""A teacher that was asked before: its targets come from disk, and its network is never built."""
+
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer
+
+from kd.kernels.logits import DenseLogits, Logits
+from kd.kernels.sparse import SparseLogits
+from kd.models.target_store import TargetStore, keys_of
+from kd.models.targets import Targets
+from kd.sequences import Encoder
+from kd.types import Batch, Head, ModelOutput, Record, Sequences
+
+REMEDY = "run `python -m kd.cache` with the same overrides, or train with targets.cached=false"
+
+
+class Cached(nn.Module):
+    """What `python -m kd.cache` wrote to `folder`, under the same call as a live teacher. It knows logits only.
+
+    Raises FileNotFoundError when nothing was written there.
+    """
+
+    provides = frozenset({"logits"})
+    exact = None  # nobody could tell more
+    model = None
+    readings = 0  # of a sequence, by any network
+
+    def __init__(self, folder: Path, targets: Targets):
+        super().__init__()
+        if not (folder / "manifest.json").exists():
+            raise FileNotFoundError(
+                f"targets.cached=true, but nothing was cached for this teacher and these targets in {folder}; {REMEDY}"
+            )
+        self.targets, self.store = targets, TargetStore(folder)
+        self.vocabulary, self.digest = self.store.manifest["vocabulary"], self.store.manifest["teacher"]
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.head = _head(folder)
+        self.told = torch.zeros(2, dtype=torch.float64)
+
+    def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
+        """The logits of the loss rows. Raises ValueError for a sequence that is not in the cache."""
+        logits = self._kept(sequences)
+        if isinstance(logits, SparseLogits):
+            self.told += torch.tensor([logits.mass().double().sum().item(), logits.n])
+        return ModelOutput(logits=logits)
+
+    def probe(self, batch: Batch) -> tuple[SparseLogits | Logits, Logits]:
+        """What is kept, and all of it, of sequences that were stored to audit the difference."""
+        sequences = batch.teacher
+        full = load_file(self.store.folder / "probe.safetensors")
+        rows = [full[key.hex()] for key in self._known(sequences, full, bytes.hex)]
+        return self._kept(sequences), DenseLogits(torch.cat(rows).to(sequences.tokens.device))
+
+    def check(self, records: Iterable[Record], encoder: Encoder) -> None:
+        """Raises ValueError, with the record's name, if one of them is not in the cache."""
+        for record in records:
+            batches = encoder.batches([record])
+            if not all(key in self.store for batch in batches for key in keys_of(batch.teacher)):
+                raise ValueError(
+                    f"the teacher's targets of record {record.id} of {record.skill} are not in {self.store.folder} "
+                    f"({len(self.store)} sequences are); {REMEDY}"
+                )
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.types.Reports`; as `Approximated`."""
+        mass, rows = self.told.tolist()
+        self.told.zero_()
+        return {"teacher_mass": (mass, rows)} if rows else {}
+
+    def _kept(self, sequences: Sequences) -> SparseLogits | Logits:
+        columns = self.store.columns(self._known(sequences, self.store))
+        on_device = {name: column.to(sequences.tokens.device) for name, column in columns.items()}
+        self.head = None if self.head is None else _moved(self.head, sequences.tokens.device)
+        return self.targets.read(on_device, self.vocabulary, self.head)
+
+    def _known(self, sequences: Sequences, known: Container, name: Callable = bytes) -> list[bytes]:
+        keys = keys_of(sequences)
+        for i, key in enumerate(keys):
+            if name(key) not in known:
+                text = self.tokenizer.decode(sequences.labels[i][sequences.mask[i]].tolist())
+                raise ValueError(
+                    f"the teacher's targets of the response {text[:60]!r} are not in {self.store.folder}; {REMEDY}"
+                )
+        return keys
+
+
+def _head(folder: Path) -> Head | None:
+    path = folder / "head.safetensors"
+    if not path.exists():
+        return None
+    tensors = load_file(path)
+    scale, soft_cap = (tensors[name].item() if name in tensors else None for name in ("scale", "soft_cap"))
+    return Head(tensors["weight"], tensors.get("bias"), 1.0 if scale is None else scale, soft_cap)
+
+
+def _moved(head: Head, device: torch.device) -> Head:
+    bias = None if head.bias is None else head.bias.to(device)
+    return head._replace(weight=head.weight.to(device), bias=bias)
+
+
+def head_tensors(head: Head) -> dict[str, torch.Tensor]:
+    """A head as it is stored."""
+    numbers = {name: getattr(head, name) for name in ("scale", "soft_cap")}
+    tensors = {
+        name: tensor.contiguous().cpu()
+        for name, tensor in head._asdict().items()
+        if name in ("weight", "bias") and tensor is not None
+    }
+    return tensors | {n: torch.tensor(float(x), dtype=torch.float64) for n, x in numbers.items() if x is not None}

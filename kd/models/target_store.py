@@ -1,0 +1,121 @@
+"""A teacher's targets on disk: a folder of shards, each whole or not there, looked up by what a sequence holds.
+
+    manifest.json             what the targets are and whose
+    tokenizer/                the teacher's
+    head.safetensors          of `hidden` targets
+    probe.safetensors         log-probabilities over all ids, of a few sequences
+    shard-<hash>.safetensors  columns of many sequences one after the other; `keys`, and each column's `<name>.ends`
+
+A shard is never changed: more sequences are more shards, so a writer that was killed goes on where it was.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kd.run_folder import write_atomically
+from kd.types import Sequences
+
+FORMAT = 1  # part of the address: raise it when the same settings are to give other files
+KEY = 16  # bytes
+ENDS = ".ends"
+
+
+def keys_of(sequences: Sequences) -> list[bytes]:
+    """What each sequence is, by content: its ids and which of them belong to a response; padding does not count."""
+    width = sequences.tokens.shape[1]
+    rows = zip(*(x.cpu() for x in (sequences.tokens, sequences.labels, sequences.mask)), strict=True)
+    keys = []
+    for length, (tokens, labels, mask) in zip(sequences.lengths.tolist(), rows, strict=True):
+        real = slice(0, length) if sequences.padding_side == "right" else slice(width - length, width)
+        ids = torch.cat([tokens[real][:1], labels[real]]).to(torch.int64)
+        content = ids.numpy().tobytes() + mask[real].numpy().tobytes()
+        keys.append(hashlib.blake2b(content, digest_size=KEY).digest())
+    return keys
+
+
+class TargetStore:
+    """The sequences that a folder holds. Columns are read from the file when they are asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.where: dict[bytes, tuple[Path, int]] = {}
+        self._open: dict[Path, Any] = {}
+        self._ends: dict[Path, dict[str, list[int]]] = {}
+        for path in sorted(folder.glob("shard-*.safetensors")):
+            self._add(path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What `write_manifest` wrote."""
+        return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.where
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def columns(self, keys: Sequence[bytes]) -> dict[str, Tensor]:
+        """Every column of these sequences, one after the other. Raises KeyError(key) for one that is not there."""
+        found = [self._sequence(*self.where[key]) for key in keys]
+        return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
+
+    def rows(self) -> int:
+        """Loss rows of all sequences."""
+        return sum(ends["tail" if "tail" in ends else "hidden"][-1] for ends in self._ends.values())
+
+    def size_bytes(self) -> int:
+        """Of the shards on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
+
+    def append(self, entries: Mapping[bytes, Mapping[str, Tensor]]) -> None:
+        """Write one more shard, whole."""
+        first = next(iter(entries.values()))
+        tensors = {name: torch.cat([columns[name] for columns in entries.values()]).contiguous() for name in first}
+        for name in first:
+            lengths = torch.tensor([len(columns[name]) for columns in entries.values()])
+            tensors[name + ENDS] = lengths.cumsum(0)
+        tensors["keys"] = torch.frombuffer(bytearray(b"".join(entries)), dtype=torch.uint8).view(-1, KEY)
+        name = hashlib.blake2b(b"".join(entries), digest_size=8).hexdigest()
+        self._add(written(self.folder / f"shard-{name}.safetensors", lambda path: save_file(tensors, path)))
+
+    def _add(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            keys, names = file.get_tensor("keys"), [name for name in file.keys() if name.endswith(ENDS)]  # noqa: SIM118
+            self._ends[path] = {name.removesuffix(ENDS): [0, *file.get_tensor(name).tolist()] for name in names}
+        self.where |= {keys[i].numpy().tobytes(): (path, i) for i in range(len(keys))}
+
+    def _sequence(self, path: Path, i: int) -> dict[str, Tensor]:
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt").__enter__()
+        file = self._open[path]
+        return {name: file.get_slice(name)[ends[i] : ends[i + 1]] for name, ends in self._ends[path].items()}
+
+
+def written(path: Path, write: Callable[[Path], None]) -> Path:
+    """`path`, made by `write(temporary path)` and renamed: there whole, or not at all."""
+    half = path.with_name(f".{path.name}.{os.getpid()}.half")
+    half.touch()
+    mode = half.stat().st_mode
+    try:
+        write(half)
+        half.chmod(mode)  # safetensors writes for the owner alone, and a cache may be shared
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Say what the folder holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "manifest.json", json.dumps({"format": FORMAT, **content}, indent=2) + "\n")

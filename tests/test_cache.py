@@ -1,0 +1,237 @@
+"""A teacher's targets on disk: written once and whole, found by content, and as good as the teacher itself."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import kd.cache
+from kd.kernels.logits import HeadLogits
+from kd.kernels.sparse import SparseLogits
+from kd.models.cached import Cached
+from kd.models.target_store import TargetStore, keys_of
+from kd.models.teacher import ask
+from kd.preparation import targets_folder
+from kd.sequences import Encoder, collate
+from kd.training import build
+from kd.types import Sequences
+from tests import runs
+from tests.tiny import record, records
+
+TOPK = ("targets=topk", "targets.k=6", "targets.dtype=float32")
+KINDS = {
+    "topk": TOPK,
+    "sampled": ("targets=sampled", "targets.draws=20", "targets.dtype=float32"),
+    "hidden": ("targets=hidden", "targets.dtype=float32"),
+}
+CACHED = "targets.cached=true"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def held(logits: SparseLogits | HeadLogits) -> list[torch.Tensor]:
+    if isinstance(logits, HeadLogits):
+        return [logits.hidden]
+    return [logits.ids, logits.everything(), logits.target()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_from_the_cache_is_training_with_the_teacher(kind, tmp_path):
+    """In float64 but for what is stored in float32. What is drawn is fixed by the cache, so it is not compared."""
+    words = [*KINDS[kind], *runs.EXACT]
+    kd.cache.write(runs.config(*words))
+    trained = runs.train(runs.config(*words, CACHED), tmp_path / "cached")
+    losses = runs.metrics(tmp_path / "cached")
+    assert trained.module.models.teacher.readings == 0
+    assert trained.module.budget.teacher_tokens == 0
+    if kind == "sampled":
+        return
+    live = runs.train(runs.config(*words), tmp_path / "live")
+    for name, weight in live.module.student.state_dict().items():
+        torch.testing.assert_close(trained.module.student.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+    for key, value in runs.metrics(tmp_path / "live").items():
+        if key.split(",")[2] not in ("forward_kl",) and "fkl" in key:
+            assert float(losses[key]) == pytest.approx(float(value), rel=1e-4), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_network_of_the_teacher_is_built(kind, monkeypatch):
+    kd.cache.write(runs.config(*KINDS[kind]))
+    built = []
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_config",
+        lambda config, _original=AutoModelForCausalLM.from_config, **more: (
+            built.append(config) or _original(config, **more)
+        ),
+    )
+    build(runs.config(*KINDS[kind]))
+    assert len(built) >= 1
+    del built[:]
+    from kd.training import _shared_teacher
+
+    _shared_teacher.cache_clear()
+    parts = build(runs.config(*KINDS[kind], CACHED))
+    assert len(built) == 1  # the student's
+    assert parts.teacher is None
+    assert isinstance(parts.module.models.teacher, Cached)
+    assert not list(parts.module.models.teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["topk", "hidden"])
+def test_lookup_does_not_depend_on_order_or_padding(kind):
+    kd.cache.write(runs.config(*KINDS[kind]))
+    live, cached = (build(runs.config(*KINDS[kind], *more)) for more in ((), (CACHED,)))
+    parts = live.encoder
+    other = Encoder(parts.student, None, max_length=parts.max_length, max_tokens=100000, max_padding=0.9)
+    batches = [b for e, rows in ((parts, live.data.train), (other, live.data.train[::-1])) for b in e.batches(rows)]
+    assert len({batch.teacher.tokens.shape for batch in batches}) > 3
+    for batch in batches:
+        expected, got = (
+            ask(part.module.models.teacher, batch, frozenset({"logits"})).logits for part in (live, cached)
+        )
+        for one, two in zip(held(expected), held(got), strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_key_is_what_a_sequence_holds():
+    encoder = build(runs.config()).encoder
+    rows = [row for i in records(6) for row in encoder.encode(i)]
+    alone = [key for row in rows for key in keys_of(collate([row], 0))]
+    assert keys_of(collate(rows, 7)) == alone
+    assert keys_of(collate(rows, 3, padding_side="left", multiple=64)) == alone
+    assert len(set(alone)) == 6
+    sequences = collate(rows[:1], 0)
+    changed = Sequences(*(x.clone() for x in (sequences.tokens, sequences.labels, sequences.mask, sequences.lengths)))
+    changed.mask[0, -2:] = False
+    assert keys_of(changed) != alone[:1]
+    changed = Sequences(*(x.clone() for x in (sequences.tokens, sequences.labels, sequences.mask, sequences.lengths)))
+    changed.labels[0, sequences.lengths[0] - 1] += 1
+    assert keys_of(changed) != alone[:1]
+
+
+def test_a_draw_depends_on_the_sequence_alone():
+    teacher = build(runs.config(*KINDS["sampled"])).module.models.teacher
+    encoder = build(runs.config("data.max_tokens=1000")).encoder
+    encoder.max_padding = 0.9
+    (together,) = encoder.batches(records(2))
+    apart = [batch for i in records(2) for batch in encoder.batches([i])]
+    first = dict(kd.cache.targets_of(teacher, together))
+    again = {key: columns for batch in apart for key, columns in kd.cache.targets_of(teacher, batch)}
+    assert first.keys() == again.keys()
+    for key, columns in first.items():
+        assert torch.equal(columns["ids"], again[key]["ids"])
+        assert columns["held"].sum() == len(columns["ids"])
+
+
+def test_one_cache_serves_every_tail_rule_and_no_other_teacher():
+    folder = targets_folder(runs.config(*TOPK))
+    assert targets_folder(runs.config(*TOPK, "targets.tail=zero", CACHED, "targets.audit=null")) == folder
+    others = ("targets.k=7", "targets.dtype=float16", "temperature=2.0", "+teacher.model.architecture.vocab_size=300")
+    for word in others:
+        assert targets_folder(runs.config(*TOPK, word)) != folder, word
+
+
+def test_more_records_are_added_and_none_is_asked_twice(monkeypatch):
+    cfg = runs.config(*TOPK, "optim.steps=1")
+    assert "7 sequences (7 new" in kd.cache.write(cfg.copy(), this_run=True)  # five of the step's, two of the audit's
+    asked = []
+    original = kd.cache.targets_of
+    monkeypatch.setattr(kd.cache, "targets_of", lambda teacher, batch: asked.append(batch) or original(teacher, batch))
+    assert "26 sequences (19 new" in kd.cache.write(cfg.copy())
+    assert asked
+    del asked[:]
+    assert "26 sequences (0 new" in kd.cache.write(cfg.copy())
+    assert asked == []
+
+
+def test_a_record_that_is_missing_is_named():
+    cfg = runs.config(*TOPK, "optim.steps=1")
+    kd.cache.write(cfg.copy(), this_run=True)
+    cfg.optim.steps, cfg.targets.cached = 5, True
+    with pytest.raises(ValueError, match=r"targets of record \d+ of toy are not in .* run `python -m kd.cache` with"):
+        build(cfg)
+
+
+def test_a_response_that_is_missing_is_shown():
+    kd.cache.write(runs.config(*TOPK))
+    parts = build(runs.config(*TOPK, CACHED))
+    (batch,) = parts.encoder.batches([record(0, "what?", "never seen")])
+    with pytest.raises(ValueError, match=r"targets of the response 'never seen.*' are not in"):
+        parts.module.models.teacher(batch.teacher, frozenset({"logits"}))
+
+
+def test_nothing_cached_says_how():
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing was cached .* run `python -m kd.cache` with the same overrides"
+    ):
+        build(runs.config(*TOPK, CACHED))
+
+
+KILLED = """
+import os, signal, sys
+import kd.cache, kd.models.target_store as store
+from tests import runs
+kd.cache.SHARD = 5
+original, calls = store.save_file, []
+def save(tensors, path):
+    calls.append(path)
+    if len(calls) == 3:
+        path.write_bytes(b"half a shard")
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(tensors, path)
+store.save_file = save
+kd.cache.write(runs.config(*sys.argv[1:]))
+"""
+
+
+def test_a_killed_writer_goes_on_where_it_was(cache, monkeypatch):
+    monkeypatch.setattr(kd.cache, "SHARD", 5)
+    words = [*KINDS["sampled"]]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = targets_folder(runs.config(*words))
+    kept = sorted(folder.glob("shard-*"))
+    contents = [path.read_bytes() for path in kept]
+    found = len(TargetStore(folder))
+    assert len(kept) == 2
+    assert 10 <= found < 26
+    assert f"26 sequences ({26 - found} new" in kd.cache.write(runs.config(*words))
+    assert [path.read_bytes() for path in kept] == contents
+    resumed = TargetStore(folder)
+    folder.rename(cache / "aside")
+    kd.cache.write(runs.config(*words))
+    whole, resumed = TargetStore(folder), TargetStore(cache / "aside")
+    assert whole.where.keys() == resumed.where.keys()
+    for key in whole.where:
+        for name, column in whole.columns([key]).items():
+            assert torch.equal(column, resumed.columns([key])[name])
+
+
+def test_summary_counts_bytes(tmp_path):
+    cfg = runs.config("targets=topk", "targets.k=6")
+    said = kd.cache.write(cfg)
+    store = TargetStore(targets_folder(cfg))
+    rows = sum(len(store.columns([key])["tail"]) for key in store.where)
+    size = sum(path.stat().st_size for path in store.folder.glob("shard-*"))
+    assert f"{rows} response tokens" in said
+    assert f"{size / rows:.0f} bytes per token" in said
+    columns = store.columns(list(itertools.islice(store.where, 3)))
+    assert sum(c.element_size() * c.numel() for c in columns.values()) == len(columns["tail"]) * (6 * 4 + 2)
+    assert "tail" not in json.loads((store.folder / "manifest.json").read_text())
+
+
+def test_command_line_says_what_is_wrong(capsys):
+    assert kd.cache.main(["teacher=tiny", "student=tiny", "skill=spell_backward"]) == 1
+    assert "targets=full keeps nothing that could be cached" in capsys.readouterr().err
+    assert not list(Path.cwd().glob("targets"))
