@@ -1,11 +1,11 @@
 # make run: set up, then run the embedded default.   make test: set up, then the tests.
-# ARGS="objective=rkl" is passed on to either.
+# ARGS="objective=rkl" is passed on to either.   make docs: write docs/objectives.md anew from docstrings and conf.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-.PHONY: run test test-all lint clean
+.PHONY: run test test-all parity lint docs clean
 
 run: $(VENV)/installed
 	$(VENV)/bin/python run.py $(ARGS)
@@ -16,10 +16,22 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
+# Beside other libraries. Liger asks for triton, which a CPU's torch has none of: its chunked losses do without.
+parity: $(VENV)/parity
+	$(PYTEST) tests/parity $(ARGS)
+
+$(VENV)/parity: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 trl==1.16.0
+	$(VENV)/bin/python -m pip install --quiet --no-deps liger-kernel==0.8.5
+	touch $@
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m kd.composition.reference
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
