@@ -1,15 +1,12 @@
-"""What the training of a run has spent, for comparisons at equal budget.
+"""What a run has spent, for comparisons at equal budget."""
 
-Not counted yet: what an augmentation has the teacher write, and the FLOPs of reading while generating.
-"""
-
+import resource
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from torch import nn
-
-from kd.models.language_model import LanguageModel
-from kd.types import Sequences
+import torch
 
 
 @dataclass
@@ -18,9 +15,11 @@ class Budget:
 
     tokens: read by the student while training (forward and backward), prompts included.
     rows: loss rows, those that met the head. padded: positions of padding beside them.
-    teacher_tokens: read by the teacher. generated_tokens: written by the student.
-    student_flops: 6 per weight and token (4 if it is frozen: no gradient of its own), the head's per loss row instead,
-    plus causal attention; no padding, no recomputation: the same work counts the same however it is implemented.
+    teacher_tokens: read by the teacher; in results.json with what it read and wrote for an augmentation, cached or not.
+    generated_tokens: written by the student.
+    student_flops: of training and of writing (`kd.models.flops`): the same work counts the same however it is
+    implemented.
+    peak_memory_bytes: the first rank's, while it trained: allocated on its GPU, else resident.
     """
 
     tokens: int = 0
@@ -30,21 +29,23 @@ class Budget:
     generated_tokens: int = 0
     student_flops: int = 0
     seconds: float = 0.0
+    peak_memory_bytes: int = 0
 
 
-def training_flops(model: LanguageModel, sequences: Sequences) -> int:
-    """FLOP of one forward and backward pass over the real tokens and loss rows of `sequences`."""
-    network: Any = model.network
-    lengths = sequences.lengths
-    config = network.config.get_text_config()
-    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
-    apart = {embedding.data_ptr(), head.data_ptr()}  # one is looked up, the other met by loss rows only
-    backbone = sum(_passes(p) * p.numel() for p in network.parameters() if p.data_ptr() not in apart)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * int((lengths**2).sum()) // 2
-    rows = int(sequences.mask.sum())
-    return backbone * int(lengths.sum()) + 3 * attention + _passes(head) * head.numel() * rows
+def forget_peak_memory() -> None:
+    """From now on `peak_memory_bytes` is about what comes; where the system cannot forget, about the whole process."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _passes(weight: nn.Parameter) -> int:
-    return 6 if weight.requires_grad else 4
+def peak_memory_bytes() -> int:
+    """Of this process since `forget_peak_memory`: allocated on the GPU if it used one, else resident."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,12 +1,16 @@
 import pytest
+import torch
 from peft import LoraConfig
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd.budget import training_flops
+from kd.budget import forget_peak_memory, peak_memory_bytes
 from kd.data import Windows
+from kd.models.flops import decoding_flops, training_flops
+from kd.models.generation import generate
 from kd.models.networks import _with_lora
 from kd.sequences import collate, encode
+from kd.types import Sequences
 from tests import runs
 from tests.tiny import tiny
 
@@ -72,6 +76,29 @@ def test_flops_agree_with_those_that_torch_does(lora):
     assert training_flops(model, one) - attention == pytest.approx(torch_does["matrices"], rel=0.06 if lora else 0.02)
 
 
+def test_flops_of_writing_agree_with_those_that_torch_does():
+    """Each token is read once, but for the last; the head meets what is written."""
+    model = tiny(**{**ONE_LAYER, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2})
+    model.network.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        (response,) = generate(model, [[3, 5, 7, 9, 11]], max_new_tokens=6)
+    counts = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    matrices = sum(flops for name, flops in counts.items() if "bmm" not in name)
+    read = 5 + len(response) - 1
+    attention = 4 * 2 * 64 * read**2 // 2
+    assert decoding_flops(model, [5], [len(response)]) - attention == pytest.approx(matrices, rel=0.02)
+    assert decoding_flops(model, [5, 5], [len(response)] * 2) == 2 * decoding_flops(model, [5], [len(response)])
+
+
+def test_peak_memory_is_of_what_came_after():
+    block = torch.ones(60_000_000)
+    del block
+    forget_peak_memory()
+    before = peak_memory_bytes()
+    block = torch.ones(30_000_000)
+    assert before + 0.9 * block.nbytes < peak_memory_bytes() < before + 1.5 * block.nbytes
+
+
 def seen(parts) -> list:
     """Records of all steps, in order."""
     data = parts.data
@@ -116,6 +143,21 @@ def test_what_the_student_writes_is_counted(tmp_path):
     assert spent.rows == written
     assert spent.tokens == 2 * prompts + written - 2 * len(seen(parts))  # the last of each is not read
     assert spent.teacher_tokens == spent.tokens
+
+
+def test_writing_adds_to_the_flops(tmp_path):
+    """A student that writes what it learns on pays for both."""
+    cfg = runs.config("rollout=on_policy", "rollout.max_new_tokens=7", "optim.steps=1", "optim.window=1")
+    parts = runs.train(cfg, tmp_path)
+    (record,) = seen(parts)
+    prompt, written = len(record.prompt[0]["content"]) + 3, parts.module.budget.generated_tokens
+    student = parts.module.student
+    mask = torch.zeros(1, prompt + written - 1, dtype=torch.bool)
+    mask[:, -written:] = True
+    tokens = torch.zeros_like(mask, dtype=torch.long)
+    learnt = Sequences(tokens, tokens, mask, torch.tensor([prompt + written - 1]))
+    expected = training_flops(student, learnt) + decoding_flops(student, [prompt], [written])
+    assert parts.module.budget.student_flops == expected
 
 
 def test_tokens_per_second_is_tokens_by_seconds(tmp_path):

@@ -12,13 +12,14 @@ from kd.models.archives import locked
 from kd.models.generation import check_decoding, end_ids, generate
 from kd.models.language_model import LanguageModel
 from kd.models.sources import cache_root
+from kd.progress import progress_bar
 from kd.seeding import seeded
 from kd.sequences import encode_prompt, response_text
 from kd.types import Record, Response
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # part of every hash: raise it when the same settings are to give other texts
+FORMAT = 2  # part of every hash: raise it when the same settings are to give other texts
 
 
 class Labeling:
@@ -33,6 +34,8 @@ class Labeling:
         drop_unfinished: leave out records with a response that was cut off. Text does not show where it was cut,
             so a student that learns on it learns to stop there.
         batch_size: prompts decoded together.
+
+    `teacher_tokens` counts what the teacher read and wrote for this, now or when the disk was told.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
@@ -51,6 +54,7 @@ class Labeling:
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.max_new_tokens, self.temperature, self.top_p = samples, max_new_tokens, temperature, top_p
         self.keep_reference, self.drop_unfinished, self.batch_size = keep_reference, drop_unfinished, batch_size
+        self.teacher_tokens = 0
 
     def __call__(
         self, records: Iterable[Record], *, teacher: LanguageModel | None, teacher_id: str, seed: int
@@ -58,6 +62,7 @@ class Labeling:
         """The records with the teacher's responses, from disk where the same was asked before."""
         records = list(records)
         rows = self._rows(records, teacher, teacher_id, seed)
+        self.teacher_tokens += sum(row["teacher_tokens"] for row in rows)
         self._report_unfinished(rows)
         for record, row in zip(records, rows, strict=True):
             if all(row["finished"]) or not self.drop_unfinished:
@@ -100,7 +105,8 @@ class Labeling:
     def _write(self, records: Sequence[Record], teacher: LanguageModel, seed: int) -> list[dict[str, Any]]:
         log.info("the teacher writes %d x %d responses", len(records), self.samples)
         prompts = [encode_prompt(record.prompt, teacher.tokenizer) for record in records]
-        with seeded(seed, "augmentation", "labeling"):
+        bar = progress_bar("labeling", len(prompts) * self.samples)
+        with bar as advance, seeded(seed, "augmentation", "labeling"):
             responses = generate(
                 teacher,
                 [prompt for prompt in prompts for _ in range(self.samples)],
@@ -108,9 +114,11 @@ class Labeling:
                 temperature=self.temperature,
                 top_p=self.top_p,
                 batch_size=self.batch_size,
+                progress=advance,
             )
         groups = (responses[start : start + self.samples] for start in range(0, len(responses), self.samples))
-        return [_row(record, group, teacher) for record, group in zip(records, groups, strict=True)]
+        written = zip(records, prompts, groups, strict=True)
+        return [_row(record, len(prompt), group, teacher) for record, prompt, group in written]
 
     def _report_unfinished(self, rows: Sequence[dict[str, Any]]) -> None:
         cut = sum(not finished for row in rows for finished in row["finished"])
@@ -124,10 +132,14 @@ class Labeling:
             )
 
 
-def _row(record: Record, responses: list[list[int]], teacher: LanguageModel) -> dict[str, Any]:
+def _row(record: Record, prompt: int, responses: list[list[int]], teacher: LanguageModel) -> dict[str, Any]:
     ends = end_ids(teacher)
-    texts = [response_text(ids, teacher.tokenizer) for ids in responses]
-    return {"id": record.id, "responses": texts, "finished": [ids[-1] in ends for ids in responses]}
+    return {
+        "id": record.id,
+        "responses": [response_text(ids, teacher.tokenizer) for ids in responses],
+        "finished": [ids[-1] in ends for ids in responses],
+        "teacher_tokens": sum(prompt + len(ids) - 1 for ids in responses),  # the last one written is not read
+    }
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ class Offline:
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size"})
     requires: ClassVar[frozenset[str]] = frozenset()
+    keeps_responses: ClassVar[bool] = True  # so that what a teacher said of them can have been written down before
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window as it is."""

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from kd.models.flops import decoding_flops
 from kd.models.generation import check_decoding, generate
 from kd.sequences import Encoder, encode_prompt
 from kd.types import Batch, Models, Progress
@@ -11,7 +12,7 @@ class OnPolicy:
     """The student answers every prompt of the window `samples` times (arXiv 2306.13649, with lambda = 1).
 
     All prompts of the window are decoded together, `batch_size` at a time, whatever its micro-batches are; the
-    responses are cut into micro-batches anew. `generated_tokens` counts what was written since the start.
+    responses are cut into micro-batches anew. `generated_tokens` and `decoding_flops` count since the start.
 
     Args:
         samples: responses to each prompt; they stay adjacent, as one group.
@@ -34,7 +35,7 @@ class OnPolicy:
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.max_new_tokens = samples, max_new_tokens
         self.temperature, self.top_p, self.batch_size = temperature, top_p, batch_size
-        self.generated_tokens = 0
+        self.generated_tokens, self.decoding_flops = 0, 0
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written."""
@@ -49,6 +50,9 @@ class OnPolicy:
             top_p=self.top_p,
             batch_size=self.batch_size,
         )
-        self.generated_tokens += sum(map(len, responses))
+        written = list(map(len, responses))
+        self.generated_tokens += sum(written)
+        read = [len(prompt) for prompt in prompts for _ in range(self.samples)]
+        self.decoding_flops += decoding_flops(models.student, read, written)
         groups = [responses[start : start + self.samples] for start in range(0, len(responses), self.samples)]
         return encoder.written(records, groups)

@@ -88,6 +88,17 @@ def test_samples_depend_on_nothing_but_the_seed(teacher, tmp_path, monkeypatch):
     assert drawn[0] == drawn[1]
 
 
+def test_what_it_costs_the_teacher(teacher, mute):
+    """Each prompt is read for each sample, and each token but the last as well; the same when the disk answers."""
+    prompts = [encode_prompt(kept.prompt, teacher.tokenizer) for kept in GIVEN]
+    written = generate(teacher, prompts, max_new_tokens=6)
+    cost = sum(len(prompt) + len(ids) - 1 for prompt, ids in zip(prompts, written, strict=True))
+    for asked in (teacher, mute):
+        stage = Labeling(max_new_tokens=6, temperature=0.0)
+        list(stage(GIVEN, teacher=asked, teacher_id="t", seed=0))
+        assert stage.teacher_tokens == cost
+
+
 # --- the disk ---
 
 
