@@ -22,7 +22,7 @@ from kd.doctor.findings import Finding, findings_table, worst
 from kd.doctor.measure import STEPS, measured, resident
 from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
 from kd.doctor.shift import shift_self_test
-from kd.doctor.subject import Subject, admit, composed
+from kd.doctor.subject import Subject, admit, composed, teachers
 from kd.doctor.tokens import record_tables
 from kd.kernels.allocation import keep_freed_memory
 
@@ -69,7 +69,8 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
     parts = subject.parts
     yield licences(subject)
     compared = "logits" in subject.alignment.provides and bool(parts.module.teacher_fields)
-    yield end_tokens(parts.module.student, parts.teacher, compared)
+    compared = compared and not subject.alignment.translates  # end tokens stand for each other there
+    yield end_tokens(parts.module.student, next(iter(teachers(parts).values()), None), compared)
     if not can_end(subject):
         return
     for record in parts.data.train[:shown]:
@@ -84,15 +85,13 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
 
 def can_end(subject: Subject) -> bool:
     """Whether all tokenizers have an end token; without one, no sequence can be made."""
-    models = [model for model in (subject.parts.module.student, subject.parts.teacher) if model is not None]
+    models = [subject.parts.module.student, *teachers(subject.parts).values()]
     return all(model.tokenizer.eos_token_id is not None for model in models)
 
 
 def special_table(subject: Subject) -> Table:
     """The special ids of student and teacher side by side; what differs is yellow."""
-    models = {"student": subject.parts.module.student}
-    if subject.parts.teacher is not None:
-        models["teacher"] = subject.parts.teacher
+    models = {"student": subject.parts.module.student, **teachers(subject.parts)}
     table = Table("", *models, title=Text("special tokens", "bold"), title_justify="left", box=SIMPLE_HEAD)
     for name, values in special_tokens(models).items():
         table.add_row(Text(name), *map(Text, values), style="yellow" if len(set(values)) > 1 else None)

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
+from kd import export
 from kd.data import Windows
 from kd.doctor.findings import Finding, Verdict
-from kd.doctor.subject import Subject
+from kd.doctor.subject import Subject, teachers
 from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
 from kd.sequences import Encoder, pad_id
@@ -52,7 +54,7 @@ def readers(subject: Subject) -> list[Reader]:
     if parts.teacher is not None:
         theirs = parts.encoder.teacher
         own = own if theirs is None else _alone(theirs, parts.encoder.max_length)
-        found.append(Reader("teacher", parts.teacher, own))
+        found += [Reader(role, model, own) for role, model in teachers(parts).items()]
     return found
 
 
@@ -226,10 +228,9 @@ def padding(batches: Sequence[Batch], bound: float = 0.1) -> Finding:
 
 
 def licences(subject: Subject) -> Finding:
-    """Under what the data and the teacher may be used, and so the student."""
-    told = {"skill": subject.parts.skill.licence}
-    if subject.parts.teacher is not None:
-        told["teacher"] = subject.cfg.teacher.get("licence")
+    """Under what the data, the teacher and the student's first weights may be used, and so the student."""
+    config: dict[str, Any] = OmegaConf.to_container(subject.cfg, resolve=True)  # type: ignore[assignment]
+    told = {role: licence for role, (_, licence) in export.licences(config, "", subject.parts.skill.licence).items()}
     line = ", ".join(f"{name} {licence or 'unknown'}" for name, licence in told.items())
     if not all(told.values()):
         return Finding("WARN", "licences", line, "find it out before the student is passed on")
@@ -251,7 +252,7 @@ def check_data(subject: Subject) -> Iterator[Finding]:
         return
     batches = sampled(subject)
     yield shift([s for reader in own for s in reader.sequences(batches)])
-    if encoder.teacher is not None and "logits" in subject.alignment.provides:
+    if encoder.teacher is not None and "logits" in subject.alignment.provides and not subject.alignment.translates:
         yield same_rows(batches)
     yield from (end_token_learnt(reader, reader.sequences(batches)) for reader in own)
     for reader in found:

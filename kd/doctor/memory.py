@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from kd.doctor.findings import Finding
-from kd.doctor.subject import Subject
+from kd.doctor.subject import Subject, teachers
 from kd.kernels.chunks import CHUNK
 from kd.models.language_model import LanguageModel
 from kd.rollouts.offline import Offline
@@ -59,9 +59,10 @@ def estimate(subject: Subject) -> list[Item]:
         Item("AdamW", 2 * trained, "two moments per trained weight"),
     ]
     if teacher is not None and module.teacher_fields:
-        passing = LIVE_LAYER * load.tokens * widest(teacher) * teacher.network.dtype.itemsize
+        layers = [widest(model) * model.network.dtype.itemsize for model in teachers(subject.parts).values()]
+        passing = LIVE_LAYER * load.tokens * max(layers)  # members of an ensemble read one after the other
         items.append(Item("teacher", stored(teacher), "its weights and buffers"))
-        items.append(Item("teacher's layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {widest(teacher)}"))
+        items.append(Item("teacher's layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {max(layers)} bytes"))
     elif teacher is not None:
         items.append(Item("teacher", stored(teacher), "its weights and buffers, for the evaluation"))
     kept = activations(student, load, subject.cfg.trainer.precision)

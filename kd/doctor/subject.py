@@ -8,15 +8,20 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.composition.check import check
 from kd.composition.choices import CONF
 from kd.composition.overrides import check_overrides
+from kd.composition.sections import prepared_roles
 from kd.doctor.findings import Finding
+from kd.models.ensemble import Ensemble
+from kd.models.language_model import LanguageModel
 from kd.preparation import checkpoint_folder, prepared, variant
 from kd.run_folder import RunFolder
 from kd.training import Parts, build
+
+ALIGNED = 16  # records
 
 
 @dataclass
@@ -61,8 +66,9 @@ def admit(cfg: DictConfig) -> Subject:
 def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
     """The config with the prepared checkpoints that the cache holds; the others are left unprepared, and told."""
     cfg, findings = cfg.copy(), []
-    recipes = {role: cfg[role].get("prepare") for role in ("teacher", "student")}
-    _set_prepare(cfg, "student", None)
+    recipes = {role: node.get("prepare") for role, node in prepared_roles(cfg).items()}
+    for role in recipes:
+        _set_prepare(cfg, role, None)
     for role, recipe in recipes.items():  # in this order: a student may be cut out of the prepared teacher
         _set_prepare(cfg, role, recipe)
         if recipe is not None and not checkpoint_folder(cfg, role).exists():
@@ -91,19 +97,39 @@ def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:
     if teacher is None:
         return [Finding("PASS", "alignment", "there is no teacher to align")]
     try:
-        alignment.check(student.tokenizer, teacher.tokenizer)
+        alignment.check(student.tokenizer, teacher.tokenizer, (student.vocabulary, teacher.vocabulary))
     except ValueError as error:
         return [Finding("FAIL", "alignment", str(error))]
     one = "one tokenizer for both" if parts.encoder.teacher is None else "each model reads its own tokens"
+    if alignment.translates:
+        return [Finding("PASS", "alignment", f"{name}: {alignment.summary}"), *_aligned(parts, alignment)]
     if "logits" in alignment.provides and student.vocabulary != teacher.vocabulary:
         told = f"{name} compares logits over {student.vocabulary} (student) and {teacher.vocabulary} ids (teacher)"
         return [Finding("FAIL", "alignment", told, "take a student whose tokenizer has the teacher's ids")]
     return [Finding("PASS", "alignment", f"{name}: {one}")]
 
 
+def teachers(parts: Parts) -> dict[str, LanguageModel]:
+    """The models that teach: none, "teacher", or each member of an ensemble under "teacher" and its name."""
+    if isinstance(parts.teacher, Ensemble):
+        return {f"teacher {name}": member for name, member in parts.teacher.parts.items()}
+    return {} if parts.teacher is None else {"teacher": parts.teacher}
+
+
+def _aligned(parts: Parts, alignment: Any) -> list[Finding]:
+    """How much of the first responses can be compared."""
+    batches = parts.encoder.batches([r for r in parts.data.train[:ALIGNED] if parts.encoder.encode(r)])
+    if not batches:
+        return []
+    rows = sum(int(batch.student.mask.sum()) for batch in batches)
+    share = sum(int((alignment.where(batch) >= 0).sum()) for batch in batches) / rows
+    told = f"{share:.1%} of {rows} response tokens of the student stand beside one token of the teacher"
+    return [Finding("PASS" if share >= 0.5 else "WARN", "aligned tokens", told)]
+
+
 def _set_prepare(cfg: DictConfig, role: str, recipe: Any) -> None:
     with open_dict(cfg):
-        cfg[role].prepare = recipe
+        OmegaConf.select(cfg, role).prepare = recipe
 
 
 def _train_nothing(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:

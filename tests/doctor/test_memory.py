@@ -1,0 +1,111 @@
+"""The estimate of peak memory.
+
+Run: python -m pytest tests/doctor/test_memory.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd.doctor import memory
+from kd.doctor.measure import ResidentPeak, resident
+from kd.rollouts.on_policy import OnPolicy
+from tests.doctor.subjects import TINY, altered
+from tests.tiny import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+# --- memory ---
+
+
+def test_tied_weights_count_once_and_adapters_alone_are_trained(subject):
+    """64 wide, 192 inside, 2 layers, 261 ids, in float32; the head is the embeddings.
+
+    Embeddings 261 x 64 = 16704; a layer 4 x 64 x 64 + 3 x 64 x 192 + 2 x 64 = 53376; the last norm 64;
+    beside the weights, two buffers of rotary frequencies with 8 numbers each.
+    """
+    weights = 4 * (16704 + 2 * 53376 + 64)
+    sizes = {item.name: item.size for item in memory.estimate(subject)}
+    assert sizes["student"] - weights in (0, 4 * 8, 2 * 4 * 8)
+    assert sizes["gradients"] == weights
+    assert sizes["AdamW"] == 2 * weights
+    assert sizes["last.ckpt"] == 3 * weights
+    items = [memory.Item("a", 3, ""), memory.Item("b", 4, "", held=False)]
+    assert memory.peak(items) == 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_activations_are_those_that_a_longer_row_keeps(attention):
+    """Counted at 32, 64 and 128 tokens, told for 200: also where attention keeps a square."""
+    student = tiny(dtype="float32")
+    student.network.config._attn_implementation = attention
+    expected = memory.saved_bytes(student, 200, "32-true")
+    assert memory.activations(student, memory.Load(1, 200), "32-true") == pytest.approx(expected, rel=0.02)
+    twice = memory.activations(student, memory.Load(2, 200), "32-true")
+    assert twice == pytest.approx(2 * expected, rel=0.02)
+    if attention == "eager":
+        assert expected > 2.5 * memory.saved_bytes(student, 100, "32-true")
+
+
+def test_the_heaviest_micro_batch_is_bounded_by_tokens_and_by_the_window(subject, monkeypatch):
+    encoder = subject.parts.encoder
+    longest = max(len(row.ids) - 1 for r in subject.parts.data.train for row in encoder.encode(r) or ())
+    assert 40 < longest < 128
+    assert memory.heaviest(subject) == memory.Load(128 // longest, longest)
+    wide = altered(subject, "data.max_tokens=99999")
+    assert memory.heaviest(wide) == memory.Load(5, longest)  # optim.window
+    assert memory.heaviest(altered(wide, "trainer.devices=2")) == memory.Load(3, longest)  # its larger half
+    assert memory.heaviest(altered(subject, "data.max_tokens=9")) == memory.Load(1, longest)  # a row is never split
+    monkeypatch.setattr(subject.parts.module, "rollout", OnPolicy(samples=4, max_new_tokens=9))
+    assert memory.heaviest(altered(wide, "data.max_length=100")) == memory.Load(20, 99)
+
+
+def test_what_does_not_fit_fails_and_names_the_largest(subject):
+    items = [memory.Item("activations", 70, ""), memory.Item("student", 30, "")]
+    assert memory.check_room(items, 1000, subject).verdict == "PASS"
+    assert memory.check_room(items, 110, subject).verdict == "WARN"
+    finding = memory.check_room(items, 90, subject)
+    assert finding.verdict == "FAIL"
+    assert finding.remedy == "most of it is activations: lower data.max_tokens"
+    two = altered(subject, "trainer.devices=2")  # both on this machine
+    assert memory.check_room(items, 190, two).verdict == "FAIL"
+
+
+def test_a_containers_limit_counts(tmp_path):
+    assert memory._container_room(tmp_path) == []
+    (tmp_path / "memory.current").write_text("30\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._container_room(tmp_path) == []
+    (tmp_path / "memory.max").write_text("100\n")
+    assert memory._container_room(tmp_path) == [70]
+
+
+def test_the_resident_peak_is_seen_after_it_is_gone():
+    before = resident()
+    with ResidentPeak() as grown:
+        block = torch.ones(50 * 2**20 // 4)
+        del block
+    assert 45 * 2**20 < grown.size - before < 80 * 2**20
+
+
+def test_the_estimate_is_within_a_factor_of_two_of_a_real_run():
+    """A process of its own, some 250 MiB: what Python and its libraries take apart from that matters less."""
+    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 5}
+    student = [f"student.model.architecture.{name}={value}" for name, value in sizes.items()]
+    few = ["skill=spell_backward", "skill.train=50", "skill.validation=10", "checkpoint.records=2"]
+    size = ["optim.window=8", "data.max_tokens=2048"]
+    command = [sys.executable, "-m", "kd.doctor", "-n", "0", "--measure", *TINY, *size, *student, *few]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    estimated, measured = (
+        int(re.search(rf"{name} peak +([\d,]+) MiB", done.stdout)[1].replace(",", ""))  # type: ignore[index]
+        for name in ("estimated", "measured")
+    )
+    assert estimated > 200
+    assert 0.5 < measured / estimated < 2

@@ -1,0 +1,148 @@
+"""What the models are shown: tables of tokens, chat templates, end tokens.
+
+Run: python -m pytest tests/doctor/test_text.py
+"""
+
+import re
+from typing import Any
+
+from kd.doctor import checks, tokens
+from kd.models.tokenizers import byte_tokenizer
+from kd.sequences import Encoder
+from tests.doctor.subjects import END, line, model, node, reader, told, toy
+from tests.tiny import record
+
+# --- the table of tokens ---
+
+
+def cells(table: Any, column: str) -> list[str]:
+    [found] = [c for c in table.columns if c.header == column]
+    return [str(cell) for cell in found.cells]
+
+
+def test_the_table_says_where_each_token_is_learnt():
+    """<|user|> h i <|end|> <|assistant|> | o k <|end|>: the response is ids 5, 6, 7, predicted at 4, 5, 6."""
+    tokenizer = byte_tokenizer()
+    encoder = Encoder(tokenizer, None, max_length=99, max_tokens=999)
+    [table] = tokens.record_tables(encoder, record(0, "hi", "ok"))
+    h, i, o, k = (tokenizer.convert_tokens_to_ids(c) for c in "hiok")
+    assert cells(table, "position") == list("01234567")
+    assert cells(table, "id") == list(map(str, [259, h, i, END, 260, o, k, END]))
+    assert cells(table, "label") == [*map(str, [h, i, END, 260, o, k, END]), ""]
+    assert cells(table, "in loss") == ["", "", "", "", "✓", "✓", "✓", ""]
+    assert cells(table, "predicted at") == ["", "", "", "", "", "4", "5", "6"]
+    assert cells(table, "text")[-3:] == ["'o'", "'k'", "'<|end|>'"]
+    assert [row.style for row in table.rows] == [None] * 5 + ["green"] * 3
+    assert table.caption is None
+
+
+def test_each_response_and_each_tokenizer_has_its_table():
+    words = byte_tokenizer()
+    words.chat_template = "{% for message in messages %}{{ message['content'] }}<|end|>{% endfor %}"
+    encoder = Encoder(byte_tokenizer(), words, max_length=99, max_tokens=999)
+    tables = list(tokens.record_tables(encoder, record(0, "hi", "a", "b")))
+    assert [len(table.rows) for table in tables] == [7, 7, 5, 5]  # the teacher's are without <|user|>, <|assistant|>
+
+
+def test_a_cut_response_and_a_record_that_is_left_out_are_flagged():
+    encoder = Encoder(byte_tokenizer(), None, max_length=7, max_tokens=999)
+    [cut] = tokens.record_tables(encoder, record(0, "hi", "okay"))
+    assert "cut at data.max_length" in str(cut.caption)
+    [dropped] = tokens.record_tables(encoder, record(1, "hi there"))
+    assert "1 is left out: its prompt alone fills data.max_length=7" in str(dropped)
+
+
+def test_text_is_visible():
+    tokenizer = byte_tokenizer()
+    newline, quote, first = tokenizer("\n'é", add_special_tokens=False)["input_ids"][:3]
+    assert tokens.visible(newline, tokenizer) == r"'\n'"
+    assert tokens.visible(quote, tokenizer) == '''"'"'''
+    assert tokens.visible(first, tokenizer) == "<Ã>"  # half a character: the vocabulary's spelling of byte 0xc3
+    assert tokens.visible(END, tokenizer) == "'<|end|>'"
+
+
+# --- templates and end tokens ---
+
+SPEAK = "{% for message in messages %}<|{{ message['role'] }}|>"
+DROPS_END = SPEAK + "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+def with_template(template: str | None) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_template_that_drops_the_end_token_fails():
+    finding = checks.round_trip(reader(with_template(DROPS_END)), [record(0, "hi", "ok")])
+    assert finding.verdict == "FAIL"
+    assert finding.told.startswith("1 of 1 conversations differ: at position 6 ")  # <|user|> h i <|assistant|> o k
+    assert finding.told.endswith("training reads 257 '<|end|>', the template writes nothing more")
+    with toy(student=node("student", template=DROPS_END), teacher=node("teacher")) as cfg:
+        code, text = told(cfg)
+    assert code == 1
+    assert line(text, "chat template (student)").startswith("FAIL")
+    assert line(text, "chat template (teacher)").startswith("PASS")
+
+
+def test_a_template_that_ends_with_another_token_than_the_tokenizer_fails():
+    """As of a Base checkpoint: the template of its Instruct sibling, and an end token of its own."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|pad|>"
+    finding = checks.round_trip(reader(tokenizer), [record(0, "hi", "ok")])
+    assert finding.verdict == "FAIL"
+    assert "at position 7 training reads 256 '<|pad|>', the template writes 257 '<|end|>'" in finding.told
+
+
+def test_a_template_that_changes_the_response_fails_where_it_does():
+    trims = byte_tokenizer().chat_template.replace("message['content']", "message['content'] | trim")
+    asked = [record(0, "hi", "ok"), record(1, "hi", " ok")]
+    finding = checks.round_trip(reader(with_template(trims)), asked)
+    assert finding.verdict == "FAIL"
+    assert finding.told.startswith("1 of 2 conversations differ: at position 5 training reads 220 'Ġ'")
+
+
+def test_what_follows_the_end_token_is_no_matter():
+    more = byte_tokenizer().chat_template.replace("<|end|>", "<|end|>\n")
+    assert checks.round_trip(reader(with_template(more)), [record(0, "hi", "ok")]).verdict == "PASS"
+
+
+def test_without_a_template_there_is_nothing_to_compare():
+    assert checks.round_trip(reader(with_template(None)), [record(0)]).verdict == "PASS"
+
+
+def test_a_teacher_with_another_end_token_fails():
+    with toy(student=node("student"), teacher=node("teacher", eos_token="<|pad|>")) as cfg:
+        code, text = told(cfg)
+    assert code == 1
+    found = line(text, "end token")
+    assert found.startswith("FAIL")
+    assert "student 257 '<|end|>', teacher 256 '<|pad|>'" in found
+    assert line(text, "rows").startswith("FAIL")  # the last label of each response is another
+    assert re.search(r"eos +257 '<\|end\|>' +256 '<\|pad\|>'", text)
+
+
+def test_another_end_token_is_a_warning_where_only_text_is_read():
+    one, other = model(), model(eos_token="<|pad|>")
+    assert checks.end_tokens(one, other, compared=True).verdict == "FAIL"
+    assert checks.end_tokens(one, other, compared=False).verdict == "WARN"
+
+
+def test_a_tokenizer_without_end_token_stops_the_examination():
+    nobody = model()
+    nobody.tokenizer.eos_token = None
+    assert checks.end_tokens(nobody, None, compared=False).verdict == "FAIL"
+    with toy(student=node("student", eos_token=None), teacher=node("teacher")) as cfg:  # type: ignore[arg-type]
+        code, text = told(cfg, shown=1)
+    assert code == 1
+    assert "the student's tokenizer has none" in line(text, "end token")
+
+
+def test_generation_settings_that_end_otherwise_are_a_warning():
+    one = model()
+    one.network.generation_config.eos_token_id = [1, 2]
+    finding = checks.end_tokens(one, model(), compared=True)
+    assert finding.verdict == "WARN"
+    assert "the student's generation settings end with [1, 2]" in finding.told
+    one.network.generation_config.eos_token_id = [1, END]
+    assert checks.end_tokens(one, model(), compared=True).verdict == "PASS"
