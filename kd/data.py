@@ -147,6 +147,12 @@ class Data(lightning.LightningDataModule):
         order = [rows, [windows.indices(step) for step in range(self.steps)]]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
+    def met(self) -> list[Record]:
+        """The records that the run's steps learn from, in the order in which they are first met."""
+        windows = Windows(self.train, self.encoder, size=self.window, seed=self.seed, steps=self.steps)
+        seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
+        return [windows.records[i] for i in seen]
+
     def val_dataloader(self) -> DataLoader:
         """This rank's micro-batches of the validation records."""
         fitting, ranks = [r for r in self.validation if self.encoder.encode(r)], self.trainer.world_size

@@ -14,8 +14,8 @@ from kd.composition.check import describe
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
-from kd.preparation import identity, prepared, variant
-from kd.run_folder import RunFolder, is_rank_zero
+from kd.preparation import identity, prepared, unprepared, variant
+from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
 LOWER_IS_BETTER = ("bits_per_byte", "forward_kl", "reverse_kl")
@@ -47,7 +47,8 @@ def baseline(cfg: DictConfig) -> DictConfig:
 
     What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
     """
-    other = variant(cfg, objective=cfg.compare, rollout="offline", augmentation="none")
+    whole = {} if cfg.targets.cached else {"targets": "full"}
+    other = variant(cfg, objective=cfg.compare, rollout="offline", augmentation="none", **whole)
     with open_dict(other):
         other.name, other.logger = None, {}
         other.temperature, other.temperature_squared = 1.0, False
@@ -75,15 +76,34 @@ def run(cfg: DictConfig, job: Job) -> float | None:
     cfg = named(cfg)
     if is_rank_zero():
         print(describe(cfg), flush=True)
+    if cfg.run.prerequisites_only:
+        _ = cfg.compare is None or baseline_results(cfg)
+        prepared(cfg, train_only)
+        return None
+    check_launch(cfg)
     folder = folder_of(cfg)
     job.run(folder, lambda folder: work(cfg, folder), config_yaml=_yaml(cfg), force=cfg.run.force)
     return last_value(folder.path, cfg.checkpoint.monitor)
 
 
+def check_launch(cfg: DictConfig) -> None:
+    """Raises ValueError where somebody else started several ranks before what comes before ranks was made."""
+    ranks = ranks_started()
+    missing = [f"the preparation of the {role}" for role in unprepared(cfg)]
+    if cfg.compare is not None and not folder_of(named(baseline(cfg))).done:
+        missing.append(f"the run beside it (compare={cfg.compare})")
+    if ranks > 1 and missing:
+        raise ValueError(
+            f"{ranks} ranks were started from outside (torchrun, Slurm), but {' and '.join(missing)} must be made by "
+            "one process before; give the same command to one process first, with run.prerequisites_only=true"
+        )
+
+
 def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
     beside = None if cfg.compare is None else baseline_results(cfg)
-    cfg = prepared(cfg, _train_only)
+    cfg = prepared(cfg, train_only)
+    from kd.export import export_objective
     from kd.training import build, fit, place
 
     parts = build(cfg)
@@ -97,6 +117,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     evaluation.measure("after")
     results = evaluation.results(beside)
     _export(cfg, parts, results, folder.path / "student")
+    export_objective(parts.module.stateful, folder.path / "objective.safetensors")
     (folder.checkpoints / "last.ckpt").unlink(missing_ok=True)  # nothing goes on from a run that is DONE
     return results
 
@@ -128,6 +149,9 @@ class Evaluated:
             teacher=teacher,
             teacher_identity=self.teacher_identity,
         )
+        if teacher is not None and parts.encoder.teacher is not None:
+            told = ", ".join(ON_TEACHER)
+            print(f"not measured, for the teacher writes other tokens than the student: {told}", flush=True)
         self.measured: dict[str, Any] = {}
         self.initial = model_digest(parts.module.student)
 
@@ -168,11 +192,9 @@ class Evaluated:
         return table
 
     def _budget(self) -> dict[str, Any]:
-        from kd.training import peak_memory_bytes
-
         spent = asdict(self.parts.module.budget)
-        kept = ("student_flops", "tokens", "teacher_tokens", "generated_tokens", "seconds")
-        return {name: spent[name] for name in kept} | {"peak_memory_bytes": peak_memory_bytes()}
+        spent["teacher_tokens"] += self.parts.augmentation_tokens
+        return {name: value for name, value in spent.items() if name not in ("rows", "padded")}
 
     def _digests(self) -> dict[str, str]:
         order = self.parts.data.order_digest()
@@ -200,7 +222,8 @@ def _gap(systems: Mapping[str, Any], metric: str) -> float | None:
     return gap_closed(start, value.get("teacher"), value.get("after"), higher_is_better=higher)
 
 
-def _train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
+def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
+    """A run without evaluation, for what is prepared: the student goes to `export_to`."""
     from kd.training import build, fit
 
     parts = build(cfg)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kd.models.language_model import LanguageModel
@@ -19,6 +20,15 @@ def export(model: LanguageModel, folder: Path, card: str) -> Path:
     model.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def export_objective(stateful: nn.Module, path: Path) -> None:
+    """What the terms of an objective learned or kept (projections, mixtures, buffers) in `path`; no file if nothing."""
+    state = {name: value.detach().cpu().contiguous() for name, value in stateful.state_dict().items()}
+    if state:
+        half = path.with_name(path.name + ".half")
+        save_file(state, half)
+        half.rename(path)
 
 
 def merged(model: LanguageModel) -> LanguageModel:
@@ -43,20 +53,25 @@ def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence
     """Model card: teacher, data, licences, scores, config."""
     import yaml
 
-    teacher, student = config["teacher"], config["student"]
-    source = (teacher.get("model") or {}).get("source") or {"address": "none"}
-    start = student["model"].get("source") or {"address": "random weights"}
+    origins = licences(config, data, skill_licence)
     lines = [
         "---",
         "library_name: transformers",
-        f"license: {(teacher.get('licence') or 'unknown').lower()}",
+        f"license: {_identifier(origins)}",
         "tags: [distillation]",
         "---",
         f"# {config['name']}",
         "",
-        f"Distilled with kd. Teacher: `{source['address']}` (licence {teacher.get('licence') or 'none'}).",
-        f"Student: `{start['address']}` by `{student['model']['_target_']}`.",
-        f"Data: {data} (licence {skill_licence}). Objective: {' + '.join(config['objective'])}.",
+        f"Distilled with kd. Objective: {' + '.join(config['objective'])}. "
+        f"Student made by `{config['student']['model']['_target_']}`.",
+        "",
+        "## Licences",
+        "",
+        "What the licence of any of these asks for or forbids may hold for this model too.",
+        "",
+        "| of | which | licence |",
+        "|---|---|---|",
+        *(f"| {role} | {which} | {licence or 'unknown'} |" for role, (which, licence) in origins.items()),
         "",
         "## Scores on held-out problems",
         "",
@@ -69,6 +84,33 @@ def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) -> dict[str, tuple[str, str | None]]:
+    """Of data, teacher (each member of an ensemble) and the student's first weights: which, and under what licence.
+
+    A student that is cut out of a teacher's checkpoint has its licence. None: nobody says. Random weights have none.
+    """
+    teacher, student = config["teacher"], config["student"]
+    members = {f"teacher {name}": member for name, member in (teacher.get("members") or {}).items()}
+    teachers = members or ({"teacher": teacher} if teacher.get("model") else {})
+    told = {"data": (data, skill_licence)}
+    for role, node in teachers.items():
+        told[role] = _which(node["model"]), node.get("licence")
+    if source := student["model"].get("source"):
+        theirs = (node.get("licence") for node in teachers.values() if node["model"].get("source") == source)
+        told["student, before"] = _which(student["model"]), student.get("licence") or next(theirs, None)
+    return told
+
+
+def _which(model: Mapping[str, Any]) -> str:
+    return f"`{(model.get('source') or {'address': 'random weights'})['address']}`"
+
+
+def _identifier(origins: Mapping[str, tuple[str, str | None]]) -> str:
+    """For the card's front matter: the one licence of all, else "other"; "unknown" if one is."""
+    found = {(licence or "unknown").lower() for _, licence in origins.values()}
+    return "unknown" if "unknown" in found else found.pop() if len(found) == 1 else "other"
 
 
 def _score_table(results: Mapping[str, Any]) -> str:

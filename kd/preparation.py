@@ -19,7 +19,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import kd
+from kd.composition.sections import prepared_roles
 from kd.models.sources import cache_root, digest
+from kd.models.target_store import FORMAT
 from kd.run_folder import RunFolder, config_hash
 
 PREPARED = "kd.models.networks.pretrained"
@@ -32,23 +34,43 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
     `train(config, run_folder, export_to)` trains `config`'s student and exports it.
     """
     cfg = cfg.copy()
-    for role in ("teacher", "student"):
-        if cfg[role].get("prepare") is None:
+    for role in prepared_roles(cfg):
+        node = OmegaConf.select(cfg, role)
+        if node.get("prepare") is None:
             continue
         folder = checkpoint_folder(cfg, role)
         if not folder.exists():
             _make(_recipe(cfg, role), folder, role, train)
         with open_dict(cfg):
-            lora = cfg[role].model.get("lora") if role == "student" else None
+            lora = node.model.get("lora") if role == "student" else None
             source = {"address": f"local:{folder}"}
-            cfg[role].model = {"_target_": PREPARED, "source": source, "dtype": cfg[role].model.dtype, "lora": lora}
-            cfg[role].prepare = None
+            node.model = {"_target_": PREPARED, "source": source, "dtype": node.model.dtype, "lora": lora}
+            node.prepare = None
     return cfg
 
 
 def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
-    """Where `role`'s prepared checkpoint is, or will be."""
+    """Where the prepared checkpoint of a role (`kd.composition.sections.prepared_roles`) is, or will be."""
     return cache_root() / "prepared" / identity(_recipe(cfg, role))
+
+
+def unprepared(cfg: DictConfig) -> list[str]:
+    """The roles that ask for a preparation which nobody has made yet."""
+    asking = [role for role in prepared_roles(cfg) if OmegaConf.select(cfg, role).get("prepare") is not None]
+    return [role for role in asking if not checkpoint_folder(cfg, role).exists()]
+
+
+def targets_folder(cfg: DictConfig) -> Path:
+    """Where what `cfg.teacher` says, as `cfg.targets` keeps it, is cached or will be; the same for every tail rule.
+
+    The config is one of which everything is `prepared`, so that the teacher is named by its content.
+    """
+    teacher, targets = (OmegaConf.to_container(cfg[group], resolve=True) for group in ("teacher", "targets"))
+    for node, around in ((teacher, ("prepare", "licence")), (targets, ("tail", "cached", "audit"))):
+        for key in around:
+            node.pop(key, None)  # type: ignore[union-attr, arg-type, call-arg]
+    content = OmegaConf.create({"teacher": teacher, "targets": targets, "format": FORMAT})
+    return cache_root() / "targets" / identity(content)
 
 
 def identity(cfg: DictConfig) -> str:
@@ -79,14 +101,16 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
 
     Nothing else of the run is in it: every job of a sweep, whatever it varies, must meet the same teacher.
     """
-    prepare = cfg[role].prepare
-    model: dict[str, Any] = OmegaConf.to_container(cfg[role].model, resolve=True)  # type: ignore[assignment]
+    node = OmegaConf.select(cfg, role)
+    prepare = node.prepare
+    model: dict[str, Any] = OmegaConf.to_container(node.model, resolve=True)  # type: ignore[assignment]
     groups = {"teacher": "none", "alignment": "none", "evaluation": "none", "objective": prepare.objective}
     recipe = compose(config_name="config", overrides=[f"{group}={name}" for group, name in groups.items()])
     skill = cfg.skill if prepare.skill is None else choice("skill", prepare.skill)
     with open_dict(recipe):
         recipe.skill = OmegaConf.to_container(skill, resolve=True)
         recipe.student = {"model": {**model, "lora": None}, "prepare": None}
+        recipe.pop("targets")  # of a teacher, and nobody teaches here
         recipe.compare, recipe.seed = None, prepare.seed
         recipe.optim.update({key: prepare[key] for key in ("steps", "lr", "window", "schedule")})
         recipe.data.update({"max_length": cfg.data.max_length, "max_tokens": MAX_TOKENS})

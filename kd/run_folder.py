@@ -91,6 +91,13 @@ def is_rank_zero() -> bool:
     return True
 
 
+def ranks_started() -> int:
+    """Processes of this run that a launcher has started, by the variables Lightning reads; 1 if there is none."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # a shell in an allocation
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
 class RunFolder:
     """One run's folder. Nothing is created before `start`; hold `lock` while writing."""
 

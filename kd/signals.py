@@ -7,18 +7,20 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from torch import nn
+from torch import Tensor, nn
 
 from kd.types import Batch, ModelOutput
 
 ROLES = ("student", "teacher", "native_teacher", "reference")
 FROM_MODELS = frozenset(f"{role}_{field.name}" for role in ROLES for field in fields(ModelOutput))
-FROM_SEQUENCES = frozenset({"labels", "mask", "teacher_labels", "teacher_mask"})
+IN_SEQUENCES = ("tokens", "labels", "mask", "real")  # real: True at tokens, False at padding
+FROM_SEQUENCES = frozenset(f"{role}{name}" for role in ("", "teacher_") for name in IN_SEQUENCES)
 FROM_ROLLOUT = frozenset(field.name for field in fields(Batch)) - {"student", "teacher", "records"}
+FROM_ALIGNMENT = frozenset({"spans", "pairs", "id_map"})
 FROM_RUN = frozenset({"progress"})
-SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_RUN
+SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_ALIGNMENT | FROM_RUN
 
 ROW, POSITION, RESPONSE, PAIR = "*n", "B T", "B", "P"  # what the values of a term run over
 
@@ -65,13 +67,13 @@ def domain(objective: Callable) -> str:
 def is_row_wise(objective: Callable) -> bool:
     """True if each position's value depends on that position alone, so that the head may run in chunks.
 
-    Read from the annotations: the result and every tensor among the signals begin with `*n`. A term with parameters
-    of its own is not chunked: a chunk makes gradients of hidden states and head only.
+    Read from the annotations: the result and every tensor among the signals, inside tuples too (layers), begin with
+    `*n`. A term with parameters of its own is not chunked: a chunk makes gradients of hidden states and head only.
     """
     if isinstance(objective, nn.Module) and any(p.requires_grad for p in objective.parameters()):
         return False
     hints = _hints(objective)
-    shapes = [shape for name in requires(objective) if (shape := _shape(hints.get(name)))]
+    shapes = [shape for name in requires(objective) for shape in _shapes(hints.get(name))]
     return domain(objective) == ROW and all(shape.split()[0] == ROW for shape in shapes)
 
 
@@ -88,6 +90,13 @@ def _hints(objective: Callable) -> dict[str, Any]:
 
 def _shape(hint: Any) -> str:
     return " ".join(getattr(hint, "dim_str", "").split())
+
+
+def _shapes(hint: Any) -> list[str]:
+    """Of a tensor, or of those in a tuple; "?" for a tensor in a tuple that says none."""
+    if inner := get_args(hint):
+        return [shape for item in inner for shape in (["?"] if item is Tensor else _shapes(item))]
+    return [shape] if (shape := _shape(hint)) else []
 
 
 def _name(objective: Callable) -> str:

@@ -1,5 +1,6 @@
 """From a composed config to a trained student: build the parts, fit, stop and resume."""
 
+import copy
 import json
 import logging
 import re
@@ -21,16 +22,24 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from kd.audit import Audit
 from kd.callbacks import ProgressLines, Saving, WholeFiles
+from kd.composition.targets import kept
 from kd.data import Data
 from kd.metrics_log import TidyLogger
+from kd.models.approximated import Approximated
+from kd.models.cached import Cached
+from kd.models.ensemble import Ensemble
 from kd.models.identity import model_digest
 from kd.models.language_model import LanguageModel
+from kd.models.teacher import WhiteBox
 from kd.module import Distillation, Term
 from kd.optimization import Optimization
+from kd.preparation import targets_folder
 from kd.run_folder import RunFolder
 from kd.seeding import seeded
 from kd.sequences import Encoder
+from kd.signals import of_role
 from kd.types import Record, Skill
 
 # Lightning's advice that does not apply to us, and why.
@@ -57,28 +66,34 @@ class Parts:
     module: Distillation
     data: Data
     skill: Skill
-    teacher: LanguageModel | None  # also there when only the evaluation wants it
+    teacher: LanguageModel | Ensemble | None  # also there when only the evaluation wants it
     encoder: Encoder
+    augmentation_tokens: int = 0  # that the teacher read and wrote to change the records
 
 
 def build(cfg: DictConfig) -> Parts:
     """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
     skill: Skill = instantiate(cfg.skill)
-    teacher = load_teacher(cfg.teacher)
+    teacher = kept_teacher(cfg)
     if teacher is not None:
         teacher.to(device(cfg))
+    words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
     with seeded(cfg.seed, "student"):
         student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
     alignment = instantiate(cfg.alignment)
-    if teacher is not None:
-        alignment.check(student.tokenizer, teacher.model.tokenizer)
+    if words is not None:
+        ids = student.vocabulary, words.vocabulary
+        alignment.check(student.tokenizer, words.tokenizer, ids)
+        if alignment.summary:
+            rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
     encoder = Encoder(
         student.tokenizer,
-        None if teacher is None else teacher.model.tokenizer,
+        None if words is None else words.tokenizer,
         max_length=cfg.data.max_length,
         max_tokens=cfg.data.max_tokens,
     )
-    objective = {str(name): _term(term, cfg.seed, str(name)) for name, term in cfg.objective.items()}
+    objective = {str(name): _term(term, cfg.seed, str(name), student, teacher) for name, term in cfg.objective.items()}
+    reference = WhiteBox(copy.deepcopy(student)) if _asked_for("reference", objective) else None
     optimization = Optimization(**cfg.optim)
     module = Distillation(
         student,
@@ -88,12 +103,14 @@ def build(cfg: DictConfig) -> Parts:
         alignment,
         encoder,
         optimization,
+        reference=reference,
         seed=cfg.seed,
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
+    records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
     data = Data(
-        augmented(cfg, skill.load("train"), teacher),
+        records,
         skill.load("validation")[: cfg.checkpoint.records],
         encoder,
         window=optimization.window,
@@ -101,12 +118,34 @@ def build(cfg: DictConfig) -> Parts:
         seed=cfg.seed,
         workers=cfg.data.workers,
     )
-    return Parts(module, data, skill, None if teacher is None else teacher.model, encoder)
+    if isinstance(words, Ensemble):
+        words.check([*data.train, *data.validation])
+    if isinstance(teacher, Cached):
+        teacher.check(data.met(), encoder)
+    return Parts(module, data, skill, None if teacher is None else teacher.model, encoder, augmentation_tokens)
 
 
-def _term(node: DictConfig, seed: int, name: str) -> Term:
+def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any) -> Term:
+    """A term with projections has them made now, for no layer may be lazy under DDP."""
     with seeded(seed, "objective", name):
-        return Term(**instantiate(node, _convert_="all"))
+        parts = instantiate(node, _convert_="all")
+        if hasattr(parts["loss"], "sized_for"):
+            parts["loss"].sized_for(student.shape, teacher.shape)
+        return Term(**parts)
+
+
+def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
+    return any(of_role(role, term.wanted) for term in objective.values())
+
+
+def kept_teacher(cfg: DictConfig) -> Any:
+    """The teacher of a run under its `targets`: all of it, what is kept of it, or what was written down before."""
+    if cfg.get("targets", {}).get("_target_") is None:
+        return load_teacher(cfg.teacher)
+    targets = kept(cfg.targets)
+    if cfg.targets.cached:
+        return Cached(targets_folder(cfg), targets)
+    return Approximated(load_teacher(cfg.teacher), targets)
 
 
 def load_teacher(node: DictConfig) -> Any:
@@ -118,9 +157,16 @@ def load_teacher(node: DictConfig) -> Any:
 
 @lru_cache(maxsize=1)
 def _shared_teacher(node: str) -> Any:
-    described = {key: value for key, value in json.loads(node).items() if key not in ("prepare", "licence")}
     with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
-        return instantiate(described, _convert_="all")
+        return instantiate(_described(json.loads(node)), _convert_="all")
+
+
+def _described(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Without what is for the run, in the members of an ensemble too."""
+    kept = {key: value for key, value in teacher.items() if key not in ("prepare", "licence")}
+    if "members" in kept:
+        kept["members"] = {name: _described(member) for name, member in kept["members"].items()}
+    return kept
 
 
 def place(cfg: DictConfig, parts: Parts) -> None:
@@ -136,16 +182,18 @@ def device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")
 
 
-def augmented(cfg: DictConfig, records: Any, teacher: Any) -> list[Record]:
-    """The training records after the augmentation's stages, in order."""
+def augmented(cfg: DictConfig, records: Any, teacher: Any) -> tuple[list[Record], int]:
+    """The training records after the augmentation's stages, in order; and the tokens that cost the teacher."""
     stages = instantiate(cfg.augmentation.stages)
     if stages and teacher is not None:
-        writer: dict[str, Any] = {"teacher": teacher.model, "teacher_id": model_digest(teacher.model)}
+        name = teacher.digest if isinstance(teacher, Cached) else model_digest(teacher.model)
+        writer: dict[str, Any] = {"teacher": teacher.model, "teacher_id": name}
     else:
         writer = {"teacher": None, "teacher_id": "none"}
     for stage in stages:
         records = stage(records, **writer, seed=cfg.seed)
-    return list(records)
+    changed = list(records)
+    return changed, sum(getattr(stage, "teacher_tokens", 0) for stage in stages)
 
 
 def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
@@ -161,7 +209,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
-    trainer = _trainer(cfg, folder, [log, *loggers(cfg, folder)], saving)
+    trainer = _trainer(cfg, folder, [log, *loggers(cfg, folder)], saving, parts.module)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:  # it came before `saving` listened, so before the first step
@@ -176,13 +224,18 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
 
 
-def _trainer(cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving) -> lightning.Trainer:
+def _trainer(
+    cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving, module: Distillation
+) -> lightning.Trainer:
     terminal = Console().is_terminal
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    if settings["strategy"] == "ddp" and not module.reaches_the_head:  # nor, it may be, the last blocks
+        settings["strategy"] = "ddp_find_unused_parameters_true"
     return lightning.Trainer(
-        **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
+        **settings,
         max_epochs=1,  # one pass over `steps` windows
         logger=to,
-        callbacks=[best(cfg, folder), saving, *([] if terminal else [ProgressLines()])],
+        callbacks=[best(cfg, folder), saving, *audits(cfg), *([] if terminal else [ProgressLines()])],
         plugins=[WholeFiles()],
         enable_progress_bar=terminal,
         default_root_dir=folder.path,
@@ -192,6 +245,12 @@ def _trainer(cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Savin
         use_distributed_sampler=False,  # windows are dealt to the ranks already
         enable_model_summary=False,
     )
+
+
+def audits(cfg: DictConfig) -> list[Audit]:
+    """What compares the kept part of the teacher with all of it, where the config asks for that."""
+    audit = cfg.get("targets", {}).get("audit")
+    return [] if audit is None or audit.every is None else [Audit(**audit)]
 
 
 def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
@@ -228,14 +287,3 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
             config=config,
         )
     ]
-
-
-def peak_memory_bytes() -> int:
-    """Of this process so far: on the GPU if it used one, else resident (loading and evaluation included)."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

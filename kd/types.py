@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -67,6 +68,14 @@ class Sequences:
     lengths: Int[Tensor, " B"]  # real tokens of each row
     padding_side: Literal["right", "left"] = "right"
 
+    @property
+    def real(self) -> Bool[Tensor, "B T"]:
+        """True where a token is, False where padding is."""
+        width = self.tokens.shape[1]
+        place = torch.arange(width, device=self.tokens.device)
+        real, padding = self.lengths[:, None], width - self.lengths[:, None]
+        return place < real if self.padding_side == "right" else place >= padding
+
 
 @dataclass
 class Batch:
@@ -89,6 +98,13 @@ class Head(NamedTuple):
     soft_cap: float | None = None
 
 
+class Shape(NamedTuple):
+    """What a term with parameters of its own must know of a model before training."""
+
+    width: int  # of hidden states
+    layers: int  # blocks; hidden states are one more
+
+
 @dataclass
 class ModelOutput:
     """What a model says about sequences; the same type for student, teacher and reference.
@@ -99,6 +115,32 @@ class ModelOutput:
     logits: Any = None  # a kd.kernels.logits.Logits: lazy, over the n loss rows
     logprobs: Float[Tensor, "B T"] | None = None  # of the labels, 0 where no label counts
     hidden: tuple[Float[Tensor, "B T D"], ...] | None = None  # embeddings first, last layer last
+    attentions: tuple[Float[Tensor, "B h T T"], ...] | None = None  # probabilities, one tensor per layer
+    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...] | None = None  # per layer, each [B h T d], h the query heads
+    embeddings: Float[Tensor, "V D"] | None = None  # the input embedding matrix
+    head: Head | None = None  # the output projection
+    covered: Bool[Tensor, " n"] | None = None  # the loss rows that an alignment could speak about; None: all
+
+
+class Spans(NamedTuple):
+    """S stretches of response text, in order, that student and teacher both write in whole tokens.
+
+    Each field is `[S]`: the loss rows of the student and of the teacher, ends exclusive, and the sequence they are of.
+    """
+
+    start: Int[Tensor, " S"]
+    end: Int[Tensor, " S"]
+    teacher_start: Int[Tensor, " S"]
+    teacher_end: Int[Tensor, " S"]
+    sequence: Int[Tensor, " S"]
+
+
+class Pairs(NamedTuple):
+    """P pairs of loss rows whose next-token distributions an alignment sets side by side; each field is `[P]`."""
+
+    student: Int[Tensor, " P"]
+    teacher: Int[Tensor, " P"]
+    sequence: Int[Tensor, " P"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +154,13 @@ class Progress:
     def fraction(self) -> float:
         """Between 0 and 1."""
         return self.step / max(self.total, 1)
+
+
+class Reports(Protocol):
+    """What an alignment, rollout, teacher or stateful term has to tell beside the loss."""
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """name -> (sum, count) on this rank since the last call; logged as sum / count over all ranks."""
 
 
 class Models(NamedTuple):

@@ -209,6 +209,27 @@ class Rescaled(nn.Module):
         return -student_logprobs * self.scale.detach() + (self.scale - 2) ** 2
 
 
+class Paced(nn.Module):
+    """How far the student has left its starting point on the labels, at a pace that follows what was reached before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pace", torch.ones((), dtype=torch.float64))
+        self.told: list[tuple[float, int]] = []
+
+    def forward(
+        self, student_logprobs: Float[Tensor, "*n"], reference_logprobs: Float[Tensor, "*n"]
+    ) -> Float[Tensor, "*n"]:
+        return (reference_logprobs - student_logprobs + 1) * self.pace.to(student_logprobs.dtype)
+
+    def after_step(self, value: float, progress: Progress) -> None:
+        self.told.append((value, progress.step))
+        self.pace.mul_(1 + 0.1 * value)
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        return {"pace": (float(self.pace), 1.0)}
+
+
 def term(loss: Any, weight: float = 1.0, **more: Any) -> dict[str, Any]:
     """The config node of an objective's term."""
     target = f"{loss.__module__}.{loss.__qualname__}"
@@ -226,6 +247,7 @@ MIXED = {  # of every domain, row-wise and not
     "crowded": term(crowded_cross_entropy),
     "whole": term(whole_forward_kl, 0.5),
     "squared": term(squared_surprise, 0.2),
+    "paced": term(Paced, 0.1),
 }
 
 
@@ -250,7 +272,8 @@ def differences(one: Path, other: Path) -> list[str]:
 def checkpoint(path: Path, name: str = "last") -> dict[str, Any]:
     """What a checkpoint holds of the run, but for clocks and Lightning's own books."""
     state = torch.load(path / f"checkpoints/{name}.ckpt", weights_only=True)
-    state["distillation"]["budget"].pop("seconds")
+    for clock in ("seconds", "peak_memory_bytes"):
+        state["distillation"]["budget"].pop(clock)
     return {k: state.get(k) for k in ("state_dict", "optimizer_states", "lr_schedulers", "distillation")}
 
 

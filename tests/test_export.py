@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.export import export, merged
+from kd.export import card, export, licences, merged
 from kd.models.networks import pretrained
 from tests.test_module import LORA
 from tests.tiny import tiny
@@ -84,3 +84,48 @@ def test_merging_agrees_with_peft(tmp_path):
     state = {f"base_model.model.{name}": value for name, value in student.network.state_dict().items()}
     theirs.load_state_dict(state)
     torch.testing.assert_close(logits(ours, tokenizer), logits(theirs.merge_and_unload(), tokenizer))
+
+
+WHERE = {"address": "hub:org/name@main"}
+
+
+def config(**teacher) -> dict:
+    student = {"model": {"_target_": "kd.models.networks.pruned", "source": WHERE}}
+    return {"name": "run", "objective": {"fkl": {}}, "student": student, "teacher": {"licence": None, **teacher}}
+
+
+def test_licences_of_data_teacher_and_student():
+    """A student cut out of the teacher's checkpoint has its licence, unless it says its own."""
+    cut = config(model={"source": WHERE}, licence="Apache-2.0")
+    assert licences(cut, "toy", "CC0-1.0") == {
+        "data": ("toy", "CC0-1.0"),
+        "teacher": ("`hub:org/name@main`", "Apache-2.0"),
+        "student, before": ("`hub:org/name@main`", "Apache-2.0"),
+    }
+    cut["student"]["licence"] = "MIT"
+    assert licences(cut, "toy", "CC0-1.0")["student, before"] == ("`hub:org/name@main`", "MIT")
+    elsewhere = config(model={"source": {"address": "hub:org/other@main"}}, licence="Apache-2.0")
+    assert licences(elsewhere, "toy", "CC0-1.0")["student, before"] == ("`hub:org/name@main`", None)
+
+
+def test_licences_of_an_ensemble_and_of_random_weights():
+    members = {"a": {"model": {"source": WHERE}, "licence": "MIT"}, "b": {"model": {}, "licence": None}}
+    made = config(members=members)
+    made["student"]["model"] = {"_target_": "kd.models.networks.scratch"}
+    found = licences(made, "toy", "MIT")
+    assert list(found) == ["data", "teacher a", "teacher b"]
+    assert found["teacher b"] == ("`random weights`", None)
+    nobody = {**made, "teacher": {"model": None, "licence": None}}
+    assert list(licences(nobody, "toy", "MIT")) == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "told"),
+    [("MIT", "MIT", "mit"), ("MIT", "CC0-1.0", "other"), (None, "MIT", "unknown")],
+)
+def test_the_cards_licence_is_that_of_all(teacher, data, told):
+    text = card(config(model={"source": WHERE}, licence=teacher), {}, skill_licence=data, data="toy")
+    assert f"\nlicense: {told}\n" in text
+    assert f"| data | toy | {data} |" in text
+    assert f"| teacher | `hub:org/name@main` | {teacher or 'unknown'} |" in text
+    assert f"| student, before | `hub:org/name@main` | {teacher or 'unknown'} |" in text

@@ -18,13 +18,25 @@ KD = ROOT / "kd"
 # A room may import from its own line and from those above it. A new file or folder of kd/ is placed here by whoever
 # makes it: low, if others shall stand on it.
 LAYERS = (
-    {"types", "signals", "seeding", "results", "run_folder"},
+    {"types", "signals", "seeding", "results", "run_folder", "progress"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"models", "rollouts", "skills", "augmentation"},
-    {"budget", "callbacks", "data", "diagnostics", "evaluation", "export", "metrics_log", "module", "optimization"}
+    {
+        "audit",
+        "budget",
+        "callbacks",
+        "data",
+        "diagnostics",
+        "evaluation",
+        "export",
+        "metrics_log",
+        "module",
+        "observation",
+        "optimization",
+    }
     | {"preparation", "training"}  # one run
     | {"composition"}  # what a command asks for, checked
-    | {"doctor", "experiment", "jobs", "sweeps"},  # what a command starts
+    | {"cache", "doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 RUN_FOLDER = {"results", "run_folder"}  # the contract between training and everything that reads

@@ -5,10 +5,11 @@ import torch
 
 from kd.kernels.logits import label_logprobs
 from kd.models.identity import weights_digest
+from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, count
 from kd.sequences import collate, encode
 from kd.training import build
-from kd.types import Batch
+from kd.types import Batch, ModelOutput
 from tests import runs
 from tests.tiny import LLAMA, records
 
@@ -89,7 +90,10 @@ def test_masked_equals_sliced(parts, reduction):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_loss_is_the_formula(parts, reduction):
-    """0.7 fkl + 0.5 fkl + 0.3 sft + crowded + 0.2 squared, from whole logits, one response at a time."""
+    """0.7 fkl + 0.5 fkl + 0.3 sft + crowded + 0.2 squared + 0.1, from whole logits, one response at a time.
+
+    The last is `paced`: a student that has not learnt yet is its own reference.
+    """
     parts.module.reduction = reduction
     made, teacher = batch(parts), parts.teacher
     per_token, squared = [], []
@@ -100,7 +104,7 @@ def test_loss_is_the_formula(parts, reduction):
         logq, logp = q[:, : teacher.vocabulary].log_softmax(-1), p[:, : teacher.vocabulary].log_softmax(-1)
         kl = (logp.exp() * (logp - logq)).sum(-1)
         nll = -logq.gather(-1, made.student.labels[row][mask][:, None])[:, 0]
-        per_token.append((1.2 * kl + 0.3 * nll + nll * len(nll) / 10).detach())
+        per_token.append((1.2 * kl + 0.3 * nll + nll * len(nll) / 10 + 0.1).detach())
         squared.append((nll.sum() / 100).item() ** 2)
     whole, lengths = torch.cat(per_token).sum(), sum(map(len, per_token))
     means = {
@@ -237,9 +241,61 @@ def test_terms_with_parameters_are_trained_saved_and_may_have_their_own_optimize
 def test_no_model_speaks_that_was_not_asked(tmp_path):
     """sft reads no teacher, though there is one."""
     parts = build(runs.config("objective=sft"))
-    parts.module.models.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher was read"))
+    hook = parts.module.models.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher was read"))
     made = batch(parts)
     loss, _ = loss_and_gradient(parts, made)
+    hook.remove()  # jobs of one process share their teacher
     hidden = parts.module.student(made.student, frozenset({"logits"})).logits
     nll = -label_logprobs(hidden.rows(slice(0, hidden.n)), made.student.labels[made.student.mask])
     assert loss.item() == pytest.approx(nll.mean().item(), rel=1e-6)
+
+
+# ---- terms with a state, a reference, and what is told beside the loss -----------------------------------------------
+
+
+def test_a_term_is_told_its_mean_after_each_step(tmp_path):
+    """Over the whole window, once per step, counting from one."""
+    ran = runs.train(runs.config("log_every=1", objective={"paced": runs.term(runs.Paced)}), tmp_path)
+    told, logged = ran.module.objective["paced"].loss.told, runs.metrics(tmp_path)
+    assert [step for _, step in told] == list(range(1, runs.STEPS + 1))
+    for value, step in told:
+        assert float(logged[f"{step},train,paced"]) == pytest.approx(value, rel=1e-6)
+
+
+def test_the_reference_is_where_the_student_began(tmp_path):
+    cfg = runs.config(*runs.EXACT, objective={"paced": runs.term(runs.Paced)})
+    ran, fresh = runs.train(cfg, tmp_path), build(cfg)
+    assert weights_digest(ran.module.models.reference.model) == weights_digest(fresh.module.student)
+    assert weights_digest(ran.module.student) != weights_digest(fresh.module.student)
+    assert not any("reference" in name for name in runs.checkpoint(tmp_path)["state_dict"])
+
+
+def test_reports_are_means_over_the_logged_steps(tmp_path):
+    ran = runs.train(runs.config("log_every=5", objective={"paced": runs.term(runs.Paced)}), tmp_path)
+    paces = [1.0]
+    for value, _ in ran.module.objective["paced"].loss.told:
+        paces.append(paces[-1] * (1 + 0.1 * value))
+    assert float(runs.metrics(tmp_path)["10,train,pace"]) == pytest.approx(sum(paces[6:]) / 5, rel=1e-9)
+
+
+class HalfCovered:
+    """An alignment that has no word of the teacher about every other row."""
+
+    provides = frozenset({"logits"})
+
+    def __call__(self, native, batch):
+        covered = torch.arange(native.logits.n) % 2 == 0
+        return ModelOutput(logits=native.logits, covered=covered)
+
+
+def test_rows_that_an_alignment_lost_teach_nothing_of_the_teacher():
+    """They leave the sum, stay in what it is divided by, and other terms keep them."""
+    parts = build(runs.config(*runs.EXACT, "objective=[fkl,sft]"))
+    made = batch(parts)
+    module, rows = parts.module, int(made.student.mask.sum())
+    signals = module.observe(made)
+    kl = forward_kl(*(signals[f"{role}_logits"].rows(slice(0, rows)) for role in ("student", "teacher")))
+    nll = -label_logprobs(signals["student_logits"].rows(slice(0, rows)), made.student.labels[made.student.mask])
+    module.alignment = HalfCovered()
+    loss, _ = loss_and_gradient(parts, made)
+    assert loss.item() == pytest.approx(((kl[::2].sum() + nll.sum()) / rows).item(), rel=1e-6)

@@ -10,6 +10,7 @@ from tests import runs
 REDUCTIONS = ["token", "sequence", "sum"]
 EXACT = [*runs.EXACT, "optim.steps=4", "optim.clip=null", "checkpoint.validate=2"]
 DDP = "trainer=ddp_cpu"
+FEATURES = "objective=minilm"  # which teaches nothing to the last feed-forward block, the last gain and the head
 INTERRUPTED = [DDP, runs.DROPOUT]
 
 
@@ -24,18 +25,18 @@ def two_ranks(folder) -> None:
     cut = folder / "cut"
     exact = [runs.job(folder / r, DDP, *EXACT, f"reduction={r}", objective=runs.MIXED) for r in REDUCTIONS]
     apart = runs.job(folder / "apart", DDP, *EXACT, objective=runs.MIXED, synchronised=False)
-    whole = runs.job(folder / "whole", *INTERRUPTED)
-    stopped = runs.job(cut, *INTERRUPTED, rollout=runs.scripted(cut, (step, 1, "SIGTERM")))
-    first = runs.in_processes(*exact, apart, whole, stopped)
+    whole = runs.job(folder / "whole", *INTERRUPTED, objective=runs.MIXED)
+    stopped = runs.job(cut, *INTERRUPTED, objective=runs.MIXED, rollout=runs.scripted(cut, (step, 1, "SIGTERM")))
+    features = runs.job(folder / "features", DDP, *EXACT, FEATURES)
+    first = runs.in_processes(*exact, apart, features, whole, stopped)
     shutil.copytree(cut / "checkpoints", folder / "stopped")
-    second = runs.in_processes(runs.job(cut, *INTERRUPTED))
+    second = runs.in_processes(runs.job(cut, *INTERRUPTED, objective=runs.MIXED))
     (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
 
 
-def one_rank(path, reduction: str = "token"):
+def one_rank(path, *more: str, **nodes):
     """The same run in this process."""
-    cfg = runs.config(*EXACT, f"reduction={reduction}", objective=runs.MIXED, rollout=runs.scripted(path))
-    return runs.train(cfg, path)
+    return runs.train(runs.config(*EXACT, *more, **nodes, rollout=runs.scripted(path)), path)
 
 
 def relative(one: dict, other: dict) -> float:
@@ -53,7 +54,7 @@ def moments(path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_two_ranks_equal_one(ranks, tmp_path, reduction):
     """In gradients, weights, logs and budget, after four steps on unequal lengths, whatever the terms run over."""
-    one_rank(tmp_path, reduction)
+    one_rank(tmp_path, f"reduction={reduction}", objective=runs.MIXED)
     two = ranks / reduction
     assert relative(moments(tmp_path), moments(two)) < 1e-12
     assert relative(runs.checkpoint(tmp_path)["state_dict"], runs.checkpoint(two)["state_dict"]) < 1e-9
@@ -66,6 +67,11 @@ def test_two_ranks_equal_one(ranks, tmp_path, reduction):
     assert spent == by_two
 
 
+def test_two_ranks_equal_one_where_the_last_blocks_learn_nothing(ranks, tmp_path):
+    one_rank(tmp_path, FEATURES)
+    assert relative(moments(tmp_path), moments(ranks / "features")) < 1e-12
+
+
 def test_both_ranks_hold_the_same_weights(ranks):
     for run in (*REDUCTIONS, "whole", "cut"):
         first, second = runs.finals(ranks / run).values()
@@ -75,7 +81,7 @@ def test_both_ranks_hold_the_same_weights(ranks):
 
 def test_gradients_that_are_not_summed_would_show(ranks, tmp_path):
     """The same run with each rank on its own."""
-    one_rank(tmp_path)
+    one_rank(tmp_path, objective=runs.MIXED)
     first, second = (final["weights"] for final in runs.finals(ranks / "apart").values())
     assert relative(first, second) > 1e-3
     assert relative(moments(tmp_path), moments(ranks / "apart")) > 0.1

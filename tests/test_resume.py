@@ -33,8 +33,8 @@ def halves(tmp_path_factory):
     """A whole run, and one that was stopped in the middle, where a loss is not logged yet."""
     root = tmp_path_factory.mktemp("halves")
     step = runs.drawn().choice([4, 5, 7, 8])
-    ran(root / "whole")
-    ran(root / "cut", rollout=runs.scripted(root / "cut", (step, 0, "SIGTERM")))
+    ran(root / "whole", objective=runs.MIXED)
+    ran(root / "cut", objective=runs.MIXED, rollout=runs.scripted(root / "cut", (step, 0, "SIGTERM")))
     return root / "whole", root / "cut"
 
 
@@ -46,7 +46,7 @@ def resumed(halves: tuple[Path, Path], to: Path, change: Any = None) -> list[str
         state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
         change(state)
         torch.save(state, to / "checkpoints/last.ckpt")
-    ran(to)
+    ran(to, objective=runs.MIXED)
     return runs.differences(whole, to)
 
 
@@ -84,6 +84,14 @@ def not_logged(state: dict) -> None:
     state["distillation"]["means"] = {}
 
 
+def not_told(state: dict) -> None:
+    state["distillation"]["reports"] = {}
+
+
+def own_state(state: dict) -> None:
+    state["state_dict"]["stateful.paced.pace"].fill_(1.0)
+
+
 def one_bit(state: dict) -> None:
     weight = next(iter(state["state_dict"].values())).view(-1)
     weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
@@ -104,6 +112,8 @@ MUTATIONS = {
     "step": (step, "windows"),
     "budget": (spent, "last.distillation.budget.tokens"),
     "means": (not_logged, "metrics"),
+    "reports": (not_told, "metrics"),
+    "a term's state": (own_state, "last.state_dict"),
     "a bit of a weight": (one_bit, "last.state_dict"),
     "position": (position, "metrics"),
 }

@@ -73,7 +73,7 @@ def pooled(student_logits: Float[Tensor, "*n V"]) -> Float[Tensor, " P"]:
 def test_the_vocabulary_is_derived_from_the_nouns():
     assert {"student_logits", "teacher_logits", "native_teacher_hidden", "reference_logprobs"} <= SIGNALS
     assert {"labels", "mask", "rewards", "behaviour_logprobs", "group_size", "progress"} <= SIGNALS
-    assert not {"student", "teacher", "records", "tokens", "logits"} & SIGNALS
+    assert not {"student", "teacher", "records", "lengths", "logits"} & SIGNALS
 
 
 def test_a_function_asks_for_what_stands_left_of_the_star():

@@ -14,15 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.composition.choices import CONF, choices
+from kd.composition.formula import composed
 from kd.composition.overrides import check_overrides, flattened
 from kd.composition.sections import GROUPS, check_sections, check_trainer
 from kd.composition.signatures import check_call, joined, located, suggestion
 from kd.composition.supply import check_objective, check_other_runs, check_supply
+from kd.composition.targets import check_targets
 from kd.objectives.reduction import Reduction
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
 
-AROUND_TEACHER = frozenset({"prepare", "licence"})  # for the run; the rest is the class's
+FOR_THE_RUN = {  # keys that stand beside those of the class
+    "teacher": frozenset({"prepare", "licence"}),
+    "targets": frozenset({"cached", "audit"}),
+}
 
 
 def check(cfg: DictConfig) -> None:
@@ -33,20 +38,20 @@ def check(cfg: DictConfig) -> None:
     for path, node in _calls("", config):
         _check_node(path, node)
     check_trainer(config["trainer"], config["optim"]["window"])
+    check_targets(config)
     check_supply(config)
     check_other_runs(config)
 
 
 def describe(cfg: DictConfig) -> str:
-    """The objective as a formula: "loss = 1.0 fkl + 0.5 sft   (mean over response tokens)"."""
-    terms = [(name, float(term.weight)) for name, term in cfg.objective.items()]
-    formula = " ".join(f"{'-' if weight < 0 else '+'} {abs(weight)} {name}" for name, weight in terms)
+    """The objective as a formula: "objective = 1.0 · KL(p ‖ q) [fkl, T=2]   (mean over response tokens)"."""
+    objective: Any = OmegaConf.to_container(cfg.objective, resolve=True)
     means: dict[Reduction, str] = {
         "token": "mean over response tokens",
         "sequence": "mean over responses of the mean over their tokens",
         "sum": "sum over response tokens",
     }
-    return f"loss = {formula.removeprefix('+ ')}   ({means[cfg.reduction]})"
+    return f"objective = {composed(objective)}   ({means[cfg.reduction]})"
 
 
 # ---- every value is there --------------------------------------------------------------------------------------------
@@ -106,7 +111,8 @@ def _calls(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _check_node(path: str, node: Mapping[str, Any]) -> None:
     callee = located(path, node["_target_"])
-    check_call(path, node, callee, besides=AROUND_TEACHER if path == "teacher" else frozenset())
+    place = re.sub(r"^teacher\.members\.\w+$", "teacher", path)
+    check_call(path, node, callee, besides=FOR_THE_RUN.get(place, frozenset()))
     if callee.__module__ == "kd.models.networks":
         _check_network(path, node)
 

@@ -15,7 +15,7 @@ from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
 
 GROUPS = (
-    *("teacher", "student", "skill", "augmentation", "rollout", "alignment", "objective"),
+    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "alignment", "objective"),
     *("trainer", "evaluation", "logger"),
 )
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -88,6 +88,7 @@ class Run:
 
     root: Text
     force: bool
+    prerequisites_only: bool
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,14 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """The section `targets.audit`: how often what is kept of the teacher is compared with all of it, on how much."""
+
+    every: PositiveInt | None
+    records: PositiveInt
+
+
+@dataclass(frozen=True)
 class Loggers:
     """The group `logger`; metrics.csv is written in any case."""
 
@@ -135,11 +144,17 @@ SECTIONS: Mapping[str, Callable] = {
     "checkpoint": Checkpoint,
     "run": Run,
     "student": Student,
-    "student.prepare": Prepare,
-    "teacher.prepare": Prepare,
+    "targets.audit": Audit,
     "logger": Loggers,
     "logger.wandb": Wandb,
 }
+
+
+def prepared_roles(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be tuned first (`prepare`), by dotted path: teachers, then the student, which may be cut out of one."""
+    members = config["teacher"].get("members") or {}
+    of_ensemble = {f"teacher.members.{name}": member for name, member in members.items()}
+    return {"teacher": config["teacher"], **of_ensemble, "student": config["student"]}
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
@@ -148,9 +163,10 @@ def check_sections(config: Mapping[str, Any]) -> None:
     for path, schema in SECTIONS.items():
         _check_section(path, config, schema)
     _check_file("compare", config["compare"], "objective")
-    for role in ("teacher", "student"):
+    for role, node in prepared_roles(config).items():
+        _check_section(f"{role}.prepare", config, Prepare)
         for group in ("objective", "skill"):
-            _check_file(f"{role}.prepare.{group}", (config[role].get("prepare") or {}).get(group), group)
+            _check_file(f"{role}.prepare.{group}", (node.get("prepare") or {}).get(group), group)
 
 
 def _check_top(config: Mapping[str, Any]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kd.composition.choices import CONF, choices
+from kd.composition.sections import prepared_roles
 from kd.composition.signatures import check_call, located, shown
-from kd.signals import FROM_ROLLOUT, FROM_SEQUENCES, domain, of_role, requires
+from kd.signals import FROM_ALIGNMENT, FROM_ROLLOUT, FROM_SEQUENCES, domain, of_role, requires
 
 Node = Mapping[str, Any]
 
@@ -72,20 +73,17 @@ def check_supply(config: Node) -> None:
     for group, who, names in demands(config):
         if config["teacher"].get("_target_") is None and (asked := _of_teacher(names)):
             raise ValueError(_no_teacher(group, who, asked))
-        _require(who, "teacher", _fields(names, "teacher", "native_teacher"), config)
-        _require(who, "alignment", _fields(names, "teacher"), config)
-        if frozen := sorted(name for name in names if name.startswith("reference_")):
-            raise ValueError(
-                f"{who} needs {frozen}, the student's starting point, which no run supplies yet; leave {who} out"
-            )
-        _require(who, "student", _fields(names, "student"), config)
+        text = {"teacher": "text"} if "teacher" in names else {}
+        _require(who, "teacher", _fields(names, "teacher", "native_teacher") | text, config)
+        _require(who, "alignment", _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}, config)
+        _require(who, "student", _fields(names, "student", "reference"), config)
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
 
 
 def check_other_runs(config: Node) -> None:
     """The same for the runs that this one brings along: its baseline `compare`, and what prepares its models."""
-    for role in ("teacher", "student"):
-        name = (config[role].get("prepare") or {}).get("objective")
+    for role, node in prepared_roles(config).items():
+        name = (node.get("prepare") or {}).get("objective")
         if name is not None and not _needs_none("objective", name):
             free = " or ".join(name for name in choices("objective") if _needs_none("objective", name))
             raise ValueError(f"{role}.prepare.objective={name} needs a teacher, and nobody teaches there; take {free}")
@@ -176,7 +174,7 @@ def _of_teacher(names: frozenset[str]) -> frozenset[str]:
 def _no_teacher(group: str, who: str, asked: frozenset[str]) -> str:
     teachers = list(_able("teacher", frozenset(_fields(asked, "teacher", "native_teacher").values())))
     free = [name for name in choices(group) if _needs_none(group, name)]
-    ways = ["choose one, e.g. teacher=" + teachers[0]] if teachers else []
+    ways = ["choose teacher=" + " or ".join(teachers)] if teachers else []
     ways += [f"take {group}={' or '.join(free)}"] if free else []
     signals = f" ({', '.join(sorted(asked - {'teacher'}))})" if asked - {"teacher"} else ""
     return f"{who} needs a teacher{signals}, but teacher=none; {', or '.join(ways)}"
@@ -189,7 +187,10 @@ def _needs_none(group: str, name: str) -> bool:
 
 
 def _content(group: str, name: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+    """A file of `group`, after those of the same group that stand under its `defaults`."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+    bases = [base for base in own.pop("defaults", ()) if base != "_self_" and "@" not in base]  # @: put elsewhere
+    return {key: value for part in (*(_content(group, base) for base in bases), own) for key, value in part.items()}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from kd.evaluation.progress import progress_bar
 from kd.models.generation import end_ids, generate
 from kd.models.language_model import LanguageModel
+from kd.progress import progress_bar
 from kd.sequences import encode_prompt, response_text
 from kd.types import Record, Skill
 

@@ -17,7 +17,8 @@ from kd.evaluation.intervals import Score, mean, ratio
 from kd.evaluation.likelihood import AGREEMENT, score_references, tabulate
 from kd.evaluation.measured import Measured, samples
 from kd.evaluation.references import content, references
-from kd.evaluation.teacher_rows import TeacherRows, teacher_rows
+from kd.evaluation.teacher_rows import Rows, rows_of
+from kd.models.ensemble import Ensemble
 from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
 from kd.sequences import Encoder, encode_prompt, same_text
@@ -62,7 +63,7 @@ class Evaluation:
         train: Sequence[Record],
         test: Sequence[Record],
         encoder: Encoder,
-        teacher: LanguageModel | None = None,
+        teacher: LanguageModel | Ensemble | None = None,
         teacher_identity: str | None = None,
     ) -> "Session":
         """This evaluation on one skill. `train` is what the unigram baseline counts.
@@ -85,7 +86,7 @@ class Session:
         train: Sequence[Record],
         test: Sequence[Record],
         encoder: Encoder,
-        teacher: LanguageModel | None,
+        teacher: LanguageModel | Ensemble | None,
         teacher_identity: str | None,
     ):
         if teacher is not None and teacher_identity is None:
@@ -106,14 +107,16 @@ class Session:
         return content_key({"items": content(self.encoder, self.items), "prompts": prompts})
 
     @cached_property
-    def teacher_rows(self) -> TeacherRows | None:
+    def teacher_rows(self) -> Rows | None:
         """What the teacher's next-token distributions are made of; one forward pass, or none if cached."""
         if self.teacher is None or self.teacher_name is None:
             return None
-        return teacher_rows(self.teacher, self.teacher_name, self.encoder, self.items)
+        return rows_of(self.teacher, self.teacher_name, self.encoder, self.items)
 
-    def measure(self, system: LanguageModel, *, identity: str) -> Measured:
+    def measure(self, system: LanguageModel | Ensemble, *, identity: str) -> Measured:
         """All scores of a system, from the cache where a system of this identity was measured before.
+
+        An ensemble has a distribution and writes nothing: its references are scored, and it has no answers.
 
         identity: names the system's content: `kd.models.identity.model_digest(system)`.
         """
@@ -139,7 +142,7 @@ class Session:
             return self.teacher.vocabulary
         return 1 + max(self.encoder.student.get_vocab().values())
 
-    def _system_references(self, system: LanguageModel, identity: str) -> tuple[pd.DataFrame | None, float]:
+    def _system_references(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
         """In the system's own tokens; compared with the teacher if these are the student's."""
         encoder, teacher, name = self.encoder, self.teacher_name, _named(system, identity)
         if not same_text(encoder.student, system.tokenizer):
@@ -165,9 +168,9 @@ class Session:
 
         return remembered("references", key, compute)
 
-    def _answers(self, system: LanguageModel, identity: str) -> tuple[pd.DataFrame | None, float]:
+    def _answers(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
         """Texts are cached and judged anew, so that a mended scorer is at work at once."""
-        if not self.prompts:
+        if not self.prompts or isinstance(system, Ensemble):
             return None, 0.0
         settings = {"max_new_tokens": self.evaluation.max_new_tokens, "batch_size": self.evaluation.batch_size}
         key = {
@@ -205,12 +208,12 @@ class Session:
         return [str(record.meta.get(self.skill.group_key, record.id)) for record in records]
 
 
-def _named(system: LanguageModel, identity: str) -> str:
+def _named(system: LanguageModel | Ensemble, identity: str) -> str:
     """The same weights read in another precision are another system."""
-    return f"{identity} {system.network.dtype}"
+    return f"{identity} {next(system.parameters()).dtype}"
 
 
-def _score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: TeacherRows) -> pd.DataFrame:
+def _score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: Rows) -> pd.DataFrame:
     """The teacher's own table, without another forward pass: with itself it agrees everywhere."""
     pairs = ((batch, teacher_rows.of(batch.records)) for batch in encoder.batches(items))
     table = tabulate(items, pairs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd.evaluation.likelihood import tabulate
 from kd.evaluation.references import references
-from kd.evaluation.teacher_rows import TeacherRows
+from kd.evaluation.teacher_rows import Rows
 from kd.kernels.chunks import CHUNK
 from kd.sequences import Encoder
 from kd.types import Record
@@ -33,7 +33,7 @@ class Unconditional:
         encoder: Encoder,
         records: Sequence[Record],
         *,
-        teacher_rows: TeacherRows | None = None,
+        teacher_rows: Rows | None = None,
         chunk: int = CHUNK,
     ) -> pd.DataFrame:
         """The table of `kd.evaluation.likelihood.score_references`; top1 is the mode's, the KLs are exact.
@@ -41,7 +41,7 @@ class Unconditional:
         The uniform distribution has no mode: its top1 is tokens / V, what a guess at each position is worth.
         """
         items = references(encoder, records)
-        logprobs = self.logprobs if teacher_rows is None else self.logprobs.to(teacher_rows.head.weight.device)
+        logprobs = self.logprobs if teacher_rows is None else self.logprobs.to(teacher_rows.device)
         pairs = ((batch, _Repeated(logprobs, int(batch.student.mask.sum()))) for batch in encoder.batches(items))
         with torch.no_grad():
             table = tabulate(items, pairs, teacher_rows=teacher_rows, chunk=chunk)
@@ -76,5 +76,5 @@ class _Repeated:
     def size(self) -> int:
         return len(self.logprobs)
 
-    def rows(self, index: slice) -> Float[Tensor, "c V"]:
-        return self.logprobs.expand(len(range(self.n)[index]), -1)
+    def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
+        return self.logprobs.expand(len(range(self.n)[index]) if isinstance(index, slice) else len(index), -1)

@@ -8,14 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kd.diagnostics import top1_agreement
-from kd.evaluation.progress import progress_bar
 from kd.evaluation.reading import read, reading
 from kd.evaluation.references import references, size
-from kd.evaluation.teacher_rows import TeacherRows
+from kd.evaluation.teacher_rows import Rows
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import Logits
+from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
 from kd.objectives.divergence import kl, log_probs
+from kd.progress import progress_bar
 from kd.sequences import Encoder
 from kd.types import Batch, Record
 
@@ -24,11 +25,11 @@ AGREEMENT = SUMS[1:]
 
 
 def score_references(
-    model: LanguageModel,
+    model: LanguageModel | Ensemble,
     encoder: Encoder,
     records: Sequence[Record],
     *,
-    teacher_rows: TeacherRows | None = None,
+    teacher_rows: Rows | None = None,
     chunk: int = CHUNK,
 ) -> pd.DataFrame:
     """One row per record whose reference fits whole (`kd.evaluation.references`), in the records' order.
@@ -50,7 +51,7 @@ def tabulate(
     items: Sequence[Record],
     pairs: Iterable[tuple[Batch, Logits]],
     *,
-    teacher_rows: TeacherRows | None = None,
+    teacher_rows: Rows | None = None,
     chunk: int = CHUNK,
 ) -> pd.DataFrame:
     """The table of `score_references` from batches and a system's logits of their loss rows.

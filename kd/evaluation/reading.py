@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from kd.kernels.logits import HeadLogits
+from kd.kernels.logits import Logits
+from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
+from kd.models.teacher import ask
 from kd.types import Batch, Sequences
 
 
@@ -25,11 +27,11 @@ def reading(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def read(model: LanguageModel, batches: Sequence[Batch]) -> Iterator[tuple[Batch, HeadLogits]]:
+def read(model: LanguageModel | Ensemble, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Logits]]:
     """Each batch with the logits of its loss rows, not yet materialised. For use under `reading`."""
     device = device_of(model)
     for batch in batches:
-        yield batch, model(moved(batch.student, device), frozenset({"logits"})).logits
+        yield batch, ask(model, replace(batch, teacher=moved(batch.student, device)), frozenset({"logits"})).logits
 
 
 def device_of(model: nn.Module) -> torch.device:

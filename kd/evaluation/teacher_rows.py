@@ -10,11 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kd.evaluation.cache import entry, once
-from kd.evaluation.progress import progress_bar
 from kd.evaluation.reading import read, reading
 from kd.evaluation.references import content, references, row_slices
-from kd.kernels.logits import HeadLogits
+from kd.kernels.combined import RoutedLogits
+from kd.kernels.logits import HeadLogits, Logits
+from kd.models.ensemble import Ensemble
+from kd.models.identity import model_digest
 from kd.models.language_model import LanguageModel
+from kd.progress import progress_bar
 from kd.sequences import Encoder
 from kd.types import Head, Record
 
@@ -27,10 +30,57 @@ class TeacherRows:
     head: Head
     where: Mapping[str, slice]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are made."""
+        return self.head.weight.device
+
     def of(self, records: Sequence[Record]) -> HeadLogits:
         """The teacher's logits of these records' loss rows, in their order, not yet materialised."""
         hidden = torch.cat([self.hidden[self.where[record.id]] for record in records])
-        return HeadLogits(hidden.to(self.head.weight.device), self.head)
+        return HeadLogits(hidden.to(self.device), self.head)
+
+
+@dataclass(frozen=True)
+class EnsembleRows:
+    """The same of several teachers that are read as one; `members` holds, by number, those that read something."""
+
+    ensemble: Ensemble
+    members: Mapping[int, TeacherRows]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are made."""
+        return next(iter(self.members.values())).device
+
+    def of(self, records: Sequence[Record]) -> Logits:
+        """The ensemble's logits of these records' loss rows, in their order, not yet materialised."""
+        if not self.ensemble.routed:
+            return self.ensemble.combined([rows.of(records) for rows in self.members.values()])
+        chosen = [self.ensemble.chosen(record) for record in records]
+        counts = [self.members[k].where[record.id] for k, record in zip(chosen, records, strict=True)]
+        present = sorted(set(chosen))
+        said = [self.members[k].of([r for r, j in zip(records, chosen, strict=True) if j == k]) for k in present]
+        owner = torch.tensor([present.index(k) for k in chosen], device=said[0].hidden.device)
+        return RoutedLogits(said, owner.repeat_interleave(torch.tensor([s.stop - s.start for s in counts]).to(owner)))
+
+
+Rows = TeacherRows | EnsembleRows
+
+
+def rows_of(teacher: LanguageModel | Ensemble, identity: str, encoder: Encoder, records: Sequence[Record]) -> Rows:
+    """`teacher_rows` of a teacher, or of each member of an ensemble, shared with runs where it teaches alone."""
+    if not isinstance(teacher, Ensemble):
+        return teacher_rows(teacher, identity, encoder, records)
+    read = {k: [r for r in records if not teacher.routed or teacher.chosen(r) == k] for k in range(len(teacher.names))}
+    return EnsembleRows(
+        teacher,
+        {
+            k: teacher_rows(part, model_digest(part), encoder, read[k])
+            for k, part in enumerate(teacher.parts.values())
+            if read[k]
+        },
+    )
 
 
 def teacher_rows(teacher: LanguageModel, identity: str, encoder: Encoder, records: Sequence[Record]) -> TeacherRows:
@@ -61,6 +111,7 @@ def _hidden(teacher: LanguageModel, encoder: Encoder, items: Sequence[Record]) -
     states: dict[str, Tensor] = {}
     with reading(teacher), progress_bar("teacher reads references", len(items)) as advance:
         for batch, logits in read(teacher, encoder.batches(items)):
+            assert isinstance(logits, HeadLogits)
             pieces = logits.hidden.cpu().split(batch.student.mask.sum(1).tolist())
             states.update(zip((record.id for record in batch.records), pieces, strict=True))
             advance(len(pieces))

@@ -14,13 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, product_dtype, project
+from kd.kernels.logits import HeadLogits, Logits, finish, label_logprobs, product_dtype
+from kd.kernels.products import times
+from kd.kernels.sparse import SparseLogits, evaluated
 from kd.types import Head
 
 CHUNK = 128  # rows; at V = 49152 one float32 chunk is 24 MiB: above 32 MiB malloc maps and clears every temporary anew
 BLOCK = 8192  # ids; the gradient of the head is summed in pieces whose products stay in cache
+PIECE = 2**20  # logits on which a CPU evaluates the terms at a time: a dozen temporaries of this size stay in cache
 
 
+@torch.compiler.disable  # a compiled step breaks its graph here: the loop is no graph, and its products are the cost
 def over_chunks(
     terms: Mapping[str, Callable],
     student: HeadLogits,
@@ -35,26 +39,32 @@ def over_chunks(
     terms:   name -> row-wise objective (`kd.signals.is_row_wise`).
     student: hidden states of the loss rows and the head; both get gradients.
     signals: what the terms ask for beside the student's logits and log-probabilities. `*_logits` are
-             `Logits`; other tensors have n rows; anything else is passed on as it is.
+             `Logits` or `SparseLogits` (which terms see as K + 1 classes); other tensors have n rows; anything
+             else is passed on as it is.
     weights: name -> final weight of each row.
     wanted:  name -> names of the signals that the term takes (`kd.signals.requires`).
     """
     values: dict[str, list[Tensor]] = {name: [] for name in terms}
     asked = frozenset().union(*wanted.values())
-    signals = {name: signal.cast() if isinstance(signal, HeadLogits) else signal for name, signal in signals.items()}
+    signals = {name: signal.cast() if hasattr(signal, "cast") else signal for name, signal in signals.items()}
 
-    def evaluate(logits: Tensor, rows: slice) -> Tensor:
-        supply = _chunk_signals(logits, rows, signals, asked)
+    def others(logits: Tensor, rows: slice) -> dict[str, Any]:
+        return _chunk_signals(logits, rows, signals, asked - {"student_logprobs"})
+
+    def evaluate(logits: Tensor, others: Mapping[str, Any], rows: slice) -> Tensor:
+        supply = {**others, "student_logits": logits}
+        if "student_logprobs" in asked:
+            supply["student_logprobs"] = label_logprobs(logits, signals["labels"][rows])
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for name, term in terms.items():
-            value = term(**{signal: supply[signal] for signal in wanted[name]})
+            value = evaluated(term, {signal: supply[signal] for signal in wanted[name]})
             values[name].append(value.detach())
             total = total + (value * weights[name][rows]).sum()
         return total
 
     learn = torch.is_grad_enabled()  # never true inside a Function
     loss = _GradientInForward.apply(
-        evaluate, chunk, learn, student.head, student.hidden, student.head.weight, student.head.bias
+        (others, evaluate), chunk, learn, student.head, student.hidden, student.head.weight, student.head.bias
     )
     empty = student.hidden.new_zeros(0, dtype=torch.float32)
     return loss, {name: torch.cat(parts) if parts else empty for name, parts in values.items()}
@@ -71,7 +81,9 @@ def _chunk_signals(logits: Tensor, rows: slice, signals: Mapping[str, Any], aske
         supply["student_logprobs"] = label_logprobs(logits, signals["labels"][rows])
     for name in asked - supply.keys():
         signal = signals[name]
-        if name.endswith("_logits"):
+        if isinstance(signal, SparseLogits):
+            supply[name] = signal[rows]
+        elif name.endswith("_logits"):
             supply[name] = _constant_rows(signal, rows)
         else:
             supply[name] = signal[rows] if isinstance(signal, Tensor) else signal
@@ -87,7 +99,7 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        evaluate: Callable,
+        terms: tuple[Callable, Callable],
         chunk: int,
         learn: bool,
         head: Head,
@@ -107,9 +119,10 @@ class _GradientInForward(torch.autograd.Function):
         ]
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows in slices(len(hidden), chunk):
-            value, dz = _value_and_gradient(evaluate, project(h[rows], w, b), head, rows, any(needs))
-            total += value
-            _accumulate(grads, rows, dz, h, w)
+            z = times(h[rows], w, b)
+            total += _value_and_gradient(terms, z, head, rows, any(needs))
+            if any(needs):
+                _accumulate(grads, rows, z, h, w)
         ctx.save_for_backward(
             *(
                 g if g is None or x is None else g.to(x.dtype)
@@ -121,30 +134,38 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
-        gradients = (None if g is None else g * grad_outputs[0].to(g.dtype) for g in ctx.saved_tensors)
+        (factor,) = grad_outputs
+        if factor.device.type == "cpu" and factor == 1:  # nearly always; the head's gradient is large
+            return (None, None, None, None, *ctx.saved_tensors)
+        gradients = (None if g is None else g * factor.to(g.dtype) for g in ctx.saved_tensors)
         return (None, None, None, None, *gradients)
 
 
 def _value_and_gradient(
-    evaluate: Callable, z: Tensor, head: Head, rows: slice, needs_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    if not needs_gradient:
-        return evaluate(finish(z, head), rows), None
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        value = evaluate(finish(z, head), rows)
-    if not value.requires_grad:  # no term depends on the student's logits
-        return value, torch.zeros_like(z)
-    return value.detach(), torch.autograd.grad(value, z)[0]
+    terms: tuple[Callable, Callable], z: Tensor, head: Head, rows: slice, needs_gradient: bool
+) -> Tensor:
+    """The terms' weighted sum over one chunk; its gradient takes the place of `z`, which nobody needs any more."""
+    others, evaluate = terms
+    given = others(z, rows)
+    total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
+    for piece in slices(len(z), max(1, PIECE // z.shape[1]) if z.device.type == "cpu" else len(z)):
+        there = slice(rows.start + piece.start, rows.start + piece.stop)
+        part = {name: x[piece] if isinstance(x, Tensor | SparseLogits) else x for name, x in given.items()}
+        with torch.set_grad_enabled(needs_gradient):
+            logits = z[piece].detach().requires_grad_(needs_gradient)
+            value = evaluate(finish(logits, head), part, there)
+        total += value.detach()
+        if value.requires_grad:
+            z[piece] = torch.autograd.grad(value, logits)[0]
+        elif needs_gradient:  # no term depends on the student's logits
+            z[piece] = 0
+    return total
 
 
-def _accumulate(grads: list[Tensor | None], rows: slice, dz: Tensor | None, h: Tensor, w: Tensor) -> None:
-    if dz is None:
-        return
-    dz = dz.to(h.dtype)
+def _accumulate(grads: list[Tensor | None], rows: slice, dz: Tensor, h: Tensor, w: Tensor) -> None:
     hidden, weight, bias = grads
     if hidden is not None:
-        hidden[rows] = (dz @ w).to(hidden.dtype)
+        hidden[rows] = times(dz, w.T).to(hidden.dtype)
     if weight is not None:
         if weight.dtype == dz.dtype:
             weight.addmm_(dz.T, h[rows])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kd.kernels.products import times
 from kd.types import Head
 
 
@@ -25,8 +26,8 @@ class Logits(Protocol):
     def size(self) -> int:
         """Number of ids."""
 
-    def rows(self, index: slice) -> Float[Tensor, "c V"]:
-        """Some of the rows, materialised."""
+    def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
+        """Some of the rows, in the order of `index`, materialised."""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class DenseLogits:
         """Number of ids."""
         return self.values.shape[1]
 
-    def rows(self, index: slice) -> Float[Tensor, "c V"]:
+    def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
         """Some of the rows."""
         return self.values[index]
 
@@ -67,7 +68,7 @@ class HeadLogits:
         """Number of ids."""
         return self.head.weight.shape[0]
 
-    def rows(self, index: slice) -> Float[Tensor, "c V"]:
+    def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
         """Some of the rows, computed now."""
         return finish(project(self.hidden[index], self.head.weight, self.head.bias), self.head)
 
@@ -91,6 +92,8 @@ def project(
     hidden: Float[Tensor, "c D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, " V"] | None
 ) -> Float[Tensor, "c V"]:
     """h W^T + b, in the dtype that autocast would choose."""
+    if not torch.is_grad_enabled():
+        return times(hidden.to(weight.dtype), weight, bias)
     return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
 
 

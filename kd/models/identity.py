@@ -6,6 +6,7 @@ import json
 import torch
 from torch import Tensor, nn
 
+from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
 
 # Fields of a transformers config that say where a model came from, not what it computes.
@@ -28,11 +29,15 @@ def weights_digest(module: nn.Module) -> str:
     return whole.hexdigest()
 
 
-def model_digest(model: LanguageModel) -> str:
+def model_digest(model: LanguageModel | Ensemble) -> str:
     """sha256 over the weights and the network's config: equal weights compute other things under another config.
 
-    (Two models drawn from one seed that differ in `rope_theta` alone have the same weights.)
+    (Two models drawn from one seed that differ in `rope_theta` alone have the same weights.) Of an ensemble: over its
+    members' digests and how they are combined.
     """
+    if isinstance(model, Ensemble):
+        members = [[name, model_digest(member)] for name, member in model.parts.items()]
+        return hashlib.sha256(json.dumps([model.combine, model.weights, members]).encode()).hexdigest()
     config = model.network.config.to_dict()
     fields = {name: value for name, value in config.items() if name not in _ORIGIN}
     text = json.dumps([weights_digest(model.network), fields], sort_keys=True, default=str)

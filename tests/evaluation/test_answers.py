@@ -3,7 +3,7 @@ import torch
 
 from kd.evaluation.answers import score_answers
 from kd.evaluation.measured import samples
-from kd.evaluation.progress import progress_bar
+from kd.progress import progress_bar
 from kd.sequences import encode_prompt
 from tests.evaluation.conftest import TenIntegers, greedy, tiny
 

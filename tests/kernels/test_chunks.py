@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.kernels import chunks
+from kd.kernels import chunks, products
 from kd.kernels.chunks import slices
 from kd.kernels.logits import HeadLogits
 from kd.objectives.divergence import forward_kl, reverse_kl
@@ -234,3 +234,22 @@ def test_slices_cover_every_row_once(n, chunk):
     rows = [i for piece in slices(n, chunk) for i in range(n)[piece]]
     assert rows == list(range(n))
     assert all(piece.stop - piece.start <= chunk for piece in slices(n, chunk))
+
+
+# ---- pieces and libraries ----
+
+
+@combinations
+@pytest.mark.parametrize("piece", [1, 3 * V, 5 * V])
+def test_a_cpu_evaluates_a_chunk_in_pieces(terms, piece, monkeypatch):
+    monkeypatch.setattr(chunks, "PIECE", piece)
+    assert_chunked_is_full(terms, problem(terms, bias=True, soft_cap=3.0), chunk=7)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+@combinations
+def test_either_library_multiplies(terms, faster, monkeypatch):
+    if faster and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+    assert_chunked_is_full(terms, problem(terms, torch.float32, bias=True), chunk=5, tolerance=1e-5)

@@ -16,6 +16,8 @@ from kd.objectives.divergence import forward_kl
 from kd.types import Head
 from tests.kernels.problem import COMBINATIONS, D, assert_near, chunked, combinations, every_objective, full, problem
 
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.mkldnn._linear_pointwise)
+
 
 class Spy(TorchDispatchMode):
     """Sees every tensor that any operation makes, forward and backward, and counts the matrix products."""
@@ -31,7 +33,7 @@ class Spy(TorchDispatchMode):
         made = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor)]
         self.largest = max([self.largest, *made])
         self.casts += function.overloadpacket is torch.ops.aten._to_copy and result.shape == (IDS, D)
-        self.products += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        self.products += function.overloadpacket in PRODUCTS
         return result
 
 

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from kd.kernels.logits import label_logprobs
+from kd.seeding import seeded
 from kd.signals import ROLES, ROW, is_row_wise, requires
-from kd.types import Progress
+from kd.types import Head, Pairs, Progress, Shape, Spans
 
 OBJECTIVES = Path(__file__).parents[2] / "conf" / "objective"
 SHARED = {"temperature": 1.0, "temperature_squared": False}  # the knobs of conf/config.yaml that terms interpolate
@@ -38,11 +39,20 @@ class Term:
         return any(signal.endswith(fields) for signal in requires(self.loss))
 
 
+def _sized(loss: Any) -> Any:
+    """With the parameters that its yaml leaves to the models: here, both as `world` has them."""
+    if hasattr(loss, "sized_for"):
+        with seeded(0, "a term"):
+            loss.sized_for(Shape(width=6, layers=2), Shape(width=6, layers=2))
+        loss.double()
+    return loss
+
+
 def read(path: Path) -> list[Term]:
     """The terms of one objective file. Those named under its `defaults` are read from their own files."""
     config = OmegaConf.merge(OmegaConf.create(SHARED), OmegaConf.load(path))
     return [
-        Term(f"{path.stem}-{name}", config[name].weight, config[name].kind, instantiate(config[name].loss))
+        Term(f"{path.stem}-{name}", config[name].weight, config[name].kind, _sized(instantiate(config[name].loss)))
         for name in config
         if name not in SHARED and name != "defaults"
     ]
@@ -75,12 +85,16 @@ class World:
     hidden: Mapping[str, tuple[Tensor, ...]]  # role -> layers of [B, T, D]
     labels: Tensor  # [B, T]
     rewards: Tensor  # [B]
+    qkv: Mapping[str, tuple[tuple[Tensor, Tensor, Tensor], ...]]  # role -> of each layer [B, h, T, d]
+    attentions: Mapping[str, tuple[Tensor, ...]]  # role -> layers of [B, h, T, T]
+    head: Mapping[str, Head]  # role -> [V, D]
     group_size: int = 2
 
     def signals(self, loss: Callable) -> dict[str, Any]:
         """What `loss` asks for, as rows where it is annotated so."""
         named = {name: (self.signal(name), annotated_axes(loss, name)) for name in requires(loss)}
-        return {name: _rows(value) if axes.split()[:1] == [ROW] else value for name, (value, axes) in named.items()}
+        rows = (ROW, "n", "m")  # each for itself, or together; the teacher's own
+        return {name: _rows(value) if axes.split(" ")[0] in rows else value for name, (value, axes) in named.items()}
 
     def signal(self, name: str) -> Any:
         """One signal over the grid of positions; fails for one that this world does not know."""
@@ -91,20 +105,38 @@ class World:
                 return self.logprobs(role)
             if name == f"{role}_hidden":
                 return self.hidden[role]
+            if name in (f"{role}_qkv", f"{role}_attentions", f"{role}_head"):
+                return getattr(self, name.removeprefix(f"{role}_"))[role]
+            if name == f"{role}_embeddings":
+                return self.head[role].weight
         known = {
+            "tokens": self.labels.roll(1, 0),
+            "teacher_tokens": self.labels.roll(1, 0),
             "labels": self.labels,
             "teacher_labels": self.labels,
             "mask": torch.ones_like(self.labels, dtype=torch.bool),
             "teacher_mask": torch.ones_like(self.labels, dtype=torch.bool),
+            "real": torch.ones_like(self.labels, dtype=torch.bool),
+            "teacher_real": torch.ones_like(self.labels, dtype=torch.bool),
             "group_size": self.group_size,
             "rewards": self.rewards,
             "progress": Progress(step=3, total=10),
         }
+        if name in ("spans", "pairs", "id_map"):
+            return self.aligned(name)
         if name == "behaviour_logprobs":
             return self.logprobs("student").detach()
         if name not in known:
             pytest.fail(f"no contract runs for signal {name!r} yet: teach World.signal in {__file__} to supply it")
         return known[name]
+
+    def aligned(self, name: str) -> Any:
+        """What an alignment of one tokenizer with itself gives."""
+        rows = torch.arange(self.labels.numel())
+        sequence = rows // self.labels.shape[1]
+        if name == "id_map":
+            return torch.arange(self.logits["teacher"].shape[-1])
+        return Spans(rows, rows + 1, rows, rows + 1, sequence) if name == "spans" else Pairs(rows, rows, sequence)
 
     def logprobs(self, role: str) -> Tensor:
         """Log-probabilities of the labels, [B, T]."""
@@ -125,34 +157,52 @@ class World:
             self,
             logits=dict.fromkeys(ROLES, self.logits["student"]),
             hidden=dict.fromkeys(ROLES, self.hidden["student"]),
+            qkv=dict.fromkeys(ROLES, self.qkv["student"]),
+            attentions=dict.fromkeys(ROLES, self.attentions["student"]),
         )
 
 
 def world(batch: int = 4, length: int = 3, vocabulary: int = 17, width: int = 6, seed: int = 0) -> World:
-    """Random logits, hidden states and rewards in float64; the labels are among the first five ids."""
+    """Random logits, hidden states and rewards in float64; the labels are among the first five ids.
+
+    At the first position the teacher is sure of the label, so that terms which ask whether it is right find both.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    return World(
+    heads, square = (batch, 4, length, 4), (batch, 4, length, length)
+    given = World(
         logits={role: 2 * draw(batch, length, vocabulary) for role in ROLES},
         hidden={role: tuple(draw(batch, length, width) for _ in range(3)) for role in ROLES},
         labels=torch.randint(0, 5, (batch, length), generator=generator),
         rewards=draw(batch),
+        qkv={role: tuple((draw(*heads), draw(*heads), draw(*heads)) for _ in range(2)) for role in ROLES},
+        attentions={role: tuple(draw(*square).tril().softmax(-1) for _ in range(2)) for role in ROLES},
+        head={role: Head(draw(vocabulary, width)) for role in ROLES},
     )
+    given.logits["teacher"][:, 0].scatter_(-1, given.labels[:, :1], 8.0)
+    return given
 
 
 def evaluate(term: Term, given: World) -> tuple[Tensor, dict[str, Tensor]]:
-    """Values, and the gradient of their sum: of the student's "logits", and of its "hidden" states, stacked."""
+    """Values, and the gradient of their sum: of the student's "logits", and of its other fields by name, stacked."""
     logits = given.logits["student"].detach().requires_grad_()
     hidden = tuple(layer.detach().requires_grad_() for layer in given.hidden["student"])
-    leaves = replace(given, logits={**given.logits, "student": logits}, hidden={**given.hidden, "student": hidden})
-    values = term.loss(**leaves.signals(term.loss))
-    inputs = (logits, *hidden)
-    found = torch.autograd.grad(values.sum(), inputs, allow_unused=True) if values.requires_grad else [None] * 4
+    qkv = tuple(tuple(x.detach().requires_grad_() for x in layer) for layer in given.qkv["student"])
+    attentions = tuple(layer.detach().requires_grad_() for layer in given.attentions["student"])
+    leaves = {"logits": logits, "hidden": hidden, "qkv": qkv, "attentions": attentions}
+    told = replace(given, **{name: {**getattr(given, name), "student": leaf} for name, leaf in leaves.items()})
+    values = term.loss(**told.signals(term.loss))
+    inputs = (logits, *hidden, *(x for layer in qkv for x in layer), *attentions)
+    found = [None] * len(inputs)
+    if values.requires_grad:
+        found = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
     gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
-    return values.detach(), {"logits": gradients[0], "hidden": torch.stack(gradients[1:])}
+    of_hidden, of_qkv, of_attentions = gradients[1:4], gradients[4:10], gradients[10:]
+    named = {"hidden": of_hidden, "qkv": of_qkv, "attentions": of_attentions}
+    return values.detach(), {"logits": gradients[0], **{name: torch.stack(x) for name, x in named.items()}}
 
 
 def _rows(value: Any) -> Any:

@@ -145,7 +145,12 @@ def test_a_divergence_is_not_negative(term, factor, who):
 
 @over(DIVERGENCES)
 def test_a_divergence_is_positive_elsewhere(term):
-    assert evaluate(term, world())[0].min() > 1e-3
+    values, _ = evaluate(term, world())
+    positive = values > 1e-3
+    if "divergence" in getattr(term.loss, "keywords", {}):  # of some tokens (kd/objectives/selective.py): 0 at others
+        positive = positive[values != 0]
+        assert len(positive) > 0, "nothing is selected in this world"
+    assert positive.all()
 
 
 @over(TERMS)

@@ -1,0 +1,72 @@
+"""A batch and what the models said about it, as the signals that terms take.
+
+A signal reaches a term in one of three shapes: rows (the n positions that carry loss; what a chunk is cut from), dense
+rows (the same with lazy logits made), or whole (`[B T ...]`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kd.kernels.logits import Logits
+from kd.types import Batch, ModelOutput, Progress
+
+
+def signals_of(batch: Batch, said: Mapping[str, ModelOutput], progress: Progress) -> dict[str, Any]:
+    """Every signal by name; None where nobody filled it."""
+    own: dict[str, Any] = {
+        "tokens": batch.student.tokens,
+        "labels": batch.student.labels,
+        "mask": batch.student.mask,
+        "real": batch.student.real,
+        "teacher_tokens": batch.teacher.tokens,
+        "teacher_labels": batch.teacher.labels,
+        "teacher_mask": batch.teacher.mask,
+        "teacher_real": batch.teacher.real,
+        "group_size": batch.group_size,
+        "rewards": batch.rewards,
+        "behaviour_logprobs": batch.behaviour_logprobs,
+        "progress": progress,
+    }
+    return own | {f"{role}_{name}": value for role, out in said.items() for name, value in vars(out).items()}
+
+
+def rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
+    """`[B T]` tensors at the loss rows; anything else as it is."""
+    return signal[mask] if isinstance(signal, Tensor) and signal.shape[:2] == mask.shape else signal
+
+
+def dense_rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
+    """The same with lazy logits as `[n V]`, for terms over rows that cannot be chunked."""
+    return signal.rows(slice(0, signal.n)) if hasattr(signal, "rows") else rows(signal, mask)
+
+
+def whole(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
+    """Lazy logits as `[B T V]`, for terms that are no sum over rows; zero where there is no loss."""
+    if not hasattr(signal, "rows"):
+        return signal
+    logits: Logits = signal
+    made = logits.rows(slice(0, logits.n))
+    filled = made.new_zeros(*mask.shape, logits.size)
+    filled[mask] = made
+    return filled
+
+
+def mask_of(signal: str, batch: Batch) -> Bool[Tensor, "B T"]:
+    """The loss rows in the tokens that a signal is written in: the teacher's own, or the student's."""
+    own = signal.startswith("native_teacher_") or signal in ("teacher_tokens", "teacher_labels", "teacher_mask")
+    return (batch.teacher if own else batch.student).mask
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    for sequences in {id(s): s for s in (batch.student, batch.teacher)}.values():
+        for name in ("tokens", "labels", "mask", "lengths"):
+            setattr(sequences, name, getattr(sequences, name).to(device, non_blocking=True))
+    for name in ("rewards", "behaviour_logprobs"):
+        if (value := getattr(batch, name)) is not None:
+            setattr(batch, name, value.to(device, non_blocking=True))
+    return batch
