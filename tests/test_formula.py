@@ -187,6 +187,7 @@ def test_an_edited_page_is_noticed(tmp_path, monkeypatch, capsys):
 
 
 def test_hand_written_comparisons_follow(tmp_path):
-    peers = tmp_path / "peers.md"
-    peers.write_text("# Peers\n\n| theirs | ours |\n", encoding="utf-8")
-    assert page(CONF, peers).endswith("## The same loss elsewhere\n\n| theirs | ours |\n")
+    peers = tmp_path / "conversion.md"
+    peers.write_text("# Peers\n\nWords.\n\n## Proven\n\n| theirs | ours |\n", encoding="utf-8")
+    told = "## The same loss elsewhere\n\nWords.\n\n### Proven\n\n| theirs | ours |\n"
+    assert page(CONF, peers).endswith(told)

@@ -24,7 +24,7 @@ from kd.composition.supply import signals_of
 from kd.signals import domain, is_row_wise, requires
 
 PAGE = CONF.parent / "docs" / "objectives.md"
-PEERS = PAGE.with_name("peers.md")  # written by hand: which of our settings is whose loss
+PEERS = PAGE.with_name("conversion.md")  # written by hand: which of our settings is whose loss
 OVER = {"*n": "a response token", "B T": "a token", "B": "a response", "P": "a pair or prompt"}
 HEAD = """\
 # Objectives
@@ -164,10 +164,13 @@ def page(conf: Path = CONF, peers: Path = PEERS) -> str:
         parts += [f"## {room.__name__.rpartition('.')[2]}\n\n{_paragraphs(inspect.cleandoc(room.__doc__ or ''))}\n"]
         parts += [_section(entry, conf) for entry in inside]
     if peers.exists():
-        parts.append(
-            "## The same loss elsewhere\n\n" + peers.read_text(encoding="utf-8").partition("\n")[2].strip() + "\n"
-        )
+        parts.append(f"## The same loss elsewhere\n\n{_below(peers.read_text(encoding='utf-8'))}\n")
     return "\n".join(parts)
+
+
+def _below(page: str) -> str:
+    """A page without its title, its headings one level down."""
+    return page.partition("\n")[2].strip().replace("\n## ", "\n### ")
 
 
 def _overview(every: list[Entry]) -> str:

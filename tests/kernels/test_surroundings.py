@@ -115,12 +115,12 @@ def test_a_compiled_model_feeds_it():
 def test_a_compiled_step_around_it():
     teacher = 3 * draw(N, V, seed=1)
 
-    @torch.compiler.disable  # shapes are checked under test, and the checker is not traced
-    def made(hidden: Tensor, weight: Tensor) -> HeadLogits:
-        return HeadLogits(hidden, Head(weight))
+    @torch.compiler.disable  # as `over_chunks` is; shapes are checked under test, and the checker cannot be traced
+    def head(hidden: Tensor, weight: Tensor) -> Tensor:
+        return loss(HeadLogits(hidden, Head(weight)), teacher)
 
     def step(hidden: Tensor, weight: Tensor) -> Tensor:
-        return 2 * loss(made(torch.tanh(hidden), weight), teacher)
+        return 2 * head(torch.tanh(hidden), weight)
 
     leaves = draw(N, D).requires_grad_(), draw(V, D, seed=2).requires_grad_()
     compiled = torch.compile(step, backend="aot_eager")  # breaks the graph at the head pass, and goes on after it
