@@ -94,6 +94,11 @@ class Distillation(lightning.LightningModule):
         return Progress(self.step_count, self.optimization.steps)
 
     @property
+    def readers(self) -> tuple[Any, Any]:
+        """Who reads texts when training and when validating alike, and may have to tell about it."""
+        return self.models.teacher, self.alignment
+
+    @property
     def reaches_the_head(self) -> bool:
         """Whether a gradient goes through all of the student; features alone may end in its middle."""
         return bool(self.student_fields & {"logits", "logprobs"})
@@ -122,7 +127,7 @@ class Distillation(lightning.LightningModule):
     def count(self, batches: Sequence[Batch]) -> Counts:
         """What this step's averages are divided by, over all ranks; also what it costs."""
         local = count(batches)
-        readings = getattr(getattr(self.models.teacher, "model", None), "readings", 1) if self.teacher_fields else 0
+        readings = getattr(self.models.teacher, "readings", 1) if self.teacher_fields else 0
         teacher = readings * sum(int(b.teacher.lengths.sum()) for b in batches)
         flops = sum(training_flops(self.student, b.student) for b in batches)
         real = sum(int(b.student.lengths.sum()) for b in batches)
@@ -193,13 +198,8 @@ class Distillation(lightning.LightningModule):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
             self.this_step[name] = torch.zeros(())
-        for name, pair in self.take_reports().items():
+        for name, pair in _reports(*self.readers, self.rollout, *self.stateful.values()).items():
             self.reports[name] = self.reports.get(name, 0.0) + torch.tensor(pair, dtype=torch.float64)
-
-    def take_reports(self) -> dict[str, tuple[float, float]]:
-        """What this rank's parts have to tell about the step (`kd.types.Reports`)."""
-        parts = (self.rollout, self.models.teacher, self.alignment, *self.stateful.values())
-        return {n: pair for part in parts if hasattr(part, "take_report") for n, pair in part.take_report().items()}
 
     def synchronised(self, last: bool) -> AbstractContextManager:
         """Gradients are summed over ranks once per window, in its last backward pass."""
@@ -285,6 +285,9 @@ class Distillation(lightning.LightningModule):
         told = {"bits_per_byte": nll / max(size, 1) / math.log(2)}
         if self.whole_teacher is not None:
             told["forward_kl"] = kl / max(count, 1)
+        for name, pair in sorted(_reports(*self.readers).items()):  # else they would count as training's
+            total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
+            told[name] = total / times if times else math.nan
         self.tell("validation", told)
 
     # ---- state -------------------------------------------------------------------------------------------------------
@@ -337,6 +340,11 @@ class Distillation(lightning.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""
         return batch
+
+
+def _reports(*parts: Any) -> dict[str, tuple[float, float]]:
+    """What they have to tell since they were asked last (`kd.types.Reports`)."""
+    return {n: pair for part in parts if hasattr(part, "take_report") for n, pair in part.take_report().items()}
 
 
 def _student_fields(term: Term) -> frozenset[str]:

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from kd.audit import Audit
 from kd.callbacks import ProgressLines, Saving, WholeFiles
-from kd.composition.targets import kept
+from kd.composition.targets import bears_zeros, kept
 from kd.data import Data
 from kd.metrics_log import TidyLogger
 from kd.models.approximated import Approximated
@@ -39,7 +39,7 @@ from kd.preparation import targets_folder
 from kd.run_folder import RunFolder
 from kd.seeding import seeded
 from kd.sequences import Encoder
-from kd.signals import of_role
+from kd.signals import introduce, of_role, requires
 from kd.types import Record, Skill
 
 # Lightning's advice that does not apply to us, and why.
@@ -57,6 +57,9 @@ for message in QUIET:
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second between ours
+
+
+LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
 
 
 @dataclass
@@ -86,6 +89,7 @@ def build(cfg: DictConfig) -> Parts:
         alignment.check(student.tokenizer, words.tokenizer, ids)
         if alignment.summary:
             rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
+        check_zeros(alignment, cfg.objective)
     encoder = Encoder(
         student.tokenizer,
         None if words is None else words.tokenizer,
@@ -121,16 +125,30 @@ def build(cfg: DictConfig) -> Parts:
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
     if isinstance(teacher, Cached):
-        teacher.check(data.met(), encoder)
+        audited = data.validation[: max((audit.records for audit in audits(cfg)), default=0)]
+        teacher.check(data.met() if module.teacher_fields else (), encoder, audited)
     return Parts(module, data, skill, None if teacher is None else teacher.model, encoder, augmentation_tokens)
 
 
+def check_zeros(alignment: Any, objective: Mapping[str, Any]) -> None:
+    """Raises ValueError for a term without a bound at ids of the student for which an alignment finds none."""
+    if not alignment.translates or not (count := alignment.forbidden()):
+        return
+    for name, node in objective.items():
+        loss = instantiate(node.loss, _convert_="all")
+        if requires(loss) <= LOGITS and "teacher_logits" in requires(loss) and not bears_zeros(loss):
+            raise ValueError(
+                f"{name} has no bound where the teacher's probability is zero, and {type(alignment).__name__} finds no "
+                f"teacher's id for {count} of the student's {alignment.size}; take alignment.outside=spread, or a term "
+                f"with a bound (fkl, jsd, skew_rkl) instead of {name}"
+            )
+
+
 def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any) -> Term:
-    """A term with projections has them made now, for no layer may be lazy under DDP."""
+    """A term with projections has them made now, for no layer may be lazy under DDP; one that cannot be says so."""
     with seeded(seed, "objective", name):
         parts = instantiate(node, _convert_="all")
-        if hasattr(parts["loss"], "sized_for"):
-            parts["loss"].sized_for(student.shape, teacher.shape)
+        introduce(parts["loss"], student, teacher)
         return Term(**parts)
 
 
@@ -229,7 +247,7 @@ def _trainer(
 ) -> lightning.Trainer:
     terminal = Console().is_terminal
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
-    if settings["strategy"] == "ddp" and not module.reaches_the_head:  # nor, it may be, the last blocks
+    if not module.reaches_the_head and _is_ddp(settings):  # nor, it may be, the last blocks
         settings["strategy"] = "ddp_find_unused_parameters_true"
     return lightning.Trainer(
         **settings,
@@ -245,6 +263,16 @@ def _trainer(
         use_distributed_sampler=False,  # windows are dealt to the ranks already
         enable_model_summary=False,
     )
+
+
+def _is_ddp(settings: Mapping[str, Any]) -> bool:
+    """Whether Lightning takes its plain DDP, by name or for want of another."""
+    devices = settings["devices"]
+    count = (
+        len(devices) if isinstance(devices, list) else {"auto": torch.cuda.device_count(), -1: 2}.get(devices, devices)
+    )
+    several = int(count) * settings.get("num_nodes", 1) > 1
+    return settings["strategy"] == "ddp" or (settings["strategy"] == "auto" and several)
 
 
 def audits(cfg: DictConfig) -> list[Audit]:

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_two_tokenizers.py
 """
 
+import contextlib
 import json
 import os
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from kd.composition.check import check
 from kd.doctor.__main__ import main as doctor
@@ -58,7 +59,35 @@ def config(vocabulary: str, objective: str, alignment: str, *overrides: str):
     )
 
 
-@pytest.mark.parametrize(("objective", "alignment"), dict(reversed(POINTS)).items())
+def test_a_term_without_a_bound_where_the_teacher_has_no_id(vocabulary):
+    """The byte student has ids that the teacher lacks: reverse KL would measure the floor of its logarithms."""
+    cfg = config(vocabulary, "rkl", "spans", "alignment.outside=renormalise")
+    with pytest.raises(ValueError, match=r"rkl has no bound.*of the student's \d+; take alignment.outside=spread"):
+        build(cfg)
+
+
+def test_a_term_on_many_rows_meets_rows_without_a_teacher(vocabulary):
+    with pytest.raises(ValueError, match="selected_hardest looks at many rows at once, but alignment SpanAlignment"):
+        check(config(vocabulary, "selected_hardest", "spans"))
+
+
+@pytest.mark.parametrize("stopped", [3, 5])
+def test_reports_resume(vocabulary, tmp_path, stopped):
+    """What validation aligned is told with validation, and a resumed run tells what the uninterrupted one does."""
+    for name, signals in (("whole", []), ("cut", [(stopped, 0, "SIGTERM")])):
+        path = tmp_path / name
+        for _ in range(2 if signals else 1):
+            cfg = config(vocabulary, "fkl", "spans", "optim.steps=6")
+            with open_dict(cfg):
+                cfg.rollout = OmegaConf.create(runs.scripted(path, *signals))
+            with contextlib.suppress(SystemExit):
+                runs.train(cfg, path)
+            signals = []
+    assert runs.differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert "3,validation,matched_tokens" in runs.metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("objective", "alignment"), POINTS)
 def test_the_student_learns(vocabulary, tmp_path, objective, alignment):
     """The loss falls, and the run tells how much it could compare."""
     cfg = config(vocabulary, objective, alignment, "optim.steps=12", "log_every=4", "checkpoint.validate=12")

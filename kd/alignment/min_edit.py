@@ -1,9 +1,11 @@
 """Alignment by minimum edit distance: of positions, by dynamic time warping; of ids, by the nearest spelling."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kd.alignment.byte_spans import columns, response_ids, written_here
@@ -22,9 +24,15 @@ class MinEdit(SpanAlignment):
     """
 
     provides = frozenset({"logits", "pairs", "id_map"})
+    _warped: tuple[Batch, Pairs] | None = None  # the last batch's: warping is slow, and asked for more than once
 
     def pairs(self, batch: Batch) -> Pairs:
         """What the warping sets beside each other, one token to one token."""
+        if self._warped is None or self._warped[0] is not batch:
+            self._warped = batch, self._pairs(batch)
+        return self._warped[1]
+
+    def _pairs(self, batch: Batch) -> Pairs:
         rows, first = list[tuple[int, int, int]](), [0, 0]
         responses = zip(response_ids(batch.student), response_ids(batch.teacher), written_here(batch), strict=True)
         for sequence, (ours, theirs, silent) in enumerate(responses):
@@ -32,6 +40,10 @@ class MinEdit(SpanAlignment):
             rows += [(first[0] + i, first[1] + j, sequence) for i, j in one_to_one(path)]
             first = [first[0] + len(ours), first[1] + len(theirs)]
         return Pairs(*columns(rows, 3, batch))
+
+    def _aligned(self, batch: Batch, n: int) -> Bool[Tensor, " n"]:
+        rows = self.pairs(batch).student
+        return torch.zeros(n, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
 
     def _beside(self, batch: Batch) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
         pairs = self.pairs(batch)
@@ -58,8 +70,8 @@ def warped(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[tuple[int
 
 def one_to_one(path: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The pairs of a path whose tokens are in no other pair."""
-    ours, theirs = [i for i, _ in path], [j for _, j in path]
-    return [(i, j) for i, j in path if ours.count(i) == 1 and theirs.count(j) == 1]
+    ours, theirs = Counter(i for i, _ in path), Counter(j for _, j in path)
+    return [(i, j) for i, j in path if ours[i] == theirs[j] == 1]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +11,7 @@ from kd.alignment.byte_spans import first_rows, spans_of
 from kd.alignment.token_bytes import token_bytes
 from kd.alignment.vocabulary import NOWHERE, same_bytes
 from kd.kernels.mapped import MappedLogits
+from kd.kernels.stretches import spread
 from kd.types import Batch, ModelOutput, Pairs, Spans
 
 Outside = Literal["renormalise", "spread"]
@@ -71,8 +72,10 @@ class SpanAlignment:
             ids, spread = self.map.to(where.device), self.outside == "spread"
             aligned.logits = MappedLogits(native.logits, ids, self.size, where, spread, self._lost)
         compared = aligned.logits is not None or aligned.logprobs is None
-        aligned.covered = where >= 0 if compared else _inside(self.spans(batch), len(where))
-        self._count("aligned_tokens", aligned.covered.sum(), len(where))
+        beside = self._aligned(batch, len(where))
+        aligned.covered = where >= 0 if compared else beside
+        self._count("aligned_tokens", beside.sum(), len(where))
+        self._count("matched_tokens", (where >= 0).sum(), len(where))
         return aligned
 
     def where(self, batch: Batch) -> Int[Tensor, " n"]:
@@ -99,9 +102,19 @@ class SpanAlignment:
         return self.map.to(batch.student.mask.device)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """`aligned_tokens`: share of the student's response tokens that are compared. `lost_teacher_mass`."""
+        """Of the student's response tokens, the share in a span (`aligned_tokens`), and the share that stands for one token
+        of the teacher, where logits are compared (`matched_tokens`); `lost_teacher_mass`, per row that was read.
+        """
         report, self._sums = self._sums, {}
         return {name: (float(total), float(count)) for name, (total, count) in report.items()}
+
+    def forbidden(self) -> int:
+        """How many of the student's ids get no probability of the teacher: none, where lost mass falls on them all."""
+        found = set(self.map.tolist())
+        return 0 if self.outside == "spread" and NOWHERE in found else self.size - len(found - {NOWHERE})
+
+    def _aligned(self, batch: Batch, n: int) -> Bool[Tensor, " n"]:
+        return _inside(self.spans(batch), n)
 
     def _beside(self, batch: Batch) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
         """Rows of both that hold one token beside one token."""
@@ -131,11 +144,10 @@ def _inside(spans: Spans, n: int) -> Tensor:
 def _shared_out(logprobs: Float[Tensor, " m"], spans: Spans, batch: Batch) -> Float[Tensor, "B T"]:
     """The sum over the teacher's tokens of each span, divided among the student's tokens of it; 0 elsewhere."""
     mask = batch.student.mask
-    total = torch.cat([logprobs.new_zeros(1), logprobs.double().cumsum(0).to(logprobs.dtype)])
+    total = torch.cat([logprobs.new_zeros(1, dtype=torch.float64), logprobs.double().cumsum(0)])  # a difference of sums
     length = spans.end - spans.start
-    share = (total[spans.teacher_end] - total[spans.teacher_start]) / length
+    share = ((total[spans.teacher_end] - total[spans.teacher_start]) / length).to(logprobs.dtype)
     rows = logprobs.new_zeros(int(mask.sum()))
-    at = spans.start.repeat_interleave(length)
-    within = torch.arange(len(at), device=at.device) - (length.cumsum(0) - length).repeat_interleave(length)
-    rows[at + within] = share.repeat_interleave(length)
+    span, at = spread(spans.start, spans.end)
+    rows[at] = share[span]
     return logprobs.new_zeros(mask.shape).masked_scatter(mask, rows)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from kd.composition.choices import CONF, choices
 from kd.composition.sections import prepared_roles
 from kd.composition.signatures import check_call, located, shown
-from kd.signals import FROM_ALIGNMENT, FROM_ROLLOUT, FROM_SEQUENCES, domain, of_role, requires
+from kd.signals import FROM_ALIGNMENT, FROM_ROLLOUT, FROM_SEQUENCES, domain, is_row_wise, of_role, requires
 
 Node = Mapping[str, Any]
 
@@ -78,6 +78,14 @@ def check_supply(config: Node) -> None:
         _require(who, "alignment", _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}, config)
         _require(who, "student", _fields(names, "student", "reference"), config)
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+    alignment = located("alignment", config["alignment"]["_target_"])
+    for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
+        loss = signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
+        if "teacher_logits" in requires(loss) and not is_row_wise(loss):
+            raise ValueError(
+                f"{name} looks at many rows at once, but alignment {alignment.__qualname__} has no word of the teacher "
+                f"about some of them; take alignment=same, or a term on single rows instead of {name}"
+            )
 
 
 def check_other_runs(config: Node) -> None:

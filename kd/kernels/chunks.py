@@ -44,7 +44,7 @@ def over_chunks(
     weights: name -> final weight of each row.
     wanted:  name -> names of the signals that the term takes (`kd.signals.requires`).
     """
-    values: dict[str, list[Tensor]] = {name: [] for name in terms}
+    values: dict[str, Tensor] = {}  # whole from the first piece on: what is kept of each would break up freed memory
     asked = frozenset().union(*wanted.values())
     signals = {name: signal.cast() if hasattr(signal, "cast") else signal for name, signal in signals.items()}
 
@@ -58,7 +58,7 @@ def over_chunks(
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for name, term in terms.items():
             value = evaluated(term, {signal: supply[signal] for signal in wanted[name]})
-            values[name].append(value.detach())
+            values.setdefault(name, value.detach().new_empty(student.n))[rows] = value.detach()
             total = total + (value * weights[name][rows]).sum()
         return total
 
@@ -67,7 +67,7 @@ def over_chunks(
         (others, evaluate), chunk, learn, student.head, student.hidden, student.head.weight, student.head.bias
     )
     empty = student.hidden.new_zeros(0, dtype=torch.float32)
-    return loss, {name: torch.cat(parts) if parts else empty for name, parts in values.items()}
+    return loss, {name: values.get(name, empty) for name in terms}
 
 
 def slices(n: int, chunk: int) -> Iterator[slice]:
@@ -77,8 +77,6 @@ def slices(n: int, chunk: int) -> Iterator[slice]:
 
 def _chunk_signals(logits: Tensor, rows: slice, signals: Mapping[str, Any], asked: frozenset[str]) -> dict:
     supply: dict[str, Any] = {"student_logits": logits}
-    if "student_logprobs" in asked:
-        supply["student_logprobs"] = label_logprobs(logits, signals["labels"][rows])
     for name in asked - supply.keys():
         signal = signals[name]
         if isinstance(signal, SparseLogits):

@@ -18,10 +18,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from kd.objectives.divergence import Positive, log_probs
+from kd.objectives.divergence import NonNegative, Positive, log_probs
 
 Share = Annotated[float, Field(gt=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 def selected(
@@ -56,7 +55,8 @@ def hardest(
     values = divergence(student_logits, teacher_logits)
     if len(values) == 0:
         return values
-    bound = values.detach().topk(math.ceil(share * len(values))).values[-1]
+    count = max(1, math.ceil(share * len(values) - 1e-9))  # 0.07 x 100 is 7.000000000000001
+    bound = values.detach().topk(count).values[-1]
     return values * (values.detach() >= bound)
 
 

@@ -12,11 +12,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from kd.objectives.divergence import LOG_ZERO, Positive, log_probs
+from kd.objectives.divergence import LOG_ZERO, NonNegative, Positive, log_probs
 from kd.types import Pairs
 
 Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
 
 
 def universal_logit(
@@ -43,8 +42,8 @@ def multi_level_transport(
     *,
     top: Count = 50,
     temperature: Positive = 2.0,
-    log_weight: NotNegative = 0.1,
-    sequence_weight: NotNegative = 0.1,
+    log_weight: NonNegative = 0.1,
+    sequence_weight: NonNegative = 0.1,
     epsilon: Positive = 0.1,
     iterations: Count = 20,
 ) -> Float[Tensor, "*n"]:
@@ -55,7 +54,8 @@ def multi_level_transport(
     costs (absolute and logarithmic); in the third, P is the Sinkhorn plan between the rows of the response, with
     entropy `epsilon` and mass 1 in each row, so that a row's value is what it costs to move it onto the teacher's.
 
-    The authors' code divides logits by their standard deviation first, applies softmax to the probabilities again for
+    `temperature` softens both models in all three terms; the authors' code softens in the third alone. It also divides
+    logits by their standard deviation first, applies softmax to the probabilities again for
     the second and third, exchanges p and q in the second, and weighs the sum of a response's third term with 1e-4.
     """
     q, p = log_probs(student_logits, temperature), log_probs(native_teacher_logits, temperature)
@@ -67,7 +67,7 @@ def multi_level_transport(
         width = min(q_log.shape[1], p_log.shape[1])
         q_log, p_log = q_log[:, :width], p_log[:, :width]
         token = (p_log.exp() - q_log.exp()).abs().sum(-1) - log_weight * (p_log.exp() * q_log).sum(-1)
-        cost = torch.cdist(q_log.exp(), p_log.exp(), p=1)
+        cost = torch.cdist(q_log.exp(), p_log.exp().to(q_log.dtype), p=1)
         moved = (sinkhorn(cost, epsilon=epsilon, iterations=iterations) * cost).sum(-1)
         values = values.index_add(0, rows, token + sequence_weight * moved)
     return values
