@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig, open_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kd.doctor.subject import composed
@@ -75,7 +75,7 @@ def write(cfg: DictConfig, this_run: bool = False) -> str:
         before = len(store)
         probe = _probe(cfg, parts)
         _write_targets(store, teacher, [*batches, *probe])
-        _write_probe(folder, teacher, probe)
+        _write_probe(store, teacher, probe)
     return summary(store, len(store) - before, time.monotonic() - started)
 
 
@@ -134,15 +134,18 @@ def _probe(cfg: DictConfig, parts: Parts) -> list[Batch]:
     return [moved(batch, device(cfg)) for batch in parts.encoder.batches(records)]
 
 
-def _write_probe(folder: Path, teacher: Approximated, batches: Sequence[Batch]) -> None:
-    """Their log-probabilities over all ids, in float32."""
-    whole: dict[str, Tensor] = {}
+def _write_probe(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
+    """Their log-probabilities over all ids, in float32, beside those of other runs' audits."""
+    known, whole = store.probed(), dict[str, Tensor]()
     for batch in batches:
+        if all(key in known for key in keys_of(batch.teacher)):
+            continue
         logits = ask(teacher.exact, batch, frozenset({"logits"})).logits
         rows = logits.rows(slice(0, logits.n)).float().log_softmax(-1).cpu().split(batch.teacher.mask.sum(1).tolist())
         whole |= {key.hex(): part.contiguous() for key, part in zip(keys_of(batch.teacher), rows, strict=True)}
     if whole:
-        written(folder / "probe.safetensors", lambda path: save_file(whole, path))
+        whole |= load_file(store.probe) if known else {}
+        written(store.probe, lambda path: save_file(whole, path))
 
 
 def _part(logits: Logits, rows: slice) -> Logits:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.composition.check import check as check_config
 from kd.composition.check import describe
+from kd.composition.targets import asks_teacher, same_rows
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
-from kd.preparation import identity, prepared, unprepared, variant
+from kd.preparation import choice, identity, prepared, unprepared, variant
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
@@ -47,13 +48,31 @@ def baseline(cfg: DictConfig) -> DictConfig:
 
     What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
     """
-    whole = {} if cfg.targets.cached else {"targets": "full"}
-    other = variant(cfg, objective=cfg.compare, rollout="offline", augmentation="none", **whole)
+    other = variant(cfg, objective=cfg.compare, rollout="offline", augmentation="none")
     with open_dict(other):
         other.name, other.logger = None, {}
-        other.temperature, other.temperature_squared = 1.0, False
         other.trainer.update({"devices": 1, "strategy": "auto"})
+        if not cfg.targets.cached or not asks_teacher(_plain(other)):  # else it reads what was kept for its neighbour
+            _free_of_targets(other)
+            other.temperature, other.temperature_squared = 1.0, False
     return _alone(other)
+
+
+def _free_of_targets(other: DictConfig) -> None:
+    """A cached run's teacher is not loaded beside it either, but silenced: a student may still be cut out of its files.
+
+    Where the teacher's tokens are others, the cache is opened for them: records have to fit in both.
+    """
+    if other.targets.cached and not same_rows(_plain(other)):
+        other.targets.audit = None
+        return
+    if other.targets.cached:
+        other.teacher._target_ = None
+    other.targets = choice("targets", "full")
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def _alone(cfg: DictConfig) -> DictConfig:

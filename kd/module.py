@@ -233,7 +233,7 @@ class Distillation(lightning.LightningModule):
         self.means = {}
         for name in sorted(self.reports):
             total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
-            told[name] = total / times if times else math.nan
+            told |= {name: total / times} if times else {}
         told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
         self.tell("train", told)
         self.tell("train", {"grad_norm": norm, "lr": _listed(self.optimizers())[0].param_groups[0]["lr"]}, bar=False)
@@ -287,7 +287,7 @@ class Distillation(lightning.LightningModule):
             told["forward_kl"] = kl / max(count, 1)
         for name, pair in sorted(_reports(*self.readers).items()):  # else they would count as training's
             total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
-            told[name] = total / times if times else math.nan
+            told |= {name: total / times} if times else {}
         self.tell("validation", told)
 
     # ---- state -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,13 @@ from functools import partial
 
 import pytest
 import torch
+from jaxtyping import Float
+from omegaconf import OmegaConf
+from torch import Tensor
 
 import kd.cache
 from kd.audit import Audit, audited, compared, overlap
+from kd.composition.targets import check_targets
 from kd.kernels.logits import DenseLogits, HeadLogits
 from kd.kernels.sparse import SparseLogits, evaluated
 from kd.models.targets import Sampled, TopK
@@ -34,7 +38,7 @@ def world() -> tuple[HeadLogits, DenseLogits]:
 def test_numbers_are_those_of_two_backward_passes(targets, loss):
     student, teacher = world()
     kept = targets.read(targets.columns(teacher, torch.Generator().manual_seed(0)), V)
-    told = compared({"a": Term(loss), "sft": Term(cross_entropy)}, student, kept, teacher, Progress(1, 2))
+    told = compared({"a": Term(loss), "sft": Term(cross_entropy)}, student, kept, teacher, {"progress": Progress(1, 2)})
     results = []
     for said in (kept, teacher.values):
         hidden = student.hidden.clone().requires_grad_()
@@ -70,7 +74,7 @@ def test_keeping_every_id_is_no_approximation():
     student, teacher = world()
     targets = TopK(k=V)
     kept = targets.read(targets.columns(teacher), V)
-    told = compared({"tvd": Term(total_variation)}, student, kept, teacher, Progress(1, 2))
+    told = compared({"tvd": Term(total_variation)}, student, kept, teacher, {"progress": Progress(1, 2)})
     assert told["tvd_bias"] == pytest.approx(0, abs=1e-5)
     assert told["tvd_gradient_error"] == pytest.approx(0, abs=1e-5)
     assert told["tvd_gradient_cosine"] == told["teacher_mass"] == told["overlap"] == pytest.approx(1, abs=1e-5)
@@ -124,4 +128,57 @@ def test_a_live_teacher_reports_its_mass():
     top = logits.rows(slice(0, logits.n)).softmax(-1).topk(4).values.sum(-1)
     assert count == logits.n
     assert total == pytest.approx(top.sum().item(), rel=1e-5)
-    assert teacher.take_report() == {}
+    assert teacher.take_report() == {"teacher_mass": (0.0, 0.0)}  # a name that one rank lacks would stop the others
+
+
+def of_everything(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    reference_logits: Float[Tensor, "*n V"],
+    student_logprobs: Float[Tensor, "*n"],
+    reference_logprobs: Float[Tensor, "*n"],
+    behaviour_logprobs: Float[Tensor, "*n"],
+    progress: Progress,
+) -> Float[Tensor, "*n"]:
+    """All that `kd.composition.targets` lets a term on kept logits ask for; (student / behaviour) is 1 in an audit."""
+    gap = reference_logprobs - student_logprobs.detach() + progress.fraction
+    ratio = (student_logprobs - behaviour_logprobs).exp()
+    return forward_kl(student_logits, teacher_logits) + forward_kl(student_logits, reference_logits) + gap * ratio
+
+
+def test_an_audit_supplies_whatever_is_admitted():
+    cfg = runs.config(*WORDS, objective={"all": runs.term(of_everything)})
+    check_targets(OmegaConf.to_container(cfg, resolve=True))
+    parts = build(cfg)
+    module, records = parts.module, parts.data.validation[:2]
+    with torch.no_grad():
+        for weight in module.models.reference.model.parameters():
+            weight.mul_(1.1)
+    told = audited(module, records)
+    n, total = 0, 0.0
+    for batch in parts.encoder.batches(records):
+        kept, full = module.models.teacher.probe(batch)
+        with torch.no_grad():
+            student, reference = (
+                of(batch.student, frozenset({"logits", "logprobs"})) for of in (module.student, module.models.reference)
+            )
+        mask = batch.student.mask
+        q, own, base = student.logits, student.logprobs[mask], reference.logprobs[mask]
+        all_of = {"student_logits": q.rows(slice(0, q.n)), "reference_logits": reference.logits.rows(slice(0, q.n))}
+        all_of |= {"student_logprobs": own, "behaviour_logprobs": own, "reference_logprobs": base}
+        value, whole = (
+            evaluated(of_everything, {**all_of, "teacher_logits": said, "progress": Progress(0, 10)}).mean().item()
+            for said in (kept, full.rows(slice(0, q.n)))
+        )
+        n, total = n + q.n, total + q.n * (value - whole) / abs(whole)
+    assert told["all_bias"] == pytest.approx(total / n, rel=1e-3)
+
+
+def test_an_audit_leaves_each_part_in_its_mode():
+    """A student whose trunk is frozen in eval mode stays so."""
+    parts = build(runs.config(*WORDS))
+    student = parts.module.student.train()
+    student.network.model.eval()
+    modes = [module.training for module in student.modules()]
+    audited(parts.module, parts.data.validation[:2])
+    assert [module.training for module in student.modules()] == modes

@@ -5,13 +5,22 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import kd.cache
+from kd import experiment, preparation
+from kd.jobs import Job
 from kd.kernels.logits import HeadLogits
 from kd.kernels.sparse import SparseLogits
 from kd.models.cached import Cached
@@ -20,7 +29,7 @@ from kd.models.teacher import ask
 from kd.preparation import targets_folder
 from kd.sequences import Encoder, collate
 from kd.training import build
-from kd.types import Sequences
+from kd.types import Response, Sequences, Split
 from tests import runs
 from tests.tiny import record, records
 
@@ -176,6 +185,116 @@ def test_nothing_cached_says_how():
         FileNotFoundError, match=r"nothing was cached .* run `python -m kd.cache` with the same overrides"
     ):
         build(runs.config(*TOPK, CACHED))
+
+
+class OtherToy(runs.Toy):
+    """Another skill under the same teacher: other records."""
+
+    def load(self, split: Split) -> list:
+        return records(24, seed=3 + ("train", "validation", "test").index(split))
+
+
+OTHER = {"skill": {"_target_": f"{__name__}.OtherToy"}}
+
+
+def test_the_probes_of_one_skill_stay_when_another_is_written():
+    kd.cache.write(runs.config(*TOPK))
+    first = build(runs.config(*TOPK, CACHED))
+    store = first.module.models.teacher.store
+    probed, content = store.probed(), load_file(store.probe)
+    assert len(probed) == 2
+    kd.cache.write(runs.config(*TOPK, **OTHER))
+    kd.cache.write(runs.config(*TOPK, "targets.audit.records=5"))
+    assert len(store.probed()) == 2 + 2 + 3
+    assert store.probed() > probed
+    after = load_file(store.probe)
+    assert all(torch.equal(after[name], tensor) for name, tensor in content.items())
+    for cfg in (runs.config(*TOPK, CACHED, "targets.audit.records=5"), runs.config(*TOPK, CACHED, **OTHER)):
+        parts = build(cfg)
+        for batch in parts.encoder.batches(parts.data.validation[: cfg.targets.audit.records]):
+            kept, full = parts.module.models.teacher.probe(batch)
+            assert kept.n == full.n
+
+
+@pytest.mark.parametrize("words", [("targets.audit.records=3",), ("data.max_length=40",)])
+def test_a_probe_that_is_missing_is_told_when_the_run_is_built(words):
+    """Not at the first audit, which may be the last step. Where a response is cut, it is another sequence."""
+    kd.cache.write(runs.config(*TOPK, "targets.audit.records=2"))
+    kd.cache.write(runs.config(*TOPK, *words, "targets.audit=null"))
+    with pytest.raises(ValueError, match=r"audit .* record \d+ of toy, .* not in .*`python -m kd.cache`.*audit=null"):
+        build(runs.config(*TOPK, *words, CACHED))
+    build(runs.config(*TOPK, *words, CACHED, "targets.audit.every=null"))
+    kd.cache.write(runs.config(*TOPK, *words))
+    build(runs.config(*TOPK, *words, CACHED))
+
+
+def shouted(records: list, **_: object) -> list:
+    """An augmentation after which no training record is what it was."""
+    return [replace(r, responses=tuple(Response(x.text.upper() + "!") for x in r.responses)) for r in records]
+
+
+BESIDE = (*TOPK, "temperature=2.0", "optim.steps=2", "checkpoint.validate=2", "evaluation=quick")
+SHOUTED = {"augmentation": {"stages": [{"_target_": f"{__name__}.shouted", "_partial_": True}]}}
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """A command line's Hydra, for files that are looked up later."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(runs.CONF), version_base="1.3"):
+        yield
+
+
+def baseline_of(cfg: DictConfig) -> DictConfig:
+    with composing():
+        return experiment.baseline(cfg)
+
+
+def test_a_cached_run_beside_sft(tmp_path):
+    """At another temperature than 1 and on responses that nobody but this run has: sft reads no teacher."""
+    nodes = {"skill": {"_target_": "tests.runs.Toy"}, **SHOUTED}
+    kd.cache.write(runs.config(*BESIDE, **nodes))
+    cfg = runs.config(*BESIDE, CACHED, f"run.root={tmp_path}", **nodes)
+    with composing():
+        experiment.run(cfg, Job([]))
+        baseline = experiment.baseline(cfg)
+        run, beside = (experiment.folder_of(experiment.named(c)) for c in (cfg, baseline))
+    (table,) = run.results()["scores"].values()
+    (own,) = beside.results()["scores"].values()
+    assert table["bits_per_byte"]["sft"] == own["bits_per_byte"]["after"]
+    assert own["bits_per_byte"].get("teacher") is None
+    assert beside.results()["budget"]["teacher_tokens"] == 0
+    assert list(build(baseline).data.train) == runs.Toy().load("train")
+
+
+def test_cached_runs_share_a_baseline_whatever_is_kept():
+    def beside(*words: str) -> str:
+        return preparation.identity(baseline_of(runs.config(*words, CACHED)))
+
+    first = beside(*TOPK)
+    others = ("targets.k=7", "targets.tail=zero", "temperature=3", "targets.audit.every=1", "targets.dtype=float16")
+    for word in others:
+        assert beside(*TOPK, word) == first, word
+    assert beside("targets=sampled") == first
+    assert beside(*TOPK, "optim.lr=0.5") != first
+
+
+def test_beside_a_cached_teacher_with_other_tokens_the_cache_is_open_but_not_searched():
+    """For records have to fit in both; hidden states are the one kind that goes with another alignment."""
+    words = ("targets=hidden", "alignment=none", "objective=uld")
+    kd.cache.write(runs.config(*words, **SHOUTED))
+    cfg = runs.config(*words, CACHED, **SHOUTED)
+    build(cfg)
+    parts = build(baseline_of(cfg))
+    assert isinstance(parts.module.models.teacher, Cached)
+    assert not parts.module.teacher_fields
+
+
+def test_a_baseline_that_asks_the_teacher_reads_what_its_neighbour_reads():
+    cfg = runs.config(*TOPK, CACHED, "temperature=2.0", "objective=rkl", "compare=fkl")
+    beside = baseline_of(cfg)
+    assert beside.targets == cfg.targets
+    assert beside.objective.fkl.loss.temperature == 2.0
 
 
 KILLED = """

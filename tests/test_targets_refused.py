@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hydra import compose, initialize_config_dir
 from jaxtyping import Float
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from kd.composition.check import check
@@ -94,6 +94,10 @@ def wide(student_logits: Float[Tensor, "B T V"], teacher_logits: Float[Tensor, "
     return forward_kl(student_logits, teacher_logits)
 
 
+def plain(student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+    return forward_kl(student_logits, teacher_logits)
+
+
 def with_loss(cfg: DictConfig, loss: object) -> DictConfig:
     target = f"{loss.__module__}.{loss.__qualname__}"
     OmegaConf.update(
@@ -123,6 +127,23 @@ def test_temperatures_must_agree():
     assert "fkl compares distributions of temperature 1.0, but targets.temperature=2.0" in sentence
 
 
+def test_a_term_s_own_temperature_counts():
+    """`own` has one in its signature, and `plain` none: a softmax as it is."""
+    cooled = with_loss(composed(*RULES["tail_bucket"], "temperature=2.0"), forward_kl)
+    assert "own compares distributions of temperature 1.0, but targets.temperature=2.0" in refused(cooled)
+    OmegaConf.update(cooled, "objective.own.loss.temperature", 2.0, force_add=True)
+    check(cooled)
+    sentence = refused(with_loss(composed(*RULES["tail_bucket"], "temperature=2.0"), plain))
+    assert "own compares distributions of temperature 1.0, but targets.temperature=2.0" in sentence
+    assert "set targets.temperature=1.0" in sentence
+    check(with_loss(composed(*RULES["tail_bucket"], "temperature=2.0", "targets.temperature=1.0"), plain))
+    taid = composed(*RULES["tail_bucket"], "temperature=2.0", "objective=taid")
+    check(taid)
+    with open_dict(taid):
+        del taid.objective.taid.loss.temperature
+    assert "taid compares distributions of temperature 1.0" in refused(taid)
+
+
 def test_no_teacher():
     with pytest.raises(ValueError, match="targets TopK keeps what a teacher says, but teacher=none; choose a teacher"):
         check(compose("config", overrides=["teacher=none", "student=tiny", "objective=sft", "targets=topk"]))
@@ -131,6 +152,24 @@ def test_no_teacher():
 def test_an_alignment_over_the_vocabulary():
     sentence = refused(composed("targets=topk", "alignment=shared_vocabulary"))
     assert "needs the teacher's whole vocabulary, but targets TopK keeps some ids; take alignment=same" in sentence
+
+
+@pytest.mark.parametrize("objective", ["fkl", "sft", "uld", "alm", "hidden_mse"])
+@pytest.mark.parametrize("alignment", ["shared_vocabulary", "spans", "min_edit", "none"])
+@pytest.mark.parametrize("targets", ["topk", "sampled"])
+def test_an_alignment_that_moves_rows_or_ids(targets, alignment, objective):
+    sentence = refused(composed(f"targets={targets}", f"alignment={alignment}", f"objective={objective}"))
+    assert "keeps some ids; take alignment=same, or targets=full or hidden" in sentence
+
+
+@pytest.mark.parametrize("targets", ["topk", "sampled"])
+@pytest.mark.parametrize("objective", ["hidden_mse", "alm", "dskd", "attention_kl"])
+def test_terms_that_read_no_logits(targets, objective):
+    sentence = refused(composed(f"targets={targets}", f"objective={objective}"))
+    assert f"but targets {'TopK' if targets == 'topk' else 'Sampled'} is about its logits" in sentence
+    assert f"{objective} asks the teacher for" in sentence
+    assert "take targets=full" in sentence
+    check(composed(f"targets={targets}", f"objective=[fkl,{objective}]"))
 
 
 @pytest.mark.parametrize("targets", ["topk", "sampled", "hidden"])
@@ -160,7 +199,8 @@ def of_hidden(
 def test_a_cache_and_hidden_states():
     cfg = with_loss(composed("targets=topk", "targets.cached=true"), of_hidden)
     assert "own needs the teacher's hidden, but a cache holds its logits only; set targets.cached=false" in refused(cfg)
-    check(with_loss(composed("targets=topk"), of_hidden))
+    assert "own asks the teacher for hidden" in refused(with_loss(composed("targets=topk"), of_hidden))
+    check(with_loss(composed("targets=full"), of_hidden))
 
 
 @pytest.mark.parametrize(

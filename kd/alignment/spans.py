@@ -102,8 +102,8 @@ class SpanAlignment:
         return self.map.to(batch.student.mask.device)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """Of the student's response tokens, the share in a span (`aligned_tokens`), and the share that stands for one token
-        of the teacher, where logits are compared (`matched_tokens`); `lost_teacher_mass`, per row that was read.
+        """Shares of the student's response tokens: in a span (`aligned_tokens`), and standing for one token of the
+        teacher, where logits are compared (`matched_tokens`). Per row that was read: `lost_teacher_mass`.
         """
         report, self._sums = self._sums, {}
         return {name: (float(total), float(count)) for name, (total, count) in report.items()}

@@ -4,14 +4,13 @@ A term is tried on a few random rows, so the answer holds for terms and hyperpar
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd.alignment.same import Same
 from kd.composition.signatures import located, shown
 from kd.composition.supply import demands
 from kd.models.targets import Targets
@@ -48,6 +47,7 @@ def check_targets(config: Node) -> None:
     if node.get("cached"):
         _check_cached(config)
     if targets.rule is not None:
+        _check_alignment(config, targets)
         _check_sparse(config, targets)
 
 
@@ -88,22 +88,49 @@ def _check_cached(config: Node) -> None:
             )
 
 
+def same_rows(config: Node) -> bool:
+    """Whether the alignment leaves the teacher's rows and ids as they are."""
+    alignment = located("alignment", config["alignment"]["_target_"])
+    return not getattr(alignment, "translates", True) and "logits" in getattr(alignment, "provides", ())
+
+
+def asks_teacher(config: Node) -> bool:
+    """Whether anything that the teacher says, or its text, takes part in the run."""
+    return any("teacher" in names or _of_teacher(names) for _, _, names in demands(config))
+
+
+def _check_alignment(config: Node, targets: Targets) -> None:
+    if same_rows(config):
+        return
+    alignment = located("alignment", config["alignment"]["_target_"])
+    maps = "logits" in getattr(alignment, "provides", ())
+    reason = "needs the teacher's whole vocabulary" if maps else "brings no logits to the student's tokens"
+    raise ValueError(
+        f"alignment {alignment.__qualname__} {reason}, but targets {type(targets).__name__} keeps some ids; "
+        "take alignment=same, or targets=full or hidden"
+    )
+
+
 def _check_sparse(config: Node, targets: Targets) -> None:
     terms = {}
     for name, node in config["objective"].items():
         with seeded(0, "trial"):
             terms[name] = instantiate(node["loss"], _convert_="all")
-    terms = {n: t for n, t in terms.items() if requires(t) & {"teacher_logits", "native_teacher_logits"}}
-    alignment = located("alignment", config["alignment"]["_target_"])
-    if terms and not (isinstance(alignment, type) and issubclass(alignment, Same)):
+    asked = {name: _of_teacher(requires(term)) for name, term in terms.items()}
+    if any(asked.values()) and not any("logits" in fields for fields in asked.values()):
+        fields = frozenset[str]().union(*asked.values())
         raise ValueError(
-            f"alignment {alignment.__qualname__} needs the teacher's whole vocabulary, but targets "
-            f"{type(targets).__name__} keeps some ids; take alignment=same, or targets=full or hidden"
+            f"{' and '.join(name for name in asked if asked[name])} asks the teacher for {', '.join(sorted(fields))}, "
+            f"but targets {type(targets).__name__} is about its logits, which no term reads; take targets=full"
         )
-    for name, term in terms.items():
-        _check_signals(name, term)
-        _check_temperature(name, term, targets)
-        _check_rule(name, term, targets)
+    for name in (name for name in terms if "logits" in asked[name]):
+        _check_signals(name, terms[name])
+        _check_temperature(name, config["objective"][name]["loss"], targets)
+        _check_rule(name, terms[name], targets)
+
+
+def _of_teacher(names: frozenset[str]) -> frozenset[str]:
+    return of_role("teacher", names) | of_role("native_teacher", names)
 
 
 def _check_signals(name: str, term: Callable) -> None:
@@ -120,20 +147,19 @@ def _check_signals(name: str, term: Callable) -> None:
         )
 
 
-def _check_temperature(name: str, term: Callable, targets: Targets) -> None:
-    function = term.forward if isinstance(term, nn.Module) else term
-    temperature = getattr(term, "temperature", None)
-    if isinstance(function, partial):
-        temperature = function.keywords.get("temperature", temperature)
-    if isinstance(temperature, int | float) and temperature != targets.temperature:
+def _check_temperature(name: str, loss: Node, targets: Targets) -> None:
+    parameter = signature(located(f"objective.{name}.loss", loss["_target_"])).parameters.get("temperature")
+    temperature = 1.0 if parameter is None else loss.get("temperature", parameter.default)
+    if temperature != targets.temperature:
+        remedy = "set targets.temperature=1.0" if parameter is None else "set both, with temperature=..."
         raise ValueError(
             f"{name} compares distributions of temperature {temperature}, but targets.temperature="
-            f"{targets.temperature}, and a tail cannot be heated afterwards; set both, with temperature=..."
+            f"{targets.temperature}, and a tail cannot be heated afterwards; {remedy}"
         )
 
 
 def _check_rule(name: str, term: Callable, targets: Targets) -> None:
-    if targets.rule == "renormalise" and not _bears_zeros(term):
+    if targets.rule == "renormalise" and not bears_zeros(term):
         raise ValueError(
             f"{name} has no meaning with targets.tail=renormalise: it has no bound where the teacher's probability "
             "is zero, as it is outside the kept ids; take targets.tail=tail_bucket"
@@ -149,7 +175,7 @@ def _check_rule(name: str, term: Callable, targets: Targets) -> None:
         raise ValueError(f"{name} has no meaning with {reason}")
 
 
-def _bears_zeros(term: Callable) -> bool:
+def bears_zeros(term: Callable) -> bool:
     """Whether value and gradient stay the same wherever the zeros of the teacher are floored."""
     results = []
     for floor in (-60.0, -90.0):

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from kd.kernels.logits import Logits
 from kd.kernels.sparse import SparseLogits
-from kd.models.targets import Targets
+from kd.models.targets import HeldMass, Targets
 from kd.models.teacher import ask
 from kd.types import Batch, ModelOutput, Sequences, Shape
 
@@ -15,13 +14,13 @@ from kd.types import Batch, ModelOutput, Sequences, Shape
 class Approximated(nn.Module):
     """`exact` with its logits cut down; all else that it says passes unchanged.
 
-    Reports `teacher_mass`: the mean probability of the ids that are held.
+    Reports `teacher_mass`, the mean probability of the ids that are held, unless the targets lose nothing.
     """
 
     def __init__(self, exact: nn.Module, targets: Targets):
         super().__init__()
         self.exact, self.targets = exact, targets
-        self.told = torch.zeros(2, dtype=torch.float64)
+        self.told = HeldMass()
 
     @property
     def model(self) -> Any:
@@ -48,7 +47,7 @@ class Approximated(nn.Module):
         output = self.exact(sequences, wanted, *told)
         if "logits" in wanted and self.targets.rule is not None:
             output.logits = kept = self._kept(output.logits)
-            self.told += torch.tensor([kept.mass().double().sum().item(), kept.n])
+            self.told.add(kept)
         return output
 
     def probe(self, batch: Batch) -> tuple[SparseLogits, Logits]:
@@ -58,9 +57,7 @@ class Approximated(nn.Module):
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""
-        mass, rows = self.told.tolist()
-        self.told.zero_()
-        return {"teacher_mass": (mass, rows)} if rows else {}
+        return {} if self.targets.rule is None else self.told.take_report()
 
     def _kept(self, logits: Logits) -> Any:
         return self.targets.read(self.targets.columns(logits), logits.size)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from kd.kernels.logits import DenseLogits, Logits
 from kd.kernels.sparse import SparseLogits
 from kd.models.target_store import TargetStore, keys_of
-from kd.models.targets import Targets
+from kd.models.targets import HeldMass, Targets
 from kd.sequences import Encoder
 from kd.types import Batch, Head, ModelOutput, Record, Sequences
 
@@ -39,37 +39,43 @@ class Cached(nn.Module):
         self.vocabulary, self.digest = self.store.manifest["vocabulary"], self.store.manifest["teacher"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.head = _head(folder)
-        self.told = torch.zeros(2, dtype=torch.float64)
+        self.told = HeldMass()
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """The logits of the loss rows. Raises ValueError for a sequence that is not in the cache."""
         logits = self._kept(sequences)
         if isinstance(logits, SparseLogits):
-            self.told += torch.tensor([logits.mass().double().sum().item(), logits.n])
+            self.told.add(logits)
         return ModelOutput(logits=logits)
 
     def probe(self, batch: Batch) -> tuple[SparseLogits | Logits, Logits]:
         """What is kept, and all of it, of sequences that were stored to audit the difference."""
         sequences = batch.teacher
-        full = load_file(self.store.folder / "probe.safetensors")
+        full = load_file(self.store.probe)
         rows = [full[key.hex()] for key in self._known(sequences, full, bytes.hex)]
         return self._kept(sequences), DenseLogits(torch.cat(rows).to(sequences.tokens.device))
 
-    def check(self, records: Iterable[Record], encoder: Encoder) -> None:
-        """Raises ValueError, with the record's name, if one of them is not in the cache."""
+    def check(self, records: Iterable[Record], encoder: Encoder, audited: Iterable[Record] = ()) -> None:
+        """Raises ValueError, with the record's name, if one of them is not in the cache, or of those that are `audited`
+        not all that the teacher says.
+        """
+        probed = self.store.probed()
         for record in records:
-            batches = encoder.batches([record])
-            if not all(key in self.store for batch in batches for key in keys_of(batch.teacher)):
+            if not all(key in self.store for key in _keys(record, encoder)):
                 raise ValueError(
                     f"the teacher's targets of record {record.id} of {record.skill} are not in {self.store.folder} "
                     f"({len(self.store)} sequences are); {REMEDY}"
                 )
+        for record in audited:
+            if not all(key in self.store and key in probed for key in _keys(record, encoder)):
+                raise ValueError(
+                    f"the audit compares with all that the teacher says of record {record.id} of {record.skill}, which "
+                    f"is not in {self.store.folder}; {REMEDY}, or with targets.audit=null"
+                )
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`; as `Approximated`."""
-        mass, rows = self.told.tolist()
-        self.told.zero_()
-        return {"teacher_mass": (mass, rows)} if rows else {}
+        return {} if self.targets.rule is None else self.told.take_report()
 
     def _kept(self, sequences: Sequences) -> SparseLogits | Logits:
         columns = self.store.columns(self._known(sequences, self.store))
@@ -86,6 +92,10 @@ class Cached(nn.Module):
                     f"the teacher's targets of the response {text[:60]!r} are not in {self.store.folder}; {REMEDY}"
                 )
         return keys
+
+
+def _keys(record: Record, encoder: Encoder) -> list[bytes]:
+    return [key for batch in encoder.batches([record]) for key in keys_of(batch.teacher)]
 
 
 def _head(folder: Path) -> Head | None:

@@ -69,6 +69,18 @@ class TargetStore:
         found = [self._sequence(*self.where[key]) for key in keys]
         return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
 
+    @property
+    def probe(self) -> Path:
+        """The file of those few sequences that all is kept of."""
+        return self.folder / "probe.safetensors"
+
+    def probed(self) -> set[bytes]:
+        """Their keys."""
+        if not self.probe.exists():
+            return set()
+        with safe_open(self.probe, framework="pt") as file:
+            return {bytes.fromhex(name) for name in file.keys()}  # noqa: SIM118
+
     def rows(self) -> int:
         """Loss rows of all sequences."""
         return sum(ends["tail" if "tail" in ends else "hidden"][-1] for ends in self._ends.values())

@@ -149,6 +149,24 @@ class Hidden:
         return HeadLogits(columns["hidden"].to(head.weight.dtype), head)
 
 
+class HeldMass:
+    """The mean mass that rows hold, summed up on their device: nobody waits for it before it is told."""
+
+    def __init__(self) -> None:
+        self.mass: Tensor | float = 0.0
+        self.rows = 0
+
+    def add(self, kept: SparseLogits) -> None:
+        """Count these rows."""
+        self.mass, self.rows = self.mass + kept.mass().double().sum(), self.rows + kept.n
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """`teacher_mass`, and begin anew; see `kd.types.Reports`."""
+        told = float(self.mass), float(self.rows)
+        self.mass, self.rows = 0.0, 0
+        return {"teacher_mass": told}
+
+
 def held_of(drawn: Tensor, logprobs: Float[Tensor, "c V"], proposal: Float[Tensor, "c V"]) -> dict[str, Tensor]:
     """The columns of `Sampled`, for `drawn` `[c N]` from exp(`proposal`)."""
     drawn = drawn.sort(-1).values

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd.models.approximated import Approximated
 from kd.models.ensemble import Ensemble
 from kd.models.identity import model_digest
 from kd.models.language_model import LanguageModel
+from kd.models.targets import TopK
 from kd.models.teacher import WhiteBox, ask
 from kd.sequences import Encoder
 from kd.types import Batch, ModelOutput, Record, Response
@@ -163,4 +165,6 @@ def test_who_it_is():
 def test_what_is_counted():
     assert ensemble(1, 2, 3).readings == 3
     assert ensemble(1, 2, 3, combine="routed").readings == 1
+    assert Approximated(ensemble(1, 2, 3), TopK(k=2)).readings == 3
+    assert Approximated(WhiteBox(tiny()), TopK(k=2)).readings == 1
     assert ensemble(1, 2).vocabulary == tiny().vocabulary
