@@ -5,6 +5,7 @@ rows (the same with lazy logits made), or whole (`[B T ...]`).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,11 +63,8 @@ def mask_of(signal: str, batch: Batch) -> Bool[Tensor, "B T"]:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    for sequences in {id(s): s for s in (batch.student, batch.teacher)}.values():
-        for name in ("tokens", "labels", "mask", "lengths"):
-            setattr(sequences, name, getattr(sequences, name).to(device, non_blocking=True))
-    for name in ("rewards", "behaviour_logprobs"):
-        if (value := getattr(batch, name)) is not None:
-            setattr(batch, name, value.to(device, non_blocking=True))
-    return batch
+    """The batch with its tensors on `device`; one object for both models stays one."""
+    student = batch.student.to(device)
+    teacher = student if batch.teacher is batch.student else batch.teacher.to(device)
+    rewards, logprobs = (None if x is None else x.to(device) for x in (batch.rewards, batch.behaviour_logprobs))
+    return replace(batch, student=student, teacher=teacher, rewards=rewards, behaviour_logprobs=logprobs)

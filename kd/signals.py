@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from torch import Tensor, nn
 
 from kd.types import Batch, ModelOutput
+
+Objective = TypeVar("Objective", bound=Callable)
 
 ROLES = ("student", "teacher", "native_teacher", "reference")
 FROM_MODELS = frozenset(f"{role}_{field.name}" for role in ROLES for field in fields(ModelOutput))
@@ -75,6 +77,37 @@ def is_row_wise(objective: Callable) -> bool:
     hints = _hints(objective)
     shapes = [shape for name in requires(objective) for shape in _shapes(hints.get(name))]
     return domain(objective) == ROW and all(shape.split()[0] == ROW for shape in shapes)
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[Objective], Objective]:
+    """Decorates an objective that only some models can learn by; see `introduce`.
+
+    check: called with the student's and the teacher's `kd.types.Shape`, and with those of the objective's
+        hyperparameters that it names; raises ValueError where the two models do not fit.
+    """
+
+    def decorated(objective: Objective) -> Objective:
+        objective.check_shapes = check  # type: ignore[attr-defined]
+        return objective
+
+    return decorated
+
+
+def introduce(objective: Callable, student: Any, teacher: Any) -> None:
+    """Tell an objective what models it is for (their `shape`), before the first step.
+
+    One with parameters of its own makes them, in its `sized_for`; a function may have a check (`checked_by`).
+    Raises ValueError where the two models do not fit.
+    """
+    if hasattr(objective, "sized_for"):
+        objective.sized_for(student.shape, teacher.shape)
+    function = objective
+    while isinstance(function, partial):
+        function = function.func
+    if check := getattr(function, "check_shapes", None):
+        settings = signature(objective).parameters  # as yaml and defaults have them
+        named = {name: settings[name].default for name in signature(check).parameters if name in settings}
+        check(student.shape, teacher.shape, **named)
 
 
 def _function(objective: Callable) -> Callable:

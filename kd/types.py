@@ -5,7 +5,7 @@ V vocabulary, D width, n loss rows (the positions of a batch whose label belongs
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values of a layer, each [B h T d], h the query heads
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Sequences:
         real, padding = self.lengths[:, None], width - self.lengths[:, None]
         return place < real if self.padding_side == "right" else place >= padding
 
+    def to(self, device: torch.device) -> "Sequences":
+        """The same on `device`."""
+        waiting = device.type == "cpu"  # else what is read next could be read too early
+        names = ("tokens", "labels", "mask", "lengths")
+        there = {name: getattr(self, name).to(device, non_blocking=not waiting) for name in names}
+        return replace(self, **there)
+
 
 @dataclass
 class Batch:
@@ -99,10 +107,12 @@ class Head(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a term with parameters of its own must know of a model before training."""
+    """What a term may have to know of a model before training: to make its parameters, or to refuse."""
 
     width: int  # of hidden states
     layers: int  # blocks; hidden states are one more
+    heads: int | None = None  # query heads of each layer; None: not the same in all, or not known
+    head_width: int | None = None  # of queries, keys and values alike; None as for heads
 
 
 @dataclass
@@ -116,7 +126,7 @@ class ModelOutput:
     logprobs: Float[Tensor, "B T"] | None = None  # of the labels, 0 where no label counts
     hidden: tuple[Float[Tensor, "B T D"], ...] | None = None  # embeddings first, last layer last
     attentions: tuple[Float[Tensor, "B h T T"], ...] | None = None  # probabilities, one tensor per layer
-    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...] | None = None  # per layer, each [B h T d], h the query heads
+    qkv: tuple[QKV, ...] | None = None  # one for each layer
     embeddings: Float[Tensor, "V D"] | None = None  # the input embedding matrix
     head: Head | None = None  # the output projection
     covered: Bool[Tensor, " n"] | None = None  # the loss rows that an alignment could speak about; None: all

@@ -169,7 +169,7 @@ def test_no_bar_breaks_a_table():
 
 
 def test_links_lead_somewhere():
-    text = written()
+    text = written().partition("## The same loss elsewhere")[0]
     anchors = {
         re.sub(r"[^a-z0-9_ -]", "", line[4:].lower()).replace(" ", "-") for line in re.findall("^### .*", text, re.M)
     }

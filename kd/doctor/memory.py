@@ -1,6 +1,6 @@
 """How much memory a run will need at its peak, estimated from its parts (docs/doctor.md has the formulas)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,13 @@ from kd.kernels.chunks import CHUNK
 from kd.models.language_model import LanguageModel
 from kd.rollouts.offline import Offline
 from kd.sequences import Encoded, collate
+from kd.signals import ROLES
+from kd.training import Parts
 from kd.types import Record
 
 LIVE_CHUNKS = 7  # float32 tensors of a chunk of logits that a divergence (JSD) and its gradient hold at once
 LIVE_HEADS = 3  # gradients of a head's shape that meet at the beginning of the backward pass
+KEPT_WHOLE = 4  # tensors like the student's whole logits that a term keeps for its backward pass: 1.6 to 6 measured
 LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass without gradient holds at once
 
 
@@ -50,28 +53,42 @@ class Load:
 
 def estimate(subject: Subject) -> list[Item]:
     """Everything that is held when the backward pass of a later step begins, and what a checkpoint takes on disk."""
-    module, teacher = subject.parts.module, subject.parts.teacher
-    student, load = module.student, heaviest(subject)
-    trained = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
+    module, load = subject.parts.module, heaviest(subject)
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    kept = activations(module.student, load, subject.cfg.trainer.precision, module.student_fields)
     items = [
-        Item("student", stored(student), "its weights and buffers"),
+        Item("student", stored(module.student), "its weights and buffers"),
+        Item("terms", stored(module.stateful), "weights and buffers of the objective's own, projections among them"),
         Item("gradients", trained, "one per trained weight"),
         Item("AdamW", 2 * trained, "two moments per trained weight"),
+        *_of_the_frozen(subject, load),
+        Item("activations", kept, f"of {load.rows} x {load.length} tokens, for the backward pass"),
+        Item("head", head_pass(module.student, load), "one chunk of logits, or the head's gradients"),
+        Item("whole logits", whole_logits(subject.parts, load), "of terms that are not evaluated in chunks"),
     ]
-    if teacher is not None and module.teacher_fields:
-        layers = [widest(model) * model.network.dtype.itemsize for model in teachers(subject.parts).values()]
-        passing = LIVE_LAYER * load.tokens * max(layers)  # members of an ensemble read one after the other
-        items.append(Item("teacher", stored(teacher), "its weights and buffers"))
-        items.append(Item("teacher's layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {max(layers)} bytes"))
-    elif teacher is not None:
-        items.append(Item("teacher", stored(teacher), "its weights and buffers, for the evaluation"))
-    kept = activations(student, load, subject.cfg.trainer.precision)
-    items.append(Item("activations", kept, f"of {load.rows} x {load.length} tokens, for the backward pass"))
-    items.append(Item("head", head_pass(student, load), "one chunk of logits, or the head's gradients"))
     if str(subject.cfg.trainer.strategy).startswith("ddp"):
         items.append(Item("buckets", trained, "gradients on their way to the other ranks"))
     items.append(Item("last.ckpt", 3 * trained, "trained weights and their moments", held=False))
-    return items
+    return [item for item in items if item.size]
+
+
+def _of_the_frozen(subject: Subject, load: Load) -> Iterator[Item]:
+    """What teacher and reference take."""
+    parts, module = subject.parts, subject.parts.module
+    if parts.teacher is not None:
+        for_what = "" if module.teacher_fields else ", for the evaluation"
+        yield Item("teacher", stored(parts.teacher), f"its weights and buffers{for_what}")
+    if module.models.reference is not None:
+        yield Item("reference", stored(module.models.reference), "a copy of the student as it begins")
+    asked = {model: module.teacher_fields for model in teachers(parts).values() if module.teacher_fields}
+    if module.reference_fields:
+        asked[module.models.reference.model] = module.reference_fields
+    if asked:  # they read one after the other
+        size = max(widest(model) * model.network.dtype.itemsize for model in asked)
+        passing = LIVE_LAYER * load.tokens * size
+        yield Item("frozen layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {size} bytes")
+        said = sum(features(model, load, fields) for model, fields in asked.items())
+        yield Item("frozen features", said, "states, attention and vectors that terms take of teacher and reference")
 
 
 def peak(items: Sequence[Item]) -> int:
@@ -124,20 +141,49 @@ def head_pass(student: LanguageModel, load: Load) -> int:
     return max(LIVE_CHUNKS * chunk + head, LIVE_HEADS * head)
 
 
-def activations(student: LanguageModel, load: Load, precision: str) -> int:
+def features(model: LanguageModel, load: Load, fields: Set[str]) -> int:
+    """Bytes of what a frozen model gives to terms beside its lazy logits; kept until the terms are evaluated."""
+    shape, tokens = model.shape, load.tokens
+    joined = shape.heads * shape.head_width if shape.heads and shape.head_width else shape.width
+    numbers = {
+        "hidden": (shape.layers + 1) * tokens * shape.width,
+        "qkv": 3 * shape.layers * tokens * joined,
+        "attentions": shape.layers * (shape.heads or 1) * tokens * load.length,
+    }
+    return model.network.dtype.itemsize * sum(number for name, number in numbers.items() if name in fields)
+
+
+def whole_logits(parts: Parts, load: Load) -> int:
+    """Bytes of `[n V]` in float32: of each model whose logits a term takes that is not row-wise, and what it keeps."""
+    module = parts.module
+    native = parts.teacher if parts.teacher is not None else module.models.teacher  # of a cache, which knows its ids
+    ids = {role: module.student.vocabulary for role in ROLES}
+    ids["native_teacher"] = getattr(native, "vocabulary", 0)
+    dense = [term.wanted for term in module.objective.values() if not term.row_wise]
+    taken = [[role for role in ROLES if f"{role}_logits" in wanted] for wanted in dense]
+    kept = KEPT_WHOLE * module.student.vocabulary * sum("student" in roles for roles in taken)
+    return 4 * load.tokens * (sum(ids[role] for roles in taken for role in roles) + kept)
+
+
+def activations(
+    student: LanguageModel, load: Load, precision: str, fields: frozenset[str] = frozenset({"logits"})
+) -> int:
     """Bytes that the backward pass of the student's network needs kept, for a whole micro-batch.
 
+    `fields` are those that the objective asks for: attention that is looked at is not fused, and keeps its square.
     a + b L + c L^2 for one row of L tokens, whose coefficients are counted on three short rows; the head is not in it.
     """
     limit = getattr(student.network.config.get_text_config(), "max_position_embeddings", None) or load.length
     longest = min(128, limit)
     sizes = [longest // 4, longest // 2, longest]
-    counted = [saved_bytes(student, size, precision) for size in sizes]
+    counted = [saved_bytes(student, size, precision, fields) for size in sizes]
     constant, linear, square = np.linalg.solve(np.vander(sizes, 3, increasing=True), counted)
     return int(constant + load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
 
 
-def saved_bytes(student: LanguageModel, length: int, precision: str) -> int:
+def saved_bytes(
+    student: LanguageModel, length: int, precision: str, fields: frozenset[str] = frozenset({"logits"})
+) -> int:
     """Bytes that autograd keeps of one row of `length` tokens, in train mode; weights and buffers are not counted."""
     own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(student)}
     kept: dict[int, int] = {}
@@ -152,7 +198,7 @@ def saved_bytes(student: LanguageModel, length: int, precision: str) -> int:
     mixed = torch.autocast("cpu", torch.bfloat16) if precision.endswith("mixed") else nullcontext()
     student.train()
     with torch.enable_grad(), mixed, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = student(sequences, frozenset({"logits"}))
+        output = student(sequences, fields)
     student.train(training)
     del output
     return sum(kept.values())
@@ -193,7 +239,8 @@ def check_room(items: Sequence[Item], room: int, subject: Subject) -> Finding:
     if need <= 0.8 * room:
         return Finding("PASS", "memory", told)
     largest = max((item for item in items if item.held), key=lambda item: item.size).name
-    remedies = {"activations": "lower data.max_tokens", "head": "lower data.max_tokens", "teacher": "a smaller teacher"}
+    of_tokens = ("activations", "head", "whole logits", "frozen layer", "frozen features")
+    remedies = {"teacher": "a smaller teacher", **dict.fromkeys(of_tokens, "lower data.max_tokens")}
     remedy = remedies.get(largest, "fewer trained weights (student=lora) or a smaller student")
     return Finding("FAIL" if need > room else "WARN", "memory", told, f"most of it is {largest}: {remedy}")
 

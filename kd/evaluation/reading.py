@@ -11,7 +11,7 @@ from kd.kernels.logits import Logits
 from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import ask
-from kd.types import Batch, Sequences
+from kd.types import Batch
 
 
 @contextmanager
@@ -31,20 +31,9 @@ def read(model: LanguageModel | Ensemble, batches: Sequence[Batch]) -> Iterator[
     """Each batch with the logits of its loss rows, not yet materialised. For use under `reading`."""
     device = device_of(model)
     for batch in batches:
-        yield batch, ask(model, replace(batch, teacher=moved(batch.student, device)), frozenset({"logits"})).logits
+        yield batch, ask(model, replace(batch, teacher=batch.student.to(device)), frozenset({"logits"})).logits
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies."""
     return next(model.parameters()).device
-
-
-def moved(sequences: Sequences, device: torch.device) -> Sequences:
-    """The sequences on `device`."""
-    return replace(
-        sequences,
-        tokens=sequences.tokens.to(device),
-        labels=sequences.labels.to(device),
-        mask=sequences.mask.to(device),
-        lengths=sequences.lengths.to(device),
-    )

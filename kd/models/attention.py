@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-QKV = tuple[Tensor, Tensor, Tensor]
+from kd.types import QKV
 
 _seen: ContextVar[list[QKV]] = ContextVar("seen")
 

@@ -61,9 +61,11 @@ class LanguageModel(nn.Module):
 
     @property
     def shape(self) -> Shape:
-        """What a term's projections are sized by."""
+        """What terms are sized by, as the configuration tells it."""
         config = self.network.config.get_text_config()
-        return Shape(width=config.hidden_size, layers=config.num_hidden_layers)
+        heads = getattr(config, "num_attention_heads", None)
+        heads = heads if isinstance(heads, int) else None  # some list them by layer
+        return Shape(config.hidden_size, config.num_hidden_layers, heads, _head_width(config, heads))
 
     def head(self) -> Head:
         """The output projection as it stands now (LoRA on it included), cut to the tokenizer's ids."""
@@ -108,6 +110,13 @@ def _head(network: PreTrainedModel, vocabulary: int) -> Head:
         scale=_scale(config),
         soft_cap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
     )
+
+
+def _head_width(config: Any, heads: int | None) -> int | None:
+    """None where queries and values (DeepSeek), or the layers (Gemma 4), differ in it."""
+    if heads is None or any(getattr(config, name, None) for name in ("v_head_dim", "global_head_dim")):
+        return None
+    return getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def _scale(config: Any) -> float:

@@ -1,15 +1,10 @@
 """Decoupled distillation: how probable the label is, and how the rest is shared out, each with its own weight."""
 
-from typing import Annotated
-
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from kd.objectives.divergence import LOG_ZERO, Positive, kl, log_probs, temperature_scale
-
-NonNegative = Annotated[float, Field(ge=0)]
+from kd.objectives.divergence import LOG_ZERO, NonNegative, Positive, kl, log_probs, temperature_scale
 
 
 def dkd(

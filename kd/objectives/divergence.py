@@ -23,6 +23,7 @@ LOG_ZERO = -100.0  # nats; e^-100 is below the smallest normal float32, so it ca
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 def log_probs(logits: Float[Tensor, "*n V"], temperature: float = 1.0) -> Float[Tensor, "*n V"]:

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.objectives.divergence import Positive, forward_kl
+from kd.objectives.layers import over_positions, through
 from kd.types import Head, Shape, Spans
 
 
@@ -102,7 +103,8 @@ class DualSpace(_DualSpace):
         h, g = student_hidden[-1][mask][ours], native_teacher_hidden[-1][teacher_mask][theirs]
         values = self.in_student_space(h, through(self.to_student, g), student_head, labels[mask][ours])
         values = values + self.in_teacher_space(through(self.to_teacher, h), g, native_teacher_head)
-        return _at(mask, values.new_zeros(int(mask.sum())).index_add(0, ours, values))
+        values = values.new_zeros(int(mask.sum())).index_add(0, ours, values)
+        return over_positions(values, mask, "response")
 
 
 class DualSpaceAttention(_DualSpace):
@@ -158,12 +160,8 @@ class DualSpaceAttention(_DualSpace):
         mixed = through(self.to_teacher, h)
         from_student = (scores.softmax(1).transpose(1, 2).to(mixed) @ mixed)[teacher_mask]
         there = self.in_teacher_space(from_student, g[teacher_mask], native_teacher_head)
-        return _at(mask, values) + _spread(_at(teacher_mask, there).sum(1), mask)
-
-
-def through(projection: nn.Linear, states: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
-    """The projection of states that may come in another precision than its own."""
-    return projection(states.to(projection.weight.dtype))
+        there = over_positions(there, teacher_mask, "response").sum(1)
+        return over_positions(values, mask, "response") + _spread(there, mask)
 
 
 def _scaled(states: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
@@ -179,11 +177,6 @@ def _piecewise(values: Callable[[slice], Tensor], rows: Float[Tensor, "r D"]) ->
     """Values of all rows; each piece's logits are made again in the backward pass."""
     pieces = [checkpoint(values, piece, use_reentrant=False) for piece in slices(len(rows), CHUNK)]
     return torch.cat(pieces) if pieces else rows.new_zeros(0)
-
-
-def _at(mask: Bool[Tensor, "B T"], values: Float[Tensor, " n"]) -> Float[Tensor, "B T"]:
-    """The values of rows at their positions, 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _spread(sums: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:

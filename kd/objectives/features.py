@@ -8,20 +8,19 @@ Projections and mixtures belong to the term: they are in checkpoints and in `obj
 not inside it. They learn at `optim.lr`, or with an optimizer apart at the term's own `lr`.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from kd.objectives.divergence import Positive
 from kd.objectives.layers import LayerMatch, Layers, Positions, Projection, compared, over_positions
 from kd.types import Shape
 
 ROWS = 512  # of a kernel matrix that exist at a time
-Positive = Annotated[float, Field(gt=0)]
 
 
 def squared_error(h: Float[Tensor, "*n D"], g: Float[Tensor, "*n D"]) -> Float[Tensor, "*n"]:
@@ -182,7 +181,7 @@ def squared_mmd_rbf(
 ) -> Float[Tensor, ""]:
     """See `HiddenMMD`. No more than `rows` rows of a kernel matrix exist at a time, in the backward pass too."""
     centre = y.detach().mean(0)  # distances stay, and lose fewer digits to what all tokens have in common
-    x, y = x - centre, y - centre
+    x, y = x - centre, (y - centre).to(x.dtype)
     width = 2 * bandwidth**2 if bandwidth is not None else mean_squared_distance(torch.cat([x, y]))
     return _mean_rbf(x, x, width, rows) + _mean_rbf(y, y, width, rows) - 2 * _mean_rbf(x, y, width, rows)
 

@@ -58,7 +58,7 @@ class TAID(nn.Module):
         """Nats per row."""
         p, q = log_probs(teacher_logits, self.temperature), log_probs(student_logits, self.temperature)
         with torch.no_grad():  # log-probabilities differ from logits by a constant, which softmax takes away
-            target = torch.lerp(q, p, self.t.to(p.dtype)).log_softmax(-1)
+            target = torch.lerp(q, p.to(q.dtype), self.t.to(q.dtype)).log_softmax(-1)
         value = -(target.exp() * q).sum(-1) if self.cross_entropy else kl(target, q)
         return value * self.scale
 

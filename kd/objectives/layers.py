@@ -116,7 +116,7 @@ class LayerMatch(nn.Module):
     ) -> list[tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]]]:
         """At the True positions of `rows`, in order."""
         return [
-            (project(student[pair[0]][rows]), self._target(i, teacher, rows))
+            (through(project, student[pair[0]][rows]), self._target(i, teacher, rows))
             for i, (pair, project) in enumerate(zip(self.pairs, self.projections, strict=True))
         ]
 
@@ -127,6 +127,12 @@ class LayerMatch(nn.Module):
             return teacher[self.pairs[i][1]][rows]
         weights = self.mixture[i].softmax(-1)
         return sum((w * h[rows] for w, h in zip(weights, teacher[1:], strict=True)), start=torch.zeros(()).to(weights))
+
+
+def through(projection: nn.Module, states: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
+    """The projection (a Linear or an Identity) of states that may come in another precision than its weights."""
+    weight = getattr(projection, "weight", None)
+    return projection(states if weight is None else states.to(weight.dtype))
 
 
 def compared(mask: Bool[Tensor, "B T"], real: Bool[Tensor, "B T"], positions: Positions) -> Bool[Tensor, "B T"]:

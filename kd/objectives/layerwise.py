@@ -20,9 +20,10 @@ from kd.objectives.layers import (
     compared,
     layer_pairs,
     over_positions,
+    through,
 )
-from kd.objectives.relations import QKV, attention_scores, check_heads
-from kd.types import Head, Progress, Shape
+from kd.objectives.relations import attention_scores, check_heads
+from kd.types import QKV, Head, Progress, Shape
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -44,7 +45,8 @@ class TinyBERT(nn.Module):
         self.layers, self.projection, self.positions = layers, projection, positions
 
     def sized_for(self, student: Shape, teacher: Shape) -> None:
-        """Make the projections; raises ValueError, see `LayerMatch`."""
+        """Make the projections; raises ValueError, see `LayerMatch`, and for two models of unlike numbers of heads."""
+        check_heads(student.heads, teacher.heads)
         pairs = layer_pairs(self.layers, student.layers, teacher.layers)
         self.blocks = block_pairs([pair for pair in pairs if pair != (0, 0)], student.layers, teacher.layers)
         with_embeddings = [[0, 0], *(list(pair) for pair in pairs if pair != (0, 0))]
@@ -113,7 +115,7 @@ class TaskAwareFilters(nn.Module):
         given = tuple(h.detach() for h in student_hidden) if learning else student_hidden
         values = torch.zeros((), device=mask.device)
         for (h, g), linear in zip(self.targets(given, teacher_hidden, mask), self.filters, strict=True):
-            filtered = linear(g)
+            filtered = through(linear, g)
             if learning:
                 values = values + _nll(h, teacher_head, labels[mask]) + _nll(filtered, teacher_head, labels[mask])
             else:

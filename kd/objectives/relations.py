@@ -20,11 +20,63 @@ from torch.utils.checkpoint import checkpoint
 
 from kd.objectives.divergence import kl, log_probs
 from kd.objectives.layers import LayerMap, Positions, block_pairs, compared, layer_pairs, over_positions
+from kd.signals import checked_by
+from kd.types import QKV, Shape
 
-QKV = tuple[Tensor, Tensor, Tensor]  # each [B h T d]
 Count = Annotated[int, Field(ge=1)]
 
 
+# ---- which models can be compared ------------------------------------------------------------------------------------
+
+
+def check_heads(student: int | None, teacher: int | None) -> None:
+    """Raises ValueError if two models do not have as many attention heads. None: not known yet."""
+    if student is not None and teacher is not None and student != teacher:
+        raise ValueError(
+            f"heads are compared one to one, but the student has {student} attention heads and the teacher {teacher}; "
+            "take objective=minilm2, which recuts them"
+        )
+
+
+def _check_width(width: int, heads: int, who: str) -> None:
+    if width % heads:
+        raise ValueError(
+            f"relation_heads={heads} does not divide the {width} of the {who}'s joined heads; "
+            "choose a divisor of both models' widths"
+        )
+
+
+def _layer_of(teacher_layer: int | None, depth: int) -> int:
+    """Counted from 1."""
+    if teacher_layer is not None and teacher_layer > depth:
+        raise ValueError(f"teacher_layer={teacher_layer} is not there: the teacher has {depth}; set at most {depth}")
+    return teacher_layer or depth
+
+
+def _equal_heads(student: Shape, teacher: Shape) -> None:
+    check_heads(student.heads, teacher.heads)
+
+
+def _equal_heads_in_blocks(student: Shape, teacher: Shape, *, layers: LayerMap) -> None:
+    block_pairs(layers, student.layers, teacher.layers)
+    check_heads(student.heads, teacher.heads)
+
+
+def _divisible_heads(student: Shape, teacher: Shape, *, relation_heads: int, teacher_layer: int | None) -> None:
+    _layer_of(teacher_layer, teacher.layers)
+    for shape, who in ((student, "student"), (teacher, "teacher")):
+        if shape.heads is not None and shape.head_width is not None:
+            _check_width(shape.heads * shape.head_width, relation_heads, who)
+
+
+def _mapped_layers(student: Shape, teacher: Shape, *, layers: LayerMap) -> None:
+    layer_pairs(layers, student.layers, teacher.layers)
+
+
+# ---- terms -----------------------------------------------------------------------------------------------------------
+
+
+@checked_by(_equal_heads_in_blocks)
 def attention_kl(
     student_attentions: tuple[Float[Tensor, "B h T T"], ...],
     teacher_attentions: tuple[Float[Tensor, "B h T T"], ...],
@@ -49,6 +101,7 @@ def attention_kl(
     return over_positions(torch.stack(found).sum(0), rows, positions)
 
 
+@checked_by(_equal_heads)
 def minilm(
     student_qkv: tuple[QKV, ...],
     teacher_qkv: tuple[QKV, ...],
@@ -68,6 +121,7 @@ def minilm(
     return _relation_kl(student, teacher, related, mask, real, positions)
 
 
+@checked_by(_divisible_heads)
 def minilm2(
     student_qkv: tuple[QKV, ...],
     teacher_qkv: tuple[QKV, ...],
@@ -88,15 +142,13 @@ def minilm2(
         teacher_layer: counted from 1; null is the last. The paper takes an upper middle one of large teachers
             (21 of 24 for BERT-large, 19 of 24 for RoBERTa-large).
     """
-    depth = len(teacher_qkv)
-    layer = depth if teacher_layer is None else teacher_layer
-    if layer > depth:
-        raise ValueError(f"teacher_layer={layer} is not there: the teacher has {depth}; set at most {depth}")
+    layer = _layer_of(teacher_layer, len(teacher_qkv))
     student = _recut(student_qkv[-1], relation_heads, "student")
     teacher = _recut(teacher_qkv[layer - 1], relation_heads, "teacher")
     return _relation_kl(student, teacher, ((0, 0), (1, 1), (2, 2)), mask, real, positions)
 
 
+@checked_by(_mapped_layers)
 def rkd(
     student_hidden: tuple[Float[Tensor, "B T D"], ...],
     teacher_hidden: tuple[Float[Tensor, "B T E"], ...],
@@ -129,15 +181,6 @@ def rkd(
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def check_heads(student: int, teacher: int) -> None:
-    """Raises ValueError if two models do not have as many attention heads."""
-    if student != teacher:
-        raise ValueError(
-            f"heads are compared one to one, but the student has {student} attention heads and the teacher {teacher}; "
-            "take objective=minilm2, which recuts them"
-        )
-
-
 def _attention_rows(p: Tensor, q: Tensor, rows: Bool[Tensor, "B T"]) -> Float[Tensor, " n"]:
     """KL(p || q) of probabilities `[B h T T]` at the rows, the mean over heads."""
     at = [x.transpose(1, 2)[rows] for x in (p, q)]  # [n h T]
@@ -151,11 +194,7 @@ def _recut(vectors: QKV, heads: int, who: str) -> QKV:
 
     def cut(x: Tensor) -> Tensor:
         joined = x.transpose(1, 2).flatten(2)
-        if joined.shape[-1] % heads:
-            raise ValueError(
-                f"relation_heads={heads} does not divide the {joined.shape[-1]} of the {who}'s joined heads; "
-                "choose a divisor of both models' widths"
-            )
+        _check_width(joined.shape[-1], heads, who)
         return joined.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     q, k, v = map(cut, vectors)

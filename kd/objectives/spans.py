@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from kd.objectives.divergence import Positive, forward_kl, kl, log_probs, mixture
-from kd.objectives.transport import NotNegative, sorted_difference
+from kd.kernels.stretches import spread
+from kd.objectives.divergence import NonNegative, Positive, forward_kl, kl, log_probs, mixture
+from kd.objectives.transport import sorted_difference
 from kd.types import Spans
 
 Between = Annotated[float, Field(gt=0, lt=1)]
@@ -30,8 +31,8 @@ def merged_spans(
     *,
     beta: Between = 0.5,
     temperature: Positive = 1.0,
-    matched_weight: NotNegative = 1.0,
-    unmatched_weight: NotNegative = 1.0,
+    matched_weight: NonNegative = 1.0,
+    unmatched_weight: NonNegative = 1.0,
 ) -> Float[Tensor, "*n"]:
     """matched_weight * JSD_beta(p~, q~ on shared ids) + unmatched_weight * sum_i |p~_(i) - q~_(i)| on the others.
 
@@ -84,10 +85,8 @@ def _merged(
 def _sums(values: Float[Tensor, " r"], start: Int[Tensor, " S"], end: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
     """values[start:end].sum() of every span, in at least float32."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    length = end - start
-    span = torch.arange(len(start), device=start.device).repeat_interleave(length)
-    within = torch.arange(len(span), device=start.device) - (length.cumsum(0) - length)[span]
-    return wide.new_zeros(len(start)).index_add(0, span, wide[start[span] + within])
+    span, rows = spread(start, end)
+    return wide.new_zeros(len(start)).index_add(0, span, wide[rows])
 
 
 def _measures_jsd(p_log: Float[Tensor, "S K"], q_log: Float[Tensor, "S K"], beta: float) -> Float[Tensor, " S"]:

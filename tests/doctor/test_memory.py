@@ -3,10 +3,12 @@
 Run: python -m pytest tests/doctor/test_memory.py
 """
 
+import copy
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,11 @@ import torch
 
 from kd.doctor import memory
 from kd.doctor.measure import ResidentPeak, resident
+from kd.doctor.subject import admit
+from kd.models.teacher import WhiteBox
 from kd.rollouts.on_policy import OnPolicy
-from tests.doctor.subjects import TINY, altered
+from kd.types import Models
+from tests.doctor.subjects import TINY, altered, toy
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +56,62 @@ def test_activations_are_those_that_a_longer_row_keeps(attention):
     assert twice == pytest.approx(2 * expected, rel=0.02)
     if attention == "eager":
         assert expected > 2.5 * memory.saved_bytes(student, 100, "32-true")
+
+
+def sizes_of(*overrides: str) -> tuple[dict[str, int], memory.Load]:
+    with toy(*overrides) as cfg:
+        found = admit(cfg)
+        return {item.name: item.size for item in memory.estimate(found)}, memory.heaviest(found)
+
+
+def test_projections_have_gradients_and_moments_too(subject):
+    """One from 64 to 128, in float32; the teacher gives five hidden states of its four layers."""
+    plain = {item.name: item.size for item in memory.estimate(subject)}
+    sizes, load = sizes_of("objective=hidden_mse", "objective.hidden_mse.loss.projection=linear")
+    projection = 4 * 64 * 128
+    assert sizes["terms"] == projection
+    assert "terms" not in plain
+    assert sizes["gradients"] - plain["gradients"] == projection
+    assert sizes["AdamW"] - plain["AdamW"] == 2 * projection
+    assert sizes["last.ckpt"] - plain["last.ckpt"] == 3 * projection
+    assert sizes["frozen features"] == 5 * load.tokens * 128 * 4
+    assert "frozen features" not in plain
+
+
+def test_attention_that_is_looked_at_keeps_its_squares(subject):
+    """2 layers of 4 heads: the student's probabilities, for the backward pass. 4 of 4: the teacher's, for the term."""
+    plain = {item.name: item.size for item in memory.estimate(subject)}
+    sizes, load = sizes_of("objective=attention_kl")
+    squares = 2 * 4 * load.rows * load.length**2 * 4
+    assert sizes["frozen features"] == 2 * squares
+    assert sizes["activations"] - plain["activations"] > 0.9 * squares
+    with_vectors, _ = sizes_of("objective=minilm")
+    assert with_vectors["frozen features"] == 4 * 3 * load.tokens * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("objective", "times"),
+    [
+        ("fkl", 0),  # chunked
+        ("selected_hardest", 1),
+        ("uld", 1),
+        ("[uld,selected_hardest,fkl]", 2),
+    ],
+)
+def test_terms_that_are_not_chunked_make_whole_logits(objective, times):
+    """Of both models, 261 ids each, and four more like the student's for the backward pass."""
+    sizes, load = sizes_of(f"objective={objective}")
+    assert sizes.get("whole logits", 0) == times * (1 + 1 + 4) * load.tokens * 261 * 4
+
+
+def test_a_reference_is_one_more_student(subject):
+    found = replace(subject, parts=replace(subject.parts, module=copy.copy(subject.parts.module)))
+    found.parts.module.models = Models(
+        found.parts.module.student, None, WhiteBox(copy.deepcopy(subject.parts.module.student))
+    )
+    sizes = {item.name: item.size for item in memory.estimate(found)}
+    assert sizes["reference"] == sizes["student"]
+    assert "reference" not in {item.name for item in memory.estimate(subject)}
 
 
 def test_the_heaviest_micro_batch_is_bounded_by_tokens_and_by_the_window(subject, monkeypatch):

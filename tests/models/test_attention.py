@@ -185,11 +185,19 @@ def test_a_teacher_shows_the_same_and_learns_nothing():
 
 
 def test_shape_is_what_projections_are_sized_by():
-    for family in FAMILIES:
-        model = tiny(family=family)
-        hidden = model(some(), frozenset({"hidden"})).hidden
-        assert model.shape == (hidden[0].shape[-1], len(hidden) - 1)
+    for changes in (*({"family": family} for family in FAMILIES), {"family": "qwen3", "head_dim": 16}):
+        model = tiny(**changes)
+        output = model(some(), frozenset({"hidden", "qkv"}))
+        hidden, heads = output.hidden, {x.shape[1::2] for x in output.qkv[-1]}
+        assert model.shape[:2] == (hidden[0].shape[-1], len(hidden) - 1)
+        assert {model.shape[2:]} == heads
         assert WhiteBox(model).shape == model.shape
+
+
+def test_heads_that_differ_in_width_are_left_open():
+    model = tiny()
+    model.network.config.v_head_dim = 4  # as DeepSeek's, whose head_dim is that of rotary positions alone
+    assert model.shape == (32, 2, 4, None)
 
 
 class Closed(LlamaForCausalLM):

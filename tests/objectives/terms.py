@@ -205,6 +205,14 @@ def evaluate(term: Term, given: World) -> tuple[Tensor, dict[str, Tensor]]:
     return values.detach(), {"logits": gradients[0], **{name: torch.stack(x) for name, x in named.items()}}
 
 
+def in_precision(value: Any, dtype: torch.dtype) -> Any:
+    """A signal with all of its real numbers in `dtype`."""
+    if isinstance(value, tuple):
+        inside = [in_precision(item, dtype) for item in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else tuple(inside)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 def _rows(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_rows(layer) for layer in value)

@@ -21,6 +21,7 @@ from tests.objectives.terms import (
     Term,
     World,
     evaluate,
+    in_precision,
     over,
     read,
     world,
@@ -196,3 +197,20 @@ def test_rows_may_lie_in_a_grid(term):
     grid = {name: given.signal(name) for name in requires(term.loss)}
     flat = term.loss(**given.signals(term.loss))
     torch.testing.assert_close(term.loss(**grid).flatten(), flat, rtol=1e-12, atol=1e-12)
+
+
+@over(TERMS)
+@pytest.mark.parametrize(
+    ("student", "others"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float64", "float32")]
+)
+def test_models_may_be_of_two_precisions(term, student, others):
+    """Under 32-true with student.model.dtype=bfloat16, and under 64-true. A term's own weights are as the trainer's."""
+    types = {True: getattr(torch, student), False: getattr(torch, others)}
+    own = torch.promote_types(types[True], torch.float32)
+    loss = copy.deepcopy(term.loss).to(own) if isinstance(term.loss, nn.Module) else term.loss
+    signals = world().signals(term.loss)
+    given = {name: in_precision(signal, types[name.startswith("student_")]) for name, signal in signals.items()}
+    same = {
+        name: in_precision(signal, torch.float64) for name, signal in given.items()
+    }  # rounded, and compared exactly
+    torch.testing.assert_close(loss(**given).double(), term.loss(**same), rtol=1e-2, atol=1e-2)

@@ -11,7 +11,9 @@ from kd.objectives.layerwise import TaskAwareFilters, TinyBERT
 from kd.objectives.relations import attention_kl, minilm, minilm2, rkd
 from kd.sequences import Encoded, collate
 from kd.signals import is_row_wise
+from kd.training import build
 from kd.types import Head, Progress, Shape
+from tests.runs import config
 from tests.tiny import tiny
 
 MASK = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]], dtype=torch.bool)
@@ -138,6 +140,41 @@ def test_attention_kl_follows_the_map_of_layers():
     torch.testing.assert_close(both, each[0] + each[1])
     expected = kl(teacher[1], student[0]).mean(1)
     torch.testing.assert_close(each[0][MASK], expected[MASK])
+
+
+# --- models that cannot be compared ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["objective=minilm"], "the student has 2 attention heads and the teacher 4; take objective=minilm2"),
+        (["objective=attention_kl"], "the student has 2 attention heads and the teacher 4; take objective=minilm2"),
+        (["objective=tinybert"], "the student has 2 attention heads and the teacher 4; take objective=minilm2"),
+        (["objective=minilm2"], "relation_heads=16 does not divide the 8 of the student's joined heads"),
+        (
+            ["objective=minilm2", "objective.minilm2.loss.relation_heads=8", "objective.minilm2.loss.teacher_layer=2"],
+            "teacher_layer=2 is not there: the teacher has 1; set at most 1",
+        ),
+        (["objective=rkd", "objective.rkd.loss.layers=[[1,2]]"], r"the teacher has no layer 2; it has 0"),
+        (["objective=attention_kl", "objective.attention_kl.loss.layers=[[0,1]]"], "names layer 0, the embeddings"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_when_the_run_is_built(overrides, sentence):
+    """A teacher of 4 heads of 4, a student of 2 heads of 4; both of one block. Nothing was trained yet."""
+    heads = {"teacher": (4, 16), "student": (2, 8)}
+    words = [
+        f"{role}.model.architecture.{name}={value}"
+        for role, (count, width) in heads.items()
+        for name, value in (("num_attention_heads", count), ("hidden_size", width))
+    ]
+    with pytest.raises(ValueError, match=sentence):
+        build(config(*words, "compare=null", *overrides))
+
+
+def test_what_fits_is_built():
+    words = ["student.model.architecture.num_attention_heads=4", "student.model.architecture.hidden_size=32"]
+    build(config(*words, "objective=minilm2", "objective.minilm2.loss.relation_heads=8"))
 
 
 # --- relational KD ---
