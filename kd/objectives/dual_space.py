@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
+from kd.kernels.products import wide_product
 from kd.objectives.divergence import Positive, forward_kl
 from kd.objectives.layers import over_positions, through
 from kd.types import Head, Shape, Spans
@@ -152,7 +153,7 @@ class DualSpaceAttention(_DualSpace):
         ours, theirs = student_embeddings.detach(), native_teacher_embeddings / native_teacher_embeddings.std()
         query = through(self.to_query, torch.cat([ours[tokens], ours[labels]], -1))
         key = torch.cat([theirs[teacher_tokens], theirs[teacher_labels]], -1)
-        scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(2 * g.shape[-1])
+        scores = wide_product(query, key.transpose(-1, -2)) / math.sqrt(2 * g.shape[-1])
         scores = scores.masked_fill(~(mask[:, :, None] & teacher_mask[:, None]), -1e5)
         mixed = through(self.to_student, _scaled(g, teacher_mask) + theirs[teacher_labels])
         from_teacher = (scores.softmax(2).to(mixed) @ mixed)[mask]

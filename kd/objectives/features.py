@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from kd.kernels.products import wide_product
 from kd.objectives.divergence import Positive
 from kd.objectives.layers import LayerMatch, Layers, Positions, Projection, compared, over_positions
 from kd.types import Shape
@@ -194,7 +195,7 @@ def mean_squared_distance(x: Float[Tensor, "n E"]) -> Float[Tensor, ""]:
 
 def _mean_rbf(x: Tensor, y: Tensor, width: float | Tensor, rows: int) -> Tensor:
     def of(piece: Tensor) -> Tensor:
-        squared = piece.square().sum(-1, keepdim=True) + y.square().sum(-1) - 2 * piece @ y.T
+        squared = piece.square().sum(-1, keepdim=True) + y.square().sum(-1) - 2 * wide_product(piece, y.T)
         return (-squared.clamp(min=0) / width).exp().sum()
 
     pieces = [checkpoint(of, piece, use_reentrant=False) for piece in x.split(rows)]

@@ -100,6 +100,8 @@ class TaskAwareFilters(nn.Module):
         for linear in filters:
             nn.init.eye_(linear.weight)  # the task is read from the whole of a layer, to begin with
         self.filters = nn.ModuleList(filters)
+        for i, linear in enumerate(filters):
+            self.register_buffer(f"learnt_{i}", linear.weight.detach().clone())
 
     def forward(
         self,
@@ -114,17 +116,25 @@ class TaskAwareFilters(nn.Module):
         learning = progress.fraction < self.stage_one
         given = tuple(h.detach() for h in student_hidden) if learning else student_hidden
         values = torch.zeros((), device=mask.device)
-        for (h, g), linear in zip(self.targets(given, teacher_hidden, mask), self.filters, strict=True):
-            filtered = through(linear, g)
+        learnt_filters = [self.get_buffer(f"learnt_{i}") for i in range(len(self.filters))]
+        matched = self.targets(given, teacher_hidden, mask)
+        for (h, g), linear, learnt in zip(matched, self.filters, learnt_filters, strict=True):
             if learning:
+                filtered = through(linear, g)
                 values = values + _nll(h, teacher_head, labels[mask]) + _nll(filtered, teacher_head, labels[mask])
             else:
-                values = values + squared_error(wide(h), wide(filtered.detach()))
+                values = values + squared_error(wide(h), wide(g.to(learnt.dtype) @ learnt.T))
         idle = self.filters.parameters() if not learning else student_hidden[-1:]
         nothing = sum(
             (0.0 * x.sum() for x in idle), start=torch.zeros((), device=mask.device)
         )  # for DDP: all take part
         return over_positions(values + nothing, mask, "response")
+
+    def after_step(self, value: float, progress: Progress) -> None:
+        """Keep what stage one learnt: an optimizer's momentum moves idle filters on, and would move the targets."""
+        if Progress(progress.step - 1, progress.total).fraction < self.stage_one:
+            for i, weight in enumerate(self.filters.parameters()):
+                self.get_buffer(f"learnt_{i}").copy_(weight.detach())
 
 
 def _score_error(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from kd.kernels.products import wide_product
 from kd.objectives.divergence import kl, log_probs
 from kd.objectives.layers import LayerMap, Positions, block_pairs, compared, layer_pairs, over_positions
 from kd.signals import checked_by
@@ -88,8 +89,8 @@ def attention_kl(
 ) -> Float[Tensor, "B T"]:
     """1/h sum_a KL(A^t_a || A^s_a), A^t_a what head a of the teacher attends to. Attention transfer (arXiv 2004.02984).
 
-    A are the probabilities that each model itself uses (soft caps and scales included; of a student in training after
-    its dropout); layers are summed. Heads are compared one to one, so both models need as many.
+    A are the probabilities that each model itself uses (soft caps and scales included); layers are summed. Heads are
+    compared one to one, so both models need as many. Raises ValueError for a student with attention dropout.
     """
     pairs = block_pairs(layers, len(student_attentions), len(teacher_attentions))
     rows = compared(mask, real, positions)
@@ -97,6 +98,7 @@ def attention_kl(
     for s, t in pairs:
         p, q = teacher_attentions[t], student_attentions[s]
         check_heads(q.shape[1], p.shape[1])
+        _check_no_dropout(q)
         found.append(_attention_rows(p, q, rows))
     return over_positions(torch.stack(found).sum(0), rows, positions)
 
@@ -136,6 +138,7 @@ def minilm2(
 
     MiniLMv2 (arXiv 2012.15828): the vectors of all attention heads are joined and cut into r relation heads
     of width d, so that any two models can be compared whose joined widths r divides. The student's last layer learns.
+    Queries carry an architecture's own scale of scores (Granite's), by whose square their relations are flatter.
 
     Args:
         relation_heads: r. The paper has 48 for a teacher 768 wide and 64 for one of 1024: more than attention heads.
@@ -179,6 +182,17 @@ def rkd(
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def _check_no_dropout(probabilities: Float[Tensor, "B h T T"]) -> None:
+    """What dropout set to 0 would count as far from the teacher as a logarithm can be, and teach nothing."""
+    own = probabilities.detach().diagonal(dim1=2, dim2=3)
+    total = probabilities.detach().float().sum(-1)
+    if bool(((total - 1).abs() > 0.05)[own > 0].any()):
+        raise ValueError(
+            "attention_kl compares attention probabilities, but the student's, after dropout, do not sum to 1; "
+            "set +student.model.architecture.attention_dropout=0, or take objective=minilm"
+        )
 
 
 def _attention_rows(p: Tensor, q: Tensor, rows: Bool[Tensor, "B T"]) -> Float[Tensor, " n"]:
@@ -229,7 +243,7 @@ def attention_scores(
     """x y'/sqrt(d) of the rows to the real positions; -inf for those that come later."""
     place = torch.arange(len(real), device=real.device)
     later = place[real] > place[rows][:, None]
-    scores = x[:, rows] @ y[:, real].transpose(1, 2) / x.shape[-1] ** 0.5
+    scores = wide_product(x[:, rows], y[:, real].transpose(1, 2)) / x.shape[-1] ** 0.5
     return scores.masked_fill(later, -torch.inf)
 
 
@@ -297,4 +311,4 @@ def _angles(x: Float[Tensor, "n D"]) -> Float[Tensor, " t"]:
     i, k = torch.triu_indices(n, n, 1, device=x.device)
     vertex = torch.arange(n, device=x.device)[:, None]
     distinct = (vertex != i) & (vertex != k)
-    return (towards @ towards.transpose(1, 2))[:, i, k][distinct]
+    return wide_product(towards, towards.transpose(1, 2))[:, i, k][distinct]

@@ -315,6 +315,13 @@ def test_mmd_of_a_common_offset_keeps_its_digits():
     torch.testing.assert_close(shifted.double(), exact, rtol=1e-3, atol=0)
 
 
+def test_mmd_under_autocast_keeps_its_digits():
+    x, y = (states(3, seed=s, shape=(1, 20))[0][0].float() for s in (0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = squared_mmd_rbf(x, y)
+    torch.testing.assert_close(found, squared_mmd_rbf(x, y), rtol=1e-6, atol=0)
+
+
 # --- in a run ---
 
 

@@ -323,10 +323,67 @@ def test_teds_student_learns_the_filtered_states_then():
     assert all((p.grad == 0).all() for p in term.filters.parameters())  # the target stands, and DDP sees a gradient
 
 
+def test_teds_targets_stand_after_stage_one():
+    """An optimizer's momentum goes on moving filters whose gradient is zero."""
+    term, given = ted()  # stage one is a quarter of the run
+    with torch.no_grad():
+        for weight in term.filters.parameters():
+            weight.mul_(2)
+    term.after_step(0.0, Progress(1, 4))  # the last step of stage one has been made
+    learnt = term(**given, progress=Progress(1, 4))
+    with torch.no_grad():
+        for weight in term.filters.parameters():
+            weight.add_(1)
+    term.after_step(0.0, Progress(2, 4))
+    assert torch.equal(term(**given, progress=Progress(2, 4)), learnt)
+    fresh, _ = ted()
+    assert not torch.equal(fresh(**given, progress=LATER), learnt)
+
+
 def test_ted_without_a_loss_row():
     term, given = ted()
     for progress in (MIDDLE, LATER):
         assert (term(**{**given, "mask": torch.zeros_like(MASK)}, progress=progress) == 0).all()
+
+
+# --- under autocast ---
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda: minilm2(single(qkv()), single(qkv(seed=1)), MASK, REAL, relation_heads=2),
+        lambda: rkd(single(hidden(4)), single(hidden(4, 1)), MASK),
+        lambda: sized(TinyBERT(projection="none"), 4, 4)(
+            student_hidden=single(hidden(4)),
+            teacher_hidden=single(hidden(4, 1)),
+            student_qkv=single(qkv()),
+            teacher_qkv=single(qkv(seed=1)),
+            mask=MASK,
+            real=REAL,
+        ),
+    ],
+    ids=["minilm2", "rkd", "tinybert"],
+)
+def test_autocast_takes_no_digits(value):
+    """Terms are made of differences of products, which bfloat16 would drown."""
+    with torch.autocast("cpu", torch.bfloat16):
+        found = value()
+    torch.testing.assert_close(found, value(), rtol=1e-6, atol=0)
+
+
+def single(layers):
+    """In float32."""
+    return tuple(tuple(x.float() for x in y) if isinstance(y, tuple) else y.float() for y in layers)
+
+
+def test_a_student_after_dropout_is_refused():
+    """Its zeros would count 87 nats each, and teach nothing."""
+    teacher = draw(2, 2, 5, 5).tril().masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
+    dropped = torch.nn.functional.dropout(teacher, 0.3)
+    assert attention_kl((teacher,), (teacher,), MASK, REAL)[MASK].abs().max() < 1e-6
+    with pytest.raises(ValueError, match="attention_dropout=0"):
+        attention_kl((dropped,), (teacher,), MASK, REAL)
 
 
 # --- of real models ---
