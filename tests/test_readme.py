@@ -47,7 +47,7 @@ def shortened(command: str, tmp_path: Path) -> list[str]:
         return []
     own_models = re.search(r"student=lora|experiment=", command) or command == "python run.py"
     grid = ["hydra.sweeper.params.seed=1", "skill=spell_backward"] if "experiment=tiny_grid" in command else []
-    prepare = ["teacher.prepare.steps=2"] if "experiment=" in command else []
+    prepare = ["teacher.prepare.steps=2", "student.prepare.steps=2"] if "experiment=" in command else []
     if "teacher=ensemble" in command:
         prepare = [f"teacher.members.{name}.prepare.steps=2" for name in ENSEMBLE]
         return [*prepare, *SHORT, f"run.root={tmp_path}"]
@@ -100,7 +100,7 @@ def test_readme_shows_the_objective_that_it_explains(tmp_path: Path) -> None:
     more = [*SMALL, *SHORT, "compare=null", "trainer=cpu", f"run.root={tmp_path / 'outputs'}"]
     done = run(command, more, tmp_path, {"PYTHONPATH": path, "KD_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "1.0 jeffreys" in done.stdout
+    assert "1.0 · jeffreys" in done.stdout
 
 
 def test_make_targets_exist() -> None:
