@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from kd.doctor import memory
 from kd.doctor.measure import ResidentPeak, resident
