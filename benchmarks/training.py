@@ -130,7 +130,8 @@ def _module(case: Mapping[str, Any]) -> tuple[Any, list]:
     from kd.alignment.same import Same
     from kd.models.language_model import LanguageModel
     from kd.models.teacher import WhiteBox
-    from kd.module import Distillation, Term
+    from kd.module import Distillation
+    from kd.terms import Term
     from kd.optimization import Optimization
     from kd.rollouts.offline import Offline
     from kd.sequences import Encoder
@@ -229,11 +230,11 @@ def trl(case: Mapping[str, Any], tuned: bool = True) -> dict[str, Any]:
 
 def _in_our_order(dataset: Any, case: Mapping[str, Any]) -> Any:
     """The records in the order in which our stream shows them."""
-    from kd.data import _permutation
+    from kd.seeding import permutation
 
     pairs = [pair for batch in conversations(case["steps"], case["lengths"], case["size"]) for pair in batch]
     return dataset.from_list(
-        [{"prompt_ids": pairs[i][0], "response_ids": pairs[i][1]} for i in _permutation(0, 0, len(pairs))]
+        [{"prompt_ids": pairs[i][0], "response_ids": pairs[i][1]} for i in permutation(len(pairs), 0, "order", 0)]
     )
 
 

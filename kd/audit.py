@@ -22,9 +22,10 @@ from kd.kernels import over_chunks
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, Logits
 from kd.kernels.sparse import EMPTY, SparseLogits
-from kd.module import Distillation, Term
+from kd.module import Distillation
 from kd.observation import moved, rows, signals_of
 from kd.seeding import seeded
+from kd.terms import Term
 from kd.types import Batch
 
 ON_TEACHER = {"teacher_logits", "native_teacher_logits"}

@@ -3,10 +3,14 @@
 import resource
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
+
+Bound = Annotated[float, Field(gt=0)]
 
 
 @dataclass
@@ -30,6 +34,26 @@ class Budget:
     student_flops: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a run stops, whichever it reaches first; beside `optim.steps`. Each is of a counter of `Budget`.
+
+    The step that crosses a limit is the last. Schedules run over the share of the limit that is used up, so that a run
+    that stops early has ended its schedule too.
+    """
+
+    student_flops: Bound | None = None
+    tokens: Bound | None = None
+    teacher_tokens: Bound | None = None
+    generated_tokens: Bound | None = None
+    seconds: Bound | None = None
+
+    def share(self, spent: Budget) -> float:
+        """The largest share of any limit that is used up."""
+        limits = {field.name: getattr(self, field.name) for field in fields(self)}
+        return max((getattr(spent, name) / limit for name, limit in limits.items() if limit), default=0.0)
 
 
 def forget_peak_memory() -> None:

@@ -9,26 +9,27 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from contextlib import suppress
 from typing import Any
 
 import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kd.seeding import derive
+from kd.corpora.blocks import Blocks
+from kd.seeding import permutation
 from kd.sequences import Encoder
 from kd.types import Batch, Record
 
 
 class Window:
-    """One rank's share of one optimizer step, or a validation batch.
+    """One rank's share of one optimizer step, or a validation batch. `plain` is text of a corpus, the stream "lm".
 
     No dataclass: Lightning looks into those to convert what they hold, and is stopped by the frozen records.
     """
 
-    def __init__(self, step: int, batches: list[Batch]):
-        self.step, self.batches = step, batches
+    def __init__(self, step: int, batches: list[Batch], plain: list[Batch] | None = None):
+        self.step, self.batches, self.plain = step, batches, plain or []
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -41,6 +42,9 @@ class Windows(Dataset[Window]):
 
     Every record is seen once before any is seen again. The window is dealt to the ranks by length, so that all
     have about as much to do.
+
+    uses: steps in a row that get the same records, for a rollout that learns several times on what was written once.
+    plain: what gives the stream of plain text, `kd.corpora.blocks.Blocks`; it moves on at every step.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Windows(Dataset[Window]):
         steps: int,
         rank: int = 0,
         ranks: int = 1,
+        uses: int = 1,
+        plain: Blocks | None = None,
     ):
         self.records = [record for record in records if encoder.encode(record)]
         if not self.records:
@@ -62,18 +68,20 @@ class Windows(Dataset[Window]):
         if size < ranks:
             raise ValueError(f"optim.window={size} is smaller than the {ranks} ranks; give each at least one record")
         self.encoder, self.size, self.seed, self.steps, self.rank, self.ranks = encoder, size, seed, steps, rank, ranks
+        self.uses, self.plain = uses, plain
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Window:
-        return Window(step, self.encoder.batches([self.records[i] for i in self._share(step)]))
+        plain = [] if self.plain is None else self.plain.at(step, self.rank, self.ranks)
+        return Window(step, self.encoder.batches([self.records[i] for i in self._share(step)]), plain)
 
     def indices(self, step: int) -> list[int]:
         """Which records the window holds, over all ranks."""
-        n = len(self.records)
-        positions = range(step * self.size, (step + 1) * self.size)
-        return [_permutation(self.seed, position // n, n)[position % n] for position in positions]
+        n, window = len(self.records), step // self.uses
+        positions = range(window * self.size, (window + 1) * self.size)
+        return [permutation(n, self.seed, "order", position // n)[position % n] for position in positions]
 
     def _share(self, step: int) -> list[int]:
         if self.ranks == 1:
@@ -83,12 +91,6 @@ class Windows(Dataset[Window]):
 
     def _length(self, i: int) -> int:
         return max(len(row.ids) for row in self.encoder.encode(self.records[i]) or ())
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, n: int) -> list[int]:
-    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-    return torch.randperm(n, generator=generator).tolist()
 
 
 class FromStep(Sampler[int]):
@@ -119,22 +121,22 @@ class Data(lightning.LightningDataModule):
         steps: int,
         seed: int,
         workers: int = 0,
+        uses: int = 1,
+        plain: Blocks | None = None,
     ):
         super().__init__()
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
+        self.uses, self.plain = uses, plain
+
+    def windows(self, rank: int = 0, ranks: int = 1) -> Windows:
+        """A rank's share of every step."""
+        settings = {"size": self.window, "seed": self.seed, "steps": self.steps, "uses": self.uses, "plain": self.plain}
+        return Windows(self.train, self.encoder, **settings, rank=rank, ranks=ranks)
 
     def train_dataloader(self) -> DataLoader:
         """Windows from the step on at which the module stands."""
-        windows = Windows(
-            self.train,
-            self.encoder,
-            size=self.window,
-            seed=self.seed,
-            steps=self.steps,
-            rank=self.trainer.global_rank,
-            ranks=self.trainer.world_size,
-        )
+        windows = self.windows(self.trainer.global_rank, self.trainer.world_size)
         start = self.trainer.lightning_module.step_count
         return DataLoader(
             windows, batch_size=None, sampler=FromStep(start, self.steps), num_workers=self.workers, **self._workers()
@@ -142,14 +144,16 @@ class Data(lightning.LightningDataModule):
 
     def order_digest(self) -> str:
         """Which tokens meet which step, as a hash: jobs whose digests agree saw the same data in the same order."""
-        windows = Windows(self.train, self.encoder, size=self.window, seed=self.seed, steps=self.steps)
+        windows = self.windows()
         rows = [[row.ids for row in self.encoder.encode(record) or ()] for record in windows.records]
         order = [rows, [windows.indices(step) for step in range(self.steps)]]
+        if self.plain is not None:
+            order += [self.plain.blocks, [self.plain.indices(step) for step in range(self.steps)]]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def met(self) -> list[Record]:
         """The records that the run's steps learn from, in the order in which they are first met."""
-        windows = Windows(self.train, self.encoder, size=self.window, seed=self.seed, steps=self.steps)
+        windows = self.windows()
         seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
         return [windows.records[i] for i in seen]
 
@@ -171,3 +175,10 @@ class Data(lightning.LightningDataModule):
 def _in_own_group(_: int) -> None:
     """Out of reach of Ctrl-C, which a terminal sends to the whole group: the last window still needs its workers."""
     os.setpgrp()
+
+
+def keep_workers_apart() -> None:
+    """The same for workers that have not come to it yet, said by their parent."""
+    for worker in torch.multiprocessing.active_children():
+        with suppress(OSError):  # it is gone
+            os.setpgid(worker.pid, worker.pid)

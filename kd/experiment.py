@@ -48,9 +48,10 @@ def baseline(cfg: DictConfig) -> DictConfig:
 
     What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
     """
-    other = variant(cfg, objective=cfg.compare, rollout="offline", augmentation="none")
+    nothing = {"augmentation": "none", "reward": "none", "corpus": "none"}
+    other = variant(cfg, objective=cfg.compare, rollout="offline", **nothing)
     with open_dict(other):
-        other.name, other.logger = None, {}
+        other.name, other.logger, other.omits = None, {}, []
         other.trainer.update({"devices": 1, "strategy": "auto"})
         if not cfg.targets.cached or not asks_teacher(_plain(other)):  # else it reads what was kept for its neighbour
             _free_of_targets(other)

@@ -1,52 +1,32 @@
 """The training loop of every method: roll out, count, observe, reduce once, step."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
 
-from kd.budget import Budget, forget_peak_memory, peak_memory_bytes
+from kd import validation
+from kd.budget import Budget, Limits, forget_peak_memory, peak_memory_bytes
 from kd.data import Window
 from kd.kernels import over_chunks
-from kd.kernels.chunks import CHUNK, slices
-from kd.kernels.logits import label_logprobs
 from kd.models.flops import training_flops
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import ask
-from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weights
 from kd.observation import dense_rows, mask_of, moved, rows, signals_of, whole
 from kd.optimization import Optimization
+from kd.rollouts import Spent
 from kd.seeding import seed_all
 from kd.sequences import Encoder
-from kd.signals import FROM_ALIGNMENT, ROW, domain, is_row_wise, of_role, requires
+from kd.signals import POSITION, ROW
+from kd.terms import Term, by_stream
 from kd.types import Batch, Models, Progress
-
-
-@dataclass
-class Term:
-    """One summand of the objective; `weight` is absolute. `lr` gives the term's own parameters an optimizer apart."""
-
-    loss: Any
-    weight: float = 1.0
-    kind: str = "divergence"
-    lr: float | None = None
-
-    def __post_init__(self) -> None:
-        self.wanted = requires(self.loss)
-        self.domain = domain(self.loss)
-        self.row_wise = is_row_wise(self.loss)
-        self.on_teacher = bool(of_role("teacher", self.wanted))
-
-    def weights(self, weights: Tensor, covered: Tensor | None) -> Tensor:
-        """Of its rows: none where an alignment has no word of the teacher; what they are divided by stays the same."""
-        return weights if covered is None or not self.on_teacher else weights * covered
 
 
 class Distillation(lightning.LightningModule):
@@ -66,6 +46,8 @@ class Distillation(lightning.LightningModule):
         optimization: Optimization,
         *,
         reference: nn.Module | None = None,
+        reward: Any = None,
+        limits: Limits | None = None,
         seed: int,
         reduction: Reduction = "token",
         log_every: int = 10,
@@ -73,25 +55,41 @@ class Distillation(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.student = student
-        self.models = Models(student, teacher, reference)
+        self.models = Models(student, teacher, reference, reward)
         self.objective, self.rollout, self.alignment, self.encoder = objective, rollout, alignment, encoder
         self.optimization, self.seed, self.reduction, self.log_every = optimization, seed, reduction, log_every
         self.stateful = nn.ModuleDict({n: t.loss for n, t in objective.items() if isinstance(t.loss, nn.Module)})
-        self.step_count, self.budget = 0, Budget()
-        self._wrote = [0, 0]  # tokens and FLOP of the rollout's writing that are in the budget
+        self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
+        self._wrote = Spent()  # of what rollout and reward spent: what is in the budget
         self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
         self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hasattr(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
-        wanted = frozenset[str]().union(*(term.wanted for term in objective.values()))
-        self.teacher_fields = of_role("teacher", wanted) | of_role("native_teacher", wanted)
-        self.reference_fields = of_role("reference", wanted)
-        self.alignment_signals = FROM_ALIGNMENT & wanted
-        self.student_fields = frozenset[str]().union(*map(_student_fields, objective.values()))
+        self.demands = by_stream(objective)
 
     @property
     def progress(self) -> Progress:
         """Where the run stands."""
-        return Progress(self.step_count, self.optimization.steps)
+        return Progress(self.step_count, self.optimization.steps, self.limits.share(self.budget))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the budget is used up."""
+        return self.progress.fraction >= 1.0
+
+    @property
+    def teacher_fields(self) -> frozenset[str]:
+        """What any stream reads of the teacher."""
+        return frozenset[str]().union(*(demand.teacher for demand in self.demands.values()))
+
+    @property
+    def student_fields(self) -> frozenset[str]:
+        """What any stream reads of the student."""
+        return frozenset[str]().union(*(demand.student for demand in self.demands.values()))
+
+    @property
+    def reference_fields(self) -> frozenset[str]:
+        """What any stream reads of the student's starting point."""
+        return frozenset[str]().union(*(demand.reference for demand in self.demands.values()))
 
     @property
     def readers(self) -> tuple[Any, Any]:
@@ -106,64 +104,72 @@ class Distillation(lightning.LightningModule):
     # ---- one optimizer step ------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, window: Window, _: int) -> int | None:
-        """A run that was told to stop, stops here, between two steps (-1 says so to Lightning)."""
-        return -1 if self.trainer.should_stop else None
+        """A run that was told to stop, or has spent its budget, stops here, between two steps (-1 tells Lightning)."""
+        return -1 if self.trainer.should_stop or self.finished else None
 
     def training_step(self, window: Window, _: int) -> None:
         """Learn from one window."""
         started = time.perf_counter()
         seed_all(self.seed, "step", window.step, self.global_rank)
-        batches = self.rollout(window.batches, self.models, self.progress, self.encoder)
-        counts = self.count(batches)
-        for i, batch in enumerate(batches):
+        written = self.rollout(window.batches, self.models, self.progress, self.encoder)
+        writing = time.perf_counter() - started
+        batches = [(s, b) for s, of in (("main", written), ("lm", window.plain)) if s in self.demands for b in of]
+        counts = self.count(batches, written)
+        for i, (stream, batch) in enumerate(batches):
             batch = moved(batch, self.device)
             with self.synchronised(i == len(batches) - 1):
-                self.manual_backward(self.loss(batch, self.observe(batch), counts) * self.trainer.world_size)
+                loss = self.loss(batch, self.observe(batch, stream), counts[stream], stream)
+                self.manual_backward(loss * self.trainer.world_size)
         self.step()
-        self.budget.seconds += time.perf_counter() - started
-        if self.step_count % self.log_every == 0 or self.step_count == self.optimization.steps:
-            self.flush()
+        seconds = time.perf_counter() - started
+        self.after_step(seconds, writing)
 
-    def count(self, batches: Sequence[Batch]) -> Counts:
-        """What this step's averages are divided by, over all ranks; also what it costs."""
-        local = count(batches)
-        readings = getattr(self.models.teacher, "readings", 1) if self.teacher_fields else 0
-        teacher = readings * sum(int(b.teacher.lengths.sum()) for b in batches)
-        flops = sum(training_flops(self.student, b.student) for b in batches)
-        real = sum(int(b.student.lengths.sum()) for b in batches)
-        padded = sum(b.student.tokens.numel() for b in batches) - real
-        wrote = [getattr(self.rollout, name, 0) for name in ("generated_tokens", "decoding_flops")]
-        written, decoding = (now - before for now, before in zip(wrote, self._wrote, strict=True))
-        self._wrote = wrote
-        costs = torch.tensor([real, padded, teacher, written, flops + decoding], dtype=torch.float64)
-        totals = self.sum_over_ranks(torch.cat([local, costs])).tolist()
-        spent = self.budget
-        spent.rows += int(totals[0])
-        for name, value in zip(("tokens", "padded", "teacher_tokens", "generated_tokens"), totals[3:7], strict=True):
+    def count(self, batches: Sequence[tuple[str, Batch]], written: Sequence[Batch]) -> dict[str, Counts]:
+        """What each stream's averages are divided by in this step, over all ranks; also what the step costs."""
+        local = [count(batch for stream, batch in batches if stream == name) for name in self.demands]
+        readings = getattr(self.models.teacher, "readings", 1)
+        teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.demands[stream].teacher)
+        flops = sum(training_flops(self.student, b.student) for _, b in batches)
+        real = sum(int(b.student.lengths.sum()) for _, b in batches)
+        padded = sum(b.student.tokens.numel() for _, b in batches) - real
+        before, self._wrote = self._wrote, self._spent_on_writing()
+        generated, decoding, read = (now - then for now, then in zip(self._wrote, before, strict=True))
+        costs = torch.tensor([real, padded, teacher + read, generated, flops + decoding], dtype=torch.float64)
+        totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
+        spent, size = self.budget, 3 * len(local)
+        spent.rows += int(sum(totals[:size:3]))
+        names = ("tokens", "padded", "teacher_tokens", "generated_tokens", "student_flops")
+        for name, value in zip(names, totals[size:], strict=True):
             setattr(spent, name, getattr(spent, name) + int(value))
-        spent.student_flops += int(totals[7])
-        return Counts(*totals[:3])
+        return {name: Counts(*totals[3 * i : 3 * i + 3]) for i, name in enumerate(self.demands)}
 
-    def observe(self, batch: Batch) -> dict[str, Any]:
+    def _spent_on_writing(self) -> Spent:
+        """By rollout and reward, since they were made."""
+        spent = self.rollout.spent() if hasattr(self.rollout, "spent") else Spent()
+        return spent.plus(Spent(teacher_tokens=getattr(self.models.reward, "teacher_tokens", 0)))
+
+    def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
         """Every signal that a term asked for; no model speaks that was not asked."""
-        said = {"student": self.student(batch.student, self.student_fields)}
+        demand = self.demands[stream]
+        said = {"student": self.student(batch.student, demand.student)}
         with torch.no_grad():
-            if self.teacher_fields:
-                said["native_teacher"] = ask(self.models.teacher, batch, self.teacher_fields)
+            if demand.teacher:
+                said["native_teacher"] = ask(self.models.teacher, batch, demand.teacher)
                 said["teacher"] = self.alignment(said["native_teacher"], batch)
-            if self.reference_fields:
-                said["reference"] = self.models.reference(batch.student, self.reference_fields)
-        aligned = {name: getattr(self.alignment, name)(batch) for name in self.alignment_signals}
+            if demand.reference:
+                said["reference"] = self.models.reference(batch.student, demand.reference)
+        aligned = {name: getattr(self.alignment, name)(batch) for name in demand.alignment}
         return signals_of(batch, said, self.progress) | aligned
 
-    def loss(self, batch: Batch, signals: Mapping[str, Any], counts: Counts) -> Tensor:
+    def loss(self, batch: Batch, signals: Mapping[str, Any], counts: Counts, stream: str = "main") -> Tensor:
         """This micro-batch's share of the step's loss. Row-wise terms share one chunked pass through the head."""
         mask, covered = batch.student.mask, signals.get("teacher_covered")
-        row_terms = {name: term for name, term in self.objective.items() if term.row_wise}
+        terms = self.demands[stream].terms
+        row_terms = {name: term for name, term in terms.items() if term.row_wise}
         total = torch.zeros((), device=self.device)
         if row_terms:
             even = row_weights(mask, counts, self.reduction)
-            weights = {name: term.weights(even, covered) for name, term in row_terms.items()}
+            weights = {name: term.row_weights(even, covered, batch) for name, term in row_terms.items()}
             total, values = over_chunks(
                 {name: term.loss for name, term in row_terms.items()},
                 signals["student_logits"],
@@ -173,15 +179,21 @@ class Distillation(lightning.LightningModule):
             )
             for name, value in values.items():
                 self.accumulate(name, (value * weights[name]).sum())
-        for name, term in self.objective.items():
+        for name, term in terms.items():
             if not term.row_wise:
-                given = dense_rows if term.domain == ROW else whole
-                value = term.loss(**{signal: given(signals[signal], mask_of(signal, batch)) for signal in term.wanted})
-                mean = reduce(value, mask, counts, domain=term.domain, reduction=self.reduction)
+                mean = self.reduced(term, batch, signals, counts)
                 self.accumulate(name, mean.detach())
                 total = total + term.weight * mean
         self.accumulate("loss", total.detach())
         return total
+
+    def reduced(self, term: Term, batch: Batch, signals: Mapping[str, Any], counts: Counts) -> Tensor:
+        """The mean of a term that is no sum over rows."""
+        mask, given = batch.student.mask, dense_rows if term.domain == ROW else whole
+        value = term.loss(**{name: given(signals[name], mask_of(name, batch)) for name in term.wanted})
+        if (importance := term.importance(batch)) is not None and term.domain in (ROW, POSITION):
+            value = value * rows(importance, mask) if term.domain == ROW else value * importance
+        return reduce(value, mask, counts, domain=term.domain, reduction=self.reduction)
 
     def step(self) -> None:
         """Clip, optimizers, schedules."""
@@ -198,8 +210,22 @@ class Distillation(lightning.LightningModule):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
             self.this_step[name] = torch.zeros(())
-        for name, pair in _reports(*self.readers, self.rollout, *self.stateful.values()).items():
+        if hasattr(self.models.teacher, "after_step"):
+            self.models.teacher.after_step(self.student)
+
+    def after_step(self, seconds: float, writing: float) -> None:
+        """Take down what the step cost and what was told in it; log if it is time, stop if the budget is used up."""
+        told = _reports(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
+        if hasattr(self.rollout, "spent"):
+            told["generation_share"] = (writing, seconds)
+        for name, pair in told.items():
             self.reports[name] = self.reports.get(name, 0.0) + torch.tensor(pair, dtype=torch.float64)
+        world = self.trainer.world_size  # all ranks are to stop at the same step
+        self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
+        if self.step_count % self.log_every == 0 or self.finished:
+            self.flush()
+        if self.finished:
+            self.trainer.should_stop = True
 
     def synchronised(self, last: bool) -> AbstractContextManager:
         """Gradients are summed over ranks once per window, in its last backward pass."""
@@ -215,6 +241,14 @@ class Distillation(lightning.LightningModule):
         own = value.new_zeros(self.trainer.world_size, *value.shape)
         own[self.global_rank] = value
         return self.sum_over_ranks(own)
+
+    def gathered(self, own: Any) -> list[Any]:
+        """Every rank's `own`, on every rank."""
+        if self.trainer.world_size == 1:
+            return [own]
+        everybody: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(everybody, own)
+        return everybody
 
     # ---- what is told ------------------------------------------------------------------------------------------------
 
@@ -257,34 +291,20 @@ class Distillation(lightning.LightningModule):
         return exact if "logits" in self.alignment.provides else None
 
     def on_validation_epoch_start(self) -> None:
-        """Sums over the validation split: nll, divergence, rows, bytes."""
-        self.sums = torch.zeros(4, dtype=torch.float64)
+        """Sums over the validation split."""
+        self.sums = torch.zeros(5, dtype=torch.float64)
 
-    @torch.no_grad()
     def validation_step(self, window: Window, _: int) -> None:
         """Likelihood of the references, and the distance to the teacher where there is one in the same tokens."""
-        (batch,) = (moved(batch, self.device) for batch in window.batches)
-        mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]
-        logits = self.student(batch.student, frozenset({"logits"})).logits
-        teacher = self.whole_teacher
-        theirs = self.alignment(ask(teacher, batch, frozenset({"logits"})), batch) if teacher else None
-        covered = None if theirs is None else theirs.covered
-        for piece in slices(int(mask.sum()), CHUNK):
-            own = logits.rows(piece)
-            self.sums[0] -= label_logprobs(own, labels[piece]).sum().item()
-            if theirs is not None:
-                kl = forward_kl(own, theirs.logits.rows(piece))
-                self.sums[1] += (kl if covered is None else kl[covered[piece]]).sum().item()
-        texts = (response.text for record in batch.records for response in record.responses)
-        compared = mask.sum() if covered is None else covered.sum()
-        self.sums[2:] += torch.tensor([compared.item(), sum(len(text.encode()) for text in texts)])
+        for batch in window.batches:
+            self.sums += validation.sums(moved(batch, self.device), self.student, self.whole_teacher, self.alignment)
 
     def on_validation_epoch_end(self) -> None:
-        """Log bits per byte, and KL(teacher || student) in nats per response token."""
-        nll, kl, count, size = self.sum_over_ranks(self.sums).tolist()
-        told = {"bits_per_byte": nll / max(size, 1) / math.log(2)}
-        if self.whole_teacher is not None:
-            told["forward_kl"] = kl / max(count, 1)
+        """Log it, and tell the rollout, which may write more or less from now on."""
+        sums = self.sum_over_ranks(self.sums).cpu()
+        told = validation.metrics(sums, compared=self.whole_teacher is not None)
+        if hasattr(self.rollout, "after_validation"):
+            self.rollout.after_validation(told)
         for name, pair in sorted(_reports(*self.readers).items()):  # else they would count as training's
             total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
             told |= {name: total / times} if times else {}
@@ -296,8 +316,9 @@ class Distillation(lightning.LightningModule):
         """One optimizer for the student and the terms' parameters; one more for each term with its own `lr`."""
         apart = {name for name, term in self.objective.items() if name in self.stateful and term.lr is not None}
         main = [p for n, p in self.named_parameters() if not (n.startswith("stateful.") and n.split(".")[1] in apart)]
-        built = [self.optimization.build(main)]
-        built += [self.optimization.build(self.stateful[n].parameters(), self.objective[n].lr) for n in sorted(apart)]
+        build = partial(self.optimization.build, fraction=lambda: self.progress.fraction)
+        built = [build(main)]
+        built += [build(self.stateful[n].parameters(), self.objective[n].lr) for n in sorted(apart)]
         return [optimizer for optimizer, _ in built], [scheduler for _, scheduler in built]
 
     def on_fit_start(self) -> None:
@@ -320,7 +341,11 @@ class Distillation(lightning.LightningModule):
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
             for kind, values in (("means", self.means), ("reports", self.reports))
         }
-        checkpoint["distillation"] = {"step": self.step_count, "budget": asdict(self.budget), **told}
+        carried = {
+            "rollout": self.gathered(getattr(self.rollout, "state_dict", dict)()),
+            "teacher": getattr(self.models.teacher, "carried_state", dict)(),
+        }
+        checkpoint["distillation"] = {"step": self.step_count, "budget": asdict(self.budget), **told, **carried}
 
     def on_fit_end(self) -> None:
         """What training took of memory is known now."""
@@ -336,6 +361,10 @@ class Distillation(lightning.LightningModule):
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
+        if hasattr(self.rollout, "load_state_dict"):
+            self.rollout.load_state_dict(state["rollout"][self.global_rank])
+        if hasattr(self.models.teacher, "load_carried_state"):
+            self.models.teacher.load_carried_state(state["teacher"])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""
@@ -345,11 +374,6 @@ class Distillation(lightning.LightningModule):
 def _reports(*parts: Any) -> dict[str, tuple[float, float]]:
     """What they have to tell since they were asked last (`kd.types.Reports`)."""
     return {n: pair for part in parts if hasattr(part, "take_report") for n, pair in part.take_report().items()}
-
-
-def _student_fields(term: Term) -> frozenset[str]:
-    fields = of_role("student", term.wanted)
-    return (fields - {"logprobs"}) | {"logits"} if term.row_wise else fields
 
 
 def _listed(one_or_more: Any) -> list:

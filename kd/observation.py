@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from kd.kernels.logits import Logits
+from kd.signals import FROM_REWARD, FROM_ROLLOUT
 from kd.types import Batch, ModelOutput, Progress
 
 
@@ -27,17 +28,19 @@ def signals_of(batch: Batch, said: Mapping[str, ModelOutput], progress: Progress
         "teacher_labels": batch.teacher.labels,
         "teacher_mask": batch.teacher.mask,
         "teacher_real": batch.teacher.real,
-        "group_size": batch.group_size,
-        "rewards": batch.rewards,
-        "behaviour_logprobs": batch.behaviour_logprobs,
         "progress": progress,
+        **{name: getattr(batch, name) for name in FROM_ROLLOUT | FROM_REWARD},
     }
     return own | {f"{role}_{name}": value for role, out in said.items() for name, value in vars(out).items()}
 
 
 def rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
-    """`[B T]` tensors at the loss rows; anything else as it is."""
-    return signal[mask] if isinstance(signal, Tensor) and signal.shape[:2] == mask.shape else signal
+    """`[B T]` tensors at the loss rows, `[B]` tensors as what each row's sequence has; anything else as it is."""
+    if not isinstance(signal, Tensor):
+        return signal
+    if signal.shape == mask.shape[:1]:
+        return signal[:, None].expand_as(mask)[mask]
+    return signal[mask] if signal.shape[:2] == mask.shape else signal
 
 
 def dense_rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
@@ -66,5 +69,5 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; one object for both models stays one."""
     student = batch.student.to(device)
     teacher = student if batch.teacher is batch.student else batch.teacher.to(device)
-    rewards, logprobs = (None if x is None else x.to(device) for x in (batch.rewards, batch.behaviour_logprobs))
-    return replace(batch, student=student, teacher=teacher, rewards=rewards, behaviour_logprobs=logprobs)
+    told = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    return replace(batch, student=student, teacher=teacher, **told)

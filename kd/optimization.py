@@ -1,13 +1,13 @@
 """The optimizer of a run: AdamW, a warm-up, a schedule, a clip."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 Count = Annotated[int, Field(ge=1)]
@@ -34,9 +34,16 @@ class Optimization:
     clip: Rate | None = 1.0
 
     def build(
-        self, parameters: Iterable[nn.Parameter], lr: float | None = None
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float | None = None,
+        *,
+        fraction: Callable[[], float] | None = None,
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Weight decay falls on matrices only; gains and biases have no direction to shrink."""
+        """Weight decay falls on matrices only; gains and biases have no direction to shrink.
+
+        fraction: where the run stands, between 0 and 1, for a run that something else than its steps may end.
+        """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -47,4 +54,10 @@ class Optimization:
         )
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         warmup = round(self.warmup * self.steps)
-        return optimizer, get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
+        by_step = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
+        if fraction is None:
+            return optimizer, by_step
+        factor = by_step.lr_lambdas[0]
+        for group in optimizer.param_groups:  # as if no schedule had been there
+            group["lr"] = group.pop("initial_lr")
+        return optimizer, LambdaLR(optimizer, lambda step: factor(max(step, fraction() * self.steps)))

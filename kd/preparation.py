@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 from hydra import compose
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import kd
@@ -78,7 +78,7 @@ def identity(cfg: DictConfig) -> str:
     the version of `kd`.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return config_hash(config, digests=_digests(config), version=kd.__version__)
+    return config_hash(config, digests=_digests(config) | _corpus_digest(config), version=kd.__version__)
 
 
 def choice(group: str, name: str) -> Any:
@@ -131,6 +131,13 @@ def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConf
         train(recipe, run, exported)
         os.replace(exported, folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _corpus_digest(config: dict[str, Any]) -> dict[str, str]:
+    """Of the plain text, where a term learns on it."""
+    if not any(term.get("stream") == "lm" for term in config.get("objective", {}).values()):
+        return {}
+    return {"corpus": instantiate(config["corpus"]).digest}
 
 
 def _digests(node: Any) -> dict[str, str]:

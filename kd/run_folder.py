@@ -23,7 +23,7 @@ import filelock
 from kd.results import Failure, finite, validated
 
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
-NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers")
+NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 

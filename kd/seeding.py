@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +18,11 @@ def derive(seed: int, *names: str | int) -> int:
     """A 63-bit seed for the component `names` of the run `seed`; the same on every machine."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def uniform(seed: int, *names: str | int) -> float:
+    """A number from [0, 1) for the component `names`, the same on every rank; no generator is touched."""
+    return (derive(seed, *names) >> 10) / 2**53
 
 
 def seed_all(seed: int, *names: str | int) -> None:
@@ -38,3 +44,10 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002
+
+
+@lru_cache(maxsize=8)
+def permutation(n: int, seed: int, *names: str | int) -> list[int]:
+    """The numbers below `n` in an order of the component `names`' own; no generator is touched."""
+    generator = torch.Generator().manual_seed(derive(seed, *names))
+    return torch.randperm(n, generator=generator).tolist()

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kd.types import Batch, Message, Record, Response, Sequences
+from kd.types import WRITERS, Batch, Message, Record, Response, Sequences, Written
 
 MAX_PADDING = 0.1  # share of a window's tokens
 
@@ -17,6 +19,13 @@ class Encoded:
 
     ids: tuple[int, ...]
     prompt: int
+    written: Written | None = None  # the response as it came, where it came as ids
+    teacher: "Encoded | None" = None  # as the teacher reads it, where that differs
+
+    @property
+    def longest(self) -> int:
+        """Ids of the row, or of the teacher's, whichever has more."""
+        return max(len(self.ids), 0 if self.teacher is None else len(self.teacher.ids))
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -117,22 +126,41 @@ class Encoder:
 
     def batches(self, records: Sequence[Record]) -> list[Batch]:
         """Micro-batches of the records' own responses. A record that does not fit is left out."""
-        rows = [self.encode(record) for record in records]
-        return self._batches([(record, row) for record, row in zip(records, rows, strict=True) if row])
+        pairs = [(record, self.encode(record)) for record in records]
+        return self._batches([(record, rows) for record, rows in pairs if rows])
 
-    def written(self, records: Sequence[Record], responses: Sequence[Sequence[Sequence[int]]]) -> list[Batch]:
-        """Micro-batches of responses that the student has just written, given as ids.
+    def written(
+        self,
+        records: Sequence[Record],
+        responses: Sequence[Sequence[Written]],
+        teacher_prompts: Sequence[tuple[Message, ...]] | None = None,
+    ) -> list[Batch]:
+        """Micro-batches of responses that are known as ids, such as those that were just written.
 
-        `responses[i]` are those to `records[i]`, end token included where one was written: the ids are kept as
-        they are, for text that is decoded and encoded again may come back as other tokens.
+        `responses[i]` are those to `records[i]`: the ids are kept as they are, for text that is decoded and encoded
+        again may come back as other tokens. `teacher_prompts[i]` is what the teacher reads them after, where that is
+        not the record's own prompt; both then write the same tokens.
+
+        A record whose prompt (either of them) leaves no room for a response is left out.
         """
         pairs = []
-        for record, answers in zip(records, responses, strict=True):
-            prompt = tuple(encode_prompt(record.prompt, self.student))
-            rows = [Encoded((prompt + tuple(ids))[: self.max_length], len(prompt)) for ids in answers]
-            texts = (response_text(ids, self.student) for ids in answers)
-            pairs.append((replace(record, responses=tuple(Response(text, "student") for text in texts)), rows))
+        prompts = teacher_prompts or [record.prompt for record in records]
+        for record, answers, teacher_prompt in zip(records, responses, prompts, strict=True):
+            kept = replace(record, responses=tuple(self._response(record, answer) for answer in answers))
+            if rows := self._written(kept, answers, teacher_prompt):
+                pairs.append((kept, rows))
         return self._batches(pairs)
+
+    def given(self, record: Record) -> list[Written] | None:
+        """The record's own responses as `written` takes them; None as for `encode`."""
+        rows = self.encode(record)
+        if rows is None:
+            return None
+        whole = (row.ids[-1] == self.student.eos_token_id for row in rows)
+        return [
+            Written(row.ids[row.prompt :], response.source, truncated=not ended)
+            for row, response, ended in zip(rows, record.responses, whole, strict=True)
+        ]
 
     def encode(self, record: Record) -> list[Encoded] | None:
         """The record's sequences in the student's tokens; None if a prompt leaves no room for a response.
@@ -140,9 +168,32 @@ class Encoder:
         Nor may it fill `max_length` in the teacher's tokens, for both must hold the same responses.
         """
         rows = self._encode(record, self.student)
-        if rows and self.teacher is not None and not self._encode(record, self.teacher):
+        if rows is None or self.teacher is None:
+            return rows
+        return _beside(rows, self._encode(record, self.teacher))
+
+    def _written(
+        self, record: Record, answers: Sequence[Written], teacher_prompt: tuple[Message, ...]
+    ) -> list[Encoded] | None:
+        own, other = (tuple(encode_prompt(prompt, self.student)) for prompt in (record.prompt, teacher_prompt))
+        room = self.max_length - max(len(own), 0 if self.teacher else len(other))
+        if room < 1:
             return None
-        return rows
+        kept = [_cut(answer, room) for answer in answers]
+        rows = [Encoded(own + answer.ids, len(own), answer) for answer in kept]
+        if self.teacher is None and other != own:
+            theirs = [Encoded(other + answer.ids, len(other)) for answer in kept]
+            return [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+        if self.teacher is None:
+            return rows
+        return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher))
+
+    def _response(self, record: Record, answer: Written) -> Response:
+        """What the ids say; a text that the record has already stays as it is there."""
+        for own in record.responses if answer.source != "student" else ():
+            if own.source == answer.source and own.text == response_text(answer.ids, self.student):
+                return own
+        return Response(response_text(answer.ids, self.student), answer.source)
 
     def _batches(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> list[Batch]:
         sizes = {len(rows) for _, rows in pairs}
@@ -150,20 +201,24 @@ class Encoder:
             raise ValueError(
                 f"records with {sorted(sizes)} responses are mixed in one window; give each the same number"
             )
-        lengths = [max(len(row.ids) - 1 for row in rows) * len(rows) for _, rows in pairs]
+        lengths = [max(row.longest - 1 for row in rows) * len(rows) for _, rows in pairs]
         groups = micro_batches(lengths, self.max_tokens, self.max_padding)
         return [self._batch([pairs[i] for i in group]) for group in groups]
 
     def _batch(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> Batch:
         records = tuple(record for record, _ in pairs)
-        student = collate([row for _, rows in pairs for row in rows], pad_id(self.student))
-        return Batch(student, self._teacher_sequences(student, records), records, group_size=len(pairs[0][1]))
-
-    def _teacher_sequences(self, student: Sequences, records: Sequence[Record]) -> Sequences:
-        if self.teacher is None:
-            return student
-        rows = [row for record in records for row in self._encode(record, self.teacher) or ()]
-        return collate(rows, pad_id(self.teacher))
+        rows = [row for _, group in pairs for row in group]
+        student = collate(rows, pad_id(self.student))
+        theirs = [row.teacher for row in rows if row.teacher is not None]
+        return Batch(
+            student,
+            collate(theirs, pad_id(self.teacher or self.student)) if theirs else student,
+            records,
+            group_size=len(pairs[0][1]),
+            written_by=torch.tensor([WRITERS.index(r.source) for record in records for r in record.responses]),
+            behaviour_logprobs=_told([row.written and row.written.behaviour_logprobs for row in rows], student.mask),
+            old_logprobs=_told([row.written and row.written.old_logprobs for row in rows], student.mask),
+        )
 
     def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
         if any(response.source == "student" for response in record.responses):  # never seen again
@@ -178,6 +233,26 @@ class Encoder:
         rows = [encode(record.prompt, response.text, tokenizer, self.max_length) for response in record.responses]
         whole = [row for row in rows if row is not None]
         return whole if len(whole) == len(rows) else None
+
+
+def _beside(rows: Sequence[Encoded], theirs: Sequence[Encoded] | None) -> list[Encoded] | None:
+    """Rows with what a teacher that has a tokenizer of its own reads; None where its prompt leaves no room."""
+    return theirs and [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+
+
+def _cut(answer: Written, room: int) -> Written:
+    if len(answer.ids) <= room:
+        return answer
+    logprobs = (None if x is None else x[:room] for x in (answer.behaviour_logprobs, answer.old_logprobs))
+    return Written(answer.ids[:room], answer.source, *logprobs, truncated=True)
+
+
+def _told(values: Sequence[Tensor | None], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
+    """Each row's numbers at its loss positions; None unless every row has them."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat(known).float())
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -19,10 +19,11 @@ ROLES = ("student", "teacher", "native_teacher", "reference")
 FROM_MODELS = frozenset(f"{role}_{field.name}" for role in ROLES for field in fields(ModelOutput))
 IN_SEQUENCES = ("tokens", "labels", "mask", "real")  # real: True at tokens, False at padding
 FROM_SEQUENCES = frozenset(f"{role}{name}" for role in ("", "teacher_") for name in IN_SEQUENCES)
-FROM_ROLLOUT = frozenset(field.name for field in fields(Batch)) - {"student", "teacher", "records"}
+FROM_REWARD = frozenset({"rewards", "advantages"})
+FROM_ROLLOUT = frozenset(field.name for field in fields(Batch)) - {"student", "teacher", "records"} - FROM_REWARD
 FROM_ALIGNMENT = frozenset({"spans", "pairs", "id_map"})
 FROM_RUN = frozenset({"progress"})
-SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_ALIGNMENT | FROM_RUN
+SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT | FROM_RUN
 
 ROW, POSITION, RESPONSE, PAIR = "*n", "B T", "B", "P"  # what the values of a term run over
 
@@ -96,11 +97,13 @@ def checked_by(check: Callable[..., None]) -> Callable[[Objective], Objective]:
 def introduce(objective: Callable, student: Any, teacher: Any) -> None:
     """Tell an objective what models it is for (their `shape`), before the first step.
 
-    One with parameters of its own makes them, in its `sized_for`; a function may have a check (`checked_by`).
-    Raises ValueError where the two models do not fit.
+    One with parameters of its own makes them, in its `sized_for`, or from the student itself, in its `starts_from`; a
+    function may have a check (`checked_by`). Raises ValueError where the two models do not fit.
     """
     if hasattr(objective, "sized_for"):
-        objective.sized_for(student.shape, teacher.shape)
+        objective.sized_for(student.shape, None if teacher is None else teacher.shape)
+    if hasattr(objective, "starts_from"):
+        objective.starts_from(student)
     function = objective
     while isinstance(function, partial):
         function = function.func

@@ -14,17 +14,20 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from kd.audit import Audit
+from kd.budget import Limits
 from kd.callbacks import ProgressLines, Saving, WholeFiles
 from kd.composition.targets import bears_zeros, kept
+from kd.corpora.blocks import Blocks, blocks
 from kd.data import Data
 from kd.metrics_log import TidyLogger
 from kd.models.approximated import Approximated
@@ -32,14 +35,16 @@ from kd.models.cached import Cached
 from kd.models.ensemble import Ensemble
 from kd.models.identity import model_digest
 from kd.models.language_model import LanguageModel
+from kd.models.own import Own
 from kd.models.teacher import WhiteBox
-from kd.module import Distillation, Term
+from kd.module import Distillation
 from kd.optimization import Optimization
 from kd.preparation import targets_folder
 from kd.run_folder import RunFolder
 from kd.seeding import seeded
-from kd.sequences import Encoder
+from kd.sequences import Encoder, pad_id
 from kd.signals import introduce, of_role, requires
+from kd.terms import Term
 from kd.types import Record, Skill
 
 # Lightning's advice that does not apply to us, and why.
@@ -80,9 +85,11 @@ def build(cfg: DictConfig) -> Parts:
     teacher = kept_teacher(cfg)
     if teacher is not None:
         teacher.to(device(cfg))
-    words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
     with seeded(cfg.seed, "student"):
         student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
+    if isinstance(teacher, Own):
+        teacher.bind(student)
+    words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
     alignment = instantiate(cfg.alignment)
     if words is not None:
         ids = student.vocabulary, words.vocabulary
@@ -99,15 +106,18 @@ def build(cfg: DictConfig) -> Parts:
     objective = {str(name): _term(term, cfg.seed, str(name), student, teacher) for name, term in cfg.objective.items()}
     reference = WhiteBox(copy.deepcopy(student)) if _asked_for("reference", objective) else None
     optimization = Optimization(**cfg.optim)
+    rollout = instantiate(cfg.rollout)
     module = Distillation(
         student,
         teacher,
         objective,
-        instantiate(cfg.rollout),
+        rollout,
         alignment,
         encoder,
         optimization,
         reference=reference,
+        reward=_reward(cfg.reward, objective),
+        limits=Limits(**cfg.budget),
         seed=cfg.seed,
         reduction=cfg.reduction,
         log_every=cfg.log_every,
@@ -121,13 +131,16 @@ def build(cfg: DictConfig) -> Parts:
         steps=optimization.steps,
         seed=cfg.seed,
         workers=cfg.data.workers,
+        uses=getattr(rollout, "uses", 1),
+        plain=_plain(cfg, student.tokenizer) if "lm" in module.demands else None,
     )
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
     if isinstance(teacher, Cached):
         audited = data.validation[: max((audit.records for audit in audits(cfg)), default=0)]
         teacher.check(data.met() if module.teacher_fields else (), encoder, audited)
-    return Parts(module, data, skill, None if teacher is None else teacher.model, encoder, augmentation_tokens)
+    other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
+    return Parts(module, data, skill, other, encoder, augmentation_tokens)
 
 
 def check_zeros(alignment: Any, objective: Mapping[str, Any]) -> None:
@@ -152,6 +165,22 @@ def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teache
         return Term(**parts)
 
 
+def _reward(node: DictConfig, objective: Mapping[str, Term]) -> Any:
+    """Who judges what was written; one that learns with the objective is one of its terms."""
+    if node._target_ is None:
+        return None
+    reward = instantiate(node, _convert_="all")
+    if hasattr(reward, "bind"):
+        reward.bind({name: term.loss for name, term in objective.items()})
+    return reward
+
+
+def _plain(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Blocks:
+    """The corpus, cut for the stream `lm`."""
+    cut = blocks(instantiate(cfg.corpus).texts(), tokenizer, cfg.data.lm_length + 1)  # the first id has no label
+    return Blocks(cut, pad=pad_id(tokenizer), size=cfg.data.lm_window, max_tokens=cfg.data.max_tokens, seed=cfg.seed)
+
+
 def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
     return any(of_role(role, term.wanted) for term in objective.values())
 
@@ -167,14 +196,22 @@ def kept_teacher(cfg: DictConfig) -> Any:
 
 
 def load_teacher(node: DictConfig) -> Any:
-    """The teacher of a config node, or None. Jobs of one process share it: it is frozen, so nobody can tell."""
+    """The teacher of a config node, or None. Jobs of one process share it: it is frozen, so nobody can tell.
+
+    One that follows its student is each job's own.
+    """
     if node.get("_target_") is None:
         return None
-    return _shared_teacher(json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True))
+    text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
+    return _made(text) if get_class(node._target_) is Own else _shared_teacher(text)
 
 
 @lru_cache(maxsize=1)
 def _shared_teacher(node: str) -> Any:
+    return _made(node)
+
+
+def _made(node: str) -> Any:
     with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
         return instantiate(_described(json.loads(node)), _convert_="all")
 

@@ -15,6 +15,8 @@ from torch import Tensor
 Split = Literal["train", "validation", "test"]
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values of a layer, each [B h T d], h the query heads
+Source = Literal["reference", "teacher", "student"]
+WRITERS: tuple[Source, ...] = ("reference", "teacher", "student")  # what `written_by` counts in
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Response:
     """One answer to a prompt. `source` says who wrote it; `score` is the skill's or a judge's, if any."""
 
     text: str
-    source: Literal["reference", "teacher", "student"] = "reference"
+    source: Source = "reference"
     score: float | None = None
 
 
@@ -85,16 +87,38 @@ class Sequences:
         return replace(self, **there)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A response as ids, for those that were just written: text that is encoded again may come back as other ids.
+
+    Each tensor is `[L]`, one number for each id; None where nobody looked.
+    """
+
+    ids: tuple[int, ...]  # the end token included where one was written
+    source: Source = "student"
+    behaviour_logprobs: Float[Tensor, " L"] | None = None  # under the distribution that each id was drawn from
+    old_logprobs: Float[Tensor, " L"] | None = None  # the student's own at that time, at temperature 1, of all ids
+    truncated: bool = False  # cut off by a bound, before an end token
+
+
 @dataclass
 class Batch:
-    """One micro-batch: the same texts in the student's and in the teacher's tokens."""
+    """One micro-batch: the same texts in the student's and in the teacher's tokens.
+
+    The samples of one prompt are adjacent rows, `group_size` of them, and a group is never divided. What is `[B T]`
+    here is 0 where no label counts.
+    """
 
     student: Sequences
     teacher: Sequences  # the same object when the tokenizers are the same
     records: tuple[Record, ...] = ()
     group_size: int = 1
+    written_by: Int[Tensor, " B"] | None = None  # places in WRITERS
     rewards: Float[Tensor, " B"] | None = None
-    behaviour_logprobs: Float[Tensor, "B T"] | None = None
+    advantages: Float[Tensor, "B T"] | None = None
+    behaviour_logprobs: Float[Tensor, "B T"] | None = None  # under the distribution that the labels were drawn from
+    old_logprobs: Float[Tensor, "B T"] | None = None  # the student's own when it wrote
+    importance_weights: Float[Tensor, "B T"] | None = None  # of the loss at each label; None: 1
 
 
 class Head(NamedTuple):
@@ -124,6 +148,7 @@ class ModelOutput:
 
     logits: Any = None  # a kd.kernels.logits.Logits: lazy, over the n loss rows
     logprobs: Float[Tensor, "B T"] | None = None  # of the labels, 0 where no label counts
+    mean_logprobs: Float[Tensor, " B"] | None = None  # of each response's labels, without gradient; for row-wise terms
     hidden: tuple[Float[Tensor, "B T D"], ...] | None = None  # embeddings first, last layer last
     attentions: tuple[Float[Tensor, "B h T T"], ...] | None = None  # probabilities, one tensor per layer
     qkv: tuple[QKV, ...] | None = None  # one for each layer
@@ -155,15 +180,19 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands. `step` counts optimizer steps that are done."""
+    """Where the run stands. `step` counts optimizer steps that are done.
+
+    `spent` is the largest share of a limit on its budget that is used up; 0 where there is none.
+    """
 
     step: int
     total: int
+    spent: float = 0.0
 
     @property
     def fraction(self) -> float:
-        """Between 0 and 1."""
-        return self.step / max(self.total, 1)
+        """Between 0 and 1: what ends the run first, steps or budget, sets the pace."""
+        return min(max(self.step / max(self.total, 1), self.spent), 1.0)
 
 
 class Reports(Protocol):
@@ -179,3 +208,4 @@ class Models(NamedTuple):
     student: Any
     teacher: Any = None
     reference: Any = None
+    reward: Any = None  # a kd.rewards.Reward

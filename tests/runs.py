@@ -149,9 +149,11 @@ class Scripted:
     def __init__(self, log: str, signals: Iterable[Signal] = (), inner: Any = None):
         self.log, self.signals, self.inner = Path(log), list(signals), inner or Offline()
 
-    @property
-    def generated_tokens(self) -> int:
-        return getattr(self.inner, "generated_tokens", 0)
+    def __getattr__(self, name: str) -> Any:
+        """State, counters and whatever else the rollout inside may have, or not."""
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -274,6 +276,7 @@ def checkpoint(path: Path, name: str = "last") -> dict[str, Any]:
     state = torch.load(path / f"checkpoints/{name}.ckpt", weights_only=True)
     for clock in ("seconds", "peak_memory_bytes"):
         state["distillation"]["budget"].pop(clock)
+    state["distillation"]["reports"].pop("generation_share", None)
     return {k: state.get(k) for k in ("state_dict", "optimizer_states", "lr_schedulers", "distillation")}
 
 
@@ -281,7 +284,8 @@ def metrics(path: Path) -> dict[str, str]:
     """The rows of metrics.csv, but for rates."""
     rows = [row.rpartition(",") for row in (path / "metrics.csv").read_text().splitlines()[1:]]
     assert len({key for key, _, _ in rows}) == len(rows), "a row was written twice"
-    return {key: value for key, _, value in rows if "tokens_per_second" not in key}
+    clocks = ("tokens_per_second", "generation_share")
+    return {key: value for key, _, value in rows if not any(clock in key for clock in clocks)}
 
 
 def windows(path: Path) -> dict[str, Any]:

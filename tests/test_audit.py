@@ -15,8 +15,8 @@ from kd.composition.targets import check_targets
 from kd.kernels.logits import DenseLogits, HeadLogits
 from kd.kernels.sparse import SparseLogits, evaluated
 from kd.models.targets import Sampled, TopK
-from kd.module import Term
 from kd.objectives.divergence import cross_entropy, forward_kl, total_variation
+from kd.terms import Term
 from kd.training import build
 from kd.types import Head, Progress
 from tests import runs

@@ -35,6 +35,9 @@ BESIDE = {
     "teacher=none": NO_TEACHER,
     "teacher=tiny": TINY,
     "teacher=ensemble": ("student=tiny",),
+    "teacher=own": ("student=tiny",),
+    "reward=log_ratio": ("rollout=on_policy",),
+    "corpus=local": ("corpus.path=README.md",),
     "alignment=none": ("objective=sft",),
     "skill=reasoning_gym": ("skill.task=gcd",),
 }
@@ -80,9 +83,25 @@ def test_default_is_a_run():
     check(composed())
 
 
+# What objectives on samples are computed beside, the simplest first.
+COMPANIONS = (
+    (),
+    ("rollout=on_policy",),
+    ("rollout=on_policy", "rollout.samples=2", "reward=verifier"),
+    ("rollout=paired",),
+    ("rollout=teacher_mixed", "reward=log_ratio", "corpus=docstrings"),
+)
+
+
 @pytest.mark.parametrize("name", choices("objective"))
 def test_every_objective_is_a_run(name):
-    check(composed(f"objective={name}"))
+    told = []
+    for beside in COMPANIONS:
+        try:
+            return check(composed(f"objective={name}", *beside))
+        except ValueError as error:
+            told.append(f"{beside}: {error}")
+    pytest.fail("\n".join(told))
 
 
 FILES = [f"{g}={n}" for g in (*GROUPS, "method", "experiment") if g != "objective" for n in choices(g)]
@@ -297,8 +316,7 @@ def with_loss(loss: Any, *overrides: str, **settings: Any) -> DictConfig:
 
 def test_a_signal_that_nobody_gives():
     sentence = refused(with_loss(rewarded))
-    assert "new needs rewards, but rollout Offline provides group_size" in sentence
-    assert "nothing in conf/rollout provides it" in sentence or "try rollout=" in sentence
+    assert "new needs rewards, but reward=none; try reward=" in sentence
 
 
 def test_a_signal_that_nobody_knows():

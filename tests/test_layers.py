@@ -18,9 +18,9 @@ KD = ROOT / "kd"
 # A room may import from its own line and from those above it. A new file or folder of kd/ is placed here by whoever
 # makes it: low, if others shall stand on it.
 LAYERS = (
-    {"types", "signals", "seeding", "results", "run_folder", "progress"},
+    {"types", "signals", "seeding", "results", "run_folder", "progress", "ranks"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},
-    {"models", "rollouts", "skills", "augmentation"},
+    {"corpora", "models", "rewards", "rollouts", "skills", "augmentation"},
     {
         "audit",
         "budget",
@@ -33,6 +33,8 @@ LAYERS = (
         "module",
         "observation",
         "optimization",
+        "terms",
+        "validation",
     }
     | {"preparation", "training"}  # one run
     | {"composition"}  # what a command asks for, checked

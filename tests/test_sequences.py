@@ -23,7 +23,7 @@ from kd.sequences import (
     same_text,
 )
 from kd.skills.gsm_symbolic import GsmSymbolic
-from kd.types import Record, Response, Sequences
+from kd.types import Record, Response, Sequences, Written
 from tests.tiny import LLAMA, record, records
 
 BYTES = byte_tokenizer()
@@ -324,11 +324,15 @@ def test_same_text_is_about_ids_and_templates():
 # --- responses just written ---
 
 
+def as_written(answers):
+    return [[Written(tuple(ids)) for ids in group] for group in answers]
+
+
 def test_written_ids_are_kept_as_they_are():
     end = BYTES.eos_token_id
     answers = [[[*ids("ab"), end], list(ids("abc"))], [[end], [*ids("x"), ids("<|user|>")[0], 200, end]]]
     given = [record(0, "q", "reference"), record(1, "qq", "reference")]
-    batches = Encoder(BYTES, None, max_length=256, max_tokens=1000).written(given, answers)
+    batches = Encoder(BYTES, None, max_length=256, max_tokens=1000).written(given, as_written(answers))
     assert flat(batches) == {"0": answers[0], "1": answers[1]}
     texts = {r.id: [(x.text, x.source) for x in r.responses] for batch in batches for r in batch.records}
     assert texts["0"] == [("ab", "student"), ("abc", "student")]
@@ -338,7 +342,7 @@ def test_written_ids_are_kept_as_they_are():
 def test_written_responses_are_cut_at_the_length():
     prompt = len(encode_prompt(record(0).prompt, BYTES))
     encoder = Encoder(BYTES, None, max_length=prompt + 2, max_tokens=1000)
-    assert flat(encoder.written([record(0)], [[[65, 66, 67, 68]]])) == {"0": [[65, 66]]}
+    assert flat(encoder.written([record(0)], as_written([[[65, 66, 67, 68]]]))) == {"0": [[65, 66]]}
 
 
 def test_a_teacher_reads_what_was_written_in_its_own_tokens_and_nothing_piles_up():
@@ -348,7 +352,7 @@ def test_a_teacher_reads_what_was_written_in_its_own_tokens_and_nothing_piles_up
     known = len(encoder._rows)
     for i in range(5):
         answer = [*ids(f"answer {i}"), BYTES.eos_token_id]
-        batches = encoder.written([record(0)], [[answer]])
+        batches = encoder.written([record(0)], as_written([[answer]]))
         assert flat(batches, "teacher") == {"0": [answer]}
     assert len(encoder._rows) == known
 

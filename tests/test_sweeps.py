@@ -40,8 +40,9 @@ def place_app(folder: Path) -> Path:
 
 def start(app: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "run.py", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=app, env={**ENVIRONMENT, **variables}, text=True, **pipes)  # type: ignore[call-overload]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    return subprocess.Popen(command, cwd=app, env={**ENVIRONMENT, **variables}, **options)
 
 
 def run(app: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,8 @@
 """Teacher and student share one tokenizer."""
 
-from jaxtyping import Int
+from dataclasses import replace
+
+from jaxtyping import Float, Int
 from torch import Tensor, arange
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +14,7 @@ from kd.types import Batch, ModelOutput, Pairs, Spans
 class Same:
     """Nothing to translate: positions and ids are the same."""
 
-    provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map"})
+    provides = frozenset({"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map"})
     provides |= {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
     translates = False  # rows and ids are one and the same
     summary = ""
@@ -44,8 +46,15 @@ class Same:
         self.size = len(theirs) if ids is None else ids[1]
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
-        """The teacher's output in the student's coordinates."""
-        return native
+        """The teacher's output in the student's coordinates.
+
+        Where the teacher has read the same response after another prompt, the loss rows are the same and the positions
+        are not: what it says of each position is left out then.
+        """
+        if batch.teacher.tokens is batch.student.tokens:
+            return native
+        logprobs = None if native.logprobs is None else repositioned(native.logprobs, batch)
+        return replace(native, logprobs=logprobs, hidden=None, attentions=None, qkv=None)
 
     def spans(self, batch: Batch) -> Spans:
         """Every row is a span of its own."""
@@ -58,3 +67,9 @@ class Same:
     def id_map(self, batch: Batch) -> Int[Tensor, " U"]:
         """Every id stands for itself."""
         return arange(self.size, device=batch.student.mask.device)
+
+
+def repositioned(values: Float[Tensor, "B t"], batch: Batch) -> Float[Tensor, "B T"]:
+    """The teacher's numbers at its loss rows, at the student's; 0 elsewhere. Both hold the same response tokens."""
+    mask = batch.student.mask
+    return values.new_zeros(mask.shape).masked_scatter(mask, values[batch.teacher.mask])

@@ -9,14 +9,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from kd.budget import Limits
 from kd.composition.choices import choices
 from kd.composition.signatures import check_call, shown, suggestion
 from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
 
 GROUPS = (
-    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "alignment", "objective"),
-    *("trainer", "evaluation", "logger"),
+    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "reward", "alignment", "objective"),
+    *("corpus", "trainer", "evaluation", "logger"),
 )
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again
@@ -60,6 +61,7 @@ class Settings:
     compare: Text | None
     log_every: PositiveInt
     name: Text | None = None
+    omits: Sequence[Text] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Data:
     max_length: PositiveInt
     max_tokens: PositiveInt
     workers: NonNegativeInt
+    lm_window: PositiveInt
+    lm_length: PositiveInt
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class Wandb:
 
 SECTIONS: Mapping[str, Callable] = {
     "optim": Optimization,
+    "budget": Limits,
     "data": Data,
     "checkpoint": Checkpoint,
     "run": Run,

@@ -135,7 +135,7 @@ def _reason(value: Any, error: ValidationError, annotation: Any) -> str:
     if len(errors := error.errors()) > 1:  # one for each member of a union
         return f"should be {in_words(annotation)}"
     place = "".join(f"[{key}]" for key in errors[0]["loc"] if isinstance(key, int))
-    text = (f"item {place} " if place else "") + errors[0]["msg"].removeprefix("Input ")
+    text = (f"item {place} " if place else "") + errors[0]["msg"].removeprefix("Input ").removeprefix("Value error, ")
     text = text.replace("a valid array", "a list").replace("an object", "a mapping")
     options = [option for option in _options(annotation) if isinstance(option, str)]
     near = get_close_matches(value, options, n=1) if isinstance(value, str) else []

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from kd.composition.choices import CONF, choices
 from kd.composition.sections import prepared_roles
-from kd.composition.signatures import check_call, located, shown
-from kd.signals import FROM_ALIGNMENT, FROM_ROLLOUT, FROM_SEQUENCES, domain, is_row_wise, of_role, requires
+from kd.composition.signatures import check_call, joined, located, shown
+from kd.signals import FROM_ALIGNMENT, FROM_REWARD, FROM_ROLLOUT, FROM_SEQUENCES, domain, is_row_wise, of_role, requires
+from kd.terms import STREAMS, Term
 
 Node = Mapping[str, Any]
 
@@ -23,8 +24,6 @@ KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference
 
 def check_objective(objective: Node) -> None:
     """Raises ValueError for a term that is no term: its keys, weight and kind, and what its loss is."""
-    from kd.module import Term
-
     if not objective:
         raise ValueError("the objective has no terms; give objective=fkl, or several as 'objective=[fkl,sft]'")
     for name, term in objective.items():
@@ -45,6 +44,8 @@ def _check_term(path: str, term: Node) -> None:
         raise ValueError(f"{path}.kind={shown(kind)}: terms are of one kind of {', '.join(KINDS)}")
     if not isinstance(term["loss"], Mapping) or term["loss"].get("_target_") is None:
         raise ValueError(f"{path}.loss: names no _target_; give the dotted path of a function or an nn.Module")
+    if (stream := term.get("stream", STREAMS[0])) not in STREAMS:
+        raise ValueError(f"{path}.stream={shown(stream)}: terms learn on one stream of {', '.join(STREAMS)}")
     _check_loss(f"{path}.loss", term["loss"], term.get("lr"))
 
 
@@ -78,6 +79,9 @@ def check_supply(config: Node) -> None:
         _require(who, "alignment", _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}, config)
         _require(who, "student", _fields(names, "student", "reference"), config)
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+        _require(who, "reward", {name: name for name in names & FROM_REWARD}, config)
+    _check_streams(config)
+    _check_readers(config)
     alignment = located("alignment", config["alignment"]["_target_"])
     for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
         loss = signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
@@ -86,6 +90,42 @@ def check_supply(config: Node) -> None:
                 f"{name} looks at many rows at once, but alignment {alignment.__qualname__} has no word of the teacher "
                 f"about some of them; take alignment=same, or a term on single rows instead of {name}"
             )
+
+
+def _check_readers(config: Node) -> None:
+    """What a rollout has the teacher read must suit the alignment, and the terms."""
+    alignment = located("alignment", config["alignment"]["_target_"])
+    for rollout in _classes("rollout", config["rollout"]):
+        if getattr(rollout, "one_vocabulary", False) and getattr(alignment, "translates", False):
+            raise ValueError(
+                f"rollout {rollout.__qualname__} has student and teacher write each token together, so an id must mean "
+                f"the same to both, but alignment {alignment.__qualname__} translates; take alignment=same with a "
+                "teacher of the student's tokenizer, or rollout=on_policy"
+            )
+        for name, term in config["objective"].items() if getattr(rollout, "teacher_prompts", False) else ():
+            wanted = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+            if placed := of_role("teacher", wanted) & {"hidden", "attentions", "qkv"}:
+                raise ValueError(
+                    f"{name} compares the teacher's {_listed(placed)} at each position, but rollout "
+                    f"{rollout.__qualname__} gives the teacher another prompt, so that positions differ; take a term "
+                    "on logits or log-probabilities, or rollout=on_policy"
+                )
+
+
+def _check_streams(config: Node) -> None:
+    """A term on plain text needs a corpus, and none of what a rollout knows; else something is to be rolled out."""
+    plain = {name: term for name, term in config["objective"].items() if term.get("stream") == "lm"}
+    if plain and config["corpus"].get("_target_") is None:
+        names = " or ".join(name for name in choices("corpus") if name != "none")
+        raise ValueError(
+            f"{next(iter(plain))} learns on plain text (stream: lm), but corpus=none; choose corpus={names}"
+        )
+    if len(plain) == len(config["objective"]):
+        raise ValueError(f"{', '.join(plain)}: no term learns on the skill; add one with stream: main")
+    for name, term in plain.items():
+        asked = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+        if lacking := asked & (FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT):
+            raise ValueError(f"{name} needs {_listed(lacking)}, which plain text does not have; set its stream to main")
 
 
 def check_other_runs(config: Node) -> None:
@@ -104,7 +144,7 @@ def check_other_runs(config: Node) -> None:
 
 def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
     """The group that asks, who in it, and for which signals ("teacher" is the teacher as a whole)."""
-    for group in ("objective", "rollout", "augmentation"):
+    for group in ("objective", "rollout", "reward", "augmentation"):
         for who, names in _demands(group, config[group]):
             yield group, who, names
     if config["checkpoint"]["monitor"] == "validation/forward_kl":
@@ -115,13 +155,27 @@ def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
     if group == "objective":
         for name, term in node.items():
             yield name, requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
-    elif group == "rollout":
-        rollout = located("rollout", node["_target_"])
-        yield f"rollout {rollout.__qualname__}", frozenset(getattr(rollout, "requires", ()))
+    elif group in ("rollout", "reward"):
+        yield from _parts(group, group, node)
     else:
         for i, stage in enumerate(node["stages"]):
             found = located(f"augmentation.stages[{i}]", stage["_target_"])
             yield f"augmentation stage {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+
+
+def _parts(path: str, what: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
+    """What stands at `path`, and what it was given: a rollout may have another one that writes for it."""
+    for found in _classes(path, node):
+        yield f"{what} {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+
+
+def _classes(path: str, node: Node) -> Iterator[Callable]:
+    """What the node's `_target_` names, and those of the nodes in it."""
+    if node.get("_target_") is not None:
+        yield located(path, node["_target_"])
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _classes(f"{path}.{key}", value)
 
 
 def signals_of(loss: Callable) -> Callable:
@@ -140,7 +194,10 @@ def provided(path: str, node: Node) -> frozenset[str]:
     found: Any = located(path, node["_target_"])
     if not isinstance(found, type):
         found = inspect.signature(found).return_annotation
-    return frozenset(getattr(found, "provides", ()))
+    given = frozenset(getattr(found, "provides", ()))
+    if isinstance(writer := node.get("writer"), Mapping):  # a rollout passes on what its writer provides, and may add
+        given &= provided(joined(path, "writer"), writer) | frozenset(getattr(found, "adds", ()))
+    return given
 
 
 def _fields(names: frozenset[str], *roles: str) -> dict[str, str]:
@@ -156,6 +213,8 @@ def _require(who: str, group: str, wanted: Mapping[str, str], config: Node) -> N
         return
     able = list(_able(group, frozenset(wanted.values())))
     remedy = f"try {group}={' or '.join(able)}" if able else f"nothing in conf/{group} provides it"
+    if node.get("_target_") is None:
+        raise ValueError(f"{who} needs {_listed(lacking)}, but {group}=none; {remedy}")
     what = node["_target_"].rpartition(".")[2]
     raise ValueError(f"{who} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}; {remedy}")
 
@@ -189,8 +248,10 @@ def _no_teacher(group: str, who: str, asked: frozenset[str]) -> str:
 
 
 def _needs_none(group: str, name: str) -> bool:
+    """Whether a file of `group` asks for no teacher; and an objective, for nothing but the records' own responses."""
+    apart = FROM_ROLLOUT | FROM_REWARD if group == "objective" else frozenset()
     with suppress(ValueError, KeyError):
-        return not any(_of_teacher(names) for _, names in _demands(group, _content(group, name)))
+        return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, _content(group, name)))
     return False
 
 

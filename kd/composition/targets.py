@@ -16,12 +16,14 @@ from kd.composition.supply import demands
 from kd.models.targets import Targets
 from kd.seeding import seeded
 from kd.signals import is_row_wise, of_role, requires
-from kd.types import Progress
+from kd.types import WRITERS, Progress
 
 Node = Mapping[str, Any]
 
 ROWS, IDS = 32, 7  # of the trial
-FREE = frozenset({"progress", "student_logprobs", "reference_logprobs", "behaviour_logprobs"})  # not over the ids
+FREE = frozenset(  # not over the ids
+    {"progress", "written_by", "student_logprobs", "reference_logprobs", "behaviour_logprobs"}
+)
 
 
 def check_targets(config: Node) -> None:
@@ -41,6 +43,11 @@ def check_targets(config: Node) -> None:
         raise ValueError(
             f"targets {type(targets).__name__} keeps what a teacher says, but teacher=none; "
             "choose a teacher, or targets=full"
+        )
+    if hasattr(located("teacher", config["teacher"]["_target_"]), "bind"):
+        raise ValueError(
+            f"targets {type(targets).__name__} keeps what a teacher says, but the student's own teacher changes with "
+            "it; take targets=full"
         )
     if config["teacher"].get("members"):
         _check_ensemble(config["teacher"], targets, bool(node.get("cached")))
@@ -203,7 +210,12 @@ def _tried(term: Callable, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
     """Values, and the gradient of their sum with respect to the student's logits."""
     student = student.requires_grad_()
     given: dict[str, Any] = {name: torch.zeros(ROWS, dtype=torch.float64) for name in FREE}
-    given |= {"progress": Progress(1, 2), "student_logits": student, "reference_logits": student.detach()}
+    given |= {
+        "progress": Progress(1, 2),
+        "written_by": torch.arange(ROWS) % len(WRITERS),
+        "student_logits": student,
+        "reference_logits": student.detach(),
+    }
     given |= {"teacher_logits": teacher, "native_teacher_logits": teacher}
     with torch.enable_grad():
         value = term(**{name: given[name] for name in requires(term)})

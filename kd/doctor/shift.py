@@ -8,11 +8,12 @@ import torch
 from kd.alignment.same import Same
 from kd.doctor.findings import Finding
 from kd.models.language_model import LanguageModel
-from kd.module import Distillation, Term
+from kd.module import Distillation
 from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, count
 from kd.rollouts.offline import Offline
 from kd.sequences import Encoder
+from kd.terms import Term
 from kd.training import Parts
 from kd.types import Batch, Record, Sequences
 

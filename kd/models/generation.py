@@ -1,15 +1,71 @@
-"""Responses written by a language model, many prompts at once."""
+"""Responses written by language models, many prompts at once."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from torch import Tensor, nn
 
+from kd.models.decoding import CachedDecoder, Decoder, Speech
 from kd.models.language_model import LanguageModel
-from kd.sequences import pad_id
+from kd.models.lean import LeanDecoder, Weights, readable
+from kd.models.sampling import Choose, Sampled, logprobs_of
+from kd.types import Source, Written
+
+_WORTH_PACKING = 16  # steps after which the copies of weights have paid
+
+
+def write(
+    readers: Sequence[LanguageModel],
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    choose: Choose,
+    batch_size: int,
+    source: Source = "student",
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Written]]:
+    """`samples` responses to each prompt, in the order of the prompts, chosen by `choose` from what the readers say.
+
+    All readers read the same ids, prompts and responses, each with a cache of its own. A prompt is read once for all
+    its samples; a row ends at an end token of any reader and makes room. What a checkpoint's saved generation settings
+    say does not count, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
+    never written. The networks are in eval mode meanwhile and are left as they were; no gradient is recorded, and the
+    tensors may be used in training, under `torch.inference_mode` too.
+
+    Args:
+        readers: models with the same ids. The first one's own log-probabilities are the responses' `old_logprobs`.
+        prompts: ids, of any lengths; those of similar length share a batch.
+        max_new_tokens: a response that long ends without an end token, and is `truncated`.
+        choose: a strategy of `kd.models.sampling`.
+        batch_size: responses that are written at a time.
+        source: who is to be called their writer.
+        progress: called with the number of prompts just finished.
+
+    Raises:
+        ValueError: a setting is out of range, a prompt is empty, or a tokenizer has no end token.
+    """
+    check_decoding(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, samples=samples)
+    _check_prompts(prompts, batch_size)
+    ends = torch.tensor(
+        sorted({end for reader in readers for end in end_ids(reader)}), device=readers[0].network.device
+    )
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # the longest, so memory peaks, first
+    together = max(1, batch_size // samples)
+    responses: dict[int, list[Written]] = {}
+    with reading([reader.network for reader in readers]):
+        steps = max_new_tokens * math.ceil(len(prompts) * samples / batch_size)
+        batches = _Batches(_openers(readers, steps=steps), ends, max_new_tokens, choose, source)
+        for start in range(0, len(order), together):
+            group = order[start : start + together]
+            written = batches.write([prompts[i] for i in group], samples, batch_size)
+            responses |= dict(zip(group, written, strict=True))
+            if progress is not None:
+                progress(len(group))
+    return [responses[i] for i in range(len(prompts))]
 
 
 def generate(
@@ -22,37 +78,24 @@ def generate(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """Ids of one response to each prompt, in the order of the prompts; the end token included where one was written.
-
-    The decoding is what the arguments say: nothing of a checkpoint's saved generation settings counts, except that
-    all its end tokens end a response. Ids beyond the tokenizer's (a padded head) are never written. The network is
-    in eval mode meanwhile and is left as it was.
+    """Ids of one response to each prompt, the end token included where one was written. See `write`.
 
     Args:
-        prompts: ids, of any lengths; those of similar length share a batch.
-        max_new_tokens: a response that long ends without an end token.
-        temperature: 0 is greedy; above 0, samples are drawn from torch's global generator.
-        top_p: nucleus of the tempered distribution that is sampled from (arXiv 1904.09751); 1 is all of it.
-        batch_size: prompts decoded together.
-        progress: called with the number of prompts just finished.
+        temperature, top_p: see `kd.models.sampling.Sampled`.
 
     Raises:
         ValueError: a setting is out of range, a prompt is empty, or the tokenizer has no end token.
     """
     check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    _check_prompts(prompts, batch_size)
-    ends = end_ids(model)
-    config = _generation_config(ends, pad_id(model.tokenizer), max_new_tokens, temperature, top_p)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # the longest, so memory peaks, first
-    responses: dict[int, list[int]] = {}
-    with _decoding(model.network, config):
-        for start in range(0, len(order), batch_size):
-            group = order[start : start + batch_size]
-            written = _write(model, [prompts[i] for i in group], config)
-            responses |= {i: _until_end(ids, ends) for i, ids in zip(group, written, strict=True)}
-            if progress is not None:
-                progress(len(group))
-    return [responses[i] for i in range(len(prompts))]
+    written = write(
+        [model],
+        prompts,
+        max_new_tokens=max_new_tokens,
+        choose=Sampled(temperature, top_p),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [list(response.ids) for (response,) in written]
 
 
 def end_ids(model: LanguageModel) -> frozenset[int]:
@@ -89,60 +132,118 @@ def _check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
             raise ValueError(f"prompt {i} has no ids, so there is nothing to continue; give it at least one")
 
 
-def _generation_config(
-    ends: frozenset[int], pad: int, max_new_tokens: int, temperature: float, top_p: float
-) -> GenerationConfig:
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True, **sampling
-    )
-
-
 @contextmanager
-def _decoding(network: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Eval mode, and `config` as the network's own: `generate` fills what a config leaves open from that one."""
-    modes = {module: module.training for module in network.modules()}
-    saved = network.generation_config
+def reading(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Eval mode, and tensors without gradient that a later backward pass may still use."""
+    modes = {module: module.training for network in networks for module in network.modules()}
     try:
-        network.eval()
-        network.generation_config = config
-        yield
+        for network in networks:
+            network.eval()
+        with torch.inference_mode(False), torch.no_grad():
+            yield
     finally:
-        network.generation_config = saved
+        torch.clear_autocast_cache()  # weights cast without gradient would be found there by the training step
         for module, mode in modes.items():
             module.training = mode
 
 
-def _write(model: LanguageModel, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
-    """What is written after each prompt, padded after the end token."""
-    width = max(map(len, prompts))
-    tokens = torch.full((len(prompts), width), pad_id(model.tokenizer))
-    mask = torch.zeros_like(tokens)
-    for i, prompt in enumerate(prompts):
-        tokens[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    network: Any = model.network
-    device = network.device
-    out = network.generate(
-        input_ids=tokens.to(device),
-        attention_mask=mask.to(device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList([_KnownIds(model.vocabulary)]),
-    )
-    return out[:, width:].tolist()
+def _openers(readers: Sequence[LanguageModel], *, steps: int) -> list[Callable[..., Decoder]]:
+    """For each reader what makes its decoder, over the ids that all of them know; weights are laid out once for all."""
+    known, pack = min(reader.vocabulary for reader in readers), steps >= _WORTH_PACKING
+    openers: list[Callable[..., Decoder]] = []
+    for reader in readers:
+        speech = Speech(reader, known, pack=pack)
+        lean = readable(reader)
+        openers.append(
+            partial(LeanDecoder, Weights(reader, pack=pack), speech) if lean else partial(CachedDecoder, reader, speech)
+        )
+    return openers
 
 
-class _KnownIds(LogitsProcessor):
-    """Keeps the rows of a padded head that no token belongs to from being written."""
+class _Batches:
+    """Writes one batch of prompts after another."""
 
-    def __init__(self, vocabulary: int):
-        self.vocabulary = vocabulary
+    def __init__(
+        self,
+        openers: Sequence[Callable[..., Decoder]],
+        ends: Tensor,
+        max_new_tokens: int,
+        choose: Choose,
+        source: Source,
+    ):
+        self.openers, self.ends, self.max_new_tokens = openers, ends, max_new_tokens
+        self.choose, self.source = choose, source
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self.vocabulary :] = -torch.inf
-        return scores
+    def write(self, prompts: Sequence[Sequence[int]], samples: int, batch_size: int) -> list[list[Written]]:
+        """`samples` responses to each prompt, at most `batch_size` at a time; several batches only for one prompt."""
+        room = max(map(len, prompts)) + self.max_new_tokens
+        read = [opened(room=room) for opened in self.openers]
+        logits = [decoder.start(prompts) for decoder in read]
+        written: list[list[Written]] = [[] for _ in prompts]
+        for start in range(0, samples, batch_size):
+            count, last = min(batch_size, samples - start), start + batch_size >= samples
+            rows = torch.arange(len(prompts), device=self.ends.device).repeat_interleave(count)
+            decoders = read if last else [decoder.copy() for decoder in read]
+            for decoder in decoders if count > 1 or len(rows) != len(prompts) else ():
+                decoder.keep(rows)
+            for row, response in enumerate(self._continue(decoders, [one[rows] for one in logits])):
+                written[row // count].append(response)
+        return written
+
+    def _continue(self, decoders: Sequence[Decoder], logits: Sequence[Tensor]) -> list[Written]:
+        """One response per row, given what follows its prompt."""
+        sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
+        for place in range(self.max_new_tokens):
+            ids, behaviour = self.choose(logits)
+            going = sheet.put(place, ids, behaviour, logprobs_of(logits[0], ids))
+            if not len(going) or place + 1 == self.max_new_tokens:
+                break
+            if len(going) < len(ids):
+                ids = ids[going]
+                for decoder in decoders:
+                    decoder.keep(going)
+            logits = [decoder.step(ids) for decoder in decoders]
+        return sheet.responses(self.source)
 
 
-def _until_end(ids: Sequence[int], ends: frozenset[int]) -> list[int]:
-    last = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return list(ids[: last + 1])
+class _Sheet:
+    """What has been written so far: one line for each response, of which fewer and fewer go on."""
+
+    def __init__(self, lines: int, length: int, ends: Tensor):
+        device = ends.device
+        self.ends = ends
+        self.ids = torch.zeros(lines, length, dtype=torch.long, device=device)
+        self.behaviour, self.old = torch.zeros(2, lines, length, dtype=torch.float32, device=device)
+        self.lengths = torch.zeros(lines, dtype=torch.long, device=device)
+        self.ended = torch.zeros(lines, dtype=torch.bool, device=device)
+        self.line = torch.arange(lines, device=device)  # that each row writes
+
+    def put(self, place: int, ids: Tensor, behaviour: Tensor, old: Tensor) -> Tensor:
+        """The next token of each row; which rows go on, in the order that they have from now on."""
+        self.ids[self.line, place] = ids
+        self.behaviour[self.line, place], self.old[self.line, place] = behaviour.float(), old.float()
+        self.lengths[self.line] = place + 1
+        ended = torch.isin(ids, self.ends)
+        self.ended[self.line] = ended
+        going = _filled_up(~ended)
+        if len(going) < len(ids):
+            self.line = self.line[going]
+        return going
+
+    def responses(self, source: Source) -> list[Written]:
+        """All of them, in the order of the lines."""
+        ids, lengths, ended = self.ids.tolist(), self.lengths.tolist(), self.ended.tolist()
+        behaviour, old = self.behaviour.cpu(), self.old.cpu()
+        return [
+            Written(tuple(ids[i][:n]), source, behaviour[i, :n].clone(), old[i, :n].clone(), truncated=not ended[i])
+            for i, n in enumerate(lengths)
+        ]
+
+
+def _filled_up(going: Tensor) -> Tensor:
+    """The rows that go on; the last ones move to where rows have ended, and all others keep their place."""
+    rows = going.nonzero()[:, 0]
+    count = len(rows)
+    kept = torch.arange(count, device=going.device)
+    kept[~going[:count]] = rows[rows >= count]
+    return kept

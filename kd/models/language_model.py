@@ -22,7 +22,7 @@ class LanguageModel(nn.Module):
     `logits` is lazy.
     """
 
-    provides = frozenset({"logits", "logprobs", "hidden", "attentions", "qkv", "embeddings", "head"})
+    provides = frozenset({"logits", "logprobs", "mean_logprobs", "hidden", "attentions", "qkv", "embeddings", "head"})
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
@@ -50,13 +50,14 @@ class LanguageModel(nn.Module):
         if "qkv" in wanted:
             output.qkv = self._of_each_layer("qkv", tuple(qkv))
         if "embeddings" in wanted:
-            output.embeddings = _effective_weight(self.network.get_input_embeddings())[: self.vocabulary]
+            output.embeddings = effective_weight(self.network.get_input_embeddings())[: self.vocabulary]
         if "head" in wanted:
             output.head = self.head()
-        if wanted & {"logits", "logprobs"}:
+        if wanted & {"logits", "logprobs", "mean_logprobs"}:
             rows = HeadLogits(out.last_hidden_state[sequences.mask], self.head())
             output.logits = rows if "logits" in wanted else None
             output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
+            output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
         return output
 
     @property
@@ -105,7 +106,7 @@ def _head(network: PreTrainedModel, vocabulary: int) -> Head:
     layer: Any = network.get_output_embeddings()
     bias = getattr(layer, "bias", None)
     return Head(
-        weight=_effective_weight(layer)[:vocabulary],
+        weight=effective_weight(layer)[:vocabulary],
         bias=None if bias is None else bias[:vocabulary],
         scale=_scale(config),
         soft_cap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
@@ -139,7 +140,7 @@ def _inputs(sequences: Sequences) -> dict[str, Tensor]:
     }
 
 
-def _effective_weight(layer: Any) -> Tensor:
+def effective_weight(layer: Any) -> Tensor:
     """W + s B A of a LoRA layer; its dropout, which acts on the input of A alone, has no place in a matrix."""
     if not hasattr(layer, "get_delta_weight") or layer.merged or layer.disable_adapters:
         return layer.weight
@@ -157,3 +158,9 @@ def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:
     pieces = [checkpoint(of, piece, use_reentrant=False) for piece in slices(rows.n, CHUNK)]
     values = torch.cat(pieces) if pieces else rows.hidden.new_zeros(0)
     return values.new_zeros(sequences.mask.shape).masked_scatter(sequences.mask, values)
+
+
+@torch.no_grad()
+def _mean_logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, " B"]:
+    """Of a token of each response; 0 for one that has none."""
+    return _logprobs(rows, sequences).sum(-1) / sequences.mask.sum(-1).clamp(min=1)

@@ -2,9 +2,13 @@
 
 from typing import ClassVar
 
-from kd.models.flops import decoding_flops
-from kd.models.generation import check_decoding, generate
-from kd.sequences import Encoder, encode_prompt
+from kd.models.generation import check_decoding
+from kd.models.sampling import Sampled
+from kd.rewards import judged
+from kd.rollouts import Spent
+from kd.rollouts.wrapping import records_of
+from kd.rollouts.writing import Writing
+from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 
@@ -12,15 +16,16 @@ class OnPolicy:
     """The student answers every prompt of the window `samples` times (arXiv 2306.13649, with lambda = 1).
 
     All prompts of the window are decoded together, `batch_size` at a time, whatever its micro-batches are; the
-    responses are cut into micro-batches anew. `generated_tokens` and `decoding_flops` count since the start.
+    responses are cut into micro-batches anew.
 
     Args:
         samples: responses to each prompt; they stay adjacent, as one group.
         max_new_tokens: bound on a response, together with what the prompt leaves of the encoder's max_length.
-        temperature, top_p, batch_size: see `kd.models.generation.generate`.
+        temperature, top_p: see `kd.models.sampling.Sampled`.
+        batch_size: responses decoded together.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"group_size"})
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
     requires: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
@@ -33,26 +38,27 @@ class OnPolicy:
         batch_size: int = 16,
     ):
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
-        self.samples, self.max_new_tokens = samples, max_new_tokens
-        self.temperature, self.top_p, self.batch_size = temperature, top_p, batch_size
-        self.generated_tokens, self.decoding_flops = 0, 0
+        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
+        self.choose, self.writing = Sampled(temperature, top_p), Writing()
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts with the responses just written."""
-        records = [record for batch in window for record in batch.records]
-        prompts = [encode_prompt(record.prompt, encoder.student) for record in records]
-        room = encoder.max_length - min(map(len, prompts))
-        responses = generate(
-            models.student,
-            [prompt for prompt in prompts for _ in range(self.samples)],
-            max_new_tokens=min(self.max_new_tokens, room),  # what is longer would be cut off again
-            temperature=self.temperature,
-            top_p=self.top_p,
+        """The window's prompts with the responses just written, judged."""
+        records = records_of(window)
+        responses = self.writing.write(
+            [models.student],
+            records,
+            encoder,
+            samples=self.samples,
+            max_new_tokens=self.max_new_tokens,
+            choose=self.choose,
             batch_size=self.batch_size,
         )
-        written = list(map(len, responses))
-        self.generated_tokens += sum(written)
-        read = [len(prompt) for prompt in prompts for _ in range(self.samples)]
-        self.decoding_flops += decoding_flops(models.student, read, written)
-        groups = [responses[start : start + self.samples] for start in range(0, len(responses), self.samples)]
-        return encoder.written(records, groups)
+        return judged(encoder.written(records, responses), models)
+
+    def spent(self) -> Spent:
+        """See `kd.rollouts.Spent`."""
+        return self.writing.spent()
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.rollouts.writing.Writing`."""
+        return self.writing.take_report()

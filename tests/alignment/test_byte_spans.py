@@ -12,7 +12,7 @@ from kd.alignment.byte_spans import byte_spans, first_rows, identity_spans, span
 from kd.alignment.token_bytes import END, token_bytes
 from kd.models.tokenizers import byte_tokenizer
 from kd.sequences import Encoder
-from kd.types import Record, Response
+from kd.types import Record, Response, Written
 from tests.alignment.tokenizers import TEXTS, byte_level, sentencepiece, smollm2
 
 TEACHERS = {"byte_level": byte_level, "sentencepiece": sentencepiece, "bytes": byte_tokenizer}
@@ -138,7 +138,7 @@ def test_a_special_token_that_the_student_writes_is_not_in_the_text_that_the_tea
     encoder = Encoder(student, teacher, max_length=512, max_tokens=4096)
     start = student.convert_tokens_to_ids("<|im_start|>")
     a, b = (student(letter, add_special_tokens=False)["input_ids"] for letter in "ab")
-    [batch] = encoder.written([record(0, "")], [[[*a, start, *b, student.eos_token_id]]])
+    [batch] = encoder.written([record(0, "")], [[Written((*a, start, *b, student.eos_token_id))]])
     spans = found(student, teacher, batch)
     assert (spans.start.tolist(), spans.end.tolist()) == ([0, 1, 3], [1, 3, 4])
     assert spans.teacher_start.tolist() == [0, 1, 2]

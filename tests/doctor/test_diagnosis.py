@@ -21,9 +21,9 @@ from kd.doctor.__main__ import main
 from kd.doctor.findings import Finding, worst
 from kd.doctor.subject import composed, from_cache, without_teachers_text
 from kd.export import export
-from kd.module import Term
 from kd.objectives.divergence import cross_entropy
 from kd.preparation import _recipe, identity
+from kd.terms import Term
 from kd.types import Batch
 from tests.doctor.subjects import TINY, line, node, told, toy
 from tests.tiny import tiny

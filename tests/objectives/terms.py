@@ -20,6 +20,7 @@ from kd.kernels.logits import label_logprobs
 from kd.seeding import seeded
 from kd.signals import ROLES, ROW, is_row_wise, requires
 from kd.types import Head, Pairs, Progress, Shape, Spans
+from tests.tiny import tiny
 
 OBJECTIVES = Path(__file__).parents[2] / "conf" / "objective"
 SHARED = {"temperature": 1.0, "temperature_squared": False}  # the knobs of conf/config.yaml that terms interpolate
@@ -44,6 +45,10 @@ def _sized(loss: Any) -> Any:
     if hasattr(loss, "sized_for"):
         with seeded(0, "a term"):
             loss.sized_for(Shape(width=6, layers=2), Shape(width=6, layers=2))
+        loss.double()
+    if hasattr(loss, "starts_from"):
+        with seeded(0, "a term"):
+            loss.starts_from(tiny())
         loss.double()
     return loss
 
@@ -94,7 +99,13 @@ class World:
         """What `loss` asks for, as rows where it is annotated so."""
         named = {name: (self.signal(name), annotated_axes(loss, name)) for name in requires(loss)}
         rows = (ROW, "n", "m")  # each for itself, or together; the teacher's own
-        return {name: _rows(value) if axes.split(" ")[0] in rows else value for name, (value, axes) in named.items()}
+        in_rows = {n: axes.split(" ")[0] in rows for n, (_, axes) in named.items()}
+        return {n: _rows(self.at_positions(value)) if in_rows[n] else value for n, (value, _) in named.items()}
+
+    def at_positions(self, value: Any) -> Any:
+        """What is said of a sequence is said at each of its positions."""
+        whole = isinstance(value, Tensor) and value.ndim == 1
+        return value[:, None].expand(self.labels.shape) if whole else value
 
     def signal(self, name: str) -> Any:
         """One signal over the grid of positions; fails for one that this world does not know."""
@@ -103,6 +114,8 @@ class World:
                 return self.logits[role]
             if name == f"{role}_logprobs":
                 return self.logprobs(role)
+            if name == f"{role}_mean_logprobs":
+                return self.logprobs(role).detach().mean(-1)
             if name == f"{role}_hidden":
                 return self.hidden[role]
             if name in (f"{role}_qkv", f"{role}_attentions", f"{role}_head"):
@@ -124,8 +137,15 @@ class World:
         }
         if name in ("spans", "pairs", "id_map"):
             return self.aligned(name)
-        if name == "behaviour_logprobs":
+        if name in ("behaviour_logprobs", "old_logprobs"):
             return self.logprobs("student").detach()
+        if name == "advantages":
+            rewards = self.rewards.to(torch.promote_types(self.rewards.dtype, torch.float32))
+            return (rewards - rewards.mean())[:, None].expand(self.labels.shape)
+        if name == "written_by":
+            return torch.arange(len(self.labels)) % 2 + 1  # teacher, student, teacher, ...
+        if name == "importance_weights":
+            return torch.ones_like(self.logprobs("student"))
         if name not in known:
             pytest.fail(f"no contract runs for signal {name!r} yet: teach World.signal in {__file__} to supply it")
         return known[name]

@@ -12,9 +12,9 @@ PEERS = {"trl": "trl", "liger": "liger_kernel"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`test_<peer>.py` needs that peer."""
+    """`test_<peer>.py` and `test_<peer>_<what>.py` need that peer."""
     for item in items:
-        module = PEERS.get(item.path.stem.removeprefix("test_")) if item.path.parent == HERE else None
+        module = PEERS.get(item.path.stem.split("_")[1]) if item.path.parent == HERE else None
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.parity)
         if module and find_spec(module) is None:

@@ -9,7 +9,7 @@ from kd.rollouts.on_policy import OnPolicy
 from kd.seeding import seeded
 from kd.sequences import Encoder, encode_prompt
 from kd.signals import FROM_ROLLOUT
-from kd.types import Models, Progress
+from kd.types import Models, Progress, Written
 from tests.tiny import record, records, tiny
 
 GIVEN = records(11)
@@ -82,7 +82,7 @@ def test_an_end_token_is_learnt_even_if_it_is_all_there_is(student, encoder):
     batches = rollout(encoder.batches(GIVEN), Models(student), NOW, encoder)
     assert responses(batches) == {kept.id: [[end], [end]] for kept in GIVEN}
     assert {r.text for batch in batches for kept in batch.records for r in kept.responses} == {""}
-    assert rollout.generated_tokens == 2 * len(GIVEN)
+    assert rollout.spent().generated_tokens == 2 * len(GIVEN)
 
 
 def test_samples_of_a_prompt_are_a_group(student, encoder):
@@ -127,7 +127,7 @@ def test_tokens_are_counted_over_steps(student, encoder):
     for _ in range(3):
         batches = rollout(encoder.batches(GIVEN), Models(student), NOW, encoder)
         counts.append(sum(len(ids) for group in responses(batches).values() for ids in group))
-    assert rollout.generated_tokens == sum(counts)
+    assert rollout.spent().generated_tokens == sum(counts)
 
 
 def test_nothing_is_written_that_would_be_cut_off(student):
@@ -137,7 +137,7 @@ def test_nothing_is_written_that_would_be_cut_off(student):
     [batch] = rollout(
         encoder.batches([max(GIVEN, key=lambda r: len(r.prompt[0]["content"]))]), Models(student), NOW, encoder
     )
-    assert batch.student.mask.sum() <= rollout.generated_tokens <= 2 * 4
+    assert batch.student.mask.sum() <= rollout.spent().generated_tokens <= 2 * 4
 
 
 def test_a_teacher_with_other_tokens_reads_what_was_written(student):
@@ -145,7 +145,7 @@ def test_a_teacher_with_other_tokens_reads_what_was_written(student):
     teacher.chat_template = "Now. " + teacher.chat_template
     encoder = Encoder(student.tokenizer, teacher, max_length=200, max_tokens=400)
     answer = [*student.tokenizer("seven", add_special_tokens=False)["input_ids"], student.tokenizer.eos_token_id]
-    [batch] = encoder.written([record(0)], [[answer]])
+    [batch] = encoder.written([record(0)], [[Written(tuple(answer))]])
     assert batch.teacher.labels[batch.teacher.mask].tolist() == answer
     assert batch.teacher.tokens.shape[1] == batch.student.tokens.shape[1] + len("Now. ")
 

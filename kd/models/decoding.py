@@ -1,0 +1,185 @@
+"""One language model that reads prompts and then one token after another, remembering what it has read."""
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from kd.kernels.logits import HeadLogits, finish
+from kd.kernels.packed import Product
+from kd.models.language_model import LanguageModel
+
+
+class Speech:
+    """What a model says after its last hidden state: logits of the first `vocabulary` ids, in float32 or wider."""
+
+    def __init__(self, model: LanguageModel, vocabulary: int, *, pack: bool):
+        head = model.head()
+        cut = head._replace(weight=head.weight[:vocabulary], bias=None if head.bias is None else head.bias[:vocabulary])
+        self.head = HeadLogits(cut.weight[:0], cut).cast().head  # in autocast's dtype where that is on
+        self.product = Product(self.head.weight, self.head.bias, pack=pack)
+
+    def __call__(self, hidden: Float[Tensor, "b D"]) -> Float[Tensor, "b V"]:
+        """One row of logits for each."""
+        logits = finish(self.product(hidden), self.head)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Decoder(ABC):
+    """Rows of text, and what the model remembers of them. `start` makes rows, `keep` takes some away or repeats them.
+
+    Padding, on the left, is there only where prompts of different lengths are read together.
+    """
+
+    def __init__(self, speech: Speech, device: torch.device):
+        self.speech, self.device = speech, device
+        self.used = 0  # positions that have been read, padding included
+        self.padding: Int[Tensor, " b"] | None = None  # where there is any
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
+        """Reads the prompts, one row each; what follows them."""
+        width = max(map(len, prompts))
+        missing = [width - len(prompt) for prompt in prompts]
+        self.padding = torch.tensor(missing, device=self.device) if any(missing) else None
+        rows = [[0] * padding + list(prompt) for padding, prompt in zip(missing, prompts, strict=True)]
+        return self._read(torch.tensor(rows, device=self.device))
+
+    def step(self, ids: Int[Tensor, " b"]) -> Float[Tensor, "b V"]:
+        """Reads one more token in each row; what follows it."""
+        return self._read(ids[:, None])
+
+    def keep(self, rows: Int[Tensor, " c"]) -> None:
+        """Row i becomes what row `rows[i]` was."""
+        if self.padding is not None:
+            self.padding = self.padding[rows]
+
+    @abstractmethod
+    def copy(self) -> "Decoder":
+        """Another that has read the same, and goes on by itself."""
+
+    def _read(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b V"]:
+        self.used += tokens.shape[1]
+        return self.speech(self._hidden(tokens))
+
+    def _places(self, length: int) -> Int[Tensor, "b t"] | None:
+        """Positions of the last `length` tokens of each row, negative in padding; None where there is no padding."""
+        if self.padding is None:
+            return None
+        return torch.arange(self.used - length, self.used, device=self.device) - self.padding[:, None]
+
+    @abstractmethod
+    def _hidden(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b D"]:
+        """Reads the tokens; the last position's hidden states. `used` counts them already."""
+
+
+class CachedDecoder(Decoder):
+    """The network's own forward, with a cache of keys and values.
+
+    Args:
+        room: tokens that a row will have at most, prompt included.
+    """
+
+    def __init__(self, model: LanguageModel, speech: Speech, *, room: int):
+        super().__init__(speech, model.network.device)
+        self.backbone: Any = getattr(model.network, model.network.base_model_prefix)
+        accepted = inspect.signature(self.backbone.forward).parameters
+        self.cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"  # Mamba
+        self.takes_positions = "position_ids" in accepted
+        self.cache: Any = _cache(model.network.config, room)
+
+    def keep(self, rows: Int[Tensor, " c"]) -> None:
+        """See `Decoder`."""
+        super().keep(rows)
+        self.cache.reorder_cache(rows)
+
+    def copy(self) -> "CachedDecoder":
+        """See `Decoder`."""
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        return other
+
+    def _hidden(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b D"]:
+        inputs: dict[str, Any] = {"input_ids": tokens, self.cache_name: self.cache, "use_cache": True}
+        places = self._places(self.used)
+        if places is not None:  # without padding the library makes no mask
+            inputs["attention_mask"] = (places >= 0).long()
+            if self.takes_positions:
+                inputs["position_ids"] = places[:, -tokens.shape[1] :].clamp(min=0)
+        return self.backbone(**inputs).last_hidden_state[:, -1]
+
+
+class Store:
+    """Keys (or values) of all rows, appended in place, in memory that is reserved at the first for `room` positions.
+
+    A tensor that grows is copied whole at every token.
+    """
+
+    def __init__(self, room: int):
+        self.room, self.used = room, 0
+        self.states: Tensor | None = None
+
+    def append(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h s d"]:
+        """All so far, these included."""
+        if self.states is None:
+            self.states = self._reserved(states, len(states))
+        start, self.used = self.used, self.used + states.shape[2]
+        self.states[:, :, start : self.used] = states
+        return states if start == 0 else self.states[:, :, : self.used]
+
+    def keep(self, rows: Int[Tensor, " c"]) -> None:
+        """Row i becomes what row `rows[i]` was; rows that only stay where they are cost nothing."""
+        assert self.states is not None
+        count = len(rows)
+        if count > len(self.states):
+            wider = self._reserved(self.states, count)
+            wider[:, :, : self.used] = self.states[rows, :, : self.used]
+            self.states = wider
+            return
+        moved = (rows != torch.arange(count, device=rows.device)).nonzero()[:, 0]
+        self.states[moved, :, : self.used] = self.states[rows[moved], :, : self.used]
+        self.states = self.states[:count]
+
+    def copy(self) -> "Store":
+        """Another with the same."""
+        other = copy.copy(self)
+        other.states = None if self.states is None else self.states.clone()
+        return other
+
+    def _reserved(self, states: Tensor, rows: int) -> Tensor:
+        return states.new_empty(rows, states.shape[1], self.room, states.shape[3])
+
+
+class _Reserved(DynamicLayer):
+    """A plain layer of the library's cache, its memory reserved."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.stores = Store(room), Store(room)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = (
+            store.append(states) for store, states in zip(self.stores, (key_states, value_states), strict=True)
+        )
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.stores[0].used
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for store in self.stores if self.is_initialized else ():  # some layers use the keys of another
+            store.keep(beam_idx)
+
+
+def _cache(config: Any, room: int) -> DynamicCache:
+    """As the architecture wants it (full, sliding, recurrent layers), its plain layers with reserved memory."""
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    cache.layers = [_Reserved(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -1,0 +1,135 @@
+"""Divergences that depend on who wrote the text: one on the teacher's, another on the student's.
+
+What is not the student's own counts as the teacher's, so the records' references do. With half of the responses from
+each side, the mean over all of them is half of each side's mean.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kd.objectives.divergence import Fraction, NonNegative, Positive, kl, log_probs, temperature_scale
+from kd.types import WRITERS, Progress
+
+OWN = WRITERS.index("student")
+SMALLEST_ALPHA = 0.01  # of the adaptive skew, as released
+
+
+def two_sided_jsd(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    written_by: Int[Tensor, "*n"],
+    *,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """KL(p || m) on the teacher's text or KL(q || m) on the student's, m = (p + q)/2; phi' = -p/(2 m), or
+    log(q/m) - q/(2 m). The Jensen-Shannon loss of f-Distill (arXiv 2307.15190).
+
+    Half of the responses from each side make 1/2 KL(p || m) + 1/2 KL(q || m), each on the text of its own side; `jsd`
+    takes both on one text.
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    value = _skewed(p, q, written_by == OWN, torch.full_like(p[..., 0], 0.5), mixture_gradient=True)
+    return value * temperature_scale(temperature, temperature_squared)
+
+
+def distillm2(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    written_by: Int[Tensor, "*n"],
+    progress: Progress,
+    *,
+    alpha: Fraction = 0.1,
+    beta: Fraction = 1.0,
+    final_beta: NonNegative = 1.5,
+    rise: Positive = 0.5,
+    mixture_gradient: bool = False,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """(2 - beta) KL(p || m) on the teacher's text or beta KL(q || m) on the student's, m = alpha of the first + (1 -
+    alpha) of the second; phi' = -(2 - beta) (1 - alpha) p/m, or beta log(q/m). DistiLLM-2 (arXiv 2503.07067).
+
+    The teacher's text is pulled up by a skew forward KL, the student's pushed down by a skew reverse KL. `beta` grows
+    in a straight line to `final_beta` over the first `rise` of the run. Half of the responses from each side and
+    reduction=sequence make the paper's loss; the released code, without its factor 1/2, is twice that, with beta = 1.
+
+    mixture_gradient: of the reverse KL, - beta alpha q/m more in phi'; the released code holds its mixture constant.
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    own, skew = written_by == OWN, torch.full_like(p[..., 0], alpha)
+    value = _skewed(p, q, own, skew, mixture_gradient=mixture_gradient)
+    value = _weighted(value, own, _risen(progress, beta, final_beta, rise))
+    return value * temperature_scale(temperature, temperature_squared)
+
+
+def distillm2_adaptive(
+    student_logits: Float[Tensor, "*n V"],
+    teacher_logits: Float[Tensor, "*n V"],
+    student_mean_logprobs: Float[Tensor, "*n"],
+    teacher_mean_logprobs: Float[Tensor, "*n"],
+    written_by: Int[Tensor, "*n"],
+    progress: Progress,
+    *,
+    alpha: Fraction = 0.1,
+    teacher_gap: Positive = 0.1,
+    student_gap: Positive = 0.1,
+    beta: Fraction = 1.0,
+    final_beta: NonNegative = 1.5,
+    rise: Positive = 0.5,
+    mixture_gradient: bool = False,
+    temperature: Positive = 1.0,
+    temperature_squared: bool = False,
+) -> Float[Tensor, "*n"]:
+    """(2 - beta) KL(p || m) on the teacher's text or beta KL(q || m) on the student's, m = a of the first + (1 - a) of
+    the second, a = clip(1 - (1 - alpha) gap / d, 0.01, alpha), d = by how much the writer is surer of the whole
+    response; phi' as in `distillm2`, a held constant. DistiLLM-2 (arXiv 2503.07067, section 3.3).
+
+    Of a response y, d = P - Q on the teacher's text and Q - P on the student's (+ 1e-5, as released), P and Q the
+    geometric means of the token probabilities under p and q. To first order the divergence is (1 - a) d, which this
+    holds at (1 - alpha) gap: from d = gap upwards a = alpha, below it a falls, to 0.01 at nine tenths of gap (alpha =
+    0.1). Where the writer is the less sure of the two (d < 0), a = alpha.
+
+    A row knows its response by P and Q, so the head still runs in chunks; for them each model meets it once more,
+    without gradient.
+
+    teacher_gap, student_gap: the typical d of either side, which alpha is meant for. The released code takes the mean
+        until its first log, and then never reads it (so that a = alpha: `distillm2`).
+    """
+    p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
+    own = written_by == OWN
+    surer = teacher_mean_logprobs.to(p.dtype).exp() - student_mean_logprobs.to(p.dtype).exp()
+    share = torch.where(own, student_gap / (1e-5 - surer), teacher_gap / (1e-5 + surer))
+    skew = (1 - (1 - alpha) * share).clamp(min(SMALLEST_ALPHA, alpha), alpha)
+    value = _skewed(p, q, own, skew, mixture_gradient=mixture_gradient)
+    value = _weighted(value, own, _risen(progress, beta, final_beta, rise))
+    return value * temperature_scale(temperature, temperature_squared)
+
+
+def _skewed(
+    p: Float[Tensor, "*n V"],
+    q: Float[Tensor, "*n V"],
+    own: Bool[Tensor, "*n"],
+    alpha: Float[Tensor, "*n"],
+    *,
+    mixture_gradient: bool,
+) -> Float[Tensor, "*n"]:
+    """KL(a || alpha a + (1 - alpha) b), (a, b) = (q, p) where `own`, else (p, q).
+
+    mixture_gradient: whether q is learnt as the a of its mixture, too.
+    """
+    wide = torch.promote_types(p.dtype, q.dtype)
+    p, q, own = p.to(wide), q.to(wide), own.unsqueeze(-1)
+    log_alpha, log_rest = alpha.to(wide).log().unsqueeze(-1), torch.log1p(-alpha.to(wide)).unsqueeze(-1)
+    first, second = torch.where(own, q, p), torch.where(own, p, q)
+    held = first if mixture_gradient else first.detach()  # p has no gradient anyway
+    return kl(first, torch.logaddexp(held + log_alpha, second + log_rest))
+
+
+def _risen(progress: Progress, beta: float, final_beta: float, rise: float) -> float:
+    return beta + (final_beta - beta) * min(1.0, progress.fraction / rise)
+
+
+def _weighted(value: Float[Tensor, "*n"], own: Bool[Tensor, "*n"], beta: float) -> Float[Tensor, "*n"]:
+    return torch.where(own, beta * value, (2 - beta) * value)

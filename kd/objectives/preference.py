@@ -1,0 +1,239 @@
+"""Losses on two responses to one prompt, the preferred one first; one value for each pair.
+
+w is the preferred response and l the other; q is the student, r the reference (the student's starting point), p the
+teacher. log q(y) = sum_t log q(y_t) over the response's tokens, |y| is their number; prompts and padding never count.
+What a pair says about is decided where it is made: by people, a judge, a teacher's scores, or who wrote which.
+
+A paper's likelihood of the preferred response is a term of its own (`chosen_likelihood`), so that its coefficient is
+that term's weight.
+"""
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from kd.objectives.divergence import NonNegative, Positive, log_probs
+
+NoiseRate = Annotated[float, Field(ge=0, lt=0.5)]
+
+CERTAIN = -1e-6  # nats; the odds of a response that is likelier than that have no bound
+
+
+def response_logprobs(
+    logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, length_normalised: bool = False
+) -> Float[Tensor, " B"]:
+    """log q(y) of each response in at least float32; divided by |y| if asked, 0 for a response without tokens."""
+    wide = logprobs.to(torch.promote_types(logprobs.dtype, torch.float32))
+    total = wide.masked_fill(~mask, 0.0).sum(-1)
+    return total / mask.sum(-1).clamp(min=1) if length_normalised else total
+
+
+def paired(values: Float[Tensor, " B"], group_size: int) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
+    """Those of the preferred responses, and those of the others.
+
+    Raises ValueError if prompts have not two responses each.
+    """
+    if group_size != 2:
+        raise ValueError(
+            f"group_size={group_size}: a preference is between two responses to one prompt, the preferred one first; "
+            "give each record two, or take an objective that ranks more (rrhf, pro, listwise)"
+        )
+    preferred, other = values.view(-1, 2).unbind(-1)
+    return preferred, other
+
+
+def margins(
+    student_logprobs: Float[Tensor, "B T"],
+    base_logprobs: Float[Tensor, "B T"] | None,
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    length_normalised: bool = False,
+) -> Float[Tensor, " P"]:
+    """h = log q(w)/r(w) - log q(l)/r(l), r the base; without one log q(w) - log q(l)."""
+    score = response_logprobs(student_logprobs, mask, length_normalised=length_normalised)
+    if base_logprobs is not None:
+        score = score - response_logprobs(base_logprobs, mask, length_normalised=length_normalised)
+    preferred, other = paired(score, group_size)
+    return preferred - other
+
+
+# ---- against a reference ---------------------------------------------------------------------------------------------
+
+
+def dpo(
+    student_logprobs: Float[Tensor, "B T"],
+    reference_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    beta: Positive = 0.1,
+    label_smoothing: NoiseRate = 0.0,
+) -> Float[Tensor, " P"]:
+    """-log sigma(beta h), h = log q(w)/r(w) - log q(l)/r(l); dL/dh = -beta sigma(-beta h). DPO (arXiv 2305.18290,
+    eq. 7).
+
+    Where student and reference are equal, the value is log 2, and the gradient -beta/2 of log q(w) - log q(l).
+    label_smoothing: share e of pairs whose order is taken to be wrong: (1 - e) of the loss + e of that with -h.
+    """
+    h = beta * margins(student_logprobs, reference_logprobs, mask, group_size)
+    return -(1 - label_smoothing) * functional.logsigmoid(h) - label_smoothing * functional.logsigmoid(-h)
+
+
+def ipo(
+    student_logprobs: Float[Tensor, "B T"],
+    reference_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    tau: Positive = 0.1,
+    length_normalised: bool = True,
+) -> Float[Tensor, " P"]:
+    """(h - 1/(2 tau))^2, h = log q(w)/r(w) - log q(l)/r(l); dL/dh = 2 h - 1/tau. IPO (arXiv 2310.12036, eq. 17).
+
+    Unlike DPO's, the margin is not driven beyond 1/(2 tau).
+    length_normalised: each log-ratio divided by its response's length. Eq. 17 has the plain sums (false), whose squares
+        grow with length; TRL reports from the authors that the paper's results are those of the means (true).
+    """
+    h = margins(student_logprobs, reference_logprobs, mask, group_size, length_normalised=length_normalised)
+    return (h - 1 / (2 * tau)).square()
+
+
+def rso(
+    student_logprobs: Float[Tensor, "B T"],
+    reference_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    gamma: Positive = 0.05,
+) -> Float[Tensor, " P"]:
+    """max(0, 1 - gamma h), h = log q(w)/r(w) - log q(l)/r(l); dL/dh = -gamma where it is positive. RSO's hinge
+    (arXiv 2309.06657), which other libraries call DPO with a hinge, or SLiC.
+    """
+    return (1 - gamma * margins(student_logprobs, reference_logprobs, mask, group_size)).relu()
+
+
+def apo_zero(
+    student_logprobs: Float[Tensor, "B T"],
+    reference_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    rewards: Float[Tensor, " B"],
+    *,
+    beta: Positive = 0.1,
+    threshold: float = 0.5,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+) -> Float[Tensor, " B"]:
+    """1 - sigma(beta z) or sigma(beta z), z = log q(y)/r(y); the first if reward > threshold. APO-zero (arXiv
+    2408.06266, eq. 7), taken over single responses: nobody has to be paired.
+
+    It is KTO (arXiv 2402.01306, eq. 8) with its reference point z_0 at 0. KTO estimates z_0 = KL(q || r) on responses
+    to other prompts, which no batch holds.
+    """
+    z = response_logprobs(student_logprobs, mask) - response_logprobs(reference_logprobs, mask)
+    good, bad = (-beta * z).sigmoid(), (beta * z).sigmoid()
+    return torch.where(rewards > threshold, desirable_weight * good, undesirable_weight * bad)
+
+
+# ---- against the teacher ---------------------------------------------------------------------------------------------
+
+
+def dpkd(
+    student_logprobs: Float[Tensor, "B T"],
+    teacher_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    beta: Positive = 0.1,
+    length_normalised: bool = False,
+) -> Float[Tensor, " P"]:
+    """-log sigma(beta h), h = log q(w)/p(w) - log q(l)/p(l); dL/dh = -beta sigma(-beta h). DPKD (arXiv 2406.19774).
+
+    It is DPO with the teacher as reference, w written by the teacher and l by the student.
+    """
+    h = margins(student_logprobs, teacher_logprobs, mask, group_size, length_normalised=length_normalised)
+    return -functional.logsigmoid(beta * h)
+
+
+def dpkd_token(
+    student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"], *, beta: Positive = 0.1
+) -> Float[Tensor, "*n"]:
+    """-log sigma(beta [log q(w)/p(w) - log q(l)/p(l)]), w = argmax p, l = argmax q; what DPKD's code trains at every
+    token of the given text (arXiv 2406.19774 has whole responses: `dpkd`).
+
+    Where both models' best ids agree, the value is log 2 and the gradient zero: elsewhere z_w rises and z_l falls by
+    beta sigma(-beta h).
+    """
+    p, q = log_probs(teacher_logits), log_probs(student_logits)
+    w, l = p.argmax(-1, keepdim=True), q.argmax(-1, keepdim=True)  # noqa: E741
+    h = _difference(q, w, l) - _difference(p, w, l)
+    return -functional.logsigmoid(beta * h)
+
+
+def _difference(log: Float[Tensor, "*n V"], first: Int[Tensor, "*n 1"], second: Int[Tensor, "*n 1"]) -> Tensor:
+    return (log.gather(-1, first) - log.gather(-1, second)).squeeze(-1)
+
+
+# ---- without a reference ---------------------------------------------------------------------------------------------
+
+
+def cpo(
+    student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, beta: Positive = 0.1
+) -> Float[Tensor, " P"]:
+    """-log sigma(beta h), h = log q(w) - log q(l); dL/dh = -beta sigma(-beta h). CPO (arXiv 2401.08417, eq. 5)."""
+    return -functional.logsigmoid(beta * margins(student_logprobs, None, mask, group_size))
+
+
+def simpo(
+    student_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    beta: Positive = 2.5,
+    gamma: NonNegative = 1.375,
+) -> Float[Tensor, " P"]:
+    """-log sigma(beta h - gamma), h = log q(w)/|w| - log q(l)/|l|; dL/dh = -beta sigma(gamma - beta h). SimPO (arXiv
+    2405.14734, eq. 6). |y| here is the length of a response, so that h is a difference of means of a token.
+    """
+    h = margins(student_logprobs, None, mask, group_size, length_normalised=True)
+    return -functional.logsigmoid(beta * h - gamma)
+
+
+def orpo(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int) -> Float[Tensor, " P"]:
+    """-log sigma(o(w) - o(l)), o(y) = log(P/(1 - P)), P = exp(log q(y)/|y|); the odds ratio of ORPO (arXiv 2403.07691,
+    eq. 7). P is the geometric mean of a response's token probabilities; above e^-1e-6 it counts as that.
+    """
+    preferred, other = paired(response_logprobs(student_logprobs, mask, length_normalised=True), group_size)
+    return -functional.logsigmoid(_log_odds(preferred) - _log_odds(other))
+
+
+def slic(
+    student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, delta: NonNegative = 1.0
+) -> Float[Tensor, " P"]:
+    """max(0, delta - h), h = log q(w) - log q(l); dL/dh = -1 where it is positive. The rank calibration of SLiC-HF
+    (arXiv 2305.10425, eq. 1).
+    """
+    return (delta - margins(student_logprobs, None, mask, group_size)).relu()
+
+
+def chosen_likelihood(
+    student_logprobs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    group_size: int,
+    *,
+    length_normalised: bool = True,
+) -> Float[Tensor, " P"]:
+    """-log q(w), w the preferred response; divided by |w| if `length_normalised`."""
+    preferred, _ = paired(response_logprobs(student_logprobs, mask, length_normalised=length_normalised), group_size)
+    return -preferred
+
+
+def _log_odds(logprobs: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """log P - log(1 - P) of log P; where P is near 1, 1 - P has no digits, but expm1 has."""
+    log = logprobs.clamp(max=CERTAIN)
+    log_rest = torch.where(log > -0.7, (-torch.expm1(log)).log(), torch.log1p(-log.exp()))
+    return log - log_rest

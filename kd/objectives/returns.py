@@ -1,0 +1,73 @@
+"""From rewards to advantages: over the tokens of a response, and over the responses to a prompt.
+
+Nothing here is differentiated. Positions without loss are passed over: a response may be interrupted.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Baseline = Literal["none", "group", "leave_one_out"]
+
+EPSILON = 1e-4  # added to a group's standard deviation; TRL's
+
+
+def advantages_of(
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    discount: float = 1.0,
+    gae_lambda: float = 1.0,
+) -> Float[Tensor, "B T"]:
+    """sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t; V is 0 after the last token.
+
+    Generalized advantage estimation (arXiv 1506.02438, eq. 16): lambda = 0 is delta_t itself, lambda = 1 the return
+    minus V_t. 0 where `mask` is False.
+    """
+    advantages = torch.zeros_like(rewards)
+    following = carried = rewards.new_zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        here = mask[:, t]
+        delta = rewards[:, t] + discount * following - values[:, t]
+        carried = torch.where(here, delta + discount * gae_lambda * carried, carried)
+        following = torch.where(here, values[:, t], following)
+        advantages[:, t] = torch.where(here, carried, 0.0)
+    return advantages
+
+
+def returns(rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, discount: float = 1.0) -> Float[Tensor, "B T"]:
+    """sum_{t' >= t} gamma^(t' - t) r_t', t' - t counted in response tokens; 0 where `mask` is False."""
+    return advantages_of(rewards, torch.zeros_like(rewards), mask, discount=discount)
+
+
+def at_the_end(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Each response's reward at its last token, 0 before."""
+    last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+    return torch.where(last, rewards[:, None], 0.0)
+
+
+def group_advantages(
+    rewards: Float[Tensor, " B"], group_size: int, *, baseline: Baseline = "group", by_deviation: bool = False
+) -> Float[Tensor, " B"]:
+    """r_i - b, b the mean of the group ("group"), of its other members ("leave_one_out"), or 0 ("none").
+
+    by_deviation: divide by the group's standard deviation (of a sample, n - 1) + 1e-4, as GRPO does.
+
+    Raises ValueError where a group has one member and its peers are asked for.
+    """
+    wide = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    if group_size < 2 and (by_deviation or baseline != "none"):
+        raise ValueError(
+            "group_size=1: a response has no peers to be compared with; set rollout.samples=4 (at least 2), "
+            "or take objective=reinforce with baseline=none"
+        )
+    groups = wide.view(-1, group_size)
+    found = groups if baseline == "none" else groups - groups.mean(-1, keepdim=True)
+    if baseline == "leave_one_out":
+        found = found * (group_size / (group_size - 1))
+    if by_deviation:
+        found = found / (groups.std(-1, keepdim=True) + EPSILON)
+    return found.flatten()

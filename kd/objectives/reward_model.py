@@ -1,0 +1,74 @@
+"""Scores of whole responses, learnt from which of several is preferred.
+
+The score is read off the last hidden state of a response that stands in `tokens`: the one that predicts its last label.
+So it knows all of the response but that label, which is the end token of what was finished.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from kd.objectives.features import wide
+from kd.objectives.layers import through
+from kd.types import Shape
+
+
+class RewardModel(nn.Module):
+    """-log sigma(r(y_w) - r(y_l)), r = v h, h the student's last hidden state at the end of a response.
+
+    Bradley-Terry on preferences (arXiv 2203.02155, eq. 1). A group holds its responses best first; where it has more
+    than two, the value is the mean over all pairs of them, as in that equation. The student becomes the backbone: after
+    the run, `student/` and the head in `objective.safetensors` together are the reward model (reward=reward_model).
+    """
+
+    head: nn.Linear
+
+    def sized_for(self, student: Shape, teacher: Shape | None) -> None:
+        """Make the head."""
+        self.head = scalar_head(student.width)
+
+    def forward(
+        self, student_hidden: tuple[Float[Tensor, "B T D"], ...], mask: Bool[Tensor, "B T"], group_size: int
+    ) -> Float[Tensor, " P"]:
+        """A value for each group."""
+        return bradley_terry(self.score(student_hidden[-1], mask), group_size)
+
+    def score(self, hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+        """r of each response, from last hidden states."""
+        return at_end(self.head, hidden, ends(mask))
+
+
+def scalar_head(width: int) -> nn.Linear:
+    """From hidden states to a score; small, so that scores begin near one another (arXiv 2009.01325, appendix B)."""
+    head = nn.Linear(width, 1, bias=False)  # a bias would be the same in all scores, and only differences count
+    nn.init.normal_(head.weight, std=1 / math.sqrt(width + 1))
+    return head
+
+
+def ends(mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
+    """The last position of each response; of a row that has none, the last of the row."""
+    return mask.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
+
+
+def at_end(head: nn.Linear, hidden: Float[Tensor, "B T D"], end: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The head's score at one position of each row, in float32 or wider."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return wide(through(head, hidden[rows, end])[:, 0])
+
+
+def bradley_terry(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " P"]:
+    """-log sigma(r_i - r_j), the mean over the pairs i < j of each group; the first of a group is the best.
+
+    Raises ValueError for groups of one.
+    """
+    if group_size < 2:
+        raise ValueError(
+            "there is one response to each prompt and nothing to compare it with; take rollout=paired, "
+            "or records with two responses, the preferred one first"
+        )
+    of_group = scores.view(-1, group_size)
+    better, worse = torch.triu_indices(group_size, group_size, offset=1, device=scores.device)
+    return -logsigmoid(of_group[:, better] - of_group[:, worse]).mean(-1)

@@ -1,0 +1,68 @@
+"""The verdict of a network that learns, in the same run, to tell the student's responses from others."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kd.rewards.verdicts import Verdicts, finite
+from kd.types import WRITERS, Batch, Models
+
+STUDENT = WRITERS.index("student")
+
+
+class Discriminator(Verdicts):
+    """D(y) of what the student wrote, D the objective's term as it stands at this step: GAD, arXiv 2511.10643, eq. 2.
+
+    What others wrote, the response that the student's are compared with, gets the mean reward of the student's own in
+    its group: the group's mean stays that of the student's, so in a policy gradient that takes rewards less their
+    group's mean the others have advantage 0, and nothing is learnt from texts that the student did not write.
+
+    Told beside the rewards: `discriminator_accuracy`, the share of the student's responses that D puts below the first
+    one of their group; 0.5 means that it cannot tell.
+
+    Args:
+        term: the objective's name for the term that learns (`kd.objectives.adversarial.Discriminator`).
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
+    requires: ClassVar[frozenset[str]] = frozenset({"written_by", "group_size"})
+
+    def __init__(self, *, term: str = "discriminator"):
+        super().__init__()
+        self.term = term
+        self.judge: Any = None
+        self._told = (0.0, 0.0)  # responses put below the first, and how many were compared
+
+    def bind(self, terms: Mapping[str, Any]) -> None:
+        """The objective's terms by name. Raises ValueError where none of them discriminates."""
+        if not hasattr(terms.get(self.term), "judge"):
+            raise ValueError(
+                f"reward Discriminator is the objective's term {self.term}, but the objective has "
+                f"{', '.join(terms)}; take objective=gad, or set reward.term"
+            )
+        self.judge = terms[self.term].judge
+
+    def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
+        """The same batches with `rewards`."""
+        return [self.give(batch, finite(self._rewards(batch), "the discriminator")) for batch in batches]
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The mean rewards, and D's accuracy."""
+        told, self._told = self._told, (0.0, 0.0)
+        return {**super().take_report(), "discriminator_accuracy": told}
+
+    def _rewards(self, batch: Batch) -> Float[Tensor, " B"]:
+        if batch.written_by is None:
+            raise ValueError(
+                "reward Discriminator asks who wrote each response (written_by); take rollout=demonstrated"
+            )
+        scores = self.judge(batch.student).cpu().view(-1, batch.group_size)
+        own = batch.written_by.cpu().view(-1, batch.group_size) == STUDENT
+        below = (scores < scores[:, :1])[:, 1:][own[:, 1:]]
+        self._told = self._told[0] + float(below.sum()), self._told[1] + below.numel()
+        count = own.sum(-1, keepdim=True)
+        mean = torch.where(own, scores, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+        return torch.where(own, scores, mean).flatten()

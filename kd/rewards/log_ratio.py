@@ -1,0 +1,130 @@
+"""The teacher's verdict on a response, token by token."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kd.models.teacher import ask
+from kd.objectives.divergence import Fraction, Positive
+from kd.objectives.returns import returns
+from kd.ranks import sum_over_ranks
+from kd.types import Batch, Models
+
+TINY = 1e-8  # added to a variance
+
+
+class LogRatio:
+    """Advantages of tokens from r_t = log p(y_t) - log q_old(y_t), the reward of reverse KL: MiniLLM, arXiv 2306.08543.
+
+    The paper's R_{t+1}, which stands before grad log q(y_t), is the mean of r over the tokens that come after y_t (0
+    after the last one): the sum would favour short responses. It leaves out r_t itself, for what y_t changes of its
+    own step's divergence is the single-step term of the objective, in full vocabulary. With `length_normalised` and
+    `whiten` off the two parts together are the gradient of KL(q || p) over whole responses.
+
+    What the authors' code does differently, all of it available here: `include_current`, so that the mean begins with
+    r_t (and single-step divergences count twice); `scale` 0.5, by which r is divided; `clip` 100; `discount` 0.95 by
+    default, the discounted sum divided by the number of its terms all the same. It whitens a micro-batch, padding
+    included; here it is all response tokens of the step, over all ranks, so that how a step is cut changes nothing.
+
+    Args:
+        length_normalised: the mean of what is summed, not the sum.
+        include_current: sum from r_t, not from r_{t+1}.
+        discount: of a token's reward for the one before it; 1 in the paper.
+        scale: rewards are divided by it, before they are clipped.
+        clip: bound on |r_t|; null: none.
+        whiten: shift and scale the step's advantages to mean 0 and variance 1.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"advantages"})
+    requires: ClassVar[frozenset[str]] = frozenset({"teacher_logprobs", "old_logprobs"})
+
+    def __init__(
+        self,
+        *,
+        length_normalised: bool = True,
+        include_current: bool = False,
+        discount: Fraction = 1.0,
+        scale: Positive = 1.0,
+        clip: Positive | None = None,
+        whiten: bool = True,
+    ):
+        self.length_normalised, self.include_current = length_normalised, include_current
+        self.discount, self.scale, self.clip, self.whiten = discount, scale, clip, whiten
+        self.teacher_tokens = 0  # read since the start, on this rank
+        self._untold = [0.0, 0.0]  # log p - log q_old of all tokens since the last report, and their number
+
+    @torch.no_grad()
+    def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
+        """The same batches with `advantages`; the teacher reads each of them once.
+
+        Raises ValueError where nobody kept the student's own log-probabilities, and for a teacher whose tokens are
+        not the student's.
+        """
+        device = next((p.device for p in models.teacher.parameters()), torch.device("cpu"))
+        masks = [batch.student.mask for batch in batches]
+        found = [self._advantages(batch, self._rewards(batch, models, device)) for batch in batches]
+        if self.whiten:
+            found = whitened(found, masks, device)
+        return [replace(batch, advantages=values) for batch, values in zip(batches, found, strict=True)]
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """k1 of the reverse KL: the mean of log q_old - log p over what was written, in nats per token."""
+        total, count = self._untold
+        self._untold = [0.0, 0.0]
+        return {"sampled_reverse_kl": (-total, count)}
+
+    def _rewards(self, batch: Batch, models: Models, device: torch.device) -> Float[Tensor, "B T"]:
+        """r_t, scaled and clipped, 0 where there is no loss."""
+        if batch.old_logprobs is None:
+            raise ValueError(
+                "reward LogRatio needs the student's log-probabilities of what it wrote (old_logprobs), which this "
+                "rollout does not keep; take rollout=on_policy or teacher_mixed"
+            )
+        teacher, mask = batch.teacher, batch.student.mask
+        if not torch.equal(teacher.labels[teacher.mask], batch.student.labels[mask]):
+            raise ValueError(
+                "reward LogRatio compares log-probabilities of the same tokens, but teacher and student write theirs "
+                "differently; take a teacher with the student's tokenizer"
+            )
+        told = ask(models.teacher, replace(batch, teacher=teacher.to(device)), frozenset({"logprobs"})).logprobs
+        assert told is not None
+        self.teacher_tokens += getattr(models.teacher, "readings", 1) * int(teacher.lengths.sum())
+        old = batch.old_logprobs
+        theirs = told.to(old.device)[teacher.mask].to(torch.promote_types(told.dtype, torch.float32))
+        ratio = (theirs - old[mask]) / self.scale
+        bounded = ratio if self.clip is None else ratio.clamp(-self.clip, self.clip)
+        self._untold[0] += ratio.sum().item() * self.scale
+        self._untold[1] += len(ratio)
+        return bounded.new_zeros(mask.shape).masked_scatter(mask, bounded)
+
+    def _advantages(self, batch: Batch, rewards: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """R_{t+1}, or R_t, before whitening."""
+        mask = batch.student.mask
+        total, terms = returns(rewards, mask, discount=self.discount), remaining(mask)
+        if not self.include_current:
+            total, terms = total - rewards, terms - 1
+        values = total / terms.clamp(min=1) if self.length_normalised else total
+        return torch.where(mask, values, 0.0)
+
+
+def remaining(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Response tokens from each position on, itself included."""
+    return mask.flip(-1).cumsum(-1).flip(-1).to(torch.float32)
+
+
+def whitened(
+    values: list[Float[Tensor, "_ _"]], masks: list[Bool[Tensor, "_ _"]], device: torch.device
+) -> list[Float[Tensor, "_ _"]]:
+    """(x - mean)/sqrt(variance + 1e-8) over all response tokens of all micro-batches and ranks; 0 elsewhere.
+
+    device: where sums over ranks are made.
+    """
+    rows = torch.cat([x[mask].double() for x, mask in zip(values, masks, strict=True)])
+    count, total = sum_over_ranks(torch.stack([rows.new_tensor(len(rows)), rows.sum()]).to(device)).tolist()
+    mean = total / max(count, 1.0)
+    deviations = sum_over_ranks((rows - mean).square().sum().to(device)).item()
+    scale = (deviations / max(count, 1.0) + TINY) ** -0.5
+    return [torch.where(mask, (x - mean) * scale, 0.0) for x, mask in zip(values, masks, strict=True)]

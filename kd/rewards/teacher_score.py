@@ -1,0 +1,47 @@
+"""How probable the teacher finds a response."""
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kd.models.teacher import ask
+from kd.rewards.verdicts import Verdicts, finite
+from kd.types import Batch, Models
+
+
+class TeacherScore(Verdicts):
+    """The teacher's log-probability of a response in nats, end token included: the likelihood of its own tokens.
+
+    No reward model is trained; the teacher's likelihood stands for its approval (arXiv 2402.13116, section 3.2.3, on
+    rewards from feedback of the teacher). The teacher may have a tokenizer of its own.
+
+    Args:
+        normalise: token: the mean over the response's tokens, so that longer responses are not worse for their length
+            | none: the sum, the log-probability of the whole.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
+    requires: ClassVar[frozenset[str]] = frozenset({"native_teacher_logprobs"})
+
+    def __init__(self, *, normalise: Literal["token", "none"] = "token"):
+        super().__init__()
+        self.normalise = normalise
+        self.teacher_tokens = 0  # read since the start, on this rank
+
+    @torch.no_grad()
+    def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
+        """The same batches with `rewards`; the teacher reads each of them once."""
+        return [self.give(batch, self._score(batch, models.teacher)) for batch in batches]
+
+    def _score(self, batch: Batch, teacher: torch.nn.Module) -> Float[Tensor, " B"]:
+        device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+        read = replace(batch, teacher=batch.teacher.to(device))
+        self.teacher_tokens += getattr(teacher, "readings", 1) * int(batch.teacher.lengths.sum())
+        logprobs, mask = ask(teacher, read, frozenset({"logprobs"})).logprobs, read.teacher.mask
+        assert logprobs is not None
+        total = torch.where(mask, logprobs.double(), 0.0).sum(-1)
+        scores = total if self.normalise == "none" else total / mask.sum(-1).clamp(min=1)
+        return finite(scores, "reward TeacherScore")

@@ -1,0 +1,141 @@
+"""More of the student's own responses when it has become worse on the given ones (arXiv 2402.03898, section 3.2)."""
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from kd.ranks import sum_over_ranks
+from kd.rollouts import Rollout
+from kd.rollouts.buffer import Buffer, merge, without_signals
+from kd.rollouts.offline import Offline
+from kd.rollouts.schedules import REPLAY, Decay
+from kd.rollouts.wrapping import Wrapping, records_of
+from kd.seeding import uniform
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress
+
+Branch = Literal["write", "replay", "given"]
+CPU = torch.device("cpu")
+BRANCHES: tuple[Branch, ...] = ("write", "replay", "given")
+
+
+class Adaptive(Wrapping):
+    """DistiLLM's scheduler with its replay buffer, as released.
+
+    At step s of S (from 1), u is drawn from [0, 1), and with phi the threshold and psi = phi (1 - s / S):
+
+        u < psi, or u < phi while the buffer is not full:  the writer writes, and what it wrote is kept
+        else u < phi:                                      as many groups as the window has, drawn from the buffer
+        else:                                              the window as it is
+
+    After a validation, phi grows by `increase` if the metric is at least `tolerance` above the level, which then
+    becomes the new level; a metric that falls does not lower it. The first validation sets the level. (The paper's code
+    looks once before training, and draws u for each micro-batch and rank.)
+
+    u is a function of seed and step, so the same on all ranks; phi goes by metrics over all ranks; a buffer counts as
+    full when every rank's is: all ranks take the same branch. Each rank has a buffer of its own. It keeps ids, masks
+    and who wrote; the teacher is asked about them again.
+
+    Args:
+        writer: the rollout that writes: the student, on_policy.
+        seed: of the draws.
+        capacity: sequences in each rank's buffer.
+        initial: phi before the first validation.
+        increase: what phi grows by, up to 1.
+        metric: a name of what validation measures, lower is better.
+        tolerance: in the metric's unit.
+        written: how psi goes: "decreasing" as above, "constant" phi / 2, or "increasing" phi s / S.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
+
+    def __init__(
+        self,
+        writer: Rollout,
+        *,
+        seed: int,
+        capacity: int = 1000,
+        initial: float = 0.0,
+        increase: float = 0.1,
+        metric: str = "nll",
+        tolerance: float = 0.1,
+        written: Decay = "decreasing",
+    ):
+        super().__init__(writer)
+        if not 0 <= initial <= 1:
+            raise ValueError(f"rollout.initial={initial} is no probability; set it between 0 and 1")
+        self.seed, self.increase, self.metric, self.tolerance = seed, increase, metric, tolerance
+        self.fresh_share = REPLAY[written]
+        self.threshold = initial  # phi
+        self.level: float | None = None  # of the metric, which to exceed raises the threshold
+        self.buffer, self.given = Buffer(capacity), Offline()
+        self.took = dict.fromkeys(BRANCHES, 0.0)  # steps since the last report
+        self.age = [0.0, 0.0]  # of the sequences read from the buffer, in steps, and their number, since the last report
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """The window of one of the three branches."""
+        records = records_of(window)
+        if len(records) * self.samples > self.buffer.capacity:
+            raise ValueError(
+                f"rollout.capacity={self.buffer.capacity} is less than the {len(records) * self.samples} sequences of "
+                "a window, which are to be drawn from it; raise it, or lower optim.window"
+            )
+        u = uniform(self.seed, "adaptive", progress.step)
+        branch = self.branch(u, progress, models.student.network.device)
+        self.took[branch] += 1
+        if branch == "given":
+            return self.given(window, models, progress, encoder)
+        if branch == "write":
+            written = self.writer(window, models, progress, encoder)
+            self.buffer.add([without_signals(batch) for batch in written], progress.step)
+            return written
+        groups = self.buffer.sample(len(records))
+        self.age[0] += sum(group.size * (progress.step - group.step) for group in groups)
+        self.age[1] += sum(group.size for group in groups)
+        return merge([group.batch for group in groups], encoder)
+
+    def branch(self, u: float, progress: Progress, device: torch.device = CPU) -> Branch:
+        """Where a draw of u leads, at the step that comes after `progress.step` steps."""
+        if u < self.threshold * self.fresh_share(replace(progress, step=progress.step + 1).fraction):
+            return "write"
+        if u >= self.threshold:
+            return "given"
+        rooms = torch.tensor(float(self.buffer.has_room(self.samples)), device=device)  # all ranks come here, or none
+        return "write" if sum_over_ranks(rooms) > 0 else "replay"
+
+    def after_validation(self, metrics: dict[str, float]) -> None:
+        """Raise the threshold if the metric has become worse."""
+        super().after_validation(metrics)
+        if self.metric not in metrics:
+            raise ValueError(
+                f"rollout.metric={self.metric} is not measured in validation; known: {', '.join(sorted(metrics))}"
+            )
+        value = metrics[self.metric]
+        if self.level is None:
+            self.level = value
+        elif value >= self.level + self.tolerance:
+            self.threshold, self.level = min(self.threshold + self.increase, 1.0), value
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The writer's; the threshold, shares of steps by branch, and how many steps ago it was written."""
+        steps, (age, count) = sum(self.took.values()), self.age
+        told = {
+            "adaptive_threshold": (self.threshold * steps, steps),
+            "written_share": (self.took["write"], steps),
+            "replayed_share": (self.took["replay"], steps),
+            "staleness": (age, count),
+        }
+        self.took, self.age = dict.fromkeys(BRANCHES, 0.0), [0.0, 0.0]
+        return {**super().take_report(), **told}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Threshold, level, buffer, and the writer's."""
+        own = {"threshold": self.threshold, "level": self.level, "buffer": self.buffer.state_dict()}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        super().load_state_dict(state)
+        self.threshold, self.level = state["threshold"], state["level"]
+        self.buffer.load_state_dict(state["buffer"])

@@ -1,0 +1,228 @@
+"""Sequences that were written at earlier steps, kept in groups.
+
+A group is a batch of one record: the samples of its prompt, without padding beyond the longest of them. What was said
+of them when they were written (rewards, the writer's log-probabilities) stays with them; models' outputs are not kept.
+Of a record's meta, what a checkpoint that runs no code could not hold (a skill's own objects) is left behind: it serves
+to judge what is written, which has been done by then.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kd.sequences import Encoder, micro_batches, pad_id
+from kd.types import Batch, Record, Response, Sequences
+
+TENSORS = ("tokens", "labels", "mask", "lengths")  # of Sequences
+SIGNALS = tuple(f.name for f in fields(Batch) if f.name not in ("student", "teacher", "records", "group_size"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one prompt, and the optimizer step that they were written for."""
+
+    batch: Batch
+    step: int
+
+    @property
+    def size(self) -> int:
+        """Sequences."""
+        return self.batch.group_size
+
+
+class Buffer:
+    """The newest groups, of `capacity` sequences together at the most; a group is kept or dropped as a whole."""
+
+    def __init__(self, capacity: int):
+        if capacity < 1:
+            raise ValueError(f"rollout.capacity={capacity} keeps nothing; set it to the sequences of a window or more")
+        self.capacity = capacity
+        self.groups = deque[Group]()
+
+    def __len__(self) -> int:
+        return sum(group.size for group in self.groups)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a group of `size` sequences can be kept without dropping another."""
+        return len(self) + size <= self.capacity
+
+    def add(self, batches: Sequence[Batch], step: int) -> None:
+        """Keep what was written for `step`; the oldest make room.
+
+        Raises ValueError for a group that is larger than the buffer.
+        """
+        for batch in split(batches):
+            if batch.group_size > self.capacity:
+                raise ValueError(
+                    f"rollout.capacity={self.capacity} is less than the {batch.group_size} responses to one prompt; "
+                    "raise it"
+                )
+            self.groups.append(Group(batch, step))
+            while len(self) > self.capacity:
+                self.groups.popleft()
+
+    def expire(self, oldest: int) -> None:
+        """Drop what was written for steps before `oldest`."""
+        self.groups = deque(group for group in self.groups if group.step >= oldest)
+
+    def sample(self, count: int) -> list[Group]:
+        """`count` different groups, drawn from torch's global generator; all, in their order, if there are no more."""
+        if count >= len(self.groups):
+            return list(self.groups)
+        return [self.groups[i] for i in torch.randperm(len(self.groups))[:count].tolist()]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Plain Python and tensors."""
+        return [{"step": group.step, **_plain(group.batch)} for group in self.groups]
+
+    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+        """What `state_dict` gave, in place of what is here."""
+        self.groups = deque(Group(_batch(kept), kept["step"]) for kept in state)
+
+
+# ---- batches and groups ----------------------------------------------------------------------------------------------
+
+
+def split(batches: Iterable[Batch]) -> list[Batch]:
+    """Batches of one record each, on the CPU, each as wide as its longest row."""
+    return [_group(batch, i) for batch in batches for i in range(len(batch.records))]
+
+
+def merge(groups: Sequence[Batch], encoder: Encoder) -> list[Batch]:
+    """Micro-batches of these groups, cut as the encoder cuts those that it makes."""
+    if not groups:
+        return []
+    widths = [max(int(part.lengths.max()) for part in (group.student, group.teacher)) for group in groups]
+    sizes = [width * group.group_size for width, group in zip(widths, groups, strict=True)]
+    places = micro_batches(sizes, encoder.max_tokens, encoder.max_padding)
+    return [_merged([groups[i] for i in place], encoder) for place in places]
+
+
+def _group(batch: Batch, i: int) -> Batch:
+    rows = slice(i * batch.group_size, (i + 1) * batch.group_size)
+    student = _rows(batch.student, rows)
+    width = student.tokens.shape[1]
+    told: dict[str, Any] = {
+        name: None if value is None else _kept(value[rows], width) for name, value in signals_of(batch).items()
+    }
+    return replace(
+        batch,
+        student=student,
+        teacher=student if batch.teacher is batch.student else _rows(batch.teacher, rows),
+        records=(_without_objects(batch.records[i]),),
+        **told,
+    )
+
+
+def _without_objects(record: Record) -> Record:
+    return replace(record, meta={key: value for key, value in record.meta.items() if _is_plain(value)})
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value.keys())) and all(map(_is_plain, value.values()))
+    return type(value) in (str, int, float, bool, NoneType)  # no subclasses: numpy's float64 is a float
+
+
+def _rows(sequences: Sequences, rows: slice) -> Sequences:
+    if sequences.padding_side != "right":
+        raise ValueError(f"sequences padded on the {sequences.padding_side} are not kept in a buffer; pad on the right")
+    width = int(sequences.lengths[rows].max())
+    kept: dict[str, Any] = {name: _kept(getattr(sequences, name)[rows], width) for name in TENSORS}
+    return replace(sequences, **kept)
+
+
+def _kept(value: Tensor, width: int) -> Tensor:
+    """A copy of its own: a view would keep the whole batch alive, and be saved with it."""
+    return value[:, :width].detach().cpu().clone() if value.dim() == 2 else value.detach().cpu().clone()
+
+
+def _merged(groups: Sequence[Batch], encoder: Encoder) -> Batch:
+    first = groups[0]
+    student = _stacked([group.student for group in groups], pad_id(encoder.student))
+    pad_teacher = pad_id(encoder.teacher or encoder.student)
+    width = student.tokens.shape[1]
+    told: dict[str, Any] = {}
+    for name in SIGNALS:
+        values = [getattr(group, name) for group in groups]
+        told[name] = None if any(v is None for v in values) else torch.cat([_wide(v, width, 0) for v in values])
+    return replace(
+        first,
+        student=student,
+        teacher=student if first.teacher is first.student else _stacked([g.teacher for g in groups], pad_teacher),
+        records=tuple(record for group in groups for record in group.records),
+        **told,
+    )
+
+
+def _stacked(parts: Sequence[Sequences], filler: int) -> Sequences:
+    width = max(part.tokens.shape[1] for part in parts)
+    fill = {"tokens": filler, "labels": filler, "mask": 0, "lengths": 0}
+    joined = {name: [_wide(getattr(part, name), width, filler) for part in parts] for name, filler in fill.items()}
+    whole: dict[str, Any] = {name: torch.cat(pieces) for name, pieces in joined.items()}
+    return replace(parts[0], **whole)
+
+
+def _wide(value: Tensor, width: int, filler: int) -> Tensor:
+    return pad(value, (0, width - value.shape[1]), value=filler) if value.dim() == 2 else value
+
+
+def signals_of(batch: Batch) -> dict[str, Any]:
+    """What was said of the sequences, by name; None where nothing was."""
+    return {name: getattr(batch, name) for name in SIGNALS}
+
+
+def without_signals(batch: Batch) -> Batch:
+    """The batch's sequences, and who wrote them."""
+    nothing: dict[str, Any] = {name: None for name in SIGNALS if name != "written_by"}
+    return replace(batch, **nothing)
+
+
+# ---- plain state -----------------------------------------------------------------------------------------------------
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    shared = batch.teacher is batch.student
+    return {
+        "student": {name: getattr(batch.student, name) for name in TENSORS},
+        "teacher": None if shared else {name: getattr(batch.teacher, name) for name in TENSORS},
+        "record": _plain_record(batch.records[0]),
+        "group_size": batch.group_size,
+        "signals": signals_of(batch),
+    }
+
+
+def _batch(kept: dict[str, Any]) -> Batch:
+    student = Sequences(**kept["student"])
+    teacher = student if kept["teacher"] is None else Sequences(**kept["teacher"])
+    return Batch(student, teacher, (_record(kept["record"]),), kept["group_size"], **kept["signals"])
+
+
+def _plain_record(record: Record) -> dict[str, Any]:
+    """Its dataclasses and mappings as dicts."""
+    told = {f.name: getattr(record, f.name) for f in fields(Record)}
+    told["responses"] = [asdict(response) for response in record.responses]
+    return told | {
+        "prompt": [dict(message) for message in record.prompt],
+        "provenance": list(record.provenance),
+        "meta": dict(record.meta),
+    }
+
+
+def _record(told: dict[str, Any]) -> Record:
+    return Record(
+        **{
+            **told,
+            "prompt": tuple(told["prompt"]),
+            "responses": tuple(Response(**response) for response in told["responses"]),
+            "provenance": tuple(told["provenance"]),
+        }
+    )

@@ -1,0 +1,77 @@
+"""The records' own responses in part, in part those of a writer."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from kd.rollouts import Rollout
+from kd.rollouts.offline import Offline
+from kd.rollouts.schedules import Linear
+from kd.rollouts.wrapping import Wrapping, records_of
+from kd.seeding import uniform
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress, Record
+
+
+class Mixed(Wrapping):
+    """With probability lambda somebody writes; else the responses are those given (arXiv 2306.13649, algorithm 1).
+
+    A coin is a function of seed and step (and of the record, where each has its own): no generator is touched, and all
+    ranks toss the same. So a share of 0 is `Offline` and a share of 1 is the writer, to the last bit.
+
+    Args:
+        writer: the rollout that writes.
+        seed: of the coins.
+        share: lambda, between 0 and 1.
+        final_share: lambda at the end of the run, which it goes to in a straight line; None: it stays.
+        per: "batch" tosses one coin for all of an optimizer step, over all ranks, as the paper does; "sequence" one for
+            each record and step, which needs one response to each, given or written.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
+
+    def __init__(
+        self,
+        writer: Rollout,
+        *,
+        seed: int,
+        share: float = 0.5,
+        final_share: float | None = None,
+        per: Literal["batch", "sequence"] = "batch",
+    ):
+        super().__init__(writer)
+        if per == "sequence" and self.samples != 1:
+            raise ValueError(
+                f"rollout.per=sequence sets one given response beside rollout.writer.samples={self.samples} written "
+                "ones; set samples to 1, or per=batch"
+            )
+        self.seed, self.share, self.per = seed, Linear(share, final_share), per
+        self.given = Offline()
+        self.chosen, self.tossed = 0, 0  # coins since the last report
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """The window, all or in part with responses just written."""
+        chosen = [self.writes(record, progress) for record in records_of(window)]
+        self.chosen, self.tossed = self.chosen + sum(chosen), self.tossed + len(chosen)
+        own, theirs = (_part(window, [c == yes for c in chosen], encoder) for yes in (False, True))
+        if self.per == "batch" and not theirs:
+            return self.given(own, models, progress, encoder)
+        written = self.writer(theirs, models, progress, encoder)  # asked even for nothing: it may sum over ranks
+        return [*self.given(own, models, progress, encoder), *written]
+
+    def writes(self, record: Record, progress: Progress) -> bool:
+        """How the coin falls; per batch, the record does not matter."""
+        own = (record.id,) if self.per == "sequence" else ()
+        return uniform(self.seed, "mixed", progress.step, *own) < self.share(progress)
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The writer's, and the share of records that it wrote for."""
+        told = (float(self.chosen), float(self.tossed))
+        self.chosen = self.tossed = 0
+        return {**super().take_report(), "written_share": told}
+
+
+def _part(window: list[Batch], kept: Sequence[bool], encoder: Encoder) -> list[Batch]:
+    """The window with those of its records that are kept; its own batches where all are."""
+    if all(kept):
+        return window
+    return encoder.batches([record for record, keep in zip(records_of(window), kept, strict=True) if keep])

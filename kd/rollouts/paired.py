@@ -1,0 +1,141 @@
+"""The student's own responses beside one that is better: for objectives that compare."""
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from kd.models.flops import decoding_flops
+from kd.models.generation import check_decoding
+from kd.models.language_model import LanguageModel
+from kd.models.sampling import Sampled
+from kd.rewards import judged
+from kd.rollouts import Spent
+from kd.rollouts.replay import logprobs_now
+from kd.rollouts.wrapping import records_of
+from kd.rollouts.writing import Writing
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress, Record, Written
+
+
+class Paired:
+    """To each prompt the record's first response, the preferred one, and after it `samples` that were just written.
+
+    The preferred response is the reference, or the teacher's where augmentation=labeling put it there; `written_by`
+    tells. With one sample the groups are pairs, as SPIN (arXiv 2401.01335), DPKD (2406.19774), DistiLLM-2 (2503.07067)
+    and ORPO-Distill (2509.25100) compare them. A sample may turn out to be the preferred response word for word; the
+    pair stays, and what compares the two learns nothing from it.
+
+    Args:
+        samples: responses written to each prompt.
+        opponent: student: as it is at this step | reference: as it was before the first one, which is SPIN's first
+            iteration. A reference is there where a term of the objective asks for one (dpo).
+        max_new_tokens, temperature, top_p, batch_size: see `kd.rollouts.on_policy.OnPolicy`.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        samples: int = 1,
+        opponent: Literal["student", "reference"] = "student",
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        batch_size: int = 16,
+    ):
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        self.samples, self.opponent, self.max_new_tokens = samples, opponent, max_new_tokens
+        self.batch_size, self.choose, self.writing = batch_size, Sampled(temperature, top_p), Writing()
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """The window's prompts, each with its preferred response and those just written, judged."""
+        return judged(self._paired(window, models, encoder), models)
+
+    def _paired(self, window: list[Batch], models: Models, encoder: Encoder) -> list[Batch]:
+        given = [(record, found[0]) for record in records_of(window) if (found := encoder.given(record))]
+        records = [record for record, _ in given]
+        preferred = self._preferred(given, models, encoder)
+        written = self._write(records, models, encoder)
+        return encoder.written(records, [[best, *own] for best, own in zip(preferred, written, strict=True)])
+
+    def _preferred(self, given: list[tuple[Record, Written]], models: Models, encoder: Encoder) -> list[Written]:
+        return [best for _, best in given]
+
+    def _write(self, records: list[Record], models: Models, encoder: Encoder) -> list[list[Written]]:
+        responses = self.writing.write(
+            [self._opponent(models)],
+            records,
+            encoder,
+            samples=self.samples,
+            max_new_tokens=self.max_new_tokens,
+            choose=self.choose,
+            batch_size=self.batch_size,
+        )
+        if self.opponent == "student":
+            return responses
+        return [
+            [replace(answer, old_logprobs=None) for answer in group] for group in responses
+        ]  # not the student's now
+
+    def _opponent(self, models: Models) -> LanguageModel:
+        if self.opponent == "student":
+            return models.student
+        if models.reference is None:
+            raise ValueError(
+                "rollout.opponent=reference: no term asks for the student's starting point, so none was kept; take an "
+                "objective that does (dpo), or rollout.opponent=student"
+            )
+        return models.reference.model
+
+    def spent(self) -> Spent:
+        """See `kd.rollouts.Spent`."""
+        return self.writing.spent()
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.rollouts.writing.Writing`."""
+        return self.writing.take_report()
+
+
+class Demonstrated(Paired):
+    """The same for policy objectives, which ask how probable each response was to the student when it was written.
+
+    The student reads the preferred responses for that, once. What they were drawn from is not known; the student's
+    log-probabilities stand for it, so that ratios of the two are 1 there.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
+
+    def __init__(
+        self,
+        *,
+        samples: int = 4,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        batch_size: int = 16,
+    ):
+        super().__init__(
+            samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
+        )
+        self._flops = 0  # of reading
+
+    def _preferred(self, given: list[tuple[Record, Written]], models: Models, encoder: Encoder) -> list[Written]:
+        records = [record for record, _ in given]
+        told: dict[str, Tensor] = {}
+        for batch in encoder.written(records, [[best] for _, best in given]):
+            lengths, rows = batch.student.lengths, batch.student.mask.sum(1)
+            self._flops += decoding_flops(
+                models.student, (lengths - rows + 1).tolist(), rows.tolist()
+            )  # as reading costs
+            logprobs = logprobs_now(models.student, batch)[batch.student.mask].split(rows.tolist())
+            told |= {record.id: row for record, row in zip(batch.records, logprobs, strict=True)}
+        return [
+            replace(best, behaviour_logprobs=told[record.id], old_logprobs=told[record.id]) for record, best in given
+        ]
+
+    def spent(self) -> Spent:
+        """What writing cost, and the reading."""
+        return super().spent().plus(Spent(decoding_flops=self._flops))

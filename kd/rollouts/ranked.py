@@ -1,0 +1,87 @@
+"""Responses in the order of their rewards: preferences from a verifier, a reward model or the teacher."""
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from kd.rollouts import Rollout
+from kd.rollouts.buffer import SIGNALS, TENSORS, merge, split
+from kd.rollouts.wrapping import Wrapping
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress, Sequences
+
+
+class Ranked(Wrapping):
+    """The writer's groups with the best response first, whole or cut to the best and the worst of each.
+
+    Pairs for dpo and its kin from rewards (arXiv 2402.13116, section 3.2.4, and 2401.10020), lists for rrhf and pro. Of
+    equal rewards the one written first stands first. A group that says nothing, for its best is not better than its
+    worst by more than `margin`, is dropped: it is in no loss and in no count. Where that would leave a rank without any
+    group in a step, its shortest one stays with one of its responses in every place, from which nothing that compares
+    responses learns; what learns from a single response, the likelihood of the best as in orpo, would.
+
+    Args:
+        writer: the rollout that writes, with two samples or more; the run's reward has judged what comes from it.
+        keep: best_and_worst: pairs | all.
+        margin: least difference of rewards, exclusive.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
+    requires: ClassVar[frozenset[str]] = frozenset({"rewards"})
+
+    def __init__(
+        self, writer: Rollout, *, keep: Literal["best_and_worst", "all"] = "best_and_worst", margin: float = 0.0
+    ):
+        super().__init__(writer)
+        if self.samples < 2:
+            raise ValueError(f"rollout.writer.samples={self.samples} leaves nothing to rank; set it to 2 or more")
+        if margin < 0:
+            raise ValueError(f"rollout.margin={margin} would prefer what is worse; set it to 0 or more")
+        self.keep, self.margin = keep, margin
+        self._dropped = [0, 0]  # groups without a preference, and all, since the last report
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """What was just written, ranked. Raises ValueError where nobody judged it."""
+        groups = split(self.writer(window, models, progress, encoder))
+        decided = [group for group in groups if self._decided(group)]
+        self._dropped = [self._dropped[0] + len(groups) - len(decided), self._dropped[1] + len(groups)]
+        if groups and not decided:
+            return [_rows(min(groups, key=lambda g: g.student.tokens.numel()), [0] * self._size(groups[0]))]
+        return merge([_rows(group, self._order(group)) for group in decided], encoder)
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The writer's, and the share of groups without a preference."""
+        dropped, self._dropped = self._dropped, [0, 0]
+        return {**super().take_report(), "without_preference": (dropped[0], dropped[1])}
+
+    def _decided(self, group: Batch) -> bool:
+        if group.rewards is None:
+            raise ValueError(
+                "rollout Ranked orders responses by their rewards, but nobody judged them; take reward=verifier"
+            )
+        return float(group.rewards.max() - group.rewards.min()) > self.margin
+
+    def _order(self, group: Batch) -> list[int]:
+        order = group.rewards.argsort(descending=True, stable=True).tolist()  # type: ignore[union-attr]
+        return order if self.keep == "all" else [order[0], order[-1]]
+
+    def _size(self, group: Batch) -> int:
+        return group.group_size if self.keep == "all" else 2
+
+
+def _rows(group: Batch, rows: list[int]) -> Batch:
+    """Some of the responses to one prompt, in this order."""
+    student = _of(group.student, rows)
+    told = {name: getattr(group, name) for name in SIGNALS}
+    kept = replace(
+        group,
+        student=student,
+        teacher=student if group.teacher is group.student else _of(group.teacher, rows),
+        records=tuple(replace(r, responses=tuple(r.responses[i] for i in rows)) for r in group.records),
+        group_size=len(rows),
+        **{name: None if value is None else value[rows] for name, value in told.items()},
+    )
+    return split([kept])[0]  # no wider than what is left
+
+
+def _of(sequences: Sequences, rows: list[int]) -> Sequences:
+    return replace(sequences, **{name: getattr(sequences, name)[rows] for name in TENSORS})

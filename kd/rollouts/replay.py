@@ -1,0 +1,145 @@
+"""Responses that are learnt from more than once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kd.models.flops import decoding_flops
+from kd.models.generation import reading
+from kd.rollouts import Rollout, Spent
+from kd.rollouts.buffer import Buffer, Group, merge
+from kd.rollouts.wrapping import Wrapping, records_of
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress
+
+
+class Replay(Wrapping):
+    """Every `uses`-th step is written anew; the steps between read what was written before.
+
+    The data hand out each window `uses` times, so with a buffer of one window (the default) each of `uses` steps sees
+    the very same responses, in other micro-batches perhaps: the epochs of PPO (arXiv 1707.06347). A larger buffer hands
+    out as many groups as the window has records, drawn without putting back from all that is in it.
+
+    What was said of the responses when they were written (rewards, advantages, the writer's log-probabilities) stays
+    with them; student and teacher read them again at every step.
+
+    Args:
+        writer: the rollout that writes.
+        uses: steps for each window.
+        capacity: sequences in each rank's buffer, the newest; None: those of one window.
+        max_age: steps after which a response is not learnt from any more; where that leaves nothing, the step is
+            written anew. None: no limit.
+        importance_bound: weigh every token by its probability now over that when it was written, at most this
+            (arXiv 2006.10742 and others truncate so); one more reading by the student, without gradient. None: no
+            weights, as for objectives that correct for the time passed by `old_logprobs` themselves.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"group_size", "written_by", "behaviour_logprobs", "old_logprobs", "importance_weights"}
+    )
+    adds: ClassVar[frozenset[str]] = frozenset({"importance_weights"})
+
+    def __init__(
+        self,
+        writer: Rollout,
+        *,
+        uses: int = 2,
+        capacity: int | None = None,
+        max_age: int | None = None,
+        importance_bound: float | None = None,
+    ):
+        super().__init__(writer)
+        _check(uses, capacity, max_age, importance_bound)
+        self.uses, self.capacity, self.max_age, self.importance_bound = uses, capacity, max_age, importance_bound
+        self.buffer = Buffer(1 if capacity is None else capacity)
+        self.wrote_at: int | None = None  # step
+        self.flops = 0  # of reading for the weights
+        self.age = [0.0, 0.0]  # of the sequences learnt from, in steps, and their number, since the last report
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """What was just written, or what is in the buffer."""
+        if self._is_due(progress.step):
+            return self._written(window, models, progress, encoder)
+        if self.max_age is not None:
+            self.buffer.expire(progress.step - self.max_age)
+        groups = self.buffer.sample(len(records_of(window)))
+        self._note(groups, progress)
+        batches = merge([group.batch for group in groups], encoder)
+        if self.importance_bound is None:
+            return batches
+        return [self._weighted(batch, models) for batch in batches]
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the writer's turn has come: by the calendar alone, so on all ranks at once."""
+        if step % self.uses == 0 or self.wrote_at is None:
+            return True
+        return self.max_age is not None and step - self.wrote_at > self.max_age
+
+    def _written(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        batches = self.writer(window, models, progress, encoder)
+        if self.importance_bound is not None and any(batch.old_logprobs is None for batch in batches):
+            raise ValueError(
+                f"rollout.importance_bound={self.importance_bound} needs the student's log-probabilities at the time "
+                f"of writing, which rollout.writer {type(self.writer).__name__} does not give; set it to null"
+            )
+        if self.capacity is None:
+            self.buffer = Buffer(sum(len(batch.records) * batch.group_size for batch in batches) or 1)
+        self.buffer.add(batches, progress.step)
+        self.wrote_at = progress.step
+        self.age[1] += sum(len(batch.records) * batch.group_size for batch in batches)
+        return batches
+
+    def _note(self, groups: Sequence[Group], progress: Progress) -> None:
+        self.age[0] += sum(group.size * (progress.step - group.step) for group in groups)
+        self.age[1] += sum(group.size for group in groups)
+
+    def _weighted(self, batch: Batch, models: Models) -> Batch:
+        """With exp(log-probability now - then) at each label, bounded."""
+        assert batch.old_logprobs is not None  # for then it would not be kept
+        lengths, rows = batch.student.lengths, batch.student.mask.sum(1)
+        self.flops += decoding_flops(models.student, (lengths - rows + 1).tolist(), rows.tolist())  # as reading costs
+        then = batch.old_logprobs
+        log_ratio = logprobs_now(models.student, batch).to(then.dtype) - then
+        ratios = log_ratio.exp().clamp(max=self.importance_bound)
+        return replace(batch, importance_weights=ratios * batch.student.mask)
+
+    def spent(self) -> Spent:
+        """The writer's, and the student's reading for the importance weights."""
+        return super().spent().plus(Spent(decoding_flops=self.flops))
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The writer's, and how many steps ago was written what was learnt from."""
+        age, self.age = self.age, [0.0, 0.0]
+        return {**super().take_report(), "staleness": (age[0], age[1])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer, and the writer's."""
+        own = {"wrote_at": self.wrote_at, "capacity": self.buffer.capacity, "buffer": self.buffer.state_dict()}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        super().load_state_dict(state)
+        self.wrote_at, self.buffer = state["wrote_at"], Buffer(state["capacity"])
+        self.buffer.load_state_dict(state["buffer"])
+
+
+def logprobs_now(student: Any, batch: Batch) -> Float[Tensor, "B T"]:
+    """The student's log-probabilities of the labels, without dropout, as when it wrote; no gradient; on the CPU."""
+    with reading([student.network]):
+        said = student(batch.student.to(student.network.device), frozenset({"logprobs"}))
+    return said.logprobs.cpu()
+
+
+def _check(uses: int, capacity: int | None, max_age: int | None, importance_bound: float | None) -> None:
+    if uses < 1:
+        raise ValueError(f"rollout.uses={uses} learns from nothing; set it to 1 or more")
+    if max_age is not None and max_age < 0:
+        raise ValueError(f"rollout.max_age={max_age} is no number of steps; set it to 0 or more, or null")
+    if capacity is not None and capacity < 1:
+        raise ValueError(f"rollout.capacity={capacity} keeps nothing; set it to the sequences of a window, or null")
+    if importance_bound is not None and importance_bound <= 0:
+        raise ValueError(f"rollout.importance_bound={importance_bound} leaves no weight; set it above 0, or null")

@@ -1,0 +1,79 @@
+"""Responses of the student in which the teacher replaces what it thinks unlikely."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from kd.models.generation import check_decoding
+from kd.models.sampling_pairs import Interleaved
+from kd.rewards import judged
+from kd.rollouts import Spent
+from kd.rollouts.wrapping import records_of
+from kd.rollouts.writing import Writing
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress
+
+Nucleus = Annotated[float, Field(gt=0, le=1)]
+
+
+class Speculative:
+    """The student proposes each token; one outside the teacher's `top_k` is drawn anew from the teacher (SKD, arXiv
+    2410.11325).
+
+    As the student learns, fewer are replaced, and the responses pass from the teacher's to the student's own; the share
+    that stood is reported as `kept_share`. Nothing corrects for the replacements, as nothing does in the paper; terms
+    that do by themselves find the exact probabilities of this process in `behaviour_logprobs`.
+
+    Args:
+        top_k, temperature, top_p, teacher_temperature, teacher_top_p: see `kd.models.sampling_pairs.Interleaved`.
+        samples, max_new_tokens, batch_size: as for `kd.rollouts.on_policy.OnPolicy`.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
+    requires: ClassVar[frozenset[str]] = frozenset({"teacher", "teacher_logits"})
+    one_vocabulary: ClassVar[bool] = True  # ids mean the same to both
+
+    def __init__(
+        self,
+        *,
+        top_k: PositiveInt = 25,
+        samples: PositiveInt = 1,
+        max_new_tokens: PositiveInt,
+        temperature: NonNegativeFloat = 0.5,
+        top_p: Nucleus = 0.5,
+        teacher_temperature: NonNegativeFloat = 0.2,
+        teacher_top_p: Nucleus = 0.5,
+        batch_size: PositiveInt = 16,
+    ):
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
+        self.writing = Writing()
+        self.choose = Interleaved(
+            top_k,
+            temperature=temperature,
+            top_p=top_p,
+            teacher_temperature=teacher_temperature,
+            teacher_top_p=teacher_top_p,
+        )
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """The window's prompts with the responses just written, judged."""
+        records = records_of(window)
+        responses = self.writing.write(
+            [models.student, models.teacher.model],
+            records,
+            encoder,
+            samples=self.samples,
+            max_new_tokens=self.max_new_tokens,
+            choose=self.choose,
+            batch_size=self.batch_size,
+        )
+        return judged(encoder.written(records, responses), models)
+
+    def spent(self) -> Spent:
+        """See `kd.rollouts.Spent`."""
+        return self.writing.spent()
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """That of `kd.rollouts.writing.Writing`, and the share of the student's proposals that stood."""
+        return {**self.writing.take_report(), "kept_share": self.choose.take_kept()}

@@ -1,0 +1,80 @@
+"""Responses that student and teacher write together, each token drawn from a mixture of what both say."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from kd.models.generation import check_decoding
+from kd.models.sampling_pairs import Mixed
+from kd.rewards import judged
+from kd.rollouts import Spent
+from kd.rollouts.wrapping import records_of
+from kd.rollouts.writing import Writing
+from kd.sequences import Encoder
+from kd.types import Batch, Models, Progress
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TeacherMixed:
+    """Every token is drawn from p~ = alpha p + (1 - alpha) q, so that what the student would degenerate into is rare
+    (MiniLLM, arXiv 2306.08543, section 2.2).
+
+    `importance_weights` are w_t = q(y_t) / p~(y_t), the paper's single-step approximation to the product over all
+    tokens up to t; q is the student's own distribution at temperature 1. At that temperature of sampling too, no weight
+    is above 1 / (1 - alpha).
+
+    Args:
+        alpha, temperature: see `kd.models.sampling_pairs.Mixed`.
+        samples, max_new_tokens, batch_size: as for `kd.rollouts.on_policy.OnPolicy`.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"group_size", "written_by", "behaviour_logprobs", "old_logprobs", "importance_weights"}
+    )
+    requires: ClassVar[frozenset[str]] = frozenset({"teacher", "teacher_logits"})
+    one_vocabulary: ClassVar[bool] = True  # ids mean the same to both
+
+    def __init__(
+        self,
+        *,
+        alpha: Share = 0.2,
+        samples: PositiveInt = 1,
+        max_new_tokens: PositiveInt,
+        temperature: NonNegativeFloat = 1.0,
+        batch_size: PositiveInt = 16,
+    ):
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=1.0, samples=samples)
+        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
+        self.choose, self.writing = Mixed(alpha, temperature=temperature), Writing()
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        """The window's prompts with the responses just written, weighted and judged."""
+        records = records_of(window)
+        responses = self.writing.write(
+            [models.student, models.teacher.model],
+            records,
+            encoder,
+            samples=self.samples,
+            max_new_tokens=self.max_new_tokens,
+            choose=self.choose,
+            batch_size=self.batch_size,
+        )
+        batches = encoder.written(records, responses)
+        for batch in batches:
+            weigh(batch)
+        return judged(batches, models)
+
+    def spent(self) -> Spent:
+        """See `kd.rollouts.Spent`."""
+        return self.writing.spent()
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.rollouts.writing.Writing`."""
+        return self.writing.take_report()
+
+
+def weigh(batch: Batch) -> None:
+    """Fills in `importance_weights`: student's probability over the one that it was drawn with, at each label."""
+    if batch.old_logprobs is not None and batch.behaviour_logprobs is not None:
+        batch.importance_weights = (batch.old_logprobs - batch.behaviour_logprobs).exp() * batch.student.mask

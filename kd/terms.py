@@ -1,0 +1,69 @@
+"""The summands of an objective, and what those of one stream of batches ask the models for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from kd.signals import FROM_ALIGNMENT, domain, is_row_wise, of_role, requires
+from kd.types import Batch
+
+STREAMS = ("main", "lm")  # the skill's records after the rollout; plain text of the corpus
+CORRECT_THEMSELVES = ("policy", "preference")  # kinds of terms that know how what they learn on was drawn
+
+
+@dataclass
+class Term:
+    """One summand of the objective; `weight` is absolute. `lr` gives the term's own parameters an optimizer apart.
+
+    stream: on which batches it is computed. kind: what it is; terms of kinds other than "policy" and "preference" have
+    their values multiplied by `Batch.importance_weights` where a rollout gives them.
+    """
+
+    loss: Any
+    weight: float = 1.0
+    kind: str = "divergence"
+    lr: float | None = None
+    stream: str = STREAMS[0]
+
+    def __post_init__(self) -> None:
+        self.wanted = requires(self.loss)
+        self.domain = domain(self.loss)
+        self.row_wise = is_row_wise(self.loss)
+        self.on_teacher = bool(of_role("teacher", self.wanted))
+
+    @property
+    def student_fields(self) -> frozenset[str]:
+        """What it reads of the student; in a chunk, log-probabilities are made from the logits."""
+        fields = of_role("student", self.wanted)
+        return (fields - {"logprobs"}) | {"logits"} if self.row_wise else fields
+
+    def row_weights(self, weights: Tensor, covered: Tensor | None, batch: Batch) -> Tensor:
+        """Of its rows: none where an alignment has no word of the teacher; what they are divided by stays the same."""
+        if covered is not None and self.on_teacher:
+            weights = weights * covered
+        own = self.importance(batch)
+        return weights if own is None else weights * own[batch.student.mask]
+
+    def importance(self, batch: Batch) -> Tensor | None:
+        """`[B T]`, or None where its values count as they are."""
+        return None if self.kind in CORRECT_THEMSELVES else batch.importance_weights
+
+
+class Demand:
+    """The terms of one stream, and the fields of the models' outputs that they read together."""
+
+    def __init__(self, terms: Mapping[str, Term]):
+        self.terms = dict(terms)
+        wanted = frozenset[str]().union(*(term.wanted for term in terms.values()))
+        self.student = frozenset[str]().union(*(term.student_fields for term in terms.values()))
+        self.teacher = of_role("teacher", wanted) | of_role("native_teacher", wanted)
+        self.reference = of_role("reference", wanted)
+        self.alignment = FROM_ALIGNMENT & wanted
+
+
+def by_stream(objective: Mapping[str, Term]) -> dict[str, Demand]:
+    """The streams that have terms."""
+    found = {s: {n: term for n, term in objective.items() if term.stream == s} for s in STREAMS}
+    return {stream: Demand(terms) for stream, terms in found.items() if terms}

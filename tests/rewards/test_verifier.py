@@ -1,0 +1,120 @@
+"""Rewards that come from texts: of a real skill's verifier, and those that records bring along.
+
+Run: python -m pytest tests/rewards/test_verifier.py
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from kd.rewards import Reward, judged
+from kd.rewards.record_scores import RecordScores
+from kd.rewards.verifier import Verifier
+from kd.sequences import Encoder
+from kd.skills.gsm_symbolic import GsmSymbolic
+from kd.types import Models, Response, Written
+from tests import runs
+from tests.tiny import record, tiny
+
+NOBODY = Models(None)
+
+
+@pytest.fixture(scope="module")
+def skill():
+    return GsmSymbolic(train=6, validation=1, test=1)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(tiny().tokenizer, None, max_length=2000, max_tokens=8000)
+
+
+def written(encoder: Encoder, text: str, end: bool = True) -> Written:
+    """As the student would have written it."""
+    ids = encoder.student(text, add_special_tokens=False)["input_ids"]
+    return Written((*ids, *[encoder.student.eos_token_id] * end), truncated=not end)
+
+
+def by_record(batches) -> dict[str, list[float]]:
+    """record id -> the rewards of its group."""
+    return {
+        kept.id: batch.rewards.view(len(batch.records), batch.group_size)[i].tolist()
+        for batch in batches
+        for i, kept in enumerate(batch.records)
+    }
+
+
+def test_right_and_wrong_answers_of_real_problems(skill, encoder):
+    problems = skill.load("train")
+    answers = [
+        [
+            written(encoder, f"So it is. The answer is {problem.meta['answer']}."),
+            written(encoder, f"The answer is {float(problem.meta['answer']) + 1:g}."),
+            written(encoder, "I do not know."),
+            written(encoder, f"{problem.responses[0].text} And", end=False),  # the reference, cut off after its answer
+        ]
+        for problem in problems
+    ]
+    batches = encoder.written(problems, answers)
+    assert len(batches) > 1
+    found = by_record(judged(batches, NOBODY._replace(reward=Verifier(skill))))
+    assert found == {problem.id: [1, 0, 0, 1] for problem in problems}
+
+
+def test_everything_else_stays_as_it_was(skill, encoder):
+    [before] = encoder.written(skill.load("train")[:1], [[written(encoder, "The answer is 7.")]])
+    [after] = Verifier(skill)([before], NOBODY)
+    assert before.rewards is None
+    assert replace(after, rewards=None) == before
+
+
+def test_what_each_writer_got_is_told_once(encoder):
+    problem = record(0, "2 + 2 = ?", "4")
+    reward = Verifier(Sum())
+    answers = [written(encoder, "4"), written(encoder, "5"), replace(written(encoder, "4"), source="teacher")]
+    reward(encoder.written([problem], [answers]), NOBODY)
+    reward(encoder.written([problem], [[written(encoder, "4")]]), NOBODY)
+    assert reward.take_report() == {"reward_reference": (0, 0), "reward_teacher": (1, 1), "reward_student": (2, 3)}
+    assert reward.take_report()["reward_student"] == (0, 0)
+
+
+class Sum(runs.Toy):
+    """Whether the text is "4"; there is a text that it cannot judge."""
+
+    name = "sum"
+
+    def score(self, problem, text: str) -> float:
+        return float("nan") if text == "?" else float(text == "4")
+
+
+def test_a_verdict_that_is_no_number_is_refused(encoder):
+    batches = encoder.written([record(0)], [[written(encoder, "?")]])
+    with pytest.raises(ValueError, match="the verifier of skill sum gives nan"):
+        Verifier(Sum())(batches, NOBODY)
+
+
+def test_scores_are_those_of_the_records(encoder):
+    problems = [
+        replace(record(i), responses=(Response("four", score=0.5 + i), Response("4", "teacher", score=-3.0)))
+        for i in range(3)
+    ]
+    found = by_record(RecordScores()(encoder.batches(problems), NOBODY))
+    assert found == {"0": [0.5, -3.0], "1": [1.5, -3.0], "2": [2.5, -3.0]}
+
+
+def test_scores_stay_with_their_texts_when_a_rollout_encodes_them_again(encoder):
+    problem = replace(record(0), responses=(Response("four", score=0.25), Response("4", "teacher", score=2.0)))
+    given = encoder.given(problem)
+    found = by_record(RecordScores()(encoder.written([problem], [given[::-1]]), NOBODY))
+    assert found == {"0": [2.0, 0.25]}
+
+
+def test_a_response_that_nobody_judged_is_named(encoder):
+    batches = encoder.written([record(7)], [[written(encoder, "5")]])
+    with pytest.raises(ValueError, match="record 7 has a response by the student without a score; take"):
+        RecordScores()(batches, NOBODY)
+
+
+def test_they_are_rewards(skill):
+    assert isinstance(Verifier(skill), Reward)
+    assert isinstance(RecordScores(), Reward)

@@ -1,0 +1,157 @@
+"""Groups in the order of their rewards: every signal moves with its response, and ties say nothing.
+
+Run: python -m pytest tests/rollouts/test_ranked.py
+"""
+
+import pytest
+import torch
+
+from kd.models.tokenizers import byte_tokenizer
+from kd.rollouts import Rollout
+from kd.rollouts.ranked import Ranked
+from kd.sequences import Encoder
+from kd.signals import FROM_ROLLOUT
+from kd.types import Models, Progress
+from tests.rollouts.told import Counting, learnt
+from tests.tiny import records
+
+NOW, NOBODY = Progress(step=0, total=10), Models(None)
+GIVEN = records(5)
+WORDS = byte_tokenizer()
+END = WORDS.eos_token_id
+
+
+@pytest.fixture
+def encoder():
+    return Encoder(WORDS, None, max_length=200, max_tokens=250)
+
+
+class Rewarded(Counting):
+    """Counting, with rewards by record and variant; `rewards` has those of each record."""
+
+    def __init__(self, rewards: dict[str, list[float]]):
+        super().__init__(len(next(iter(rewards.values()))))
+        self.given = rewards
+
+    def __call__(self, *args):
+        batches = super().__call__(*args)
+        for batch in batches:
+            batch.rewards = torch.tensor([r for kept in batch.records for r in self.given[kept.id]])
+        return batches
+
+
+def rank(writer, encoder, **settings):
+    ranked = Ranked(writer, **settings)
+    return ranked(encoder.batches(GIVEN), NOBODY, NOW, encoder), ranked
+
+
+def variant(number: int) -> list[int]:
+    """The ids of `Counting`'s variant."""
+    return [*WORDS("0" + "!" * number, add_special_tokens=False)["input_ids"], END]
+
+
+def alike(rewards: list[float]) -> dict[str, list[float]]:
+    return {given.id: rewards for given in GIVEN}
+
+
+def test_the_best_stands_first_and_the_worst_last(encoder):
+    batches, ranked = rank(Rewarded(alike([0.5, 2.0, -1.0, 1.0])), encoder)
+    assert len(batches) > 1
+    assert learnt(batches) == {given.id: [variant(1), variant(2)] for given in GIVEN}
+    for batch in batches:
+        assert batch.group_size == 2
+        assert batch.rewards.view(-1, 2).tolist() == [[2.0, -1.0]] * len(batch.records)
+        assert [r.text for kept in batch.records for r in kept.responses] == ["0!", "0!!"] * len(batch.records)
+    assert isinstance(ranked, Rollout)
+    assert ranked.provides <= FROM_ROLLOUT
+
+
+def test_whole_lists_are_sorted(encoder):
+    batches, _ = rank(Rewarded(alike([0.5, 2.0, -1.0, 1.0])), encoder, keep="all")
+    assert learnt(batches) == {given.id: [variant(i) for i in (1, 3, 0, 2)] for given in GIVEN}
+    assert all(batch.group_size == 4 for batch in batches)
+
+
+def test_every_signal_moves_with_its_response(encoder):
+    """Counting's log-probabilities are minus the place in the response, so they say which response they are of."""
+    batches, _ = rank(Rewarded(alike([0.0, 1.0, 2.0])), encoder)
+    for batch in batches:
+        for row, mask in enumerate(batch.student.mask):
+            length = int(mask.sum())
+            assert length == [4, 2][row % 2]  # "0!!" and its end, "0" and its end
+            assert batch.behaviour_logprobs[row][mask].tolist() == [-i for i in range(1, length + 1)]
+            assert batch.old_logprobs[row][mask].tolist() == [-i / 2 for i in range(1, length + 1)]
+            assert not batch.old_logprobs[row][~mask].any()
+        assert batch.student.tokens.shape[1] == batch.student.lengths.max()
+        assert batch.old_logprobs.shape == batch.student.tokens.shape
+
+
+def test_a_teacher_with_other_tokens_reads_the_same_order():
+    teacher = byte_tokenizer()
+    teacher.chat_template = "Now. " + teacher.chat_template
+    encoder = Encoder(WORDS, teacher, max_length=200, max_tokens=250)
+    batches, _ = rank(Rewarded(alike([0.0, 2.0, 1.0])), encoder)
+    for batch in batches:
+        for row, mask in enumerate(batch.teacher.mask):
+            assert batch.teacher.labels[row][mask].tolist() == variant([1, 0][row % 2])
+
+
+def test_of_equal_rewards_the_first_written_stands_first(encoder):
+    batches, _ = rank(Rewarded(alike([1.0, 0.0, 1.0, 0.0])), encoder, keep="all")
+    assert learnt(batches) == {given.id: [variant(i) for i in (0, 2, 1, 3)] for given in GIVEN}
+
+
+def test_groups_without_a_preference_are_dropped(encoder):
+    rewards = alike([1.0, 0.0]) | {"1": [1.0, 1.0], "3": [0.0, 0.0]}
+    batches, ranked = rank(Rewarded(rewards), encoder)
+    assert learnt(batches).keys() == {"0", "2", "4"}
+    assert ranked.take_report()["without_preference"] == (2, 5)
+    assert ranked.take_report()["without_preference"] == (0, 0)
+
+
+@pytest.mark.parametrize(("margin", "kept"), [(0.0, {"0", "1", "2", "3", "4"}), (0.5, {"1", "2", "3", "4"})])
+def test_a_margin_asks_for_more(encoder, margin, kept):
+    batches, _ = rank(Rewarded(alike([1.0, 0.25]) | {"0": [1.0, 0.5]}), encoder, margin=margin)
+    assert learnt(batches).keys() == kept
+
+
+@pytest.mark.parametrize(("keep", "size"), [("best_and_worst", 2), ("all", 3)])
+def test_a_step_without_any_preference_keeps_a_group_that_says_nothing(encoder, keep, size):
+    [batch], ranked = rank(Rewarded(alike([0.0, 0.0, 0.0])), encoder, keep=keep)
+    assert batch.group_size == size
+    assert len(batch.records) == 1
+    (group,) = learnt([batch]).values()
+    assert group == [variant(0)] * size
+    assert ranked.take_report()["without_preference"] == (5, 5)
+
+
+def test_what_the_writer_tells_is_passed_on(encoder):
+    _, ranked = rank(Rewarded(alike([0.0, 1.0])), encoder)
+    assert ranked.spent().generated_tokens == 1
+    assert ranked.take_report()["calls"] == (1, 1)
+    assert ranked.state_dict() == {"writer": {"calls": 1}}
+
+
+def test_an_empty_window_stays_empty(encoder):
+    assert Ranked(Counting(2))([], NOBODY, NOW, encoder) == []
+
+
+def test_responses_that_nobody_judged_are_refused(encoder):
+    class Unjudged(Counting):
+        def __call__(self, *args):
+            batches = super().__call__(*args)
+            for batch in batches:
+                batch.rewards = None
+            return batches
+
+    with pytest.raises(ValueError, match="nobody judged them; take reward=verifier"):
+        rank(Unjudged(2), encoder)
+
+
+@pytest.mark.parametrize(
+    ("samples", "settings", "sentence"),
+    [(1, {}, "rollout.writer.samples=1 leaves nothing to rank"), (2, {"margin": -1.0}, "rollout.margin=-1.0")],
+)
+def test_settings_are_checked(samples, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Ranked(Counting(samples), **settings)

@@ -1,0 +1,115 @@
+import logging
+
+import pytest
+import torch
+
+from kd.models.sampling import Sampled
+from kd.rollouts import Spent
+from kd.rollouts.writing import Writing
+from kd.sequences import Encoder, encode_prompt
+from tests.tiny import records, tiny
+
+GIVEN = records(6)
+STUDENT, TEACHER = tiny(0), tiny(1)
+ENCODER = Encoder(STUDENT.tokenizer, None, max_length=200, max_tokens=400)
+PROMPTS = [len(encode_prompt(kept.prompt, STUDENT.tokenizer)) for kept in GIVEN]
+SETTINGS = {"samples": 2, "max_new_tokens": 5, "choose": Sampled(), "batch_size": 8}
+
+
+def end_at_once(model):
+    """A model that writes its end token and nothing else."""
+    head = model.network.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features, dtype=torch.float64))
+    head.bias.data[model.tokenizer.eos_token_id] = 1e6
+    return model
+
+
+def lengths(responses):
+    return [[len(answer.ids) for answer in group] for group in responses]
+
+
+def flops(model, tokens, squares, rows):
+    """2 per weight and token; 4 x width x heads x layers per pair of places, half of which is masked; the head."""
+    config, network = model.network.config, model.network
+    weights = sum(p.numel() for p in network.parameters())
+    weights -= network.get_input_embeddings().weight.numel() + network.get_output_embeddings().weight.numel()
+    attention = 4 * config.num_hidden_layers * config.hidden_size * squares // 2
+    return 2 * weights * tokens + attention + 2 * network.get_output_embeddings().weight.numel() * rows
+
+
+def test_what_a_student_writes_is_counted():
+    """The samples of a prompt share one reading of it: P + (r1 - 1) + (r2 - 1) tokens; the first word of each is
+    drawn from one row of logits; places attend to all before them, (P + r - 1)^2 in all for each, less P^2 once."""
+    writing = Writing()
+    found = lengths(writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS))
+    assert [len(group) for group in found] == [2] * 6
+    tokens = squares = rows = 0
+    for prompt, (one, two) in zip(PROMPTS, found, strict=True):
+        tokens += prompt + one - 1 + two - 1
+        squares += (prompt + one - 1) ** 2 + (prompt + two - 1) ** 2 - prompt**2
+        rows += 1 + one - 1 + two - 1
+    written = sum(map(sum, found))
+    assert writing.spent() == (written, flops(STUDENT, tokens, squares, rows), 0)
+    again = writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+    assert writing.spent().generated_tokens == written + sum(map(sum, lengths(again)))
+
+
+def test_what_a_teacher_reads_beside_the_student_is_counted():
+    writing, alone = Writing(), Writing()
+    found = lengths(writing.write([STUDENT, TEACHER], GIVEN, ENCODER, **SETTINGS))
+    read = sum(PROMPTS) + sum(map(sum, found)) - 2 * len(GIVEN)
+    assert writing.spent()[::2] == (sum(map(sum, found)), read)
+    alone.write([TEACHER], GIVEN, ENCODER, **{**SETTINGS, "samples": 1, "choose": Sampled(0.0)}, source="teacher")
+    assert alone.spent()[:2] == (0, 0)
+
+
+def test_spending_adds_up():
+    assert Spent(1, 2, 3).plus(Spent(10, 20, 30)) == Spent(11, 22, 33)
+    assert Spent() == (0, 0, 0)
+
+
+def test_lengths_and_truncations_are_told():
+    writing = Writing()
+    responses = writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+    found = [length for group in lengths(responses) for length in group]
+    end = STUDENT.tokenizer.eos_token_id
+    cut = sum(answer.ids[-1] != end for group in responses for answer in group)
+    assert cut > 0
+    assert writing.take_report() == {"response_length": (sum(found), 12), "truncation_rate": (cut, 12)}
+    assert writing.take_report() == {"response_length": (0, 0), "truncation_rate": (0, 0)}
+
+
+def test_many_truncations_are_warned_of_once(caplog):
+    writing = Writing()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # 24 responses: too few to say
+            writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+        assert not caplog.records
+        for _ in range(3):
+            writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+    [warning] = caplog.messages
+    assert "of the 36 responses written so far were cut off before they ended, by rollout.max_new_tokens=5" in warning
+
+
+def test_responses_that_end_are_not_warned_of(caplog):
+    writing, student = Writing(), end_at_once(tiny())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            writing.write([student], GIVEN, ENCODER, **SETTINGS)
+    assert not caplog.records
+    assert writing.take_report() == {"response_length": (48, 48), "truncation_rate": (0, 48)}
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_nothing_is_written_beyond_the_room_there_is(room):
+    encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + room, max_tokens=400)
+    longest = [GIVEN[PROMPTS.index(max(PROMPTS))]]
+    writing = Writing()
+    [group] = writing.write([STUDENT], longest, encoder, **{**SETTINGS, "max_new_tokens": 50})
+    assert max(len(answer.ids) for answer in group) <= room
+
+
+def test_no_records_are_no_work():
+    writing = Writing()
+    assert writing.write([STUDENT], [], ENCODER, **SETTINGS) == []
+    assert writing.spent() == (0, 0, 0)
