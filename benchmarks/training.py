@@ -131,10 +131,10 @@ def _module(case: Mapping[str, Any]) -> tuple[Any, list]:
     from kd.models.language_model import LanguageModel
     from kd.models.teacher import WhiteBox
     from kd.module import Distillation
-    from kd.terms import Term
     from kd.optimization import Optimization
     from kd.rollouts.offline import Offline
     from kd.sequences import Encoder
+    from kd.terms import Term
 
     tokenizer = words(case["size"]["vocab_size"])
     student = LanguageModel(network(case["layers"][1], case["size"], seed=1), tokenizer)

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-Bound = Annotated[float, Field(gt=0)]
+Bound = Annotated[float | int, Field(gt=0)]
 
 
 @dataclass

@@ -131,8 +131,17 @@ class Data(lightning.LightningDataModule):
 
     def windows(self, rank: int = 0, ranks: int = 1) -> Windows:
         """A rank's share of every step."""
-        settings = {"size": self.window, "seed": self.seed, "steps": self.steps, "uses": self.uses, "plain": self.plain}
-        return Windows(self.train, self.encoder, **settings, rank=rank, ranks=ranks)
+        return Windows(
+            self.train,
+            self.encoder,
+            size=self.window,
+            seed=self.seed,
+            steps=self.steps,
+            rank=rank,
+            ranks=ranks,
+            uses=self.uses,
+            plain=self.plain,
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Windows from the step on at which the module stands."""
@@ -181,4 +190,4 @@ def keep_workers_apart() -> None:
     """The same for workers that have not come to it yet, said by their parent."""
     for worker in torch.multiprocessing.active_children():
         with suppress(OSError):  # it is gone
-            os.setpgid(worker.pid, worker.pid)
+            os.setpgid(worker.pid or 0, 0)

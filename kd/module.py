@@ -341,7 +341,7 @@ class Distillation(lightning.LightningModule):
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
             for kind, values in (("means", self.means), ("reports", self.reports))
         }
-        carried = {
+        carried: dict[str, Any] = {
             "rollout": self.gathered(getattr(self.rollout, "state_dict", dict)()),
             "teacher": getattr(self.models.teacher, "carried_state", dict)(),
         }

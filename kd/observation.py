@@ -69,5 +69,5 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; one object for both models stays one."""
     student = batch.student.to(device)
     teacher = student if batch.teacher is batch.student else batch.teacher.to(device)
-    told = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    told: dict[str, Any] = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
     return replace(batch, student=student, teacher=teacher, **told)

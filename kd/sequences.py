@@ -216,8 +216,8 @@ class Encoder:
             records,
             group_size=len(pairs[0][1]),
             written_by=torch.tensor([WRITERS.index(r.source) for record in records for r in record.responses]),
-            behaviour_logprobs=_told([row.written and row.written.behaviour_logprobs for row in rows], student.mask),
-            old_logprobs=_told([row.written and row.written.old_logprobs for row in rows], student.mask),
+            behaviour_logprobs=_told("behaviour_logprobs", rows, student.mask),
+            old_logprobs=_told("old_logprobs", rows, student.mask),
         )
 
     def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
@@ -237,22 +237,22 @@ class Encoder:
 
 def _beside(rows: Sequence[Encoded], theirs: Sequence[Encoded] | None) -> list[Encoded] | None:
     """Rows with what a teacher that has a tokenizer of its own reads; None where its prompt leaves no room."""
-    return theirs and [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+    return None if theirs is None else [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
 
 
 def _cut(answer: Written, room: int) -> Written:
     if len(answer.ids) <= room:
         return answer
-    logprobs = (None if x is None else x[:room] for x in (answer.behaviour_logprobs, answer.old_logprobs))
-    return Written(answer.ids[:room], answer.source, *logprobs, truncated=True)
+    behaviour, old = (None if x is None else x[:room] for x in (answer.behaviour_logprobs, answer.old_logprobs))
+    return Written(answer.ids[:room], answer.source, behaviour, old, truncated=True)
 
 
-def _told(values: Sequence[Tensor | None], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
-    """Each row's numbers at its loss positions; None unless every row has them."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+def _told(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
+    """What each row's response came with, at its loss positions; None unless every row has it."""
+    known = [value for row in rows if (value := getattr(row.written, name, None)) is not None]
+    if len(known) < len(rows):
         return None
-    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat(known).float())
+    return torch.zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(known).float())
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -15,6 +15,22 @@ import torch
 from tests import runs
 
 ON_POLICY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 6, "batch_size": 4}
+SOMETIMES = {"seed": 1, "writer": ON_POLICY}
+ROLLOUTS: dict[str, Any] = {
+    "offline": None,
+    "on_policy": ON_POLICY,
+    "mixed": {"_target_": "kd.rollouts.mixed.Mixed", **SOMETIMES, "per": "sequence"},
+    "adaptive": {  # its threshold grows at every look
+        "_target_": "kd.rollouts.adaptive.Adaptive",
+        **SOMETIMES,
+        **{"capacity": 8, "initial": 0.5, "tolerance": -99.0},
+    },
+    "replay": {
+        "_target_": "kd.rollouts.replay.Replay",
+        "writer": ON_POLICY,
+        **{"uses": 3, "capacity": 8, "max_age": 4, "importance_bound": 1.5},
+    },
+}
 
 
 def ran(path: Path, *overrides: str, **nodes: Any) -> Path:
@@ -127,6 +143,40 @@ def test_a_piece_that_is_missing_is_missed(halves, tmp_path, name):
     assert any(difference.startswith(where) for difference in found), found
 
 
+def test_every_step_of_a_rollout_with_state_can_be_the_last(tmp_path):
+    """Between a look at the validation split (each third step) and what a rollout makes of it, too."""
+    for name in ("adaptive", "replay"):
+        whole = ran(tmp_path / f"whole {name}", rollout=runs.scripted(tmp_path / f"whole {name}", inner=ROLLOUTS[name]))
+        for step in (3, 5, 6):
+            cut = tmp_path / f"{name} {step}"
+            ran(cut, rollout=runs.scripted(cut, (step, 0, "SIGTERM"), inner=ROLLOUTS[name]))
+            assert runs.checkpoint(cut)["distillation"]["step"] == step
+            ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[name]))
+            assert runs.differences(whole, cut) == [], (name, step)
+
+
+FORGOTTEN = {  # what of a rollout's state is as at the start, and from which step on
+    ("adaptive", "threshold"): 0.5,
+    ("adaptive", "level"): None,
+    ("adaptive", "buffer"): [],
+    ("replay", "wrote_at"): None,
+    ("replay", "buffer"): [],
+}
+
+
+@pytest.mark.parametrize(("rollout", "name"), FORGOTTEN)
+def test_a_piece_of_a_rollout_that_is_missing_is_missed(tmp_path, rollout, name):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    ran(whole, rollout=runs.scripted(whole, inner=ROLLOUTS[rollout]))
+    ran(cut, rollout=runs.scripted(cut, (7, 0, "SIGTERM"), inner=ROLLOUTS[rollout]))
+    state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
+    state["distillation"]["rollout"][0][name] = FORGOTTEN[rollout, name]
+    torch.save(state, cut / "checkpoints/last.ckpt")
+    ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[rollout]))
+    found = runs.differences(whole, cut)
+    assert any(difference.startswith(("last.state_dict", "last.distillation.rollout")) for difference in found), found
+
+
 def test_a_step_that_is_not_seeded_is_missed(tmp_path, monkeypatch):
     """No generator is saved: each step sets its own."""
     monkeypatch.setattr("kd.module.seed_all", lambda *_: None)
@@ -186,8 +236,24 @@ def test_stopped_and_killed_processes_go_on_as_if_nothing_was(tmp_path):
     assert runs.differences(whole, killed) == []
 
 
+@pytest.mark.parametrize("rollout", ["mixed", "adaptive", "replay"])
+def test_a_killed_process_goes_on_with_what_its_rollout_knew(tmp_path, rollout):
+    """SIGKILL at a moment drawn at random, after the first checkpoint."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    draw, inner = runs.drawn(), ROLLOUTS[rollout]
+    moment = (draw.randint(5, 9), 0, "SIGKILL", draw.uniform(0.001, 0.03))
+    jobs = [
+        runs.job(whole, runs.DROPOUT, rollout=runs.scripted(whole, inner=inner)),
+        runs.job(killed, runs.DROPOUT, rollout=runs.scripted(killed, moment, inner=inner)),
+    ]
+    finished(*jobs, code=-9)
+    ran(killed, rollout=runs.scripted(killed, inner=inner))
+    assert runs.differences(whole, killed) == []
+    assert any(runs.checkpoint(whole)["distillation"]["rollout"]) == (rollout != "mixed")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("rollout", ["offline", "on_policy"])
+@pytest.mark.parametrize("rollout", ROLLOUTS)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -195,7 +261,7 @@ def test_every_kind_of_run_resumes(tmp_path, ranks, workers, precision, rollout)
     overrides = [runs.DROPOUT, f"data.workers={workers}"]
     overrides += ["trainer=ddp_cpu"] if ranks == 2 else []
     overrides += [f"trainer.precision={precision}"]
-    inner = ON_POLICY if rollout == "on_policy" else None
+    inner = ROLLOUTS[rollout]
     draw = runs.drawn()
     step, rank = draw.randint(1, runs.STEPS - 1), draw.randrange(ranks)
     name = draw.choice(["SIGTERM", "group SIGTERM"])

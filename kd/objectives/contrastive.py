@@ -84,7 +84,7 @@ def distillm2_adaptive(
 ) -> Float[Tensor, "*n"]:
     """(2 - beta) KL(p || m) on the teacher's text or beta KL(q || m) on the student's, m = a of the first + (1 - a) of
     the second, a = clip(1 - (1 - alpha) gap / d, 0.01, alpha), d = by how much the writer is surer of the whole
-    response; phi' as in `distillm2`, a held constant. DistiLLM-2 (arXiv 2503.07067, section 3.3).
+    response; phi' as in `distillm2`, a held constant. DistiLLM-2 (arXiv 2503.07067).
 
     Of a response y, d = P - Q on the teacher's text and Q - P on the student's (+ 1e-5, as released), P and Q the
     geometric means of the token probabilities under p and q. To first order the divergence is (1 - a) d, which this

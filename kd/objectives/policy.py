@@ -81,8 +81,8 @@ def opd(
 ) -> Float[Tensor, "*n"]:
     """-rho A, rho = q(y_t)/b(y_t), A = log p(y_t) - log q_old(y_t); E dL/dz = that of KL(q || p).
 
-    On-policy distillation (Thinking Machines Lab, On-Policy Distillation, 2025): the estimator k1 as the reward of a
-    policy gradient, each token by itself. Where b = q_old = q its expected gradient is that of the whole reverse KL
+    On-policy distillation (Lu, On-Policy Distillation, Thinking Machines Lab, 2025): the estimator k1 as the reward
+    of a policy gradient, each token by itself. Where b = q_old = q its expected gradient is that of the whole reverse KL
     (`objective=opd_full`), at a variance that the sum over the vocabulary does not have, but from a teacher that
     tells the log-probability of one token alone. See `opd_discounted` for what a token does to those after it.
     """

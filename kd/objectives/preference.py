@@ -109,7 +109,7 @@ def rso(
     mask: Bool[Tensor, "B T"],
     group_size: int,
     *,
-    gamma: Positive = 0.05,
+    gamma: Positive = 0.1,
 ) -> Float[Tensor, " P"]:
     """max(0, 1 - gamma h), h = log q(w)/r(w) - log q(l)/r(l); dL/dh = -gamma where it is positive. RSO's hinge
     (arXiv 2309.06657), which other libraries call DPO with a hinge, or SLiC.
@@ -131,7 +131,7 @@ def apo_zero(
     """1 - sigma(beta z) or sigma(beta z), z = log q(y)/r(y); the first if reward > threshold. APO-zero (arXiv
     2408.06266, eq. 7), taken over single responses: nobody has to be paired.
 
-    It is KTO (arXiv 2402.01306, eq. 8) with its reference point z_0 at 0. KTO estimates z_0 = KL(q || r) on responses
+    It is KTO (arXiv 2402.01306) with its reference point z_0 at 0. KTO estimates z_0 = KL(q || r) on responses
     to other prompts, which no batch holds.
     """
     z = response_logprobs(student_logprobs, mask) - response_logprobs(reference_logprobs, mask)
@@ -184,7 +184,7 @@ def _difference(log: Float[Tensor, "*n V"], first: Int[Tensor, "*n 1"], second: 
 def cpo(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, beta: Positive = 0.1
 ) -> Float[Tensor, " P"]:
-    """-log sigma(beta h), h = log q(w) - log q(l); dL/dh = -beta sigma(-beta h). CPO (arXiv 2401.08417, eq. 5)."""
+    """-log sigma(beta h), h = log q(w) - log q(l); dL/dh = -beta sigma(-beta h). CPO (arXiv 2401.08417, eq. 3)."""
     return -functional.logsigmoid(beta * margins(student_logprobs, None, mask, group_size))
 
 
@@ -197,7 +197,7 @@ def simpo(
     gamma: NonNegative = 1.375,
 ) -> Float[Tensor, " P"]:
     """-log sigma(beta h - gamma), h = log q(w)/|w| - log q(l)/|l|; dL/dh = -beta sigma(gamma - beta h). SimPO (arXiv
-    2405.14734, eq. 6). |y| here is the length of a response, so that h is a difference of means of a token.
+    2405.14734, eq. 6). h is a difference of mean log-probabilities of a token.
     """
     h = margins(student_logprobs, None, mask, group_size, length_normalised=True)
     return -functional.logsigmoid(beta * h - gamma)
@@ -215,7 +215,7 @@ def slic(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, delta: NonNegative = 1.0
 ) -> Float[Tensor, " P"]:
     """max(0, delta - h), h = log q(w) - log q(l); dL/dh = -1 where it is positive. The rank calibration of SLiC-HF
-    (arXiv 2305.10425, eq. 1).
+    (arXiv 2305.10425).
     """
     return (delta - margins(student_logprobs, None, mask, group_size)).relu()
 
@@ -225,7 +225,7 @@ def chosen_likelihood(
     mask: Bool[Tensor, "B T"],
     group_size: int,
     *,
-    length_normalised: bool = True,
+    length_normalised: bool = False,
 ) -> Float[Tensor, " P"]:
     """-log q(w), w the preferred response; divided by |w| if `length_normalised`."""
     preferred, _ = paired(response_logprobs(student_logprobs, mask, length_normalised=length_normalised), group_size)

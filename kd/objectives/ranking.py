@@ -56,10 +56,10 @@ def pro(
     by_reward_gap: bool = True,
 ) -> Float[Tensor, " P"]:
     """-sum_{k < n} log [exp(c_kk s_k) / sum_{i >= k} exp(c_ki s_i)], s_1 .. s_n in falling order of the rewards r; PRO
-    (arXiv 2306.17492, eq. 8).
+    (arXiv 2306.17492).
 
     by_reward_gap: c_ki = r_k - r_i and c_kk = the largest of them, so that responses of equal reward do not push each
-        other (the paper's 1/T). False: c = 1 (its eq. 5), the likelihood of the order under Plackett and Luce's model;
+        other (the paper's 1/T). False: c = 1, the likelihood of the order under Plackett and Luce's model;
         with two responses -log sigma(s_1 - s_2).
     """
     s, r = scores(student_logprobs, mask, group_size), grouped(rewards, group_size)
@@ -116,7 +116,7 @@ def margin(
     margin: NonNegative = 0.001,
 ) -> Float[Tensor, " P"]:
     """sum_{i < j} max(0, s_j - s_i + (j - i) margin), s_1 .. s_n in falling order of the teacher's scores; the
-    contrastive loss of BRIO (arXiv 2203.16804, eq. 8) with a teacher as the judge.
+    contrastive loss of BRIO (arXiv 2203.16804) with a teacher as the judge.
     """
     s, u = scores(student_logprobs, mask, group_size), scores(teacher_logprobs, mask, group_size)
     s = s.gather(-1, _falling(u))
@@ -132,7 +132,7 @@ def margin_mse(
     group_size: int,
 ) -> Float[Tensor, " P"]:
     """mean_{i < j} [(s_i - s_j) - (u_i - u_j)]^2, s_i = log q(y_i)/|y_i|, u_i = log p(y_i)/|y_i|; Margin-MSE (arXiv
-    2010.02666, section 3). How much better counts, and not only which; a constant between the two scores does not.
+    2010.02666). How much better counts, and not only which; a constant between the two scores does not.
     """
     d = scores(student_logprobs, mask, group_size) - scores(teacher_logprobs, mask, group_size)
     squares = (d.unsqueeze(-1) - d.unsqueeze(-2)).square().triu(1)

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from kd.rewards.verdicts import Verdicts, finite
 from kd.types import WRITERS, Batch, Models
@@ -20,7 +18,7 @@ class Discriminator(Verdicts):
     its group: the group's mean stays that of the student's, so in a policy gradient that takes rewards less their
     group's mean the others have advantage 0, and nothing is learnt from texts that the student did not write.
 
-    Told beside the rewards: `discriminator_accuracy`, the share of the student's responses that D puts below the first
+    Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the first
     one of their group; 0.5 means that it cannot tell.
 
     Args:
@@ -47,22 +45,22 @@ class Discriminator(Verdicts):
 
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`."""
-        return [self.give(batch, finite(self._rewards(batch), "the discriminator")) for batch in batches]
+        return [self._judged(batch) for batch in batches]
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """The mean rewards, and D's accuracy."""
         told, self._told = self._told, (0.0, 0.0)
         return {**super().take_report(), "discriminator_accuracy": told}
 
-    def _rewards(self, batch: Batch) -> Float[Tensor, " B"]:
+    def _judged(self, batch: Batch) -> Batch:
         if batch.written_by is None:
             raise ValueError(
                 "reward Discriminator asks who wrote each response (written_by); take rollout=demonstrated"
             )
-        scores = self.judge(batch.student).cpu().view(-1, batch.group_size)
+        scores = finite(self.judge(batch.student), "the discriminator").cpu().view(-1, batch.group_size)
         own = batch.written_by.cpu().view(-1, batch.group_size) == STUDENT
         below = (scores < scores[:, :1])[:, 1:][own[:, 1:]]
         self._told = self._told[0] + float(below.sum()), self._told[1] + below.numel()
         count = own.sum(-1, keepdim=True)
         mean = torch.where(own, scores, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
-        return torch.where(own, scores, mean).flatten()
+        return self.give(batch, torch.where(own, scores, mean).flatten(), scores.flatten())

@@ -14,12 +14,16 @@ class Verdicts:
     def __init__(self) -> None:
         self._untold: dict[str, tuple[float, float]] = {}  # writer -> sum and count since the last report
 
-    def give(self, batch: Batch, rewards: Float[Tensor, " B"]) -> Batch:
-        """The batch with `rewards`, on the CPU in float32, as the encoder makes batches."""
+    def give(self, batch: Batch, rewards: Float[Tensor, " B"], verdicts: Float[Tensor, " B"] | None = None) -> Batch:
+        """The batch with `rewards`, on the CPU in float32, as the encoder makes batches.
+
+        verdicts: what is told of them, where that is something else.
+        """
         rewards = rewards.detach().cpu().float()
+        told = rewards if verdicts is None else verdicts.detach().cpu().float()
         for place, writer in enumerate(WRITERS):
-            theirs = rewards if batch.written_by is None else rewards[batch.written_by.cpu() == place]
-            if batch.written_by is not None and len(theirs):
+            theirs = told[:0] if batch.written_by is None else told[batch.written_by.cpu() == place]
+            if len(theirs):
                 total, count = self._untold.get(writer, (0.0, 0.0))
                 self._untold[writer] = total + float(theirs.sum()), count + len(theirs)
         return replace(batch, rewards=rewards)

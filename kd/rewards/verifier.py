@@ -1,5 +1,6 @@
 """The skill's own verdict."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,9 @@ from kd.types import Batch, Models, Skill
 class Verifier(Verdicts):
     """The skill's `score` of each response's text: 1 right, 0 wrong, between them where the skill knows degrees.
 
-    It reads what was written, a response that was cut off included: whatever it says by then counts.
+    It reads what was written, a response that was cut off included: whatever it says by then counts. The skill is shown
+    the record without responses, for the record's own may have given way to the one that is judged; `meta` has what it
+    needs.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
@@ -26,5 +29,6 @@ class Verifier(Verdicts):
         return [self.give(batch, self._scores(batch)) for batch in batches]
 
     def _scores(self, batch: Batch) -> torch.Tensor:
-        scores = [self.skill.score(record, answer.text) for record in batch.records for answer in record.responses]
+        bare = [(replace(record, responses=()), record.responses) for record in batch.records]
+        scores = [self.skill.score(record, answer.text) for record, answers in bare for answer in answers]
         return finite(torch.tensor(scores, dtype=torch.float32), f"the verifier of skill {self.skill.name}")

@@ -114,6 +114,17 @@ def test_no_loss_row_is_no_error():
 # --- gradients ---
 
 
+def test_mean_logprobs_are_of_a_token_and_constant():
+    model = tiny().requires_grad_(True)
+    sequences = collate(rows((5, 2), (6, 6), (9, 4)), pad=0)  # the second has a prompt and no response
+    output = model(sequences, frozenset({"logprobs", "mean_logprobs"}))
+    expected = [
+        output.logprobs[i, mask].mean() if mask.any() else torch.zeros(()) for i, mask in enumerate(sequences.mask)
+    ]
+    torch.testing.assert_close(output.mean_logprobs, torch.stack(expected).double().detach(), **EXACT)
+    assert not output.mean_logprobs.requires_grad
+
+
 def test_gradients_of_logprobs_are_plain_autograds():
     sequences = collate(rows(*[(70, 5)] * 5), pad=0)
     assert sequences.mask.sum() > CHUNK  # more than one piece

@@ -95,8 +95,8 @@ WITHOUT = {
     "simpo": (partial(simpo, beta=18 / 7, gamma=log(2)), -log(4 / 5)),
     "slic": (slic, 1 - log(2)),
     "slic, beyond the hinge": (partial(slic, delta=0.5), 0.0),
-    "chosen, mean": (chosen_likelihood, 4 / 3 * log(2)),
-    "chosen, sum": (partial(chosen_likelihood, length_normalised=False), 4 * log(2)),
+    "chosen, mean": (partial(chosen_likelihood, length_normalised=True), 4 / 3 * log(2)),
+    "chosen, sum": (chosen_likelihood, 4 * log(2)),
 }
 
 
@@ -269,7 +269,8 @@ def test_orpo_is_a_sum_of_two_terms():
     # w: every token 3/4, l: 1/2. SFT -log 3/4 + lambda (0.1) -log sigma(log 3 - log 1)
     terms = OmegaConf.load(OBJECTIVES / "orpo.yaml")
     student = torch.tensor([[0, 0, 0.75, 0.75, 0.75], [0, 0, 0.5, 0.5, 0]], dtype=torch.float64).log()
-    total = terms.orpo_chosen.weight * chosen_likelihood(student, MASK, 2) + terms.orpo.weight * orpo(student, MASK, 2)
+    likelihood = chosen_likelihood(student, MASK, 2, length_normalised=terms.orpo_chosen.loss.length_normalised)
+    total = terms.orpo_chosen.weight * likelihood + terms.orpo.weight * orpo(student, MASK, 2)
     assert total.item() == pytest.approx(1.1 * -log(0.75))
     assert exp(-total.item() / 1.1) == pytest.approx(0.75)
 

@@ -146,9 +146,9 @@ def test_their_likelihood_is_a_mean_over_tokens_ours_over_responses():
     world = given()
     rows = MASK & (torch.arange(len(LENGTHS)) % 2 == 0)[:, None]
     theirs = torch.nn.functional.cross_entropy(world.student[rows], LABELS[rows])
-    sums = chosen_likelihood(logprobs(world.student), MASK, 2, length_normalised=False)
+    sums = chosen_likelihood(logprobs(world.student), MASK, 2)
     assert_same(world, sums.sum() / LENGTHS[::2].sum(), theirs)
-    means = chosen_likelihood(logprobs(world.student), MASK, 2)
+    means = chosen_likelihood(logprobs(world.student), MASK, 2, length_normalised=True)
     assert_equal(means.detach(), (sums / LENGTHS[::2]).detach(), 1e-12)
 
 

@@ -134,6 +134,9 @@ def test_rewards_are_its_scores_and_nothing_is_learnt_from_what_others_wrote(stu
     scores, rewards = by_hand(term, batch).view(4, 3).float(), judged.rewards.view(4, 3)
     torch.testing.assert_close(rewards[:, 1:], scores[:, 1:])
     torch.testing.assert_close(rewards[:, 0], scores[:, 1:].mean(-1))
+    told = judge.take_report()
+    assert told["reward_student"] == (pytest.approx(scores[:, 1:].sum().item(), rel=1e-5), 8)
+    assert told["reward_reference"] == (pytest.approx(scores[:, 0].sum().item(), rel=1e-5), 4)
     advantages = group_advantages(judged.rewards, 3).view(4, 3)
     assert advantages[:, 0].abs().max() < 1e-6
     centred = scores[:, 1:] - scores[:, 1:].mean(-1, keepdim=True)
@@ -164,7 +167,7 @@ def test_an_objective_without_it_is_refused():
         Judge().bind({"sft": nn.Identity(), "fkl": print})
 
 
-def test_a_run_moves_both_players_and_resumes_both(tmp_path):
+def test_a_run_moves_both_players_and_keeps_both(tmp_path):
     cfg = runs.config(
         "objective=gad", "reward=discriminator", "rollout=demonstrated", "rollout.samples=2", "rollout.max_new_tokens=4"
     )

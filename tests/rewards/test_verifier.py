@@ -93,6 +93,13 @@ def test_a_verdict_that_is_no_number_is_refused(encoder):
         Verifier(Sum())(batches, NOBODY)
 
 
+def test_a_response_is_not_measured_by_itself(encoder):
+    """A skill that looks for the reference among the responses finds what the student wrote, so it is shown none."""
+    batches = encoder.written([record(0)], [[written(encoder, "wrong")]])
+    with pytest.raises(IndexError):
+        Verifier(runs.Toy())(batches, NOBODY)
+
+
 def test_scores_are_those_of_the_records(encoder):
     problems = [
         replace(record(i), responses=(Response("four", score=0.5 + i), Response("4", "teacher", score=-3.0)))

@@ -133,7 +133,12 @@ def test_what_is_written_and_read_is_counted(student, encoder):
 
 
 def test_the_reward_judges_all_of_a_group(student, encoder):
-    models = Models(student, reward=Verifier(runs.Toy()))  # whether it is the first response
+    class ToTheLetter(runs.Toy):
+        def score(self, record, text):
+            return float(text == by_id[record.id])
+
+    by_id = {given.id: given.responses[0].text for given in GIVEN}
+    models = Models(student, reward=Verifier(ToTheLetter()))
     for batch in write(Paired(samples=2, max_new_tokens=LENGTH), models, encoder):
         assert batch.rewards.view(-1, 3).tolist() == [[1, 0, 0]] * len(batch.records)
 

@@ -1,0 +1,154 @@
+"""Two streams of batches, limits on the budget, weights of importance: what the module does beside its terms."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from kd.budget import Budget, Limits
+from kd.corpora.blocks import Blocks, blocks
+from kd.observation import moved
+from kd.types import Batch, Models, Progress
+from tests import runs
+
+TEXT = ["A page about nothing in particular, long enough for a few blocks of text.", "And another one, shorter."]
+CE = "kd.objectives.divergence.cross_entropy"
+
+
+def plain_text(tmp_path):
+    (tmp_path / "page.md").write_text("\n".join(TEXT))
+    return {"_target_": "kd.corpora.local.Local", "path": str(tmp_path / "page.md")}
+
+
+def objective(**terms):
+    return {name: {"kind": "likelihood", "loss": {"_target_": CE, "_partial_": True}, **t} for name, t in terms.items()}
+
+
+def one_step(tmp_path, name, **nodes):
+    cfg = runs.config(*runs.EXACT, "optim.steps=1", "optim.clip=null", "data.lm_length=20", "data.lm_window=3", **nodes)
+    return runs.train(cfg, tmp_path / name)
+
+
+def test_each_stream_is_averaged_over_its_own_tokens(tmp_path):
+    """The gradient of weighted terms on two streams is the weighted sum of the gradients of two runs with one each."""
+    corpus = plain_text(tmp_path)
+    both = one_step(tmp_path, "both", corpus=corpus, objective=objective(sft={}, lm={"stream": "lm", "weight": 0.5}))
+    sft = one_step(tmp_path, "sft", objective=objective(sft={}))
+    found, of_sft = runs.gradients(both), runs.gradients(sft)
+    mean_of_lm = of_plain_text(both, tmp_path)
+    assert any(mean_of_lm[name].abs().max() > 1e-4 for name in found)
+    for name, gradient in found.items():
+        expected = of_sft[name] + (1 - 0.9) * 0.5 * mean_of_lm[name]
+        assert torch.allclose(gradient, expected, rtol=1e-6, atol=1e-9), name
+
+
+def of_plain_text(parts, tmp_path):
+    """By plain PyTorch: the gradient of the mean negative log-likelihood of the step's blocks, at the initial weights."""
+    fresh = runs.build(runs.config(*runs.EXACT, objective=objective(sft={}))).module.student.train()
+    ids = blocks(["\n".join(TEXT)], fresh.tokenizer, 21)
+    stream = Blocks(ids, pad=0, size=3, max_tokens=10_000, seed=1)
+    rows = [torch.tensor(ids[i]) for i in stream.indices(0)]
+    losses, labels = [], 0
+    for row in rows:
+        logits = fresh.network(row[None, :-1]).logits[0, :, : fresh.vocabulary]
+        losses.append(nn.functional.cross_entropy(logits, row[1:], reduction="sum"))
+        labels += len(row) - 1
+    (sum(losses) / labels).backward()
+    assert int(parts.module.budget.tokens) > labels  # those of the skill beside them
+    return {name: parameter.grad for name, parameter in fresh.named_parameters() if parameter.grad is not None}
+
+
+def test_the_corpus_moves_on_and_is_dealt_to_ranks(tmp_path):
+    cfg = runs.config(
+        "data.lm_window=2",
+        "data.lm_length=20",
+        corpus=plain_text(tmp_path),
+        objective=objective(sft={}, lm={"stream": "lm"}),
+    )
+    data = runs.build(cfg).data
+    seen = [[batch.student.tokens.tolist() for batch in data.windows()[step].plain] for step in range(3)]
+    assert seen[0] != seen[1]
+    halves = [data.windows(rank, 2)[0].plain for rank in range(2)]
+    together = sorted(row for half in halves for batch in half for row in batch.student.tokens.tolist())
+    assert together == sorted(row for batch in data.windows()[0].plain for row in batch.student.tokens.tolist())
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["student_flops", "tokens", "seconds"])
+def test_a_run_stops_after_the_step_that_crosses_a_limit(tmp_path, name):
+    whole = runs.train(runs.config(), tmp_path / "whole").module
+    assert whole.step_count == runs.STEPS
+    spent = getattr(whole.budget, name)
+    limit = spent * 0.55
+    part = runs.train(runs.config(f"budget.{name}={limit}"), tmp_path / "part").module
+    assert getattr(part.budget, name) >= limit
+    if name != "seconds":  # the steps differ in time
+        before = runs.train(runs.config(f"optim.steps={part.step_count - 1}"), tmp_path / "before").module
+        assert getattr(before.budget, name) < limit
+        assert 1 < part.step_count < runs.STEPS
+    log = pd.read_csv(tmp_path / "part/metrics.csv")
+    assert set(log[log.name == "loss"].step) >= {part.step_count}  # what was not logged yet is
+    assert log[log.split == "validation"].step.max() == part.step_count
+    if name != "seconds":  # known after the schedule's step
+        assert part.optimizers().param_groups[0]["lr"] == 0.0  # cosine has ended
+
+
+def test_a_schedule_without_limits_goes_by_steps(tmp_path):
+    """Ten steps of cosine after one of warm-up, as `transformers` has them."""
+    runs.train(runs.config("optim.schedule=cosine", "optim.warmup=0.1", "log_every=1"), tmp_path)
+    log = pd.read_csv(tmp_path / "metrics.csv")
+    found = log[log.name == "lr"].sort_values("step").value.tolist()
+    expected = [0.5 * 1e-2 * (1 + math.cos(math.pi * (step - 1) / 9)) for step in range(1, 11)]
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_the_nearest_limit_counts():
+    spent = Budget(tokens=50, teacher_tokens=30, seconds=1.0)
+    assert Limits().share(spent) == 0.0
+    assert Limits(tokens=100, teacher_tokens=40).share(spent) == 0.75
+    assert Progress(2, 10, 0.75).fraction == 0.75
+    assert Progress(9, 10, 0.75).fraction == 0.9
+    assert Progress(9, 10, 1.2).fraction == 1.0
+
+
+# ---- importance ------------------------------------------------------------------------------------------------------
+
+
+class Weighted:
+    """Offline, with a weight for each label: 0 at the first of a response, 3 at the others."""
+
+    provides, requires = frozenset({"importance_weights"}), frozenset()
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder) -> list[Batch]:
+        for batch in window:
+            first = batch.student.mask & (batch.student.mask.cumsum(-1) == 1)
+            batch.importance_weights = torch.where(first, 0.0, 3.0) * batch.student.mask
+        return window
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "policy"])
+def test_values_are_weighted_but_what_divides_them_is_not(kind):
+    cfg = runs.config(
+        *runs.EXACT,
+        objective=objective(sft={"kind": kind}),
+        rollout={"_target_": "tests.test_streams.Weighted"},
+    )
+    module = runs.build(cfg).module
+    [batch, *_] = module.rollout(runs.build(cfg).data.windows()[0].batches, module.models, module.progress, None)
+    counts = module_counts(batch)
+    loss = module.loss(moved(batch, module.device), module.observe(batch), counts)
+    logprobs = module.student(batch.student, frozenset({"logprobs"})).logprobs
+    weights = batch.importance_weights if kind == "likelihood" else batch.student.mask
+    assert loss.item() == pytest.approx(
+        (-(logprobs * weights).sum() / batch.student.mask.sum()).item(), rel=1e-6
+    )  # counts are float32
+
+
+def module_counts(batch):
+    from kd.objectives.reduction import Counts, count
+
+    return Counts(*count([batch]).tolist())
