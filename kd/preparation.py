@@ -51,7 +51,13 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
 
 def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
     """Where the prepared checkpoint of a role (`kd.composition.sections.prepared_roles`) is, or will be."""
-    return cache_root() / "prepared" / identity(_recipe(cfg, role))
+    recipe = _recipe(cfg, role)
+    with open_dict(recipe):
+        for key in ("corpus", "reward", "budget"):  # nobody writes there, and the steps are given
+            recipe.pop(key)
+        for key in ("lm_window", "lm_length"):
+            recipe.data.pop(key)
+    return cache_root() / "prepared" / identity(recipe)
 
 
 def unprepared(cfg: DictConfig) -> list[str]:

@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd.budget import forget_peak_memory, peak_memory_bytes
 from kd.data import Windows
 from kd.models.flops import decoding_flops, training_flops
-from kd.models.generation import generate
+from kd.models.generation import generate, write
 from kd.models.networks import _with_lora
+from kd.models.sampling import Sampled
 from kd.sequences import collate, encode
 from kd.types import Sequences
 from tests import runs
@@ -80,6 +81,7 @@ def test_flops_of_writing_agree_with_those_that_torch_does():
     """Each token is read once, but for the last; the head meets what is written."""
     model = tiny(**{**ONE_LAYER, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2})
     model.network.set_attn_implementation("eager")
+    model.network.model.register_forward_hook(lambda *_: None)  # the library's own forward, which leaves nothing out
     with FlopCounterMode(display=False) as counter:
         (response,) = generate(model, [[3, 5, 7, 9, 11]], max_new_tokens=6)
     counts = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
@@ -88,6 +90,19 @@ def test_flops_of_writing_agree_with_those_that_torch_does():
     attention = 4 * 2 * 64 * read**2 // 2
     assert decoding_flops(model, [5], [len(response)]) - attention == pytest.approx(matrices, rel=0.02)
     assert decoding_flops(model, [5, 5], [len(response)] * 2) == 2 * decoding_flops(model, [5], [len(response)])
+
+
+def test_flops_of_samples_count_their_prompt_once():
+    """Three times 7 - 1 tokens after 5 that are read once, and the head met 1 + 3 * 6 times."""
+    model = tiny(**{**ONE_LAYER, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2})
+    model.network.set_attn_implementation("eager")
+    model.network.model.register_forward_hook(lambda *_: None)
+    with FlopCounterMode(display=False) as counter:
+        write([model], [[3, 5, 7, 9, 11]], samples=3, max_new_tokens=7, choose=Sampled(0.0), batch_size=3)
+    counts = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    matrices = sum(flops for name, flops in counts.items() if "bmm" not in name)
+    attention = 4 * 2 * 64 * (5**2 + 3 * (11**2 - 5**2)) // 2
+    assert decoding_flops(model, [5], [7] * 3, samples=3) - attention == pytest.approx(matrices, rel=0.02)
 
 
 def test_peak_memory_is_of_what_came_after():

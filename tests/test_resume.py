@@ -15,6 +15,7 @@ import torch
 from tests import runs
 
 ON_POLICY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 6, "batch_size": 4}
+PRECISIONS = ("32-true", "bf16-mixed")
 SOMETIMES = {"seed": 1, "writer": ON_POLICY}
 ROLLOUTS: dict[str, Any] = {
     "offline": None,
@@ -143,40 +144,6 @@ def test_a_piece_that_is_missing_is_missed(halves, tmp_path, name):
     assert any(difference.startswith(where) for difference in found), found
 
 
-def test_every_step_of_a_rollout_with_state_can_be_the_last(tmp_path):
-    """Between a look at the validation split (each third step) and what a rollout makes of it, too."""
-    for name in ("adaptive", "replay"):
-        whole = ran(tmp_path / f"whole {name}", rollout=runs.scripted(tmp_path / f"whole {name}", inner=ROLLOUTS[name]))
-        for step in (3, 5, 6):
-            cut = tmp_path / f"{name} {step}"
-            ran(cut, rollout=runs.scripted(cut, (step, 0, "SIGTERM"), inner=ROLLOUTS[name]))
-            assert runs.checkpoint(cut)["distillation"]["step"] == step
-            ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[name]))
-            assert runs.differences(whole, cut) == [], (name, step)
-
-
-FORGOTTEN = {  # what of a rollout's state is as at the start, and from which step on
-    ("adaptive", "threshold"): 0.5,
-    ("adaptive", "level"): None,
-    ("adaptive", "buffer"): [],
-    ("replay", "wrote_at"): None,
-    ("replay", "buffer"): [],
-}
-
-
-@pytest.mark.parametrize(("rollout", "name"), FORGOTTEN)
-def test_a_piece_of_a_rollout_that_is_missing_is_missed(tmp_path, rollout, name):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    ran(whole, rollout=runs.scripted(whole, inner=ROLLOUTS[rollout]))
-    ran(cut, rollout=runs.scripted(cut, (7, 0, "SIGTERM"), inner=ROLLOUTS[rollout]))
-    state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
-    state["distillation"]["rollout"][0][name] = FORGOTTEN[rollout, name]
-    torch.save(state, cut / "checkpoints/last.ckpt")
-    ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[rollout]))
-    found = runs.differences(whole, cut)
-    assert any(difference.startswith(("last.state_dict", "last.distillation.rollout")) for difference in found), found
-
-
 def test_a_step_that_is_not_seeded_is_missed(tmp_path, monkeypatch):
     """No generator is saved: each step sets its own."""
     monkeypatch.setattr("kd.module.seed_all", lambda *_: None)
@@ -212,6 +179,51 @@ def test_a_term_with_an_optimizer_of_its_own_resumes(tmp_path):
     assert len(runs.checkpoint(cut)["optimizer_states"]) == 2
     ran(cut, objective=objective)
     assert runs.differences(whole, cut) == []
+
+
+# ---- what rollouts know ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory):
+    """Of each rollout with a state, a whole run, and one that was stopped in a replay."""
+    root = tmp_path_factory.mktemp("rolled")
+    for name in ("adaptive", "replay"):
+        whole, cut = root / f"{name} whole", root / f"{name} cut"
+        ran(whole, rollout=runs.scripted(whole, inner=ROLLOUTS[name]))
+        ran(cut, rollout=runs.scripted(cut, (7, 0, "SIGTERM"), inner=ROLLOUTS[name]))
+    return root
+
+
+@pytest.mark.parametrize("step", [3, 5])
+@pytest.mark.parametrize("rollout", ["adaptive", "replay"])
+def test_any_step_of_a_rollout_with_state_can_be_the_last(rolled, tmp_path, rollout, step):
+    """Also one after which (each third) the validation split is looked at, and the rollout told."""
+    ran(tmp_path, rollout=runs.scripted(tmp_path, (step, 0, "SIGTERM"), inner=ROLLOUTS[rollout]))
+    assert runs.checkpoint(tmp_path)["distillation"]["step"] == step
+    ran(tmp_path, rollout=runs.scripted(tmp_path, inner=ROLLOUTS[rollout]))
+    assert runs.differences(rolled / f"{rollout} whole", tmp_path) == []
+
+
+FORGOTTEN = {  # each piece of a rollout's state, as it is at the start
+    ("adaptive", "threshold"): 0.5,
+    ("adaptive", "level"): None,
+    ("adaptive", "buffer"): [],
+    ("replay", "wrote_at"): None,
+    ("replay", "buffer"): [],
+}
+
+
+@pytest.mark.parametrize(("rollout", "name"), FORGOTTEN)
+def test_a_piece_of_a_rollout_that_is_missing_is_missed(rolled, tmp_path, rollout, name):
+    whole, cut = rolled / f"{rollout} whole", tmp_path / "cut"
+    shutil.copytree(rolled / f"{rollout} cut", cut)
+    state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
+    state["distillation"]["rollout"][0][name] = FORGOTTEN[rollout, name]
+    torch.save(state, cut / "checkpoints/last.ckpt")
+    ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[rollout]))
+    found = runs.differences(whole, cut)
+    assert any(difference.startswith(("last.state_dict", "last.distillation.rollout")) for difference in found), found
 
 
 # ---- in processes of their own ---------------------------------------------------------------------------------------
@@ -252,11 +264,12 @@ def test_a_killed_process_goes_on_with_what_its_rollout_knew(tmp_path, rollout):
     assert any(runs.checkpoint(whole)["distillation"]["rollout"]) == (rollout != "mixed")
 
 
+KINDS = [(n, p, w, r) for n in ("offline", "on_policy") for p in PRECISIONS for w in (0, 2) for r in (1, 2)]
+KINDS += [(n, p, w, 2) for n in ("mixed", "adaptive", "replay") for p, w in zip(PRECISIONS, (0, 2), strict=True)]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("rollout", ROLLOUTS)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("rollout", "precision", "workers", "ranks"), KINDS)
 def test_every_kind_of_run_resumes(tmp_path, ranks, workers, precision, rollout):
     overrides = [runs.DROPOUT, f"data.workers={workers}"]
     overrides += ["trainer=ddp_cpu"] if ranks == 2 else []

@@ -22,7 +22,7 @@ Node = Mapping[str, Any]
 
 ROWS, IDS = 32, 7  # of the trial
 FREE = frozenset(  # not over the ids
-    {"progress", "written_by", "student_logprobs", "reference_logprobs", "behaviour_logprobs"}
+    {"progress", "written_by", "student_logprobs", "student_mean_logprobs", "reference_logprobs", "behaviour_logprobs"}
 )
 
 

@@ -16,6 +16,7 @@ from kd.doctor.findings import Finding
 from kd.doctor.subject import Subject, teachers
 from kd.kernels.chunks import CHUNK
 from kd.models.language_model import LanguageModel
+from kd.models.own import Own
 from kd.rollouts.offline import Offline
 from kd.sequences import Encoded, collate
 from kd.signals import ROLES
@@ -78,9 +79,14 @@ def _of_the_frozen(subject: Subject, load: Load) -> Iterator[Item]:
     if parts.teacher is not None:
         for_what = "" if module.teacher_fields else ", for the evaluation"
         yield Item("teacher", stored(parts.teacher), f"its weights and buffers{for_what}")
+    if isinstance(module.models.teacher, Own):
+        beside = stored(nn.ModuleList([module.student, module.models.teacher])) - stored(module.student)
+        yield Item("own teacher", beside, "a copy of what the student trains")
     if module.models.reference is not None:
         yield Item("reference", stored(module.models.reference), "a copy of the student as it begins")
     asked = {model: module.teacher_fields for model in teachers(parts).values() if module.teacher_fields}
+    if isinstance(module.models.teacher, Own) and module.teacher_fields:
+        asked[module.models.teacher.model] = module.teacher_fields
     if module.reference_fields:
         asked[module.models.reference.model] = module.reference_fields
     if asked:  # they read one after the other

@@ -28,12 +28,20 @@ def training_flops(model: LanguageModel, sequences: Sequences) -> int:
     )
 
 
-def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequence[int]) -> int:
-    """FLOP of writing `responses[i]` tokens after `prompts[i]`: each token read once, but for the last written."""
+def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1) -> int:
+    """FLOP of writing `samples` adjacent `responses` (their lengths) after each of `prompts` (theirs).
+
+    Each token is read once, but for the last written, and a prompt once for all its samples. Decoding may do a little
+    less: of the last layer, only what is asked of it.
+    """
     head = model.network.get_output_embeddings().weight
-    read = [prompt + response - 1 for prompt, response in zip(prompts, responses, strict=True)]
+    before = [prompt for prompt in prompts for _ in range(samples)]
+    whole = [prompt + response - 1 for prompt, response in zip(before, responses, strict=True)]
+    tokens = sum(whole) - sum(before) + sum(prompts)
+    squares = sum(n**2 for n in whole) - sum(n**2 for n in before) + sum(n**2 for n in prompts)
+    rows = sum(responses) - len(before) + len(prompts)
     matrices = 2 * sum(p.numel() for p in _backbone(model))
-    return matrices * sum(read) + _attention(model, sum(n**2 for n in read)) + 2 * head.numel() * sum(responses)
+    return matrices * tokens + _attention(model, squares) + 2 * head.numel() * rows
 
 
 def _backbone(model: LanguageModel) -> list[nn.Parameter]:

@@ -126,8 +126,8 @@ def _check_precision(averages: dict[str, nn.Parameter]) -> None:
         if average.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"teacher.mode=ema, but the student's {name} is {str(average.dtype).removeprefix('torch.')}, in which "
-                "the steps of an average are rounded away; take student.model.dtype=float32 (it computes as fast under "
-                "trainer.precision=bf16-mixed), or teacher.mode=frozen"
+                "the steps of an average are rounded away; take student.model.dtype=float32 with "
+                "trainer.precision=bf16-mixed, or teacher.mode=frozen"
             )
 
 

@@ -82,9 +82,9 @@ def opd(
     """-rho A, rho = q(y_t)/b(y_t), A = log p(y_t) - log q_old(y_t); E dL/dz = that of KL(q || p).
 
     On-policy distillation (Lu, On-Policy Distillation, Thinking Machines Lab, 2025): the estimator k1 as the reward
-    of a policy gradient, each token by itself. Where b = q_old = q its expected gradient is that of the whole reverse KL
-    (`objective=opd_full`), at a variance that the sum over the vocabulary does not have, but from a teacher that
-    tells the log-probability of one token alone. See `opd_discounted` for what a token does to those after it.
+    of a policy gradient, each token by itself. Where b = q_old = q its expected gradient is that of the reverse KL over
+    the vocabulary (`objective=opd_full`), which has less variance but needs more of the teacher than one
+    log-probability. See `opd_discounted` for what a token does to those after it.
     """
     advantages = wide(teacher_logprobs) - wide(old_logprobs)
     log_ratio = wide(student_logprobs) - wide(behaviour_logprobs)

@@ -18,8 +18,8 @@ class Discriminator(Verdicts):
     its group: the group's mean stays that of the student's, so in a policy gradient that takes rewards less their
     group's mean the others have advantage 0, and nothing is learnt from texts that the student did not write.
 
-    Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the first
-    one of their group; 0.5 means that it cannot tell.
+    Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the
+    first one of their group; 0.5 means that it cannot tell.
 
     Args:
         term: the objective's name for the term that learns (`kd.objectives.adversarial.Discriminator`).

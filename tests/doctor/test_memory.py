@@ -115,6 +115,11 @@ def test_a_reference_is_one_more_student(subject):
     assert "reference" not in {item.name for item in memory.estimate(subject)}
 
 
+def test_oneself_as_the_teacher_is_one_more_of_what_is_trained():
+    assert (sizes := sizes_of("teacher=own")[0])["own teacher"] == sizes["student"]
+    assert "own teacher" not in sizes_of("teacher=own", "teacher.mode=live")[0]
+
+
 def test_the_heaviest_micro_batch_is_bounded_by_tokens_and_by_the_window(subject, monkeypatch):
     encoder = subject.parts.encoder
     longest = max(len(row.ids) - 1 for r in subject.parts.data.train for row in encoder.encode(r) or ())

@@ -25,7 +25,12 @@ LLAMA3 = {
     }
 }
 BIASES = {"attention_bias": True, "mlp_bias": True}
-GEMMA3 = {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 ARCHITECTURES = {
     **{"llama": {}, "qwen2": QWEN2, "mistral": MISTRAL, "llama3": LLAMA3, "biases": BIASES},
     **{"sliding": {"model_type": "mistral", "sliding_window": 5}, "gemma3": GEMMA3},
@@ -139,8 +144,9 @@ def test_greedy_ids_were_certain_though_the_model_was_not():
 def test_samples_of_a_prompt_continue_it(name, batch_size):
     """Greedily, all are what one alone would be: cache rows are of the right prompt, whatever shares a batch."""
     model, prompts = of(name), prompts_of((40, 3, 19, 7))
-    alone = [[response.ids] * 3 for (response,) in (write([model], [p], max_new_tokens=8, choose=GREEDY, batch_size=1)[0] for p in prompts)]  # fmt: skip
-    assert ids_of(written(model, prompts, samples=3, batch_size=batch_size, max_new_tokens=8, choose=GREEDY)) == alone
+    alone = [written(model, [prompt], max_new_tokens=8, choose=GREEDY)[0][0].ids for prompt in prompts]
+    together = written(model, prompts, samples=3, batch_size=batch_size, max_new_tokens=8, choose=GREEDY)
+    assert ids_of(together) == [[ids] * 3 for ids in alone]
 
 
 def test_samples_differ_and_are_the_seeds():
@@ -299,6 +305,3 @@ def test_weights_are_read_as_they_are_now():
     before = generate(model, prompts_of(), max_new_tokens=8)
     model.network.model.layers[0].self_attn.q_proj.weight.data.mul_(-2)
     assert generate(model, prompts_of(), max_new_tokens=8) != before
-
-
-
