@@ -202,6 +202,7 @@ class Evaluated:
             "agreement": agreement or None,
             "budget": self._budget(),
             "digests": self._digests(),
+            "omits": list(self.cfg.omits),
         }
 
     def _by_metric(self) -> dict[str, dict[str, Any]]:

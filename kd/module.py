@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from kd import validation
 from kd.budget import Budget, Limits, forget_peak_memory, peak_memory_bytes
 from kd.data import Window
 from kd.kernels import over_chunks
+from kd.logged import Logged, listed, reports_of
 from kd.models.flops import training_flops
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import ask
@@ -29,7 +29,7 @@ from kd.terms import Term, by_stream
 from kd.types import Batch, Models, Progress
 
 
-class Distillation(lightning.LightningModule):
+class Distillation(Logged):
     """A student, perhaps a teacher, and what is compared between them.
 
     The teacher is not a submodule: it is in no checkpoint, in no optimizer and wrapped by no strategy.
@@ -52,16 +52,15 @@ class Distillation(lightning.LightningModule):
         reduction: Reduction = "token",
         log_every: int = 10,
     ):
-        super().__init__()
+        super().__init__(log_every)
         self.automatic_optimization = False
         self.student = student
         self.models = Models(student, teacher, reference, reward)
         self.objective, self.rollout, self.alignment, self.encoder = objective, rollout, alignment, encoder
-        self.optimization, self.seed, self.reduction, self.log_every = optimization, seed, reduction, log_every
+        self.optimization, self.seed, self.reduction = optimization, seed, reduction
         self.stateful = nn.ModuleDict({n: t.loss for n, t in objective.items() if isinstance(t.loss, nn.Module)})
         self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
         self._wrote = Spent()  # of what rollout and reward spent: what is in the budget
-        self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
         self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hasattr(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
         self.demands = by_stream(objective)
@@ -173,7 +172,7 @@ class Distillation(lightning.LightningModule):
             total, values = over_chunks(
                 {name: term.loss for name, term in row_terms.items()},
                 signals["student_logits"],
-                {name: rows(signal, mask) for name, signal in signals.items()},
+                {name: rows(signals[name], mask) for name in {"labels"}.union(*(t.wanted for t in row_terms.values()))},
                 {name: term.weight * weights[name] for name, term in row_terms.items()},
                 {name: term.wanted for name, term in row_terms.items()},
             )
@@ -197,7 +196,7 @@ class Distillation(lightning.LightningModule):
 
     def step(self) -> None:
         """Clip, optimizers, schedules."""
-        for optimizer, scheduler in zip(_listed(self.optimizers()), _listed(self.lr_schedulers()), strict=True):
+        for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             bound = self.optimization.clip or float("inf")
             norm = nn.utils.clip_grad_norm_(parameters, bound)
@@ -215,11 +214,10 @@ class Distillation(lightning.LightningModule):
 
     def after_step(self, seconds: float, writing: float) -> None:
         """Take down what the step cost and what was told in it; log if it is time, stop if the budget is used up."""
-        told = _reports(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
+        told = reports_of(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
         if hasattr(self.rollout, "spent"):
             told["generation_share"] = (writing, seconds)
-        for name, pair in told.items():
-            self.reports[name] = self.reports.get(name, 0.0) + torch.tensor(pair, dtype=torch.float64)
+        self.take_down(told)
         world = self.trainer.world_size  # all ranks are to stop at the same step
         self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
         if self.step_count % self.log_every == 0 or self.finished:
@@ -231,56 +229,6 @@ class Distillation(lightning.LightningModule):
         """Gradients are summed over ranks once per window, in its last backward pass."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return nullcontext() if last or block is None or self.trainer.world_size == 1 else block()
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sum of a small tensor; float64 where it is to be exact."""
-        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")  # type: ignore[return-value]
-
-    def by_rank(self, value: Tensor) -> Tensor:
-        """`[ranks ...]`: every rank's own `value`, exactly."""
-        own = value.new_zeros(self.trainer.world_size, *value.shape)
-        own[self.global_rank] = value
-        return self.sum_over_ranks(own)
-
-    def gathered(self, own: Any) -> list[Any]:
-        """Every rank's `own`, on every rank."""
-        if self.trainer.world_size == 1:
-            return [own]
-        everybody: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(everybody, own)
-        return everybody
-
-    # ---- what is told ------------------------------------------------------------------------------------------------
-
-    def accumulate(self, name: str, value: Tensor) -> None:
-        """Add this rank's share of a mean; nothing leaves the device until `flush`."""
-        self.means[name] = self.means.get(name, 0.0) + value
-        if name in self.this_step:
-            self.this_step[name] = self.this_step[name].to(value.device) + value
-
-    def flush(self) -> None:
-        """Log the means over the steps since the last call, over all ranks."""
-        norm = float(self.means.pop("grad_norm"))
-        names = sorted(self.means)
-        totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
-        told = dict(zip(names, (totals / self._steps_since_flush()).tolist(), strict=True))
-        self.means = {}
-        for name in sorted(self.reports):
-            total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
-            told |= {name: total / times} if times else {}
-        told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
-        self.tell("train", told)
-        self.tell("train", {"grad_norm": norm, "lr": _listed(self.optimizers())[0].param_groups[0]["lr"]}, bar=False)
-
-    def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
-        """To the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
-        named = {f"{split}/{name}": value for name, value in values.items()}
-        for logger in self.loggers:
-            logger.log_metrics(named, step=self.step_count)
-        self.log_dict(named, prog_bar=bar, logger=False)
-
-    def _steps_since_flush(self) -> int:
-        return self.step_count % self.log_every or self.log_every
 
     # ---- validation --------------------------------------------------------------------------------------------------
 
@@ -305,7 +253,7 @@ class Distillation(lightning.LightningModule):
         told = validation.metrics(sums, compared=self.whole_teacher is not None)
         if hasattr(self.rollout, "after_validation"):
             self.rollout.after_validation(told)
-        for name, pair in sorted(_reports(*self.readers).items()):  # else they would count as training's
+        for name, pair in sorted(reports_of(*self.readers).items()):  # else they would count as training's
             total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
             told |= {name: total / times} if times else {}
         self.tell("validation", told)
@@ -369,12 +317,3 @@ class Distillation(lightning.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""
         return batch
-
-
-def _reports(*parts: Any) -> dict[str, tuple[float, float]]:
-    """What they have to tell since they were asked last (`kd.types.Reports`)."""
-    return {n: pair for part in parts if hasattr(part, "take_report") for n, pair in part.take_report().items()}
-
-
-def _listed(one_or_more: Any) -> list:
-    return one_or_more if isinstance(one_or_more, list) else [one_or_more]

@@ -112,6 +112,7 @@ class Results(_Page):
     agreement: Agreement | None = None  # without a teacher there is none
     budget: Budget
     digests: Digests
+    omits: list[str] = []  # what its method lacks of the paper
 
 
 class Failure(_Page):

@@ -29,6 +29,7 @@ LAYERS = (
         "diagnostics",
         "evaluation",
         "export",
+        "logged",
         "metrics_log",
         "module",
         "observation",

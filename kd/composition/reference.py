@@ -1,6 +1,7 @@
-"""`python -m kd.composition.reference`: docs/objectives.md, made of docstrings and of the files in conf/objective.
+"""`python -m kd.composition.reference`: docs/objectives.md, made of docstrings and of the files in conf/objective, and
+docs/methods.md (`kd.composition.methods`).
 
-`--check` compares instead of writing, and exits with 1 where the page is not what would be written now.
+`--check` compares instead of writing, and exits with 1 where a page is not what would be written now.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kd.composition import methods as method_pages
 from kd.composition.choices import CONF, axes, choices
 from kd.composition.formula import formula, gradient, in_short, prose, sources, typeset
 from kd.composition.signatures import in_words, located, shown
@@ -234,16 +236,18 @@ def _paragraphs(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page, or compare it."""
+    """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(prog="python -m kd.composition.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    check, text = parser.parse_args(arguments).check, page()
-    if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE.name} is not what the docstrings say; run make docs", file=sys.stderr)
-        return 1
-    return 0
+    check = parser.parse_args(arguments).check
+    pages = {PAGE: page(), method_pages.PAGE: method_pages.page()}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path.name} is not what the docstrings and conf say; run make docs", file=sys.stderr)
+        else:
+            path.write_text(pages[path], encoding="utf-8")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

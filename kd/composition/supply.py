@@ -81,6 +81,7 @@ def check_supply(config: Node) -> None:
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
         _require(who, "reward", {name: name for name in names & FROM_REWARD}, config)
     _check_streams(config)
+    _check_reward(config)
     _check_readers(config)
     alignment = located("alignment", config["alignment"]["_target_"])
     for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
@@ -112,6 +113,18 @@ def _check_readers(config: Node) -> None:
                 )
 
 
+def _check_reward(config: Node) -> None:
+    """A reward that learns with the objective is one of its terms."""
+    reward = config["reward"]
+    if reward.get("_target_") is None or not hasattr(located("reward", reward["_target_"]), "bind"):
+        return
+    if (name := reward.get("term")) not in config["objective"]:
+        raise ValueError(
+            f"reward.term={shown(name)}: the reward is a term that learns with the others, and the objective has "
+            f"{', '.join(config['objective'])}; take objective=gad, or name one of them"
+        )
+
+
 def _check_streams(config: Node) -> None:
     """A term on plain text needs a corpus, and none of what a rollout knows; else something is to be rolled out."""
     plain = {name: term for name, term in config["objective"].items() if term.get("stream") == "lm"}
@@ -137,7 +150,8 @@ def check_other_runs(config: Node) -> None:
             raise ValueError(f"{role}.prepare.objective={name} needs a teacher, and nobody teaches there; take {free}")
     if config["compare"] is not None:
         try:
-            check_supply({**config, "objective": _content("objective", config["compare"])})
+            plain = {"rollout": "offline", "reward": "none", "corpus": "none", "objective": config["compare"]}
+            check_supply({**config, **{group: _content(group, name) for group, name in plain.items()}})
         except ValueError as error:
             raise ValueError(f"compare={config['compare']}: {error}, or compare=null") from None
 

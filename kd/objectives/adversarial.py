@@ -33,6 +33,9 @@ class Discriminator(nn.Module):
     network: nn.Module
     head: nn.Linear
 
+    def __init__(self) -> None:  # for the reference page: nn.Module itself takes anything
+        super().__init__()
+
     def starts_from(self, student: Any) -> None:
         """Copy the student; its output projection is left out, for nothing would learn there."""
         copied = copy.deepcopy(student).train()

@@ -4,12 +4,17 @@ What is not the student's own counts as the teacher's, so the records' reference
 each side, the mean over all of them is half of each side's mean.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
-from kd.objectives.divergence import Fraction, NonNegative, Positive, kl, log_probs, temperature_scale
+from kd.objectives.divergence import Fraction, Positive, kl, log_probs, temperature_scale
 from kd.types import WRITERS, Progress
+
+UpToTwo = Annotated[float, Field(ge=0, le=2)]
 
 OWN = WRITERS.index("student")
 SMALLEST_ALPHA = 0.01  # of the adaptive skew, as released
@@ -41,8 +46,8 @@ def distillm2(
     progress: Progress,
     *,
     alpha: Fraction = 0.1,
-    beta: Fraction = 1.0,
-    final_beta: NonNegative = 1.5,
+    beta: UpToTwo = 1.0,
+    final_beta: UpToTwo = 1.5,
     rise: Positive = 0.5,
     mixture_gradient: bool = False,
     temperature: Positive = 1.0,
@@ -75,8 +80,8 @@ def distillm2_adaptive(
     alpha: Fraction = 0.1,
     teacher_gap: Positive = 0.1,
     student_gap: Positive = 0.1,
-    beta: Fraction = 1.0,
-    final_beta: NonNegative = 1.5,
+    beta: UpToTwo = 1.0,
+    final_beta: UpToTwo = 1.5,
     rise: Positive = 0.5,
     mixture_gradient: bool = False,
     temperature: Positive = 1.0,
@@ -84,7 +89,7 @@ def distillm2_adaptive(
 ) -> Float[Tensor, "*n"]:
     """(2 - beta) KL(p || m) on the teacher's text or beta KL(q || m) on the student's, m = a of the first + (1 - a) of
     the second, a = clip(1 - (1 - alpha) gap / d, 0.01, alpha), d = by how much the writer is surer of the whole
-    response; phi' as in `distillm2`, a held constant. DistiLLM-2 (arXiv 2503.07067).
+    response; phi' = -(2 - beta) (1 - a) p/m, or beta log(q/m), a held constant. DistiLLM-2 (arXiv 2503.07067).
 
     Of a response y, d = P - Q on the teacher's text and Q - P on the student's (+ 1e-5, as released), P and Q the
     geometric means of the token probabilities under p and q. To first order the divergence is (1 - a) d, which this

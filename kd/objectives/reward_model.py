@@ -26,6 +26,9 @@ class RewardModel(nn.Module):
 
     head: nn.Linear
 
+    def __init__(self) -> None:  # for the reference page: nn.Module itself takes anything
+        super().__init__()
+
     def sized_for(self, student: Shape, teacher: Shape | None) -> None:
         """Make the head."""
         self.head = scalar_head(student.width)

@@ -12,12 +12,19 @@ from scipy import stats
 
 from kd.reports.grid import Grid, number, share, with_interval
 from kd.reports.runs import Job, read_jobs
-from kd.reports.table import HEADERS, LOSS_METRIC
+from kd.reports.table import HEADERS, LOSS_METRIC, lacking
 from kd.run_folder import write_atomically
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 ONE_SEED = "One seed: there is no interval over seeds."
+COSTS = {  # of a run's budget, in the order of the columns
+    "student_flops": "student FLOPs",
+    "tokens": "tokens",
+    "teacher_tokens": "teacher tokens",
+    "generated_tokens": "generated tokens",
+    "seconds": "seconds",
+}
 
 
 def sweep_table(path: str | PathLike[str]) -> Group:
@@ -54,7 +61,7 @@ def _flat(job: Job) -> dict[str, Any]:
         row |= {f"gap_closed.{skill}.{metric}": gap for metric, gap in gaps.items()}
     for page in ("budget", "digests"):
         row |= {f"{page}.{key}": value for key, value in job.results[page].items()}
-    return row
+    return row | {"omits": "; ".join(job.results.get("omits", ()))}
 
 
 def _estimates(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -68,7 +75,7 @@ def _estimates(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, A
 def _grids(jobs: Sequence[Job]) -> list[Grid]:
     seeds = _seeds_grid(jobs)
     notes = [] if seeds else [ONE_SEED] if _finished(jobs) else []
-    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *_same_digests(jobs), *notes])]
+    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *_same_digests(jobs), *notes, *_omissions(jobs)])]
     return [*grids, seeds] if seeds else grids
 
 
@@ -81,7 +88,7 @@ def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
     header = ["job", *keys, "status", "skill"]
     for metric in metrics:
         header += [HEADERS.get(metric, metric), "gap closed"]
-    header += [HEADERS["forward_kl"], "tokens", "seconds", "weights/order/items"]
+    header += [HEADERS["forward_kl"], *COSTS.values(), "weights/order/items"]
     rows = []
     for job in jobs:
         status = job.status if job.reason is None else f"{job.status}: {job.reason}"
@@ -93,7 +100,7 @@ def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
 def _result_cells(job: Job, metrics: Sequence[str]) -> list[str]:
     """One line per skill inside the cells that depend on the skill."""
     if job.results is None:
-        return [""] * (2 * len(metrics) + 5)
+        return [""] * (2 * len(metrics) + 3 + len(COSTS))
     results, skills = job.results, list(job.results["scores"])
     cells = ["\n".join(skills)]
     for metric in metrics:
@@ -102,14 +109,30 @@ def _result_cells(job: Job, metrics: Sequence[str]) -> list[str]:
         cells += ["\n".join(with_interval(s.get("after")) for s in systems), "\n".join(map(share, gaps))]
     budget, digests = results["budget"], results["digests"]
     cells.append(with_interval(results["agreement"] and results["agreement"]["forward_kl"]["after"]))
-    cells += [f"{budget['tokens']:,}", f"{budget['seconds']:.0f}"]
+    cells += [_cost(name, budget[name]) for name in COSTS]
     return [*cells, "/".join(digests[name][:6] for name in DIGESTS)]
 
 
+def _cost(name: str, value: float) -> str:
+    if name == "student_flops":
+        return f"{value:.2e}"
+    return f"{value:.0f}" if name == "seconds" else f"{value:,}"
+
+
+def _omissions(jobs: Sequence[Job]) -> list[str]:
+    """What the methods lack of their papers, a sentence for each."""
+    named = {}
+    for job in _finished(jobs):
+        who = f"method={job.overrides['method']}" if "method" in job.overrides else f"Job {job.label}"
+        named[who] = lacking(who, (job.results or {}).get("omits", ()))
+    return [sentence for sentences in named.values() for sentence in sentences]
+
+
 def _varying(jobs: Sequence[Job]) -> list[str]:
-    """Override keys that tell jobs apart; all of them when nothing does."""
+    """Override keys that tell jobs apart, and the method in any case; all of them when nothing does."""
     keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
-    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1] or keys
+    apart = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+    return [key for key in keys if key in apart or key == "method"] if apart else keys
 
 
 def _metrics(jobs: Sequence[Job]) -> list[str]:

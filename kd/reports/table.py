@@ -40,7 +40,13 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     ]
     rows.append(["gap closed", *(gap for _, _, gap in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
+    notes += lacking("The method", results.get("omits", ()))
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
+
+
+def lacking(who: str, omits: Sequence[str]) -> list[str]:
+    """One sentence on what `who` leaves out of its paper; none where nothing is left out."""
+    return [f"{who} omits of its paper: {'; '.join(omits)}."] if omits else []
 
 
 def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -71,7 +71,7 @@ class Adaptive(Wrapping):
         self.level: float | None = None  # of the metric, which to exceed raises the threshold
         self.buffer, self.given = Buffer(capacity), Offline()
         self.took = dict.fromkeys(BRANCHES, 0.0)  # steps since the last report
-        self.age = [0.0, 0.0]  # of the sequences read from the buffer, in steps, and their number, since the last report
+        self.age = [0.0, 0.0]  # of what was read from the buffer, in steps x sequences, and sequences
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window of one of the three branches."""

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from kd.rewards import judged
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
@@ -9,10 +10,10 @@ from kd.types import Batch, Models, Progress
 class Offline:
     """Nobody writes: the student learns on the responses that the skill or an augmentation gave."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"group_size"})
+    provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
     requires: ClassVar[frozenset[str]] = frozenset()
     keeps_responses: ClassVar[bool] = True  # so that what a teacher said of them can have been written down before
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window as it is."""
-        return window
+        """The window as it is; judged, where a reward can tell something of given responses."""
+        return judged(window, models)

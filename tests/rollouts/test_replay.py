@@ -4,6 +4,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+from kd.composition.supply import provided
 from kd.models.flops import training_flops
 from kd.models.language_model import LanguageModel
 from kd.rollouts import Rollout
@@ -189,6 +190,17 @@ def test_weights_need_what_was_said_when_it_was_written():
 def test_settings_that_do_not_fit_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Replay(**{"writer": Counting(), **settings})
+
+
+def test_it_provides_what_its_writer_does_and_weights():
+    """So that an objective is told before any weight is loaded (kd.composition.supply)."""
+    writers = ("kd.rollouts.on_policy.OnPolicy", "kd.rollouts.teacher.ByTeacher", "kd.rollouts.mixed.Mixed")
+    given = []
+    for writer in writers:
+        inner = {"_target_": writer, "writer": {"_target_": writers[0]}} if "mixed" in writer else {"_target_": writer}
+        given.append(provided("rollout", {"_target_": "kd.rollouts.replay.Replay", "writer": inner}))
+    own = {"group_size", "written_by", "importance_weights"}
+    assert given == [own | {"behaviour_logprobs", "old_logprobs"}, own, own]
 
 
 def test_it_stands_outermost():
