@@ -86,9 +86,9 @@ def measured(case: Mapping[str, Any]) -> dict[str, Any]:
 
     keep_freed_memory()
     once = CONTENDERS[case["contender"]](case)
-    once()
     child.forget_peak()
     resident, times = child.resident(), []
+    once()
     for _ in range(case["repeats"]):
         with machine.Clock() as clock:
             written = once()
