@@ -88,8 +88,8 @@ class ProgressLines(Callback):
     """Where there is no terminal to draw a bar in: a line at each logging interval."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """The ETA counts from here, so a resumed run's is right too."""
-        self._started, self._first = time.monotonic(), pl_module.step_count
+        """The ETA counts from here, so a resumed run's is right too; a budget may end the run before its steps do."""
+        self._started, self._first = time.monotonic(), pl_module.progress.fraction
         self._told = -1
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
@@ -99,7 +99,8 @@ class ProgressLines(Callback):
             return
         metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")}
         rate = metrics.pop("train/tokens_per_second", 0.0)
-        per_step = (time.monotonic() - self._started) / max(step - self._first, 1)
+        done = pl_module.progress.fraction
+        pace = (time.monotonic() - self._started) / max(done - self._first, 1e-9)  # seconds of the whole run
         terms = "  ".join(f"{name.removeprefix('train/')} {value:.4f}" for name, value in sorted(metrics.items()))
-        left = time.strftime("%H:%M:%S", time.gmtime(per_step * (total - step)))
+        left = time.strftime("%H:%M:%S", time.gmtime(pace * (1 - done)))
         print(f"step {step}/{total}  {terms}  {rate:,.0f} tokens/s  ETA {left}", file=sys.stderr, flush=True)
