@@ -1,7 +1,7 @@
 """Responses written by language models, many prompts at once."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -47,6 +47,7 @@ def write(
 
     Raises:
         ValueError: a setting is out of range, a prompt is empty, or a tokenizer has no end token.
+        FloatingPointError: a reader's logits are no numbers.
     """
     check_decoding(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, samples=samples)
     _check_prompts(prompts, batch_size)
@@ -65,6 +66,7 @@ def write(
             responses |= dict(zip(group, written, strict=True))
             if progress is not None:
                 progress(len(group))
+    _check_finite(responses)
     return [responses[i] for i in range(len(prompts))]
 
 
@@ -122,6 +124,16 @@ def check_decoding(*, max_new_tokens: int, temperature: float, top_p: float, sam
         raise ValueError(f"samples={samples} asks for no response; set it to 1 or more")
     if samples > 1 and temperature == 0:
         raise ValueError(f"samples={samples} at temperature=0 are all the same; raise temperature or set samples=1")
+
+
+def _check_finite(responses: Mapping[int, Sequence[Written]]) -> None:
+    """What is drawn from NaN would be garbage that looks like text."""
+    written = [answer for group in responses.values() for answer in group if len(answer.ids)]
+    told = [x for answer in written for x in (answer.old_logprobs, answer.behaviour_logprobs) if x is not None]
+    if told and torch.cat(told).isnan().any():
+        raise FloatingPointError(
+            "the model's logits became NaN while it wrote, so it has diverged; lower optim.lr, or set optim.clip=1.0"
+        )
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:

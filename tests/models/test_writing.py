@@ -305,3 +305,11 @@ def test_weights_are_read_as_they_are_now():
     before = generate(model, prompts_of(), max_new_tokens=8)
     model.network.model.layers[0].self_attn.q_proj.weight.data.mul_(-2)
     assert generate(model, prompts_of(), max_new_tokens=8) != before
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_has_diverged_writes_nothing(temperature):
+    model = tiny()
+    model.network.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"has diverged; lower optim\.lr"):
+        write([model], [[1, 2, 3]], max_new_tokens=3, choose=Sampled(temperature), batch_size=2)
