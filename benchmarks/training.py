@@ -56,13 +56,14 @@ def network(layers: int, size: Mapping[str, int], seed: int, dtype: torch.dtype 
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def words(vocabulary: int) -> Any:
-    """A tokenizer whose token i is the word `w<i>`; 0 pads and 2 ends."""
+def words(vocabulary: int, end: int = 2) -> Any:
+    """A tokenizer whose token i is the word `w<i>`; 0 pads and `end` ends."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    names = {0: "<pad>", 2: "<end>"}  # no beginning of another word: special tokens are cut out of the text first
-    inner = Tokenizer(models.WordLevel({names.get(i, f"w{i}"): i for i in range(vocabulary)}, unk_token="<pad>"))
+    names = {0: "<pad>", end: "<end>"}  # no beginning of another word: special tokens are cut out of the text first
+    ids = {names.get(i, f"w{i}"): i for i in range(max(vocabulary, end + 1))}
+    inner = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>")
 
@@ -90,15 +91,13 @@ class Steps:
 def ours(case: Mapping[str, Any]) -> dict[str, Any]:
     """`Distillation` under Lightning's Trainer with the settings of conf/trainer, as run.py has it."""
     import lightning
-    from omegaconf import OmegaConf
 
-    import kd.training  # noqa: F401  quiets Lightning as run.py does
-    from benchmarks.losses import CONF
-    from kd.data import Data
     from kd.kernels.allocation import keep_freed_memory
+    from kd.rollouts.offline import Offline
 
     keep_freed_memory()
-    module, records = _module(case)
+    module = distillation(case, Offline(), words(case["size"]["vocab_size"]), max_tokens=2048)
+    records = _records(conversations(case["steps"], case["lengths"], case["size"]))
     steps, losses = Steps(), []
 
     class Watch(lightning.Callback):
@@ -109,52 +108,66 @@ def ours(case: Mapping[str, Any]) -> dict[str, Any]:
             steps.end()
             losses.append(float(trainer.callback_metrics["train/loss"]))
 
+    fit(module, records, case, Watch())
+    return {"times": steps.rows, "losses": losses}
+
+
+def fit(module: Any, records: list, case: Mapping[str, Any], callback: Any) -> None:
+    """All steps, with nothing logged to files and nothing saved."""
+    import lightning
+    from omegaconf import OmegaConf
+
+    import kd.training  # noqa: F401  quiets Lightning as run.py does
+    from benchmarks.losses import CONF
+    from kd.data import Data
+
     name = "cpu_bf16" if case["precision"] == "bf16" else "cpu"
     trainer = lightning.Trainer(
         **OmegaConf.to_container(OmegaConf.load(CONF / "trainer" / f"{name}.yaml")),
         max_epochs=1,
         logger=False,
-        callbacks=[Watch()],
+        callbacks=[callback],
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tempfile.mkdtemp(),
     )
-    trainer.fit(module, datamodule=Data(records, [], module.encoder, window=BATCH, steps=case["steps"], seed=0))
-    return {"times": steps.rows, "losses": losses}
+    window = module.optimization.window
+    trainer.fit(module, datamodule=Data(records, [], module.encoder, window=window, steps=case["steps"], seed=0))
 
 
-def _module(case: Mapping[str, Any]) -> tuple[Any, list]:
+def distillation(
+    case: Mapping[str, Any], rollout: Any, tokenizer: Any, *, max_tokens: int, clip: float | None = 1.0
+) -> Any:
+    """The module, with `case["window"]` records a step (8 unless told otherwise)."""
     from benchmarks.losses import objective
     from kd.alignment.same import Same
     from kd.models.language_model import LanguageModel
     from kd.models.teacher import WhiteBox
     from kd.module import Distillation
     from kd.optimization import Optimization
-    from kd.rollouts.offline import Offline
     from kd.sequences import Encoder
     from kd.terms import Term
 
-    tokenizer = words(case["size"]["vocab_size"])
     student = LanguageModel(network(case["layers"][1], case["size"], seed=1), tokenizer)
     dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32
     teacher = WhiteBox(LanguageModel(network(case["layers"][0], case["size"], seed=2, dtype=dtype), tokenizer))
+    window = case.get("window", BATCH)
     optimization = Optimization(
-        steps=case["steps"], window=BATCH, lr=LR, schedule="constant", warmup=0.0, beta2=0.999, clip=1.0
+        steps=case["steps"], window=window, lr=LR, schedule="constant", warmup=0.0, beta2=0.999, clip=clip
     )
-    module = Distillation(
+    return Distillation(
         student,
         teacher,
         {case["objective"]: Term(objective(case["objective"]))},
-        Offline(),
+        rollout,
         Same(),
-        Encoder(tokenizer, tokenizer, max_length=512, max_tokens=2048),
+        Encoder(tokenizer, tokenizer, max_length=512, max_tokens=max_tokens),
         optimization,
         seed=0,
         log_every=1,
     )
-    return module, _records(conversations(case["steps"], case["lengths"], case["size"]))
 
 
 def _records(batches: Sequence[Sequence[Tokens]]) -> list:

@@ -36,6 +36,8 @@ BESIDE = {
     "teacher=tiny": TINY,
     "teacher=ensemble": ("student=tiny",),
     "teacher=own": ("student=tiny",),
+    "method=babyllama": ("student=tiny",),  # nothing to cut a student out of
+    "method=sdft": ("student=tiny",),
     "reward=log_ratio": ("rollout=on_policy",),
     "reward=discriminator": ("objective=gad", "rollout=demonstrated"),
     "reward=reward_model": ("reward.folder=outputs/preferences-0123456789ab",),

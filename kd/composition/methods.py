@@ -24,12 +24,12 @@ HEAD = """\
 Made by `make docs` from the files in `conf/method`; change those.
 
 A method is a point of the axes and some values, nothing else: `method=NAME` chooses what its row says, and any other
-combination is a run, too. Its file refuses, beside itself, a choice that would make it another method. Most papers start
-from a student that was tuned on the references; here that is `student.prepare`, and not counted as an omission.
+combination is a run, too. Beside a method, a choice that would make it another one is refused. Most papers start from a
+student that was tuned on the references; here that is `student.prepare`, and not counted as an omission.
 
-*Theirs* are the authors' settings, each with how it was found: [code] read in released code, [read] read in the paper or
-in another public source about it, [unconfirmed] remembered, a hint and no more. What is *set* are the values of this
-project, made to run on a small pair.
+*Theirs* are the authors' settings, each with how it was found: [code] read in released code, [read] read in the paper
+or in another public source about it, [unconfirmed] remembered, a hint and no more. *Set* are the values of this
+project, made to run on a small pair too.
 """
 
 

@@ -113,7 +113,7 @@ def _result_cells(job: Job, metrics: Sequence[str]) -> list[str]:
     return [*cells, "/".join(digests[name][:6] for name in DIGESTS)]
 
 
-def _cost(name: str, value: float) -> str:
+def _cost(name: str, value: float | int) -> str:
     if name == "student_flops":
         return f"{value:.2e}"
     return f"{value:.0f}" if name == "seconds" else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Methods as their files compose them: what the tests of this folder instantiate, so that a wrong number in yaml shows."""
+"""Methods as their files compose them: what these tests instantiate, so that a wrong number in yaml shows."""
 
 from functools import cache
 from typing import Any

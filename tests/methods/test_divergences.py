@@ -13,7 +13,7 @@ from kd.models.ensemble import Ensemble
 from kd.models.teacher import WhiteBox
 from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, reduce
-from kd.types import Pairs, Shape, Spans
+from kd.types import Head, Pairs, Shape, Spans
 from tests.methods.points import STUDENT, TEACHER, P, Q, at, encoder, on_three_ids, point, term, weight
 from tests.objectives.cases import logits_of
 from tests.tiny import records, tiny
@@ -123,8 +123,6 @@ def test_dskd_compares_in_both_spaces():
     loss.sized_for(Shape(2, 1), Shape(2, 1))
     for layer in (loss.to_student, loss.to_teacher):
         torch.nn.init.eye_(layer.weight)
-    from kd.types import Head
-
     h, g = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]])
     ours = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # says (1, 0, 1) of h and (0, 2, 2) of g
     theirs = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])  # says (2, 0, 0) of h and (0, 4, 0) of g

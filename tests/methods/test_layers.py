@@ -57,7 +57,7 @@ def test_tinybert_compares_scores_before_softmax_and_every_layer():
 
 
 def test_pkd_compares_directions_below_the_last_layer():
-    """Of two blocks the first alone: (3, 4)/5 = (.6, .8) against (0, 2)/2 = (0, 1): .36 + .04 = .4; the weight is 10."""
+    """Of two blocks the first alone: (3, 4)/5 = (.6, .8) against (0, 2)/2 = (0, 1): .36 + .04 = .4; the weight 10."""
     loss = term("pkd", "pkd")
     loss.sized_for(Shape(2, 2), Shape(2, 4))
     wrong = torch.full((1, 2, 2), 9.0)

@@ -249,6 +249,49 @@ def test_skills_share_the_row_of_their_job(sweep: Path) -> None:
     assert row["bits per byte"] == "0.500 [0.250, 0.750]\n–"
 
 
+def test_costs_stand_in_every_row(sweep: Path) -> None:
+    add_job(sweep, 0, ["method=kd"])
+    (table,) = sweep_grids(sweep)
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    costs = ("student FLOPs", "tokens", "teacher tokens", "generated tokens", "seconds")
+    assert [row[cost] for cost in costs] == ["1.00e+09", "123,456", "1", "0", "61"]
+
+
+def test_methods_are_named_with_what_they_omit(sweep: Path) -> None:
+    for seed in (1, 2):
+        folder = add_job(sweep, seed, ["method=spin", f"seed={seed}"], seed=seed)
+        folder.finish(page(seed=seed) | {"omits": ["later iterations", "RMSProp"]})
+    add_job(sweep, 3, ["method=sft", "seed=1"])
+    jobs, _ = sweep_grids(sweep)
+    assert jobs.header[1:3] == ["method", "seed"]
+    omitted = [note for note in jobs.notes if "omits" in note]  # once for both seeds, and nothing for sft
+    assert omitted == ["method=spin omits of its paper: later iterations; RMSProp."]
+    write_sweep(sweep)
+    assert omitted[0] in (sweep / "sweep.md").read_text()
+    with (sweep / "sweep.csv").open() as file:
+        assert [row["omits"] for row in csv.DictReader(file)] == ["later iterations; RMSProp"] * 2 + [""]
+
+
+def test_a_method_is_named_where_all_jobs_are_of_it(sweep: Path) -> None:
+    for seed in (1, 2):
+        add_job(sweep, seed, ["method=spin", "steps=9", f"seed={seed}"], seed=seed)
+    assert [table.header[0:3] for table in sweep_grids(sweep)] == [
+        ["job", "method", "seed"],
+        ["method", "seeds", "sums.accuracy"],
+    ]
+
+
+def test_what_a_run_omits_stands_under_its_table() -> None:
+    assert run_grid(page() | {"omits": ["the warm-up"]}).notes[-1] == "The method omits of its paper: the warm-up."
+    assert not any("omits" in note for note in run_grid(page()).notes)  # as in results written before
+
+
+def test_a_job_without_a_method_is_named_by_its_number(sweep: Path) -> None:
+    folder = add_job(sweep, 7, ["experiment=x"])
+    folder.finish(page() | {"omits": ["the warm-up"]})
+    assert "Job 7 omits of its paper: the warm-up." in sweep_grids(sweep)[0].notes
+
+
 # --- the program ---------------------------------------------------------------------------------------------
 
 

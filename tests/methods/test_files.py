@@ -1,0 +1,88 @@
+"""Every file of conf/method: it says whose it is, runs, and tells what it lacks.
+
+Run: python -m pytest tests/methods/test_files.py
+"""
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from kd.composition.check import check
+from kd.composition.choices import CONF, axes, choices
+from kd.composition.methods import PAGE, comment, omissions, page, settings
+from kd.composition.sections import GROUPS
+from kd.training import build
+from tests import runs
+from tests.alignment.tokenizers import byte_level
+from tests.methods.points import point
+
+NAMES = choices("method")
+EXPECTED = {
+    *("sft", "seqkd", "kd", "imitkd", "gkd", "minillm", "distillm", "distillm2", "fdistill", "abkd", "akl", "taid"),
+    *("dskd", "uld", "gold", "skd", "opd", "kdrl", "spin", "babyllama", "minilm", "tinybert", "pkd", "sdft", "gad"),
+}
+
+
+def test_they_are_all_there():
+    assert set(NAMES) >= EXPECTED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_says_whose_it_is_and_what_sets_it_apart(name):
+    first, *others = comment(name)
+    assert re.search(r"arXiv \d{4}\.\d{4,5}", first)
+    assert any(block.startswith("Beside ") for block in others), "say what distinguishes it from its nearest neighbour"
+    theirs = [block for block in others if block.startswith("Theirs: ")]
+    assert all(re.search(r"\[(code|read|unconfirmed)\]", block) for block in theirs), "say how a number was found"
+    assert theirs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_is_choices_of_axes_and_values(name):
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"), resolve=False)
+    chosen = axes("method", name, CONF)
+    assert len(chosen) == len(content["defaults"])  # nothing but `override /axis: choice`
+    assert set(chosen) <= set(GROUPS)
+    assert {"objective", "rollout"} <= chosen.keys()
+    for axis, files in chosen.items():
+        assert set(files) <= set(choices(axis))
+    assert isinstance(content["omits"], list)
+    assert all(isinstance(sentence, str) and not sentence.endswith(".") for sentence in content["omits"])
+    assert not {path.partition(".")[0] for path in settings(name)} & {"run", "seed", "name", "optim", "evaluation"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_runs_on_the_tiny_pair(name):
+    cfg = point(name)
+    check(cfg)
+    assert list(cfg.omits) == omissions(name)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_level(end="<|end|>").save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "choices", [["method=uld"], ["method=gold", "alignment=spans"], ["method=dskd", "alignment=spans"]]
+)
+def test_methods_of_two_tokenizers(choices, vocabulary):
+    cfg = runs.config(f"teacher.model.tokenizer={{address: local:{vocabulary}}}", "compare=null", *choices)
+    check(cfg)
+    assert build(cfg).encoder.teacher is not None
+
+
+def test_the_page_is_what_the_files_say():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run make docs"
+
+
+def test_the_page_has_a_row_and_a_section_for_each():
+    text = page()
+    for name in NAMES:
+        assert f"| [{name}](#{name}) | [arXiv " in text
+        assert f"\n## {name}\n" in text
+        assert all(sentence in text.replace("\\|", "|") or "arXiv" in sentence for sentence in omissions(name))

@@ -1,0 +1,244 @@
+"""Who writes, by which rule, and what a policy learns from it, method by method, on three ids or a few bytes.
+
+Run: python -m pytest tests/methods/test_samples.py
+"""
+
+from math import exp, log
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from kd.models.own import Own
+from kd.models.teacher import WhiteBox
+from kd.rollouts.teacher_mixed import weigh
+from kd.seeding import seeded
+from kd.signals import introduce
+from kd.types import WRITERS, Batch, ModelOutput, Models, Sequences
+from tests.methods.points import P, Q, at, logprobs, point, reward, rollout, term, weight, written
+from tests.objectives.cases import logits_of
+from tests.tiny import record, records, tiny
+
+GIVEN = records(4)
+SHORT = "rollout.max_new_tokens=5"
+SHORT_WRITER = "rollout.writer.max_new_tokens=5"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return Models(tiny(0), WhiteBox(tiny(1)))
+
+
+def writers(batches: list[Batch]) -> list[list[str]]:
+    """Who wrote each response, group by group."""
+    return [
+        [WRITERS[i] for i in group]
+        for batch in batches
+        for group in batch.written_by.view(-1, batch.group_size).tolist()
+    ]
+
+
+# ---- whose text it is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["sft", "kd", "abkd", "akl", "taid", "dskd", "uld", "babyllama", "minilm", "pkd"])
+def test_offline_methods_leave_the_responses_as_they_are(method, models):
+    assert writers(written(rollout(method), models, GIVEN, at(5))) == [["reference"]] * 4
+    assert point(method).augmentation.stages == []
+
+
+@pytest.mark.parametrize("method", ["seqkd", "fdistill", "distillm2", "gad"])
+def test_the_teachers_text_stands_in_for_the_references(method, tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_CACHE", str(tmp_path))
+    [stage] = instantiate(point(method, "augmentation.stages.0.max_new_tokens=3").augmentation.stages)
+    made = list(stage(GIVEN, teacher=tiny(1), teacher_id="t", seed=1))
+    assert [[response.source for response in kept.responses] for kept in made] == [["teacher"]] * 4
+
+
+def test_gkds_coin_falls_for_the_student_in_a_share_of_steps(models):
+    """lambda = 1: always; 0: never, which is distillation on given responses; 0.5: at about half of the steps."""
+    always, never, half = (rollout("gkd", SHORT_WRITER, f"rollout.share={share}") for share in (1.0, 0.0, 0.5))
+    assert rollout("gkd", SHORT_WRITER).share(at(0)) == 1
+    assert writers(written(always, models, GIVEN, at(3))) == [["student"]] * 4
+    assert writers(written(never, models, GIVEN, at(3))) == [["reference"]] * 4
+    steps = [half.writes(GIVEN[0], at(step, 400)) for step in range(400)]
+    assert sum(steps) == pytest.approx(200, abs=40)  # four deviations of a fair coin
+    assert all(half.writes(given, at(7)) == half.writes(GIVEN[0], at(7)) for given in GIVEN)  # one for the whole step
+
+
+def test_imitkd_goes_from_given_text_to_the_students():
+    """The share is step / steps: 0, a half, 1. gkd's stays."""
+    mixed = rollout("imitkd", SHORT_WRITER)
+    assert [mixed.share(at(step)) for step in (0, 5, 10)] == [0, 0.5, 1]
+    assert not mixed.writes(GIVEN[0], at(0))
+    assert mixed.writes(GIVEN[0], at(10))
+
+
+def test_distillms_threshold_rises_where_validation_is_worse_by_a_tenth():
+    adaptive = rollout("distillm")
+    assert (adaptive.buffer.capacity, adaptive.threshold) == (1000, 0.0)
+    told = []
+    # the level is 2.0, then 2.11 (2.11 >= 2.1); 2.2 < 2.21 leaves it; a better one does not lower it; 2.21 raises again
+    for nll in (2.0, 2.09, 2.11, 2.2, 1.0, 2.21):
+        adaptive.after_validation({"nll": nll})
+        told.append(adaptive.threshold)
+    assert told == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.1, 0.2])
+    # step 5 of 10: psi = .2 (1 - .5) = .1; the empty buffer is filled before it is read
+    assert [adaptive.branch(u, at(4)) for u in (0.09, 0.15, 0.2)] == ["write", "write", "given"]
+
+
+@pytest.mark.parametrize("method", ["fdistill", "distillm2", "spin"])
+def test_pairs_are_headed_by_the_response_that_was_given(method, models):
+    models = models._replace(reference=models.teacher)
+    found = writers(written(rollout(method, SHORT), models, GIVEN, at(0)))
+    assert found == [["reference", "student"]] * 4
+
+
+def test_spins_opponent_is_the_student_of_before(models):
+    """It writes, though the student is another by now; and the reference of the loss is the same model."""
+    before = Models(models.student, None, models.teacher)  # stands for the student before the first step
+    with seeded(1, "a"):
+        theirs = written(rollout("spin", SHORT), before, GIVEN[:1], at(5))
+    with seeded(1, "a"):
+        [alone] = written(
+            rollout("spin", SHORT), Models(models.teacher.model, None, before.reference), GIVEN[:1], at(5)
+        )
+    torch.testing.assert_close(theirs[0].student.tokens, alone.student.tokens)
+
+
+def test_skd_lets_stand_what_is_among_the_teachers_25_likeliest():
+    """30 ids, the teacher's order 0, 1, 2, ...: the 25th likeliest is id 24. The student proposes 24, or 25."""
+    teacher = -torch.arange(30.0)[None]
+    choose = rollout("skd").choose
+    for proposed, expected in ((24, 24), (25, 0)):  # a replacement is the teacher's likeliest: .2 and top-p .5
+        student = torch.full((1, 30), -50.0).index_fill(1, torch.tensor([proposed]), 50.0)
+        ids, _ = choose([student, teacher])
+        assert ids.item() == expected
+    assert choose.take_kept() == (1.0, 2)
+    assert (choose.student, choose.teacher) == ((0.5, 0.5), (0.2, 0.5))
+
+
+def test_sdfts_teacher_sees_the_answer_and_follows_slowly(models):
+    asked = record(0, "2 + 2 = ?", "4")
+    [shown] = rollout("sdft").privileged(asked)
+    assert "2 + 2 = ?" in shown["content"]
+    assert "\n4\n" in shown["content"]
+    [batch] = written(rollout("sdft", SHORT), models, [asked], at(0))
+    text = [models.student.tokenizer.decode(s.tokens[0]) for s in (batch.teacher, batch.student)]
+    assert "good answer" in text[0]
+    assert "good answer" not in text[1]
+    student = tiny(2)
+    average = Own(**_settings("sdft"))
+    average.bind(student)
+    name, moved = next(iter(student.named_parameters()))
+    with torch.no_grad():
+        moved += 1.0
+    average.after_step(student)
+    # phi <- .95 phi + .05 (phi + 1)
+    torch.testing.assert_close(dict(average.model.named_parameters())[name], moved - 0.95)
+
+
+def _settings(method: str) -> dict:
+    return {key: point(method).teacher[key] for key in ("mode", "decay")}
+
+
+# ---- what is learnt from it ------------------------------------------------------------------------------------------
+
+
+def test_minillms_mixture_and_its_weights():
+    """p~ = .2 p + .8 q = (.46, .36, .18), so w = q/p~ = (.4/.46, .4/.36, .2/.18)."""
+    choose = rollout("minillm").writer.choose
+    many = 4000
+    with seeded(0, "draws"):
+        ids, behaviour = choose([logits_of(*[Q] * many), logits_of(*[P] * many)])
+    mixture = torch.tensor([0.46, 0.36, 0.18], dtype=torch.float64)
+    torch.testing.assert_close(behaviour.exp().double(), mixture[ids])
+    assert torch.bincount(ids).div(many).tolist() == pytest.approx(mixture.tolist(), abs=0.03)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    own = Sequences(torch.zeros(1, 3).long(), torch.tensor([[0, 1, 2]]), mask, torch.tensor([3]))
+    batch = Batch(own, own, old_logprobs=torch.tensor([Q]).log(), behaviour_logprobs=mixture.log()[None].float())
+    weigh(batch)
+    assert batch.importance_weights[0].tolist() == pytest.approx([0.4 / 0.46, 0.4 / 0.36, 0.2 / 0.18])
+
+
+class Told(nn.Module):
+    """A teacher that knows what it says of each label."""
+
+    def __init__(self, said: Tensor):
+        super().__init__()
+        self.said = said
+
+    def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
+        return ModelOutput(logprobs=self.said)
+
+
+@pytest.mark.parametrize(("whiten", "found"), [(False, (4, 6, 0)), (True, (0.26726, 1.06904, -1.33631))])
+def test_minillms_returns_are_means_over_what_remains(whiten, found):
+    """r = log p - log q_old = 1, 2, 6: after the first token (2 + 6)/2 = 4, after the second 6, after the last nothing.
+
+    Whitened: mean 10/3, variance ((2/3)^2 + (8/3)^2 + (10/3)^2)/3 = 56/9, so (4 - 10/3)/2.4944 = .2673, and so on.
+    """
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    own = Sequences(torch.zeros(1, 3).long(), torch.zeros(1, 3).long(), mask, torch.tensor([3]))
+    teacher = Told(torch.tensor([[1.0, 2.0, 6.0]], dtype=torch.float64))
+    judge = reward("minillm", whiten=whiten) if not whiten else reward("minillm")
+    [batch] = judge([Batch(own, own, old_logprobs=torch.zeros(1, 3).double())], Models(None, teacher))
+    assert batch.advantages[0].tolist() == pytest.approx(found, abs=1e-4)
+
+
+def test_minillms_long_part_is_clipped_and_learnt_from_four_times():
+    # rho = 1.5 with A = 1: -min(1.5, 1.2); with A = -1: -min(-1.5, -1.2) = 1.5
+    behaviour, student = torch.tensor([0.2, 0.2]).log(), torch.tensor([0.3, 0.3]).log()
+    values = term("minillm", "minillm_long")(student, behaviour, torch.tensor([1.0, -1.0]))
+    assert values.tolist() == pytest.approx([-1.2, 1.5])
+    assert rollout("minillm").uses == 4
+    assert {point("minillm").objective[name].weight for name in point("minillm").objective} == {1.0}
+
+
+def test_opd_is_the_ratio_times_the_teachers_advantage():
+    """p(y) = .7, q_old = b = .4, q = .5 now: -(.5/.4) (ln .7 - ln .4), negative, for the teacher thinks more of y."""
+    student, old = torch.tensor([0.5]).log(), logprobs(Q, [0])
+    found = term("opd", "opd")(student, logprobs(P, [0]), old, old)
+    assert found.item() == pytest.approx(-(0.5 / 0.4) * log(0.7 / 0.4), rel=1e-5)
+    # and positive where it thinks less of it: p = .2 of id 1, where q_old = q = .4
+    assert term("opd", "opd")(*[logprobs(d, [1]) for d in (Q, P, Q, Q)]).item() == pytest.approx(-log(0.2 / 0.4))
+
+
+def test_kdrl_is_grpo_and_a_little_of_k2():
+    """Rewards 1 and 0 of a group of two: A = (r - 1/2)/std, std = 1/sqrt(2), so +-.7071; k2 = (ln q/p)^2/2."""
+    grpo, kdrl = term("kdrl", "grpo"), term("kdrl", "kdrl")
+    student = torch.tensor([[0.4], [0.2]]).log()
+    policy = grpo(student, student, student, torch.tensor([1.0, 0.0]), 2)
+    k2 = kdrl(student[:, 0], torch.tensor([0.7, 0.1]).log())
+    assert policy[:, 0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-3)
+    assert k2.tolist() == pytest.approx([log(0.4 / 0.7) ** 2 / 2, log(0.2 / 0.1) ** 2 / 2])
+    assert (weight("kdrl", "grpo"), weight("kdrl", "kdrl")) == (1.0, 2e-3)
+    assert rollout("kdrl").samples > 1
+
+
+def test_spins_lambda_is_a_tenth():
+    """h = ln(.4/.2) of the given response + ln(.4/.2) of the own one, likelier before: -ln sigma(.1 * 2 ln 2)."""
+    student = torch.tensor([[0.4], [0.2]]).log()
+    before = torch.tensor([[0.2], [0.4]]).log()
+    found = term("spin", "spin")(student, before, torch.ones(2, 1, dtype=torch.bool), 2)
+    assert found.item() == pytest.approx(log(1 + exp(-0.1 * 2 * log(2))), rel=1e-5)
+
+
+def test_gads_reward_is_what_the_discriminator_learns(models):
+    """-ln sigma(D(teacher's) - D(own)), the mean over the own; the policy's rewards are the D of the own."""
+    loss = term("gad", "discriminator")
+    introduce(loss, models.student, None)
+    loss = loss.double()
+    batches = written(rollout("gad", SHORT), models, GIVEN[:1], at(0))
+    [batch] = batches
+    assert writers(batches) == [["reference", *["student"] * 4]]
+    s = batch.student
+    d = loss.judge(s).tolist()
+    expected = sum(log(1 + exp(-(d[0] - own))) for own in d[1:]) / 4
+    assert loss(s.tokens, s.labels, s.mask, s.real, batch.group_size).item() == pytest.approx(expected)
+    judge = reward("gad")
+    judge.bind({"discriminator": loss})
+    [judged] = judge([batch], models)
+    assert judged.rewards.tolist()[1:] == pytest.approx(d[1:])
+    assert judged.rewards[0].item() == pytest.approx(sum(d[1:]) / 4)  # no advantage for what it did not write
