@@ -1,5 +1,6 @@
 # make run: set up, then run the embedded default.   make test: set up, then the tests.
-# ARGS="objective=rkl" is passed on to either.   make docs: write docs/objectives.md anew from docstrings and conf.
+# ARGS="objective=rkl" is passed on to either.   make docs: write docs/objectives.md and docs/methods.md anew from
+# docstrings and conf.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=

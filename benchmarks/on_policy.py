@@ -284,8 +284,6 @@ def deviations(case: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[
     for name in names:
         watched = Watched()
         CONTENDERS[name](case, watched)
-        worst = max(
-            float((watched.gradients[n].double() - g).norm() / g.norm()) for n, g in gradients.items()
-        )
+        worst = max(float((watched.gradients[n].double() - g).norm() / g.norm()) for n, g in gradients.items())
         found[name] = {"loss": abs(watched.losses[0] - loss) / abs(loss), "gradient": worst}
     return found

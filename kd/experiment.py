@@ -48,7 +48,7 @@ def baseline(cfg: DictConfig) -> DictConfig:
 
     What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
     """
-    nothing = {"augmentation": "none", "reward": "none", "corpus": "none"}
+    nothing = {"augmentation": "none", "generator": "torch", "reward": "none", "corpus": "none"}
     other = variant(cfg, objective=cfg.compare, rollout="offline", **nothing)
     with open_dict(other):
         other.name, other.logger, other.omits = None, {}, []

@@ -1,6 +1,5 @@
 """The trained student as a folder that `from_pretrained` loads, with a card that says where it comes from."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kd.models.language_model import LanguageModel
+from kd.models.merging import merged
 
 
 def export(model: LanguageModel, folder: Path, card: str) -> Path:
@@ -29,24 +29,6 @@ def export_objective(stateful: nn.Module, path: Path) -> None:
         half = path.with_name(path.name + ".half")
         save_file(state, half)
         half.rename(path)
-
-
-def merged(model: LanguageModel) -> LanguageModel:
-    """The same model with LoRA folded into its weights; the model itself when it has none."""
-    if not any("lora_" in name for name, _ in model.named_parameters()):
-        return model
-    model = LanguageModel(copy.deepcopy(model.network), model.tokenizer)
-    for name, module in list(model.network.named_modules()):
-        if hasattr(module, "merge") and hasattr(module, "get_base_layer"):
-            module.merge()
-            _replace(model.network, name, module.get_base_layer())
-    model.network._hf_peft_config_loaded = False
-    return model
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)
 
 
 def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence: str, data: str) -> str:

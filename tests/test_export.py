@@ -3,7 +3,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.export import card, export, licences, merged
+from kd.export import card, export, licences
+from kd.models.merging import merged
 from kd.models.networks import pretrained
 from tests.test_module import LORA
 from tests.tiny import tiny

@@ -20,7 +20,7 @@ KD = ROOT / "kd"
 LAYERS = (
     {"types", "signals", "seeding", "results", "run_folder", "progress", "ranks"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},
-    {"corpora", "models", "rewards", "rollouts", "skills", "augmentation"},
+    {"corpora", "models", "generators", "rewards", "rollouts", "skills", "augmentation"},
     {
         "audit",
         "budget",

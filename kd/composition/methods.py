@@ -54,14 +54,17 @@ def comment(name: str, conf: Path = CONF) -> list[str]:
 
 def settings(name: str, conf: Path = CONF) -> dict[str, Any]:
     """What the file sets beside its choices, by dotted path."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(_path(name, conf)), resolve=False)
-    own = {key: value for key, value in content.items() if key not in ("defaults", "omits")}
+    own = {key: value for key, value in _content(name, conf).items() if key not in ("defaults", "omits")}
     return {path: value for path, value in flattened(own).items() if not isinstance(value, Mapping)}
 
 
 def omissions(name: str, conf: Path = CONF) -> list[str]:
     """What the method lacks of its paper."""
-    return list(OmegaConf.load(_path(name, conf)).get("omits") or [])
+    return list(_content(name, conf).get("omits") or [])
+
+
+def _content(name: str, conf: Path) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(_path(name, conf)), resolve=False)  # type: ignore[return-value]
 
 
 def _path(name: str, conf: Path) -> Path:

@@ -16,7 +16,7 @@ from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
 
 GROUPS = (
-    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "reward", "alignment", "objective"),
+    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "generator", "reward", "alignment", "objective"),
     *("corpus", "trainer", "evaluation", "logger"),
 )
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")

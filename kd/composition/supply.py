@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from kd.composition.choices import CONF, choices
 from kd.composition.sections import prepared_roles
 from kd.composition.signatures import check_call, joined, located, shown
+from kd.generators.torch import Torch
 from kd.signals import FROM_ALIGNMENT, FROM_REWARD, FROM_ROLLOUT, FROM_SEQUENCES, domain, is_row_wise, of_role, requires
 from kd.terms import STREAMS, Term
 
@@ -82,6 +83,7 @@ def check_supply(config: Node) -> None:
         _require(who, "reward", {name: name for name in names & FROM_REWARD}, config)
     _check_streams(config)
     _check_reward(config)
+    _check_generator(config)
     _check_readers(config)
     alignment = located("alignment", config["alignment"]["_target_"])
     for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
@@ -123,6 +125,24 @@ def _check_reward(config: Node) -> None:
             f"reward.term={shown(name)}: the reward is a term that learns with the others, and the objective has "
             f"{', '.join(config['objective'])}; take objective=gad, or name one of them"
         )
+
+
+def _check_generator(config: Node) -> None:
+    """An engine of its own writes where one model writes alone: the rollout, or its writer, takes it."""
+    generator = located("generator", config["generator"]["_target_"])
+    writers = list(_classes("rollout", {key: v for key, v in config["rollout"].items() if key != "generator"}))
+    if generator is Torch or any("generator" in inspect.signature(writer).parameters for writer in writers):
+        return
+    rollout = located("rollout", config["rollout"]["_target_"])
+    reason = (
+        "has nothing written"
+        if getattr(rollout, "keeps_responses", False)
+        else "has student and teacher choose each token together, in this process"
+    )
+    raise ValueError(
+        f"generator {generator.__qualname__} writes for one model alone, but rollout {rollout.__qualname__} {reason}; "
+        "take generator=torch, or rollout=on_policy"
+    )
 
 
 def _check_streams(config: Node) -> None:

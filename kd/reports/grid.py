@@ -39,7 +39,7 @@ class Grid:
 def console() -> Console:
     """Standard output; wide enough for a table where it is a file or a pipe, which have no width to fit."""
     terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
+    return terminal if terminal.is_terminal else Console(width=260)
 
 
 def _pipes(cells: Sequence[str]) -> str:

@@ -19,10 +19,10 @@ DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 ONE_SEED = "One seed: there is no interval over seeds."
 COSTS = {  # of a run's budget, in the order of the columns
-    "student_flops": "student FLOPs",
+    "student_flops": "student\nFLOPs",
     "tokens": "tokens",
-    "teacher_tokens": "teacher tokens",
-    "generated_tokens": "generated tokens",
+    "teacher_tokens": "teacher\ntokens",
+    "generated_tokens": "generated\ntokens",
     "seconds": "seconds",
 }
 

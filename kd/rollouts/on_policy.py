@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from kd.generators import Generator
 from kd.models.generation import check_decoding
 from kd.models.sampling import Sampled
 from kd.rewards import judged
@@ -23,6 +24,7 @@ class OnPolicy:
         max_new_tokens: bound on a response, together with what the prompt leaves of the encoder's max_length.
         temperature, top_p: see `kd.models.sampling.Sampled`.
         batch_size: responses decoded together.
+        generator: the engine that writes (`kd.generators`); None: our own.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
@@ -36,22 +38,24 @@ class OnPolicy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         batch_size: int = 16,
+        generator: Generator | None = None,
     ):
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.choose, self.writing = Sampled(temperature, top_p), Writing()
+        self.sampled, self.writing = Sampled(temperature, top_p), Writing(generator)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""
         records = records_of(window)
-        responses = self.writing.write(
-            [models.student],
+        responses = self.writing.alone(
+            models.student,
             records,
             encoder,
             samples=self.samples,
             max_new_tokens=self.max_new_tokens,
-            choose=self.choose,
+            sampled=self.sampled,
             batch_size=self.batch_size,
+            version=progress.step,
         )
         return judged(encoder.written(records, responses), models)
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from kd.models.flops import decoding_flops
+from kd.generators import Generator
 from kd.models.generation import check_decoding
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
@@ -30,7 +31,7 @@ class Paired:
         samples: responses written to each prompt.
         opponent: student: as it is at this step | reference: as it was before the first one, which is SPIN's first
             iteration. A reference is there where a term of the objective asks for one (dpo).
-        max_new_tokens, temperature, top_p, batch_size: see `kd.rollouts.on_policy.OnPolicy`.
+        max_new_tokens, temperature, top_p, batch_size, generator: see `kd.rollouts.on_policy.OnPolicy`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
@@ -45,34 +46,38 @@ class Paired:
         temperature: float = 1.0,
         top_p: float = 1.0,
         batch_size: int = 16,
+        generator: Generator | None = None,
     ):
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.opponent, self.max_new_tokens = samples, opponent, max_new_tokens
-        self.batch_size, self.choose, self.writing = batch_size, Sampled(temperature, top_p), Writing()
+        self.batch_size, self.sampled, self.writing = batch_size, Sampled(temperature, top_p), Writing(generator)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts, each with its preferred response and those just written, judged."""
-        return judged(self._paired(window, models, encoder), models)
+        return judged(self._paired(window, models, progress, encoder), models)
 
-    def _paired(self, window: list[Batch], models: Models, encoder: Encoder) -> list[Batch]:
+    def _paired(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         given = [(record, found[0]) for record in records_of(window) if (found := encoder.given(record))]
         records = [record for record, _ in given]
         preferred = self._preferred(given, models, encoder)
-        written = self._write(records, models, encoder)
+        written = self._write(records, models, progress, encoder)
         return encoder.written(records, [[best, *own] for best, own in zip(preferred, written, strict=True)])
 
     def _preferred(self, given: list[tuple[Record, Written]], models: Models, encoder: Encoder) -> list[Written]:
         return [best for _, best in given]
 
-    def _write(self, records: list[Record], models: Models, encoder: Encoder) -> list[list[Written]]:
-        responses = self.writing.write(
-            [self._opponent(models)],
+    def _write(
+        self, records: list[Record], models: Models, progress: Progress, encoder: Encoder
+    ) -> list[list[Written]]:
+        responses = self.writing.alone(
+            self._opponent(models),
             records,
             encoder,
             samples=self.samples,
             max_new_tokens=self.max_new_tokens,
-            choose=self.choose,
+            sampled=self.sampled,
             batch_size=self.batch_size,
+            version=progress.step if self.opponent == "student" else 0,
         )
         if self.opponent == "student":
             return responses
@@ -116,9 +121,15 @@ class Demonstrated(Paired):
         temperature: float = 1.0,
         top_p: float = 1.0,
         batch_size: int = 16,
+        generator: Generator | None = None,
     ):
         super().__init__(
-            samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            batch_size=batch_size,
+            generator=generator,
         )
         self._flops = 0  # of reading
 

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from kd.generators import Generator
 from kd.models.generation import check_decoding
 from kd.models.sampling import Sampled
 from kd.rewards import judged
@@ -29,7 +30,7 @@ class PrivilegedSelf:
     Args:
         template: what the last message of the prompt becomes for the teacher; `{question}` stands for what it was and
             `{demonstration}` for the response that the student does not see.
-        samples, max_new_tokens, temperature, top_p, batch_size: as for `kd.rollouts.on_policy.OnPolicy`.
+        samples, max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.on_policy.OnPolicy`.
 
     Raises:
         ValueError: a setting is out of range, or the template lacks a field or has another one.
@@ -48,25 +49,27 @@ class PrivilegedSelf:
         temperature: NonNegativeFloat = 1.0,
         top_p: Nucleus = 1.0,
         batch_size: PositiveInt = 16,
+        generator: Generator | None = None,
     ):
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         _check_template(template)
         self.template = template
         self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.choose, self.writing = Sampled(temperature, top_p), Writing()
+        self.sampled, self.writing = Sampled(temperature, top_p), Writing(generator)
         self.left_out, self.asked = 0, 0  # records since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""
         records, prompts, room = self._fitting(records_of(window), encoder)
-        responses = self.writing.write(
-            [models.student],
+        responses = self.writing.alone(
+            models.student,
             records,
             encoder,
             samples=self.samples,
             max_new_tokens=min(self.max_new_tokens, room),  # what is longer would be cut off again
-            choose=self.choose,
+            sampled=self.sampled,
             batch_size=self.batch_size,
+            version=progress.step,
         )
         return judged(encoder.written(records, responses, teacher_prompts=prompts), models)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import ClassVar
 
+from kd.generators import Generator
 from kd.models.generation import check_decoding
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
@@ -23,7 +24,7 @@ class ByTeacher:
     here corrects for the samples being the teacher's.
 
     Args:
-        samples, max_new_tokens, temperature, top_p, batch_size: as for `kd.rollouts.on_policy.OnPolicy`.
+        samples, max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.on_policy.OnPolicy`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
@@ -37,24 +38,26 @@ class ByTeacher:
         temperature: float = 1.0,
         top_p: float = 1.0,
         batch_size: int = 16,
+        generator: Generator | None = None,
     ):
         check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.choose, self.writing = Sampled(temperature, top_p), Writing()
+        self.sampled, self.writing = Sampled(temperature, top_p), Writing(generator)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""
         records = records_of(window)
         teacher: LanguageModel = models.teacher.model
-        responses = self.writing.write(
-            [teacher],
+        responses = self.writing.alone(
+            teacher,
             records,
             encoder,
             samples=self.samples,
             max_new_tokens=self.max_new_tokens,
-            choose=self.choose,
+            sampled=self.sampled,
             batch_size=self.batch_size,
             source="teacher",
+            version=progress.step if hasattr(models.teacher, "bind") else 0,  # one that follows the student changes
         )
         read = [
             [_in_students_tokens(record, answer, teacher, encoder) for answer in group]

@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Sequence
 
+from kd.generators import Generator
+from kd.generators.torch import Torch
 from kd.models.flops import decoding_flops
 from kd.models.generation import write
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Choose
+from kd.models.sampling import Choose, Sampled
 from kd.rollouts import Spent
 from kd.sequences import Encoder, encode_prompt
 from kd.types import Record, Source, Written
@@ -18,9 +20,14 @@ ENOUGH = 32  # responses, before that share means anything
 
 
 class Writing:
-    """What every rollout that writes has in common: the prompts' ids, the room there is, and the books."""
+    """What every rollout that writes has in common: the prompts' ids, the room there is, and the books.
 
-    def __init__(self) -> None:
+    Args:
+        generator: the engine where one model writes alone; None: our own.
+    """
+
+    def __init__(self, generator: Generator | None = None):
+        self.generator: Generator = Torch() if generator is None else generator
         self._spent = Spent()
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._seen = self._cut = 0  # since the start
@@ -46,12 +53,11 @@ class Writing:
         if not records:
             return []
         prompts = [encode_prompt(record.prompt, readers[0].tokenizer) for record in records]
-        room = encoder.max_length - min(map(len, prompts))
         responses = write(
             readers,
             prompts,
             samples=samples,
-            max_new_tokens=min(max_new_tokens, room),  # what is longer would be cut off again
+            max_new_tokens=_within(encoder, prompts, max_new_tokens),
             choose=choose,
             batch_size=batch_size,
             source=source,
@@ -60,15 +66,47 @@ class Writing:
         self._warn(max_new_tokens)
         return responses
 
+    def alone(
+        self,
+        model: LanguageModel,
+        records: Sequence[Record],
+        encoder: Encoder,
+        *,
+        samples: int,
+        max_new_tokens: int,
+        sampled: Sampled,
+        batch_size: int,
+        source: Source = "student",
+        version: int = 0,
+    ) -> list[list[Written]]:
+        """The same where one model writes alone, by `generator`, which is told how many steps its weights have made."""
+        prompts = [encode_prompt(record.prompt, model.tokenizer) for record in records]
+        responses = self.generator(
+            model,
+            prompts,
+            samples=samples,
+            max_new_tokens=_within(encoder, prompts, max_new_tokens),
+            sampled=sampled,
+            batch_size=batch_size,
+            source=source,
+            version=version,
+        )
+        self._account([model], list(map(len, prompts)), responses, source)
+        if self.generator.reads_again:
+            self._account_reading(model, list(map(len, prompts)), responses, source)
+        self._warn(max_new_tokens)
+        return responses
+
     def spent(self) -> Spent:
         """Since the start, on this rank."""
         return self._spent
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """Tokens per response, and the share of responses that a bound cut off."""
+        """Tokens per response, the share of responses that a bound cut off, and what the generator tells."""
         responses, tokens, cut = self._untold
         self._untold = [0.0, 0.0, 0.0]
-        return {"response_length": (tokens, responses), "truncation_rate": (cut, responses)}
+        theirs = self.generator.take_report() if hasattr(self.generator, "take_report") else {}
+        return {"response_length": (tokens, responses), "truncation_rate": (cut, responses), **theirs}
 
     def _account(
         self,
@@ -91,6 +129,17 @@ class Writing:
         self._untold = [old + new for old, new in zip(self._untold, (count, written, cut), strict=True)]
         self._seen, self._cut = self._seen + count, self._cut + cut
 
+    def _account_reading(
+        self, model: LanguageModel, prompts: Sequence[int], responses: Sequence[Sequence[Written]], source: Source
+    ) -> None:
+        """Each response read once more, its prompt before it; that costs as writing does (`kd.models.flops`)."""
+        rows = [(n, len(answer.ids)) for n, group in zip(prompts, responses, strict=True) for answer in group]
+        if source == "teacher":
+            self._spent = self._spent.plus(Spent(teacher_tokens=sum(n + length - 1 for n, length in rows)))
+        else:
+            flops = decoding_flops(model, [n for n, _ in rows], [length for _, length in rows])
+            self._spent = self._spent.plus(Spent(decoding_flops=flops))
+
     def _warn(self, max_new_tokens: int) -> None:
         if self._warned or self._seen < ENOUGH or self._cut <= MANY_CUT * self._seen:
             return
@@ -102,6 +151,11 @@ class Writing:
             self._seen,
             max_new_tokens,
         )
+
+
+def _within(encoder: Encoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """What is longer than the shortest prompt leaves room for would be cut off again."""
+    return min(max_new_tokens, encoder.max_length - min(map(len, prompts), default=0))
 
 
 def _group_flops(student: LanguageModel, prompt: int, responses: Sequence[int]) -> int:

@@ -253,7 +253,7 @@ def test_costs_stand_in_every_row(sweep: Path) -> None:
     add_job(sweep, 0, ["method=kd"])
     (table,) = sweep_grids(sweep)
     row = dict(zip(table.header, table.rows[0], strict=True))
-    costs = ("student FLOPs", "tokens", "teacher tokens", "generated tokens", "seconds")
+    costs = ("student\nFLOPs", "tokens", "teacher\ntokens", "generated\ntokens", "seconds")
     assert [row[cost] for cost in costs] == ["1.00e+09", "123,456", "1", "0", "61"]
 
 

@@ -1,0 +1,188 @@
+"""What every engine with weights of its own has in common: it is given them, and what it says is checked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat
+
+from kd.generators.second_reading import Reading, read_again
+from kd.models.generation import check_decoding, end_ids
+from kd.models.language_model import LanguageModel
+from kd.models.merging import merged
+from kd.models.sampling import Sampled
+from kd.types import Source, Written
+
+Text = Annotated[str, Field(min_length=1)]
+_EXACT = 1e-3  # nats: below it there is nothing to explain
+
+
+class Completion(NamedTuple):
+    """One response as the engine gives it."""
+
+    ids: tuple[int, ...]  # the end token included
+    logprobs: tuple[float, ...]  # of each id, under what it was drawn from; for greedy, at temperature 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the engine is asked for."""
+
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]  # one for each prompt
+    samples: int
+    max_new_tokens: int
+    sampled: Sampled
+    ends: Sequence[int]  # ids that end a response, and nothing else does
+
+
+class Elsewhere(ABC):
+    """Responses from an engine that holds a copy of the model's weights.
+
+    Before it writes, it is given the weights as they are now (`staleness`). What it wrote is read by the model itself,
+    once and without gradient: `old_logprobs` are the model's own, `behaviour_logprobs` what the engine says it drew
+    from, and their mean distance is reported as `sampler_mismatch`, in nats per token. Where the weights are the same
+    and the two differ by more than `tolerance`, the engine writes with other weights, and that is an error.
+
+    Args:
+        weights: folder that both sides see, into which the weights are saved as a checkpoint.
+        staleness: steps that the engine's weights may be behind; 0: they are given anew after each step; None: they
+            are never given (a teacher that the engine holds already).
+        tolerance: largest mean distance of log-probabilities, in nats per token.
+    """
+
+    reads_again: ClassVar[bool] = True
+
+    def __init__(self, *, weights: Text, staleness: NonNegativeInt | None = 0, tolerance: PositiveFloat = 0.25):
+        self.folder, self.staleness, self.tolerance = Path(weights).absolute(), staleness, tolerance
+        self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
+        self._opened = False
+        self._untold = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        sampled: Sampled,
+        batch_size: int,
+        source: Source = "student",
+        version: int = 0,
+    ) -> list[list[Written]]:
+        """See `kd.generators.Generator`.
+
+        Raises:
+            OSError: the engine cannot be reached, or answers late (ConnectionError, TimeoutError).
+            ValueError: it refuses, or writes what the model could not have written.
+        """
+        check_decoding(
+            max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples
+        )
+        self._bring(model, version)
+        if not prompts:
+            return []
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        order = Order(prompts, seeds, samples, max_new_tokens, sampled, sorted(end_ids(model)))
+        found = self.complete(order)
+        _check_ids(found, order, model.vocabulary)
+        pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
+        readings = read_again(model, pairs, sampled, batch_size=batch_size)
+        self._compare([one for group in found for one in group], readings, sampled, version)
+        told = iter(readings)
+        return [[_written(one, next(told), order, source) for one in group] for group in found]
+
+    @abstractmethod
+    def open(self, model: LanguageModel) -> None:
+        """Before anything is asked; where weights are given, the model is in `folder` as a whole checkpoint."""
+
+    @abstractmethod
+    def load(self, model: LanguageModel) -> None:
+        """The engine takes the weights in `folder`, and forgets what it computed with others."""
+
+    @abstractmethod
+    def complete(self, order: Order) -> list[list[Completion]]:
+        """`order.samples` responses to each prompt."""
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """Mean distance of both sides' log-probabilities per token, and steps that the writer's weights were behind."""
+        distance, tokens, behind, responses = self._untold
+        self._untold = [0.0, 0.0, 0.0, 0.0]
+        return {"sampler_mismatch": (distance, tokens), "sampler_staleness": (behind, responses)}
+
+    def save(self, model: LanguageModel) -> None:
+        """The checkpoint in `folder`, adapters merged."""
+        with torch.no_grad():
+            merged(model).network.save_pretrained(self.folder)
+        model.tokenizer.save_pretrained(self.folder)
+
+    def _bring(self, model: LanguageModel, version: int) -> None:
+        due = self.staleness is not None and (self.version is None or version - self.version > self.staleness)
+        if not self._opened:
+            if due:
+                self.save(model)
+            self.open(model)
+            self._opened = True
+        elif due:
+            self.save(model)
+        if due:
+            self.load(model)
+            self.version = version
+
+    def _compare(
+        self, found: Sequence[Completion], readings: Sequence[Reading], sampled: Sampled, version: int
+    ) -> None:
+        said = torch.tensor([logprob for one in found for logprob in one.logprobs])
+        own, drawn = (torch.cat(parts) for parts in zip(*readings, strict=True))
+        distance = (said - drawn).abs().sum().item()
+        behind = version - (self.version or 0)
+        told = (distance, float(len(said)), float(behind * len(found)), float(len(found)))
+        self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
+        if behind:  # other weights say something else, of course
+            return
+        mean, untempered = distance / len(said), (said - own).abs().mean().item()
+        if mean > _EXACT and untempered < mean / 2:
+            raise ValueError(
+                "the engine tells log-probabilities from before temperature and top_p, which nothing was drawn from; "
+                "start it with --logprobs-mode processed_logprobs"
+            )
+        if not mean <= self.tolerance:
+            raise ValueError(
+                f"the engine's log-probabilities of what it wrote are {mean:.3g} nats per token away from the "
+                f"model's own (generator.tolerance={self.tolerance}), so it holds another model or other weights; "
+                f"start it from the checkpoint in {self.folder}, or raise the tolerance if its arithmetic explains it"
+            )
+
+
+def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
+    if (counts := {len(group) for group in found}) != {order.samples} or len(found) != len(order.prompts):
+        raise ValueError(
+            f"the engine gave {sorted(counts)} responses to a prompt where {order.samples} were asked for; it does not "
+            "speak the completions protocol of vLLM"
+        )
+    for one in (one for group in found for one in group):
+        if not one.ids or len(one.ids) != len(one.logprobs):
+            raise ValueError(
+                f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not speak "
+                "the completions protocol of vLLM"
+            )
+        if max(one.ids) >= vocabulary:
+            raise ValueError(
+                f"the engine wrote the id {max(one.ids)}, but the tokenizer knows {vocabulary}: it holds another "
+                "model, or one whose padded head was trained; start it from the student's checkpoint"
+            )
+        if one.ids[-1] not in order.ends and len(one.ids) < order.max_new_tokens:
+            raise ValueError(
+                f"the engine ended a response after {len(one.ids)} of {order.max_new_tokens} tokens with the id "
+                f"{one.ids[-1]}, which ends nothing; start it with --generation-config vllm and room for "
+                "data.max_length tokens"
+            )
+
+
+def _written(one: Completion, read: Reading, order: Order, source: Source) -> Written:
+    drawn = torch.tensor(one.logprobs) if order.sampled.temperature else torch.zeros(len(one.ids))
+    return Written(one.ids, source, drawn, read.own, truncated=one.ids[-1] not in order.ends)

@@ -1,0 +1,115 @@
+"""vLLM in this process, on the GPU that the model learns on."""
+
+import importlib
+from typing import Any
+
+import torch.distributed as dist
+from pydantic import NonNegativeInt, PositiveFloat
+
+from kd.generators.elsewhere import Completion, Elsewhere, Order, Text
+from kd.models.language_model import LanguageModel
+
+
+class Colocated(Elsewhere):
+    """An engine of vLLM's that sleeps while the model learns: its cache is freed, its weights wait in main memory.
+
+    Weights go through the folder (a RAM disk such as /dev/shm serves well) and the worker's method `reload_weights`.
+    For one process; with several ranks, take the server. Needs the extra `vllm`. No GPU was at hand when this was
+    written: it is tested against a double of `vllm.LLM`, and was never run with vLLM itself.
+
+    Args:
+        memory: share of the GPU's memory for vLLM.
+        room: tokens of prompt and response together; None: what the model can.
+        sleep: whether vLLM gives its memory back while the model learns.
+        weights, staleness, tolerance: see `kd.generators.elsewhere.Elsewhere`.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
+        ValueError: the share is none, or there are several ranks.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Text,
+        memory: PositiveFloat = 0.3,
+        room: NonNegativeInt | None = None,
+        sleep: bool = True,
+        staleness: NonNegativeInt | None = 0,
+        tolerance: PositiveFloat = 0.25,
+    ):
+        super().__init__(weights=weights, staleness=staleness, tolerance=tolerance)
+        if memory >= 1:
+            raise ValueError(f"generator.memory={memory} leaves the model nothing; give vLLM a share below 1")
+        if staleness is None:
+            raise ValueError("generator.staleness=null gives vLLM no weights; name a number of steps, 0 for none")
+        self.memory, self.room, self.sleep = memory, room, sleep
+        self._vllm = _imported()
+        self._engine: Any = None
+        self._asleep = False
+
+    def open(self, model: LanguageModel) -> None:
+        """The engine is made, from the folder."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError("generator=vllm_colocated is for one process; take generator=vllm, a server for all ranks")
+        self._engine = self._vllm.LLM(
+            model=str(self.folder),
+            gpu_memory_utilization=self.memory,
+            max_model_len=self.room,
+            enable_sleep_mode=self.sleep,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # not the checkpoint's
+        )
+
+    def load(self, model: LanguageModel) -> None:
+        """The workers read the folder."""
+        self._wake()
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})
+        self._engine.reset_prefix_cache()
+
+    def complete(self, order: Order) -> list[list[Completion]]:
+        """See `Elsewhere`."""
+        self._wake()
+        prompts = [{"prompt_token_ids": list(prompt)} for prompt in order.prompts]
+        outputs = self._engine.generate(prompts, [self._settings(order, seed) for seed in order.seeds], use_tqdm=False)
+        found = [[_completion(one) for one in sorted(o.outputs, key=lambda one: one.index)] for o in outputs]
+        if self.sleep:
+            self._engine.sleep(level=1)
+            self._asleep = True
+        return found
+
+    def _settings(self, order: Order, seed: int) -> Any:
+        return self._vllm.SamplingParams(
+            n=order.samples,
+            seed=seed,
+            max_tokens=order.max_new_tokens,
+            temperature=float(order.sampled.temperature),
+            top_p=float(order.sampled.top_p),
+            stop_token_ids=list(order.ends),
+            ignore_eos=True,  # beside those
+            logprobs=0,  # of the chosen ids alone
+            detokenize=False,
+        )
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._engine.wake_up()
+            self._asleep = False
+
+
+def _completion(one: Any) -> Completion:
+    ids = tuple(one.token_ids)
+    return Completion(ids, tuple(told[i].logprob for told, i in zip(one.logprobs or (), ids, strict=False)))
+
+
+def _imported() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ModuleNotFoundError(
+            "generator=vllm_colocated needs vLLM; install the extra with pip install -e '.[vllm]', or take "
+            "generator=torch",
+            name="vllm",
+        ) from None

@@ -1,0 +1,178 @@
+"""A vLLM server, over HTTP: the completions that OpenAI's clients know, in token ids, and vLLM's way to new weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+import torch
+import torch.distributed as dist
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from requests.adapters import HTTPAdapter, Retry
+
+from kd.generators.elsewhere import Completion, Elsewhere, Order, Text
+from kd.models.language_model import LanguageModel
+from kd.ranks import sum_over_ranks
+
+BUSY = (502, 503, 504)  # statuses after which one asks again
+MISSING = 404
+EVERYTHING_ELSE_OFF = {  # a server takes defaults from a checkpoint's generation settings
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+class Server(Elsewhere):
+    """A server that was started beside the run, on the same machine or one with the same file system.
+
+    It is asked at /v1/completions, one request for each prompt with all its samples, and given new weights by
+    /collective_rpc with the worker's method `reload_weights` and the folder's path, which vLLM offers with
+    VLLM_SERVER_DEV_MODE=1; then /reset_prefix_cache. The first rank gives the weights, all ranks ask.
+    No GPU was at hand when this was written: it is tested against a server of the same protocol that has our own engine
+    behind it, and was never run against vLLM itself.
+
+    Args:
+        url: where the server is, without the /v1.
+        model: its name there; None: the only one that it serves.
+        timeout: seconds that one request, a prompt with all its samples, may take.
+        concurrency: requests at a time; the server makes batches of them.
+        retries: of a request that met no server or a busy one, with growing pauses.
+        weights, staleness, tolerance: see `kd.generators.elsewhere.Elsewhere`.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: Text,
+        weights: Text,
+        model: Text | None = None,
+        timeout: PositiveFloat = 600.0,
+        concurrency: PositiveInt = 64,
+        retries: NonNegativeInt = 3,
+        staleness: NonNegativeInt | None = 0,
+        tolerance: PositiveFloat = 0.25,
+    ):
+        super().__init__(weights=weights, staleness=staleness, tolerance=tolerance)
+        self.url, self.model, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
+        self._room: int | None = None  # tokens of prompt and response that the server takes
+        retry = Retry(retries, status_forcelist=BUSY, allowed_methods=None, backoff_factor=0.5, raise_on_status=False)
+        adapter = HTTPAdapter(pool_maxsize=concurrency, max_retries=retry)
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy of the environment does not know this machine's ports
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+
+    def open(self, model: LanguageModel) -> None:
+        """Which model the server has, and how long its texts may be. Raises ValueError if it is not the one asked."""
+        served = {card["id"]: card for card in self._told("GET", "/v1/models")["data"]}
+        if self.model is None and len(served) != 1:
+            raise ValueError(f"{self.url} serves {', '.join(served) or 'nothing'}; name one with generator.model")
+        self.model = self.model or next(iter(served))
+        if self.model not in served:
+            raise ValueError(
+                f"{self.url} serves {', '.join(served)}, not generator.model={self.model}; name one of them"
+            )
+        self._room = served[self.model].get("max_model_len")
+
+    def save(self, model: LanguageModel) -> None:
+        """The checkpoint, from the first rank; all ranks have the same weights."""
+        self._first_rank(lambda: super(Server, self).save(model), model.network.device)
+
+    def load(self, model: LanguageModel) -> None:
+        """The server reads the folder. Raises ValueError if it does not say that it has."""
+        self._first_rank(self._reload, model.network.device)
+
+    def complete(self, order: Order) -> list[list[Completion]]:
+        """See `Elsewhere`; requests are under way together."""
+        longest = max(map(len, order.prompts)) + order.max_new_tokens
+        if self._room is not None and longest > self._room:
+            raise ValueError(
+                f"a prompt and its response may take {longest} tokens, but {self.url} takes {self._room}; "
+                "start it with a larger --max-model-len, or lower rollout.max_new_tokens"
+            )
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            return list(pool.map(lambda i: self._complete(order, i), range(len(order.prompts))))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _complete(self, order: Order, i: int) -> list[Completion]:
+        body = {
+            "model": self.model,
+            "prompt": list(order.prompts[i]),
+            "n": order.samples,
+            "seed": order.seeds[i],
+            "max_tokens": order.max_new_tokens,
+            "temperature": float(order.sampled.temperature),
+            "top_p": float(order.sampled.top_p),
+            "stop_token_ids": list(order.ends),
+            "ignore_eos": True,  # beside those
+            "logprobs": 0,  # of the chosen ids alone
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+            **EVERYTHING_ELSE_OFF,
+        }
+        choices = self._told("POST", "/v1/completions", body)["choices"]
+        return [self._completion(choice, order.prompts[i]) for choice in sorted(choices, key=lambda c: c["index"])]
+
+    def _completion(self, choice: Mapping[str, Any], prompt: Sequence[int]) -> Completion:
+        if not choice.get("token_ids") or not choice.get("logprobs"):
+            raise ValueError(
+                f"{self.url} gives text without token ids and log-probabilities, and text encoded again may be other "
+                "ids; take vLLM 0.17 or later"
+            )
+        if (read := choice.get("prompt_token_ids")) is not None and list(read) != list(prompt):
+            raise ValueError(f"{self.url} read another prompt than it was sent; it has another tokenizer than the run")
+        return Completion(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
+
+    def _reload(self) -> None:
+        told = self._told(
+            "POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
+        )
+        if not told.get("results"):
+            raise ValueError(
+                f"{self.url} does not say that its workers have read {self.folder}; take vLLM 0.17 or later"
+            )
+        self._told("POST", "/reset_prefix_cache")  # what was computed with the weights before
+
+    def _told(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The answer. Raises ConnectionError, TimeoutError, and ValueError with what the server says against it."""
+        try:
+            answer = self._session.request(method, self.url + path, json=body, timeout=(10, self.timeout))
+        except requests.ReadTimeout:
+            raise TimeoutError(
+                f"{self.url} did not answer {path} within generator.timeout={self.timeout} s; raise it, or lower "
+                "generator.concurrency"
+            ) from None
+        except requests.RequestException as error:
+            raise ConnectionError(self._unreachable(error)) from None
+        if answer.status_code == MISSING and not path.startswith("/v1"):
+            raise ValueError(f"{self.url} has no {path}; start it with VLLM_SERVER_DEV_MODE=1 in its environment")
+        if not answer.ok:
+            raise ValueError(f"{self.url}{path} answers {answer.status_code}: {' '.join(answer.text.split())[:300]}")
+        return answer.json() if answer.content else {}
+
+    def _unreachable(self, error: requests.RequestException) -> str:
+        given = self.staleness is not None
+        folder, saved = (self.folder, " (the model has just been saved there)") if given else ("FOLDER", "")
+        return (
+            f"no vLLM server answers at {self.url} ({type(error).__name__}); start one with VLLM_SERVER_DEV_MODE=1 vllm "
+            f"serve {folder} --logprobs-mode processed_logprobs --generation-config vllm{saved}, or set generator.url"
+        )
+
+    def _first_rank(self, action: Callable[[], None], device: torch.device) -> None:
+        """Done by the first rank while the others wait. Raises on all of them if it fails."""
+        error: Exception | None = None
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            try:
+                action()
+            except (OSError, ValueError) as caught:
+                error = caught
+        failed = sum_over_ranks(torch.tensor(float(error is not None), device=device))
+        if error is not None:
+            raise error
+        if failed:
+            raise RuntimeError(f"the first rank could not give its weights to {self.url}; its own message says why")
