@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training import BATCH, LR, PROMPT, Steps, distillation, fit, network, words
+from benchmarks.training import BATCH, LLAMA, LR, PROMPT, Steps, distillation, fit, least_gflop, network, words
 
 NEW = 64
 Contender = Callable[[Mapping[str, Any], "Watched"], None]
@@ -259,31 +259,59 @@ CONTENDERS: dict[str, Contender] = {
 # ---- the truth -------------------------------------------------------------------------------------------------------
 
 
-def reference(case: Mapping[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one step on `told` responses: sum_v q (log q - log p), mean over tokens, in float64."""
+def reference(case: Mapping[str, Any], *, exact: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one step on `told` responses: sum_v q (log q - log p), mean over tokens, by autograd.
+
+    exact: in float64; else in the run's own precision, to tell what its rounding alone does.
+    """
     size, bf16 = case["size"], case["precision"] == "bf16"
-    student = network(case["layers"][1], size, seed=1).double()
-    teacher = network(case["layers"][0], size, 2, torch.bfloat16 if bf16 else torch.float32).double()
+    student = network(case["layers"][1], size, seed=1)
+    teacher = network(case["layers"][0], size, 2, torch.bfloat16 if bf16 else torch.float32)
+    if exact:
+        student, teacher = student.double(), teacher.double()
     total, rows = 0.0, case["window"] * NEW
     for prompt in prompts(case):
         tokens = torch.tensor([[*prompt, *told(prompt, size["vocab_size"])]])
         kept = slice(PROMPT - 1, PROMPT + NEW - 1)
-        with torch.no_grad():
-            p = teacher(tokens).logits[0, kept].log_softmax(-1)
-        q = student(tokens).logits[0, kept].log_softmax(-1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and not exact):
+            with torch.no_grad():
+                p = teacher(tokens).logits[0, kept]
+            q = student(tokens).logits[0, kept]
+        p, q = (z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1) for z in (p, q))
         loss = (q.exp() * (q - p)).sum() / rows
         loss.backward()
         total += float(loss)
     return total, {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
-def deviations(case: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Of each contender's loss and gradients from the truth: relative, and of the worst tensor's norm."""
-    loss, gradients = reference(case)
-    found = {}
+def deviations(case: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each contender's loss and gradients from the truth: relative, and of the worst tensor's norm.
+
+    `plain` is `reference` in the run's precision.
+    """
+    loss, gradients = reference(case, exact=True)
+
+    def off(value: float, found: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        worst = max(float((found[name].double() - g).norm() / g.norm()) for name, g in gradients.items())
+        return {"loss": abs(value - loss) / abs(loss), "gradient": worst}
+
+    told_off: dict[str, dict[str, Any]] = {"plain": off(*reference(case, exact=False))}
     for name in names:
         watched = Watched()
-        CONTENDERS[name](case, watched)
-        worst = max(float((watched.gradients[n].double() - g).norm() / g.norm()) for n, g in gradients.items())
-        found[name] = {"loss": abs(watched.losses[0] - loss) / abs(loss), "gradient": worst}
-    return found
+        try:
+            CONTENDERS[name](case, watched)
+        except ImportError as missing:
+            told_off[name] = {"failed": str(missing)}
+            continue
+        told_off[name] = off(watched.losses[0], watched.gradients)
+    return told_off
+
+
+def least_work(case: Mapping[str, Any]) -> float:
+    """GFLOP of one micro-batch: the off-policy step's (`least_gflop`), and the student's products while it writes."""
+    size = {**LLAMA, **case["size"]}
+    width, inner = size["hidden_size"], size["intermediate_size"]
+    keys = width // size["num_attention_heads"] * size["num_key_value_heads"]
+    layers = case["layers"][1] * width * (2 * width + 2 * keys + 3 * inner)
+    writing = 2 * BATCH * (layers * (PROMPT + NEW - 1) + width * size["vocab_size"] * NEW)
+    return least_gflop({**case, "lengths": "fixed", "steps": 1}) + writing / 1e9

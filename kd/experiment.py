@@ -44,7 +44,7 @@ def named(cfg: DictConfig) -> DictConfig:
 
 
 def baseline(cfg: DictConfig) -> DictConfig:
-    """The run of equal steps on the references themselves whose objective is `cfg.compare`.
+    """The run of equal steps, or budget, on the references themselves whose objective is `cfg.compare`.
 
     What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
     """
@@ -146,7 +146,9 @@ def baseline_results(cfg: DictConfig) -> Mapping[str, Any]:
     """Results of `baseline(cfg)`, made now if there are none yet."""
     other = named(baseline(cfg))
     if is_rank_zero():
-        print(f"beside it, {cfg.compare} with equal steps, data and initial weights:", flush=True)
+        limited = any(limit is not None for limit in cfg.budget.values())
+        equal = "an equal budget, the same data" if limited else "equal steps, data"
+        print(f"beside it, {cfg.compare} with {equal} and initial weights:", flush=True)
     return Job(overrides=[f"objective={cfg.compare}", "compare=null"]).run(
         folder_of(other), lambda folder: work(other, folder), config_yaml=_yaml(other), wait=True
     )

@@ -112,18 +112,23 @@ class Distillation(Logged):
         seed_all(self.seed, "step", window.step, self.global_rank)
         written = self.rollout(window.batches, self.models, self.progress, self.encoder)
         writing = time.perf_counter() - started
-        batches = [(s, b) for s, of in (("main", written), ("lm", window.plain)) if s in self.demands for b in of]
-        counts = self.count(batches, written)
-        for i, (stream, batch) in enumerate(batches):
-            batch = moved(batch, self.device)
-            with self.synchronised(i == len(batches) - 1):
-                loss = self.loss(batch, self.observe(batch, stream), counts[stream], stream)
-                self.manual_backward(loss * self.trainer.world_size)
+        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.demands})
+        counts = self.count([one for together in passes for one in together])
+        for together in passes:
+            with self.synchronised(together is passes[-1]):
+                self.manual_backward(self.loss_of(together, counts) * self.trainer.world_size)
         self.step()
-        seconds = time.perf_counter() - started
-        self.after_step(seconds, writing)
+        self.after_step(time.perf_counter() - started, writing)
 
-    def count(self, batches: Sequence[tuple[str, Batch]], written: Sequence[Batch]) -> dict[str, Counts]:
+    def loss_of(self, batches: Sequence[tuple[str, Batch]], counts: Mapping[str, Counts]) -> Tensor:
+        """The share of the step's loss that a few micro-batches have, each of its stream."""
+        total = torch.zeros((), device=self.device)
+        for stream, batch in batches:
+            batch = moved(batch, self.device)
+            total = total + self.loss(batch, self.observe(batch, stream), counts[stream], stream)
+        return total
+
+    def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
         """What each stream's averages are divided by in this step, over all ranks; also what the step costs."""
         local = [count(batch for stream, batch in batches if stream == name) for name in self.demands]
         readings = getattr(self.models.teacher, "readings", 1)
@@ -196,11 +201,12 @@ class Distillation(Logged):
 
     def step(self) -> None:
         """Clip, optimizers, schedules."""
+        self.means.pop("grad_norm", None)
         for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             bound = self.optimization.clip or float("inf")
             norm = nn.utils.clip_grad_norm_(parameters, bound)
-            self.means["grad_norm"] = norm.detach()
+            self.means.setdefault("grad_norm", norm.detach())  # the student's, which comes first; of this step
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
@@ -317,3 +323,12 @@ class Distillation(Logged):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""
         return batch
+
+
+def backward_passes(streams: Mapping[str, Sequence[Batch]]) -> list[list[tuple[str, Batch]]]:
+    """Micro-batches that share a backward pass: each alone, but the last of every stream together.
+
+    So every parameter that learns has a part in the last pass, after which gradients are summed over ranks.
+    """
+    alone = [[(stream, batch)] for stream, batches in streams.items() for batch in batches[:-1]]
+    return [*alone, [(stream, batches[-1]) for stream, batches in streams.items() if batches]]

@@ -45,16 +45,23 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
 
 
 def encode(
-    messages: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+    messages: Sequence[Message],
+    response: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    ended: bool = True,
 ) -> Encoded | None:
     """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
+
+    ended: False for a response that was cut off while it was written, which has no end token in any tokens.
 
     The response is tokenised apart from the prompt, which is how a model that answers sees it: together, a space that
     a response begins with could become one token with the newline that ends the prompt.
     None if the prompt alone fills `max_length`: nothing would be learnt.
     """
     prompt = encode_prompt(messages, tokenizer)
-    answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], *([tokenizer.eos_token_id] if ended else [])]
     if len(prompt) >= max_length:
         return None
     return Encoded(tuple(prompt + answer)[:max_length], len(prompt))
@@ -186,7 +193,8 @@ class Encoder:
             return [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
         if self.teacher is None:
             return rows
-        return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher))
+        ended = [not answer.truncated for answer in kept]
+        return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher, ended))
 
     def _response(self, record: Record, answer: Written) -> Response:
         """What the ids say; a text that the record has already stays as it is there."""
@@ -209,7 +217,7 @@ class Encoder:
         records = tuple(record for record, _ in pairs)
         rows = [row for _, group in pairs for row in group]
         student = collate(rows, pad_id(self.student))
-        theirs = [row.teacher for row in rows if row.teacher is not None]
+        theirs = [row.teacher or row for row in rows] if any(row.teacher for row in rows) else []
         return Batch(
             student,
             collate(theirs, pad_id(self.teacher or self.student)) if theirs else student,
@@ -229,8 +237,13 @@ class Encoder:
             self._rows[key] = self._tokenized(record, tokenizer) or []
         return self._rows[key] or None
 
-    def _tokenized(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
-        rows = [encode(record.prompt, response.text, tokenizer, self.max_length) for response in record.responses]
+    def _tokenized(
+        self, record: Record, tokenizer: PreTrainedTokenizerBase, ended: Sequence[bool] | None = None
+    ) -> list[Encoded] | None:
+        rows = [
+            encode(record.prompt, response.text, tokenizer, self.max_length, ended=whole)
+            for response, whole in zip(record.responses, ended or [True] * len(record.responses), strict=True)
+        ]
         whole = [row for row in rows if row is not None]
         return whole if len(whole) == len(rows) else None
 

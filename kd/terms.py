@@ -18,7 +18,8 @@ class Term:
     """One summand of the objective; `weight` is absolute. `lr` gives the term's own parameters an optimizer apart.
 
     stream: on which batches it is computed. kind: what it is; terms of kinds other than "policy" and "preference" have
-    their values multiplied by `Batch.importance_weights` where a rollout gives them.
+    their values per token multiplied by `Batch.importance_weights` where a rollout gives them. (Values per response or
+    per pair stay as they are: a token's weight says nothing of them.)
     """
 
     loss: Any

@@ -79,6 +79,11 @@ class Sequences:
         real, padding = self.lengths[:, None], width - self.lengths[:, None]
         return place < real if self.padding_side == "right" else place >= padding
 
+    def at(self, rows: Int[Tensor, " b"] | Sequence[int] | slice) -> "Sequences":
+        """Some of the rows, in that order, as wide as all were."""
+        names = ("tokens", "labels", "mask", "lengths")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
     def to(self, device: torch.device) -> "Sequences":
         """The same on `device`."""
         waiting = device.type == "cpu"  # else what is read next could be read too early

@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
@@ -26,6 +27,7 @@ from kd.composition.check import check, check_overrides, describe, resolved
 from kd.composition.choices import CONF, choices
 from kd.composition.sections import GROUPS
 from kd.composition.signatures import check_call, in_words, located
+from tests import runs
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
@@ -39,6 +41,8 @@ BESIDE = {
     "method=babyllama": ("student=tiny",),  # nothing to cut a student out of
     "method=sdft": ("student=tiny",),
     "reward=log_ratio": ("rollout=on_policy",),
+    "generator=vllm": ("rollout=on_policy",),
+    "generator=vllm_colocated": ("rollout=on_policy",),
     "reward=discriminator": ("objective=gad", "rollout=demonstrated"),
     "reward=reward_model": ("reward.folder=outputs/preferences-0123456789ab",),
     "rollout=ranked": ("reward=verifier",),
@@ -82,6 +86,22 @@ def one_sentence(error: BaseException) -> str:
 
 
 # ---- what conf/ holds is accepted ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rollout", choices("rollout"))
+def test_ppo_renews_its_values_when_the_rollout_writes(rollout):
+    """Its `uses` is the rollout's, where that replays; 1 where it does not."""
+    cfg = runs.config("objective=ppo", f"rollout={rollout}")
+    told = resolved(cfg)
+    assert told["objective"]["ppo"]["loss"]["uses"] == told["rollout"].get("uses", 1)
+    assert told["rollout"].get("uses", 1) == (4 if "replay" in rollout else 1)
+
+
+@pytest.mark.parametrize(("values", "uses"), [(["rollout=on_policy"], 1), (["rollout=replay", "rollout.uses=3"], 3)])
+def test_ppo_is_a_run_on_what_is_written_and_what_is_read_again(values, uses):
+    cfg = runs.config("objective=ppo", "reward=verifier", *values)
+    check(cfg)
+    assert instantiate(cfg.objective.ppo.loss).uses == uses
 
 
 def test_default_is_a_run():
@@ -317,6 +337,13 @@ def with_loss(loss: Any, *overrides: str, **settings: Any) -> DictConfig:
     cfg = composed(*overrides)
     cfg.objective = {"new": {"weight": 1.0, "kind": "policy", "loss": node}}
     return cfg
+
+
+@pytest.mark.parametrize("name", ["teacher_tokens", "generated_tokens"])
+def test_a_limit_that_only_one_of_two_runs_would_reach(name):
+    sentence = refused(composed(f"budget.{name}=1000"))
+    assert f"budget.{name}=1000 would end this run, but not the one beside it (compare=sft)" in sentence
+    check(composed(f"budget.{name}=1000", "compare=null"))
 
 
 def test_a_signal_that_nobody_gives():

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from kd.objectives.divergence import cross_entropy
 from tests import runs
 
 REDUCTIONS = ["token", "sequence", "sum"]
@@ -12,6 +13,20 @@ EXACT = [*runs.EXACT, "optim.steps=4", "optim.clip=null", "checkpoint.validate=2
 DDP = "trainer=ddp_cpu"
 FEATURES = "objective=minilm"  # which teaches nothing to the last feed-forward block, the last gain and the head
 INTERRUPTED = [DDP, runs.DROPOUT]
+GREEDY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 6, "temperature": 0.0}
+TEXT = "A page about nothing in particular, long enough for a few blocks of text. " * 4
+STREAMS = {  # the term that learns is on one, what comes last on the other
+    "scaled": runs.term(runs.Rescaled, lr=0.1),
+    "lm": runs.term(cross_entropy, 0.5, stream="lm"),
+}
+
+
+BLOCKS = ["data.lm_window=5", "data.lm_length=24"]
+
+
+def plain_text(folder) -> dict[str, str]:
+    (folder / "page.md").write_text(TEXT)
+    return {"_target_": "kd.corpora.local.Local", "path": str(folder / "page.md")}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +43,9 @@ def two_ranks(folder) -> None:
     whole = runs.job(folder / "whole", *INTERRUPTED, objective=runs.MIXED)
     stopped = runs.job(cut, *INTERRUPTED, objective=runs.MIXED, rollout=runs.scripted(cut, (step, 1, "SIGTERM")))
     features = runs.job(folder / "features", DDP, *EXACT, FEATURES)
-    first = runs.in_processes(*exact, apart, features, whole, stopped)
+    written = runs.job(folder / "written", DDP, *EXACT, objective=runs.MIXED, rollout=GREEDY)
+    streams = runs.job(folder / "streams", DDP, *EXACT, *BLOCKS, objective=STREAMS, corpus=plain_text(folder))
+    first = runs.in_processes(*exact, apart, features, written, streams, whole, stopped)
     shutil.copytree(cut / "checkpoints", folder / "stopped")
     second = runs.in_processes(runs.job(cut, *INTERRUPTED, objective=runs.MIXED))
     (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
@@ -36,7 +53,7 @@ def two_ranks(folder) -> None:
 
 def one_rank(path, *more: str, **nodes):
     """The same run in this process."""
-    return runs.train(runs.config(*EXACT, *more, **nodes, rollout=runs.scripted(path)), path)
+    return runs.train(runs.config(*EXACT, *more, **{"rollout": runs.scripted(path), **nodes}), path)
 
 
 def relative(one: dict, other: dict) -> float:
@@ -72,8 +89,27 @@ def test_two_ranks_equal_one_where_the_last_blocks_learn_nothing(ranks, tmp_path
     assert relative(moments(tmp_path), moments(ranks / "features")) < 1e-12
 
 
+def test_two_ranks_equal_one_where_the_student_writes(ranks, tmp_path):
+    """Greedily, so that both write the same; each rank on its own share of the prompts."""
+    one_rank(tmp_path, objective=runs.MIXED, rollout=GREEDY)
+    assert relative(moments(tmp_path), moments(ranks / "written")) < 1e-12
+    spent, by_two = (runs.checkpoint(p)["distillation"]["budget"] for p in (tmp_path, ranks / "written"))
+    for name in ("tokens", "teacher_tokens", "generated_tokens", "student_flops"):
+        assert spent[name] == by_two[name] > 0, name
+
+
+def test_two_ranks_equal_one_on_two_streams(ranks, tmp_path):
+    """A term with an optimizer of its own on one stream, plain text on the other: both learn as on one rank."""
+    one_rank(tmp_path, *BLOCKS, objective=STREAMS, corpus=plain_text(tmp_path))
+    one, two = runs.checkpoint(tmp_path), runs.checkpoint(ranks / "streams")
+    for mine, theirs in zip(one["optimizer_states"], two["optimizer_states"], strict=True):
+        first, second = ({str(i): s["exp_avg"] for i, s in state["state"].items()} for state in (mine, theirs))
+        assert relative(first, second) < 1e-6  # the weights of rows are float32
+    assert one["state_dict"]["stateful.scaled.scale"] != 0
+
+
 def test_both_ranks_hold_the_same_weights(ranks):
-    for run in (*REDUCTIONS, "whole", "cut"):
+    for run in (*REDUCTIONS, "written", "streams", "whole", "cut"):
         first, second = runs.finals(ranks / run).values()
         assert first["initial"] == second["initial"]
         assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())

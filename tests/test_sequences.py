@@ -362,3 +362,41 @@ def test_the_scratch_model_and_the_encoder_agree_on_ids():
     [batch] = Encoder(model.tokenizer, None, max_length=64, max_tokens=500).batches([record(0)])
     assert int(batch.student.tokens.max()) < model.network.config.vocab_size
     assert torch.equal(batch.student.labels[:, :-1], batch.student.tokens[:, 1:])
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_response_that_was_cut_off_ends_for_nobody(truncated):
+    """The text is the same, but where the student wrote no end token the teacher's tokens have none."""
+    encoder = Encoder(BYTES, with_template("x"), max_length=256, max_tokens=1000)
+    answer = ids("seven") if truncated else [*ids("seven"), BYTES.eos_token_id]
+    [batch] = encoder.written([record(0)], [[Written(tuple(answer), truncated=truncated)]])
+    assert batch.student.labels[batch.student.mask].tolist() == list(answer)
+    assert batch.teacher.labels[batch.teacher.mask].tolist() == list(answer)
+
+
+def test_logprobs_stand_at_the_labels_that_they_are_of():
+    given = [record(0, "q"), record(1, "a longer question")]
+    told = {text: torch.arange(1.0, len(text) + 1) * -len(text) for text in ("ab", "abcd", "x", "yes")}
+    answers = [
+        [Written(tuple(ids(t)), "student", told[t], 2 * told[t]) for t in pair]
+        for pair in (("ab", "abcd"), ("x", "yes"))
+    ]
+    for batch in Encoder(BYTES, None, max_length=256, max_tokens=1000).written(given, answers):
+        for row in range(len(batch.student.mask)):
+            mask = batch.student.mask[row]
+            text = BYTES.decode(batch.student.labels[row][mask])
+            assert batch.behaviour_logprobs[row][mask].tolist() == told[text].tolist()
+            assert batch.old_logprobs[row][mask].tolist() == (2 * told[text]).tolist()
+            assert not batch.behaviour_logprobs[row][~mask].any()
+
+
+def test_a_teacher_that_is_shown_more_reads_the_same_response():
+    """Its prompt is longer, its labels are the student's; where both prompts are the same, so are the rows."""
+    encoder = Encoder(BYTES, None, max_length=256, max_tokens=1000)
+    given, more = [record(0, "q"), record(1, "q")], [record(0, "a hint, and q").prompt, record(1, "q").prompt]
+    answers = as_written([[[*ids("yes"), BYTES.eos_token_id]], [[*ids("no"), BYTES.eos_token_id]]])
+    for batch in encoder.written(given, answers, teacher_prompts=more):
+        assert batch.teacher.mask.sum(1).tolist() == batch.student.mask.sum(1).tolist()
+        assert torch.equal(batch.teacher.labels[batch.teacher.mask], batch.student.labels[batch.student.mask])
+        longer = [len("a hint, and ") if r.id == "0" else 0 for r in batch.records]
+        assert (batch.teacher.lengths - batch.student.lengths).tolist() == longer

@@ -16,8 +16,8 @@ from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
 
 GROUPS = (
-    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "generator", "reward", "alignment", "objective"),
-    *("corpus", "trainer", "evaluation", "logger"),
+    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "generator", "reward", "alignment"),
+    *("objective", "corpus", "trainer", "evaluation", "logger"),
 )
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again

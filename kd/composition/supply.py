@@ -137,7 +137,7 @@ def _check_generator(config: Node) -> None:
     reason = (
         "has nothing written"
         if getattr(rollout, "keeps_responses", False)
-        else "has student and teacher choose each token together, in this process"
+        else "has student and teacher choose each token together"
     )
     raise ValueError(
         f"generator {generator.__qualname__} writes for one model alone, but rollout {rollout.__qualname__} {reason}; "
@@ -169,8 +169,15 @@ def check_other_runs(config: Node) -> None:
             free = " or ".join(name for name in choices("objective") if _needs_none("objective", name))
             raise ValueError(f"{role}.prepare.objective={name} needs a teacher, and nobody teaches there; take {free}")
     if config["compare"] is not None:
+        for name in ("teacher_tokens", "generated_tokens"):
+            if config["budget"].get(name) is not None:
+                raise ValueError(
+                    f"budget.{name}={config['budget'][name]} would end this run, but not the one beside it "
+                    f"(compare={config['compare']}), which spends none; set compare=null, or limit budget.student_flops"
+                )
         try:
-            plain = {"rollout": "offline", "reward": "none", "corpus": "none", "objective": config["compare"]}
+            plain = {"rollout": "offline", "generator": "torch", "reward": "none", "corpus": "none"}
+            plain["objective"] = config["compare"]
             check_supply({**config, **{group: _content(group, name) for group, name in plain.items()}})
         except ValueError as error:
             raise ValueError(f"compare={config['compare']}: {error}, or compare=null") from None

@@ -58,7 +58,14 @@ class Server(Elsewhere):
         super().__init__(weights=weights, staleness=staleness, tolerance=tolerance)
         self.url, self.model, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
         self._room: int | None = None  # tokens of prompt and response that the server takes
-        retry = Retry(retries, status_forcelist=BUSY, allowed_methods=None, backoff_factor=0.5, raise_on_status=False)
+        retry = Retry(
+            retries,
+            read=False,  # a late answer would be late again
+            status_forcelist=BUSY,
+            allowed_methods=None,
+            backoff_factor=0.5,
+            raise_on_status=False,
+        )
         adapter = HTTPAdapter(pool_maxsize=concurrency, max_retries=retry)
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy of the environment does not know this machine's ports
@@ -159,8 +166,9 @@ class Server(Elsewhere):
         given = self.staleness is not None
         folder, saved = (self.folder, " (the model has just been saved there)") if given else ("FOLDER", "")
         return (
-            f"no vLLM server answers at {self.url} ({type(error).__name__}); start one with VLLM_SERVER_DEV_MODE=1 vllm "
-            f"serve {folder} --logprobs-mode processed_logprobs --generation-config vllm{saved}, or set generator.url"
+            f"no vLLM server answers at {self.url} ({type(error).__name__}); start one with VLLM_SERVER_DEV_MODE=1 "
+            f"vllm serve {folder} --logprobs-mode processed_logprobs --generation-config vllm{saved}, or set "
+            "generator.url"
         )
 
     def _first_rank(self, action: Callable[[], None], device: torch.device) -> None:

@@ -1,11 +1,10 @@
 """Several teachers that are read as one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -130,7 +129,7 @@ class Ensemble(nn.Module):
         chosen = torch.tensor([self.chosen(record) for record in records], device=sequences.tokens.device)
         owner = chosen.repeat_interleave(each)
         present = owner.unique()
-        said = [self._says(int(k), _some(sequences, (owner == k).nonzero()[:, 0])) for k in present]
+        said = [self._says(int(k), sequences.at((owner == k).nonzero()[:, 0])) for k in present]
         return RoutedLogits(said, torch.searchsorted(present, owner)[:, None].expand_as(sequences.mask)[sequences.mask])
 
     def _says(self, k: int, sequences: Sequences) -> Logits:
@@ -171,12 +170,6 @@ def _check_weights(
         )
     if bad := [f"teacher.weights.{name}={weight}" for name, weight in weights.items() if not 0 < weight < float("inf")]:
         raise ValueError(f"{bad[0]} is no positive number; leave a member out that shall not count")
-
-
-def _some(sequences: Sequences, index: Int[Tensor, " b"]) -> Sequences:
-    """Some of the sequences."""
-    kept = {name: getattr(sequences, name)[index] for name in ("tokens", "labels", "mask", "lengths")}
-    return replace(sequences, **kept)
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kd.models.decoding import CachedDecoder, Decoder, Speech
 from kd.models.language_model import LanguageModel
 from kd.models.lean import LeanDecoder, Weights, readable
 from kd.models.sampling import Choose, Sampled, logprobs_of
-from kd.types import Source, Written
+from kd.types import Sequences, Source, Written
 
 _WORTH_PACKING = 16  # steps after which the copies of weights have paid
 
@@ -157,6 +158,16 @@ def reading(networks: Sequence[nn.Module]) -> Iterator[None]:
         torch.clear_autocast_cache()  # weights cast without gradient would be found there by the training step
         for module, mode in modes.items():
             module.training = mode
+
+
+def read_again(model: LanguageModel, sequences: Sequences) -> Float[Tensor, "B T"]:
+    """Log-probabilities of the labels as the model stands now, without dropout, as when it writes; no gradient.
+
+    On the CPU, as everything that is told of a batch before its turn comes.
+    """
+    with reading([model.network]):
+        said = model(sequences.to(model.network.device), frozenset({"logprobs"}))
+    return said.logprobs.cpu()
 
 
 def _openers(readers: Sequence[LanguageModel], *, steps: int) -> list[Callable[..., Decoder]]:

@@ -1,8 +1,6 @@
 """The student as its own teacher: as it was at the start, as an average over its way, or as it stands."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kd.kernels.logits import HeadLogits
+from kd.models.generation import reading
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import WhiteBox
 from kd.types import Head, ModelOutput, Sequences, Shape
@@ -81,7 +80,7 @@ class Own(nn.Module):
         """See `LanguageModel`."""
         if self.copied is not None:
             return self.copied(sequences, wanted)
-        with _in_eval_mode(self.model):
+        with reading([self.model]):
             here = sequences.to(self.model.network.device)  # a live teacher shows no parameters that would say where
             return _without_gradient(self.model(here, wanted))
 
@@ -144,16 +143,3 @@ def _without_gradient(output: ModelOutput) -> ModelOutput:
 
 def _constant(head: Head) -> Head:
     return head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
-
-
-@contextmanager
-def _in_eval_mode(model: LanguageModel) -> Iterator[None]:
-    """Each module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        torch.clear_autocast_cache()  # weights cast without gradient would be found there by the training step
-        for module in training:
-            module.training = True

@@ -1,8 +1,6 @@
 """A student that is to write what nobody can tell from its teacher's texts, and the network that tries to tell."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pad
 
+from kd.models.generation import reading
 from kd.objectives.reward_model import at_end, ends, scalar_head
 from kd.types import Sequences
 
@@ -20,8 +19,8 @@ class Discriminator(nn.Module):
     """-log sigma(D(y_t) - D(y_s)), y_t the first response of a group, y_s the others; the mean over these.
 
     GAD's discriminator (arXiv 2511.10643, eq. 3): the preferred response of each group is the teacher's, all others are
-    the student's own (rollout=paired). reward=discriminator makes its scores the policy's rewards, those of the weights
-    before this step's update. It reads ids alone, so that no gradient goes from it to the student.
+    the student's own (rollout=demonstrated). reward=discriminator makes its scores the policy's rewards, those of the
+    weights before this step's update. It reads ids alone, so that no gradient goes from it to the student.
 
     D is a network of its own: the student as it is before the first step, with a scalar head, on the last token of the
     response (the end token of what was finished). Weights, their gradients and optimizer states are there twice then,
@@ -55,7 +54,7 @@ class Discriminator(nn.Module):
         if group_size < 2:
             raise ValueError(
                 "the discriminator compares a teacher's response with the student's own to the same prompt, but each "
-                "prompt has one response; take rollout=paired"
+                "prompt has one response; take rollout=demonstrated"
             )
         scores = self.score(tokens, labels, mask, real).view(-1, group_size)
         return -logsigmoid(scores[:, :1] - scores[:, 1:]).mean(-1)
@@ -71,10 +70,9 @@ class Discriminator(nn.Module):
         sequences, end = _with_last_label(tokens, labels, mask, real)
         return at_end(self.head, self.network(sequences, HIDDEN).hidden[-1], end)
 
-    @torch.no_grad()
     def judge(self, sequences: Sequences) -> Float[Tensor, " B"]:
         """D of each response, without dropout."""
-        with _in_eval_mode(self):
+        with reading([self]):
             s = sequences.to(self.head.weight.device)
             return self.score(s.tokens, s.labels, s.mask, s.real)
 
@@ -88,13 +86,3 @@ def _with_last_label(
     nowhere = torch.zeros_like(longer, dtype=torch.bool)
     side: Literal["right", "left"] = "right" if bool(real[:, 0].all()) else "left"
     return Sequences(longer, longer, nowhere, real.sum(-1) + 1, side), end[:, 0] + 1
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

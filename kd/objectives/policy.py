@@ -14,11 +14,12 @@ token whose ratio has gone far enough in the direction of A stops to learn.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kd.objectives.divergence import Fraction, NonNegative, Positive
 from kd.objectives.returns import Baseline, group_advantages, returns
+from kd.types import WRITERS
 
 MAX_LOG_RATIO = 20.0  # nats; nobody draws a token that is e^20 times less probable than the student has it
 
@@ -156,6 +157,33 @@ def grpo(
         cap: bound on w; 3 as TRL has it.
     """
     advantages = group_advantages(rewards, group_size, by_deviation=by_deviation)
+    log_ratio = wide(student_logprobs) - wide(old_logprobs)
+    advantages = advantages[:, None].expand_as(log_ratio)
+    values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return values * drawn_elsewhere(old_logprobs, behaviour_logprobs, cap)
+
+
+def grpo_among_own(
+    student_logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    behaviour_logprobs: Float[Tensor, "B T"],
+    rewards: Float[Tensor, " B"],
+    written_by: Int[Tensor, " B"],
+    group_size: int,
+    *,
+    by_deviation: bool = True,
+    clip_low: Fraction | None = 0.2,
+    clip_high: NonNegative | None = 0.2,
+    cap: Positive = 3.0,
+) -> Float[Tensor, "B T"]:
+    """-w min(rho A, clip(rho) A), A = (r - mean(r))/std(r) over a group's responses by the student, 0 for others'.
+
+    `grpo` where groups hold responses of others, too, which the student's are compared with (GAD, arXiv 2511.10643):
+    those are in no mean and no deviation, and nothing is learnt from them. They do count among the tokens and responses
+    that a reduction divides by.
+    """
+    own = written_by == WRITERS.index("student")
+    advantages = group_advantages(rewards, group_size, by_deviation=by_deviation, members=own)
     log_ratio = wide(student_logprobs) - wide(old_logprobs)
     advantages = advantages[:, None].expand_as(log_ratio)
     values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)

@@ -25,7 +25,7 @@ class Counts:
 
     tokens: float  # response tokens
     responses: float  # responses that have at least one such token
-    groups: float  # prompts, or pairs
+    groups: float  # prompts, or pairs, that have at least one such response
 
 
 def count(batches: Iterable[Batch]) -> Float[Tensor, "3"]:
@@ -33,8 +33,9 @@ def count(batches: Iterable[Batch]) -> Float[Tensor, "3"]:
     totals = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
         mask = batch.student.mask
-        groups = len(mask) // batch.group_size
-        totals += torch.tensor([mask.sum().item(), mask.any(-1).sum().item(), groups], dtype=torch.float64)
+        answers = mask.any(-1)
+        groups = answers.view(-1, batch.group_size).any(-1)
+        totals += torch.tensor([x.sum().item() for x in (mask, answers, groups)], dtype=torch.float64)
     return totals
 
 
@@ -64,8 +65,8 @@ def reduce(
     """This micro-batch's share of the step's average of `values`.
 
     `domain` is what the values run over (`kd.signals.domain`): "*n" rows, "B T" positions, "B" responses or "P" pairs.
-    Positions without loss, and responses that have nothing else, are dropped, not multiplied by zero, so NaN or inf
-    there do not matter. Sums are made in at least float32.
+    Positions without loss, and responses or groups that have nothing else, are dropped, not multiplied by zero, so NaN
+    or inf there do not matter. Sums are made in at least float32.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     if domain == POSITION:
@@ -74,5 +75,7 @@ def reduce(
         return (values * row_weights(mask, counts, reduction)).sum()
     if domain == RESPONSE:
         values = values[mask.any(-1)]
+    if domain == PAIR:
+        values = values[mask.any(-1).view(len(values), -1).any(-1)]
     denominator = {RESPONSE: counts.responses, PAIR: counts.groups}[domain]
     return values.sum() if reduction == "sum" else values.sum() / max(denominator, 1.0)

@@ -50,11 +50,17 @@ def at_the_end(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float
 
 
 def group_advantages(
-    rewards: Float[Tensor, " B"], group_size: int, *, baseline: Baseline = "group", by_deviation: bool = False
+    rewards: Float[Tensor, " B"],
+    group_size: int,
+    *,
+    baseline: Baseline = "group",
+    by_deviation: bool = False,
+    members: Bool[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """r_i - b, b the mean of the group ("group"), of its other members ("leave_one_out"), or 0 ("none").
 
     by_deviation: divide by the group's standard deviation (of a sample, n - 1) + 1e-4, as GRPO does.
+    members: who belongs to their group, None: all; the others have 0.
 
     Raises ValueError where a group has one member and its peers are asked for.
     """
@@ -65,9 +71,13 @@ def group_advantages(
             "or take objective=reinforce with baseline=none"
         )
     groups = wide.view(-1, group_size)
-    found = groups if baseline == "none" else groups - groups.mean(-1, keepdim=True)
+    inside = torch.ones_like(groups, dtype=torch.bool) if members is None else members.view(-1, group_size)
+    count, peers = (inside.sum(-1, keepdim=True).sub(less).clamp(min=1) for less in (0, 1))
+    centred = groups - torch.where(inside, groups, 0.0).sum(-1, keepdim=True) / count
+    found = torch.where(inside, groups if baseline == "none" else centred, 0.0)
     if baseline == "leave_one_out":
-        found = found * (group_size / (group_size - 1))
+        found = found * (count / peers)
     if by_deviation:
-        found = found / (groups.std(-1, keepdim=True) + EPSILON)
+        variance = torch.where(inside, centred, 0.0).square().sum(-1, keepdim=True) / peers
+        found = found / (variance.sqrt() + EPSILON)
     return found.flatten()

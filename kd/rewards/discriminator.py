@@ -16,7 +16,8 @@ class Discriminator(Verdicts):
 
     What others wrote, the response that the student's are compared with, gets the mean reward of the student's own in
     its group: the group's mean stays that of the student's, so in a policy gradient that takes rewards less their
-    group's mean the others have advantage 0, and nothing is learnt from texts that the student did not write.
+    group's mean the others have advantage 0, and nothing is learnt from texts that the student did not write. A group's
+    deviation is over the student's own where the objective asks who wrote what (`kd.objectives.policy.grpo_among_own`).
 
     Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the
     first one of their group; 0.5 means that it cannot tell.

@@ -54,7 +54,7 @@ class LogRatio:
         self.length_normalised, self.include_current = length_normalised, include_current
         self.discount, self.scale, self.clip, self.whiten = discount, scale, clip, whiten
         self.teacher_tokens = 0  # read since the start, on this rank
-        self._untold = [0.0, 0.0]  # log p - log q_old of all tokens since the last report, and their number
+        self._untold = [0.0, 0.0]  # q_old/b (log p - log q_old) of all tokens since the last report, and their number
 
     @torch.no_grad()
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
@@ -63,7 +63,7 @@ class LogRatio:
         Raises ValueError where nobody kept the student's own log-probabilities, and for a teacher whose tokens are
         not the student's.
         """
-        device = next((p.device for p in models.teacher.parameters()), torch.device("cpu"))
+        device = models.student.network.device  # a live teacher of the student's own shows no parameters
         masks = [batch.student.mask for batch in batches]
         found = [self._advantages(batch, self._rewards(batch, models, device)) for batch in batches]
         if self.whiten:
@@ -71,7 +71,10 @@ class LogRatio:
         return [replace(batch, advantages=values) for batch, values in zip(batches, found, strict=True)]
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """k1 of the reverse KL: the mean of log q_old - log p over what was written, in nats per token."""
+        """k1 of the reverse KL, in nats per token: the mean of q_old/b (log q_old - log p) over what was written.
+
+        b is the distribution that a token was drawn from, q_old itself where nobody says.
+        """
         total, count = self._untold
         self._untold = [0.0, 0.0]
         return {"sampled_reverse_kl": (-total, count)}
@@ -96,7 +99,8 @@ class LogRatio:
         theirs = told.to(old.device)[teacher.mask].to(torch.promote_types(told.dtype, torch.float32))
         ratio = (theirs - old[mask]) / self.scale
         bounded = ratio if self.clip is None else ratio.clamp(-self.clip, self.clip)
-        self._untold[0] += ratio.sum().item() * self.scale
+        drawn = old[mask] if batch.behaviour_logprobs is None else batch.behaviour_logprobs[mask]
+        self._untold[0] += ((old[mask] - drawn).exp() * ratio).sum().item() * self.scale
         self._untold[1] += len(ratio)
         return bounded.new_zeros(mask.shape).masked_scatter(mask, bounded)
 

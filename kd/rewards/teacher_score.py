@@ -34,10 +34,10 @@ class TeacherScore(Verdicts):
     @torch.no_grad()
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`; the teacher reads each of them once."""
-        return [self.give(batch, self._score(batch, models.teacher)) for batch in batches]
+        device = models.student.network.device  # a live teacher of the student's own shows no parameters
+        return [self.give(batch, self._score(batch, models.teacher, device)) for batch in batches]
 
-    def _score(self, batch: Batch, teacher: torch.nn.Module) -> Float[Tensor, " B"]:
-        device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    def _score(self, batch: Batch, teacher: torch.nn.Module, device: torch.device) -> Float[Tensor, " B"]:
         read = replace(batch, teacher=batch.teacher.to(device))
         self.teacher_tokens += getattr(teacher, "readings", 1) * int(batch.teacher.lengths.sum())
         logprobs, mask = ask(teacher, read, frozenset({"logprobs"})).logprobs, read.teacher.mask

@@ -7,7 +7,7 @@ import torch
 
 from kd.ranks import sum_over_ranks
 from kd.rollouts import Rollout
-from kd.rollouts.buffer import Buffer, merge, without_signals
+from kd.rollouts.buffer import Buffer, merge, without_logprobs
 from kd.rollouts.offline import Offline
 from kd.rollouts.schedules import REPLAY, Decay
 from kd.rollouts.wrapping import Wrapping, records_of
@@ -34,8 +34,8 @@ class Adaptive(Wrapping):
     looks once before training, and draws u for each micro-batch and rank.)
 
     u is a function of seed and step, so the same on all ranks; phi goes by metrics over all ranks; a buffer counts as
-    full when every rank's is: all ranks take the same branch. Each rank has a buffer of its own. It keeps ids, masks
-    and who wrote; the teacher is asked about them again.
+    full when every rank's is: all ranks take the same branch. Each rank has a buffer of its own. It keeps ids, masks,
+    who wrote, and what a reward said; the teacher is asked about them again.
 
     Args:
         writer: the rollout that writes: the student, on_policy.
@@ -88,7 +88,7 @@ class Adaptive(Wrapping):
             return self.given(window, models, progress, encoder)
         if branch == "write":
             written = self.writer(window, models, progress, encoder)
-            self.buffer.add([without_signals(batch) for batch in written], progress.step)
+            self.buffer.add([without_logprobs(batch) for batch in written], progress.step)
             return written
         groups = self.buffer.sample(len(records))
         self.age[0] += sum(group.size * (progress.step - group.step) for group in groups)
@@ -122,8 +122,8 @@ class Adaptive(Wrapping):
         steps, (age, count) = sum(self.took.values()), self.age
         told = {
             "adaptive_threshold": (self.threshold * steps, steps),
-            "written_share": (self.took["write"], steps),
-            "replayed_share": (self.took["replay"], steps),
+            "adaptive_written_share": (self.took["write"], steps),
+            "adaptive_replayed_share": (self.took["replay"], steps),
             "staleness": (age, count),
         }
         self.took, self.age = dict.fromkeys(BRANCHES, 0.0), [0.0, 0.0]

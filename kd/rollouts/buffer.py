@@ -135,9 +135,10 @@ def _is_plain(value: Any) -> bool:
 def _rows(sequences: Sequences, rows: slice) -> Sequences:
     if sequences.padding_side != "right":
         raise ValueError(f"sequences padded on the {sequences.padding_side} are not kept in a buffer; pad on the right")
-    width = int(sequences.lengths[rows].max())
-    kept: dict[str, Any] = {name: _kept(getattr(sequences, name)[rows], width) for name in TENSORS}
-    return replace(sequences, **kept)
+    part = sequences.at(rows)
+    width = int(part.lengths.max())
+    kept: dict[str, Any] = {name: _kept(getattr(part, name), width) for name in TENSORS}
+    return replace(part, **kept)
 
 
 def _kept(value: Tensor, width: int) -> Tensor:
@@ -180,10 +181,9 @@ def signals_of(batch: Batch) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in SIGNALS}
 
 
-def without_signals(batch: Batch) -> Batch:
-    """The batch's sequences, and who wrote them."""
-    nothing: dict[str, Any] = {name: None for name in SIGNALS if name != "written_by"}
-    return replace(batch, **nothing)
+def without_logprobs(batch: Batch) -> Batch:
+    """The batch without what its writer alone could say: log-probabilities, and the weights that are made of them."""
+    return replace(batch, behaviour_logprobs=None, old_logprobs=None, importance_weights=None)
 
 
 # ---- plain state -----------------------------------------------------------------------------------------------------

@@ -5,14 +5,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kd.models.flops import decoding_flops
 from kd.generators import Generator
-from kd.models.generation import check_decoding
+from kd.models.flops import decoding_flops
+from kd.models.generation import check_decoding, read_again
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
 from kd.rewards import judged
 from kd.rollouts import Spent
-from kd.rollouts.replay import logprobs_now
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
 from kd.sequences import Encoder
@@ -141,7 +140,7 @@ class Demonstrated(Paired):
             self._flops += decoding_flops(
                 models.student, (lengths - rows + 1).tolist(), rows.tolist()
             )  # as reading costs
-            logprobs = logprobs_now(models.student, batch)[batch.student.mask].split(rows.tolist())
+            logprobs = read_again(models.student, batch.student)[batch.student.mask].split(rows.tolist())
             told |= {record.id: row for record, row in zip(batch.records, logprobs, strict=True)}
         return [
             replace(best, behaviour_logprobs=told[record.id], old_logprobs=told[record.id]) for record, best in given

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import torch
+
 from kd.rollouts import Rollout
-from kd.rollouts.buffer import SIGNALS, TENSORS, merge, split
+from kd.rollouts.buffer import SIGNALS, merge, split
 from kd.rollouts.wrapping import Wrapping
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Sequences
@@ -16,8 +18,8 @@ class Ranked(Wrapping):
     Pairs for dpo and its kin from rewards (arXiv 2402.13116, section 3.2.4, and 2401.10020), lists for rrhf and pro. Of
     equal rewards the one written first stands first. A group that says nothing, for its best is not better than its
     worst by more than `margin`, is dropped: it is in no loss and in no count. Where that would leave a rank without any
-    group in a step, its shortest one stays with one of its responses in every place, from which nothing that compares
-    responses learns; what learns from a single response, the likelihood of the best as in orpo, would.
+    group in a step, its shortest one stays to be read, without a token that counts: no term learns from it, and it is
+    in no count either.
 
     Args:
         writer: the rollout that writes, with two samples or more; the run's reward has judged what comes from it.
@@ -45,7 +47,7 @@ class Ranked(Wrapping):
         decided = [group for group in groups if self._decided(group)]
         self._dropped = [self._dropped[0] + len(groups) - len(decided), self._dropped[1] + len(groups)]
         if groups and not decided:
-            return [_rows(min(groups, key=lambda g: g.student.tokens.numel()), [0] * self._size(groups[0]))]
+            return [_silent(_rows(min(groups, key=lambda g: g.student.tokens.numel()), [0] * self._size(groups[0])))]
         return merge([_rows(group, self._order(group)) for group in decided], encoder)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
@@ -70,12 +72,12 @@ class Ranked(Wrapping):
 
 def _rows(group: Batch, rows: list[int]) -> Batch:
     """Some of the responses to one prompt, in this order."""
-    student = _of(group.student, rows)
+    student = group.student.at(rows)
     told = {name: getattr(group, name) for name in SIGNALS}
     kept = replace(
         group,
         student=student,
-        teacher=student if group.teacher is group.student else _of(group.teacher, rows),
+        teacher=student if group.teacher is group.student else group.teacher.at(rows),
         records=tuple(replace(r, responses=tuple(r.responses[i] for i in rows)) for r in group.records),
         group_size=len(rows),
         **{name: None if value is None else value[rows] for name, value in told.items()},
@@ -83,5 +85,17 @@ def _rows(group: Batch, rows: list[int]) -> Batch:
     return split([kept])[0]  # no wider than what is left
 
 
-def _of(sequences: Sequences, rows: list[int]) -> Sequences:
-    return replace(sequences, **{name: getattr(sequences, name)[rows] for name in TENSORS})
+def _silent(group: Batch) -> Batch:
+    """The same sequences, none of whose tokens is to be learnt; what is 0 where no label counts is 0 everywhere."""
+    student = _masked(group.student)
+    told = {name: getattr(group, name) for name in SIGNALS}
+    return replace(
+        group,
+        student=student,
+        teacher=student if group.teacher is group.student else _masked(group.teacher),
+        **{name: torch.zeros_like(value) for name, value in told.items() if value is not None and value.dim() == 2},
+    )
+
+
+def _masked(sequences: Sequences) -> Sequences:
+    return replace(sequences, mask=torch.zeros_like(sequences.mask))

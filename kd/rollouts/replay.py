@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from kd.models.flops import decoding_flops
-from kd.models.generation import reading
+from kd.models.generation import read_again
 from kd.rollouts import Rollout, Spent
 from kd.rollouts.buffer import Buffer, Group, merge
 from kd.rollouts.wrapping import Wrapping, records_of
@@ -32,9 +29,10 @@ class Replay(Wrapping):
         capacity: sequences in each rank's buffer, the newest; None: those of one window.
         max_age: steps after which a response is not learnt from any more; where that leaves nothing, the step is
             written anew. None: no limit.
-        importance_bound: weigh every token by its probability now over that when it was written, at most this
-            (arXiv 2006.10742 and others truncate so); one more reading by the student, without gradient. None: no
-            weights, as for objectives that correct for the time passed by `old_logprobs` themselves.
+        importance_bound: weigh every token by its probability now over that when it was written, times the writer's
+            own weight where it gives one (teacher_mixed), at most this (arXiv 2006.10742 and others truncate so); one
+            more reading by the student, without gradient. None: the writer's weights if any, as for objectives that
+            correct for the time passed by `old_logprobs` themselves.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset(
@@ -97,14 +95,15 @@ class Replay(Wrapping):
         self.age[1] += sum(group.size for group in groups)
 
     def _weighted(self, batch: Batch, models: Models) -> Batch:
-        """With exp(log-probability now - then) at each label, bounded."""
+        """With exp(log-probability now - then) at each label, times the weight that it was written with, bounded."""
         assert batch.old_logprobs is not None  # for then it would not be kept
         lengths, rows = batch.student.lengths, batch.student.mask.sum(1)
         self.flops += decoding_flops(models.student, (lengths - rows + 1).tolist(), rows.tolist())  # as reading costs
         then = batch.old_logprobs
-        log_ratio = logprobs_now(models.student, batch).to(then.dtype) - then
-        ratios = log_ratio.exp().clamp(max=self.importance_bound)
-        return replace(batch, importance_weights=ratios * batch.student.mask)
+        ratios = (read_again(models.student, batch.student).to(then.dtype) - then).exp()
+        if batch.importance_weights is not None:  # q then over what the tokens were drawn from
+            ratios = ratios * batch.importance_weights
+        return replace(batch, importance_weights=ratios.clamp(max=self.importance_bound) * batch.student.mask)
 
     def spent(self) -> Spent:
         """The writer's, and the student's reading for the importance weights."""
@@ -125,13 +124,6 @@ class Replay(Wrapping):
         super().load_state_dict(state)
         self.wrote_at, self.buffer = state["wrote_at"], Buffer(state["capacity"])
         self.buffer.load_state_dict(state["buffer"])
-
-
-def logprobs_now(student: Any, batch: Batch) -> Float[Tensor, "B T"]:
-    """The student's log-probabilities of the labels, without dropout, as when it wrote; no gradient; on the CPU."""
-    with reading([student.network]):
-        said = student(batch.student.to(student.network.device), frozenset({"logprobs"}))
-    return said.logprobs.cpu()
 
 
 def _check(uses: int, capacity: int | None, max_age: int | None, importance_bound: float | None) -> None:

@@ -86,6 +86,16 @@ def test_fdistills_halves():
     assert mean.item() == pytest.approx(0.5 * kl(P, m) + 0.5 * kl(Q, m))
 
 
+def test_fdistills_halves_stay_halves_where_one_sides_text_is_longer():
+    # one token of the teacher's text, three of the student's
+    written_by = torch.cat([TEACHER, STUDENT, STUDENT, STUDENT])
+    values = term("fdistill", "fdistill_js")(logits_of(*[Q] * 4), logits_of(*[P] * 4), written_by=written_by)
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    mean = reduce(values, mask, Counts(4.0, 2.0, 1.0), domain="*n", reduction=point("fdistill").reduction)
+    m = (0.55, 0.3, 0.15)
+    assert mean.item() == pytest.approx(0.5 * kl(P, m) + 0.5 * kl(Q, m))
+
+
 def test_abkds_point_of_the_family():
     # -1/(.2 * .7) sum [p^.2 q^.7 - (.2 p^.9 + .7 q^.9)/.9]
     expected = -sum(p**0.2 * q**0.7 - (0.2 * p**0.9 + 0.7 * q**0.9) / 0.9 for p, q in zip(P, Q, strict=True)) / 0.14

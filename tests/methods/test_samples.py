@@ -241,3 +241,11 @@ def test_gads_reward_is_what_the_discriminator_learns(models):
     [judged] = judge([batch], models)
     assert judged.rewards.tolist()[1:] == pytest.approx(d[1:])
     assert judged.rewards[0].item() == pytest.approx(sum(d[1:]) / 4)  # no advantage for what it did not write
+
+
+def test_gads_advantages_are_among_the_students_own():
+    """Rewards 1 to 4 of the four own responses: mean 2.5, deviation 1.291, so +-1.162 and +-.387; the teacher's 0."""
+    zeros = torch.zeros(5, 1)
+    rewards, written_by = torch.tensor([2.5, 1.0, 2.0, 3.0, 4.0]), torch.tensor([1, 2, 2, 2, 2])
+    values = term("gad", "grpo")(zeros, zeros, zeros, rewards, written_by, 5)
+    assert values[:, 0].tolist() == pytest.approx([0.0, 1.162, 0.387, -0.387, -1.162], abs=1e-3)

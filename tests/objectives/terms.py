@@ -84,7 +84,7 @@ def annotated_axes(loss: Callable, signal: str) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """What four models say at B x T positions that all count; every signal follows from the fields."""
+    """What four models say at B x T positions; every signal follows from the fields."""
 
     logits: Mapping[str, Tensor]  # role -> [B, T, V]
     hidden: Mapping[str, tuple[Tensor, ...]]  # role -> layers of [B, T, D]
@@ -94,6 +94,7 @@ class World:
     attentions: Mapping[str, tuple[Tensor, ...]]  # role -> layers of [B, h, T, T]
     head: Mapping[str, Head]  # role -> [V, D]
     group_size: int = 2
+    mask: Tensor | None = None  # [B, T]; None: all positions count
 
     def signals(self, loss: Callable) -> dict[str, Any]:
         """What `loss` asks for, as rows where it is annotated so."""
@@ -127,7 +128,7 @@ class World:
             "teacher_tokens": self.labels.roll(1, 0),
             "labels": self.labels,
             "teacher_labels": self.labels,
-            "mask": torch.ones_like(self.labels, dtype=torch.bool),
+            "mask": torch.ones_like(self.labels, dtype=torch.bool) if self.mask is None else self.mask,
             "teacher_mask": torch.ones_like(self.labels, dtype=torch.bool),
             "real": torch.ones_like(self.labels, dtype=torch.bool),
             "teacher_real": torch.ones_like(self.labels, dtype=torch.bool),
@@ -206,7 +207,9 @@ def world(batch: int = 4, length: int = 3, vocabulary: int = 17, width: int = 6,
     return given
 
 
-def evaluate(term: Term, given: World) -> tuple[Tensor, dict[str, Tensor]]:
+def evaluate(
+    term: Term, given: World, total: Callable[[Tensor], Tensor] = Tensor.sum
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Values, and the gradient of their sum: of the student's "logits", and of its other fields by name, stacked."""
     logits = given.logits["student"].detach().requires_grad_()
     hidden = tuple(layer.detach().requires_grad_() for layer in given.hidden["student"])
@@ -218,7 +221,7 @@ def evaluate(term: Term, given: World) -> tuple[Tensor, dict[str, Tensor]]:
     inputs = (logits, *hidden, *(x for layer in qkv for x in layer), *attentions)
     found = [None] * len(inputs)
     if values.requires_grad:
-        found = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
+        found = torch.autograd.grad(total(values), inputs, allow_unused=True)
     gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
     of_hidden, of_qkv, of_attentions = gradients[1:4], gradients[4:10], gradients[10:]
     named = {"hidden": of_hidden, "qkv": of_qkv, "attentions": of_attentions}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.kernels.chunks import slices
+from kd.objectives.reduction import Counts, reduce
 from kd.signals import PAIR, POSITION, RESPONSE, ROW, SIGNALS, domain, of_role, requires
 from tests.objectives.terms import (
     DIVERGENCES,
@@ -164,6 +165,40 @@ def test_only_the_student_learns(term):
     learns = any(gradient.abs().max() > 0 for gradient in gradients.values())
     assert learns == bool(of_role("student", requires(term.loss)))  # a term that reads nothing of it: for its own sake
     assert learns or own
+
+
+@over([term for term in TERMS if domain(term.loss) in (POSITION, RESPONSE, PAIR)])
+def test_nothing_is_learnt_from_a_group_without_a_loss_token(term):
+    """And its values, whatever they are, do not spoil the others' gradient."""
+    given, silent = world(), slice(0, 2)
+    mask = torch.ones_like(given.labels, dtype=torch.bool)
+    mask[silent] = False
+    counts = Counts(tokens=6.0, responses=2.0, groups=1.0)
+
+    def mean(values: Tensor) -> Tensor:
+        return reduce(values, mask, counts, domain=domain(term.loss))
+
+    values, gradients = evaluate(term, replace(given, mask=mask), mean)
+    assert values.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert (gradients.pop("logits")[silent] == 0).all()
+    assert all((gradient[:, silent] == 0).all() for name, gradient in gradients.items() if name == "hidden")
+
+
+@over([term for term in TERMS if domain(term.loss) in (POSITION, RESPONSE, PAIR)])
+def test_a_batch_without_a_loss_token_moves_nothing(term):
+    given = replace(world(), mask=torch.zeros(4, 3, dtype=torch.bool))
+    own = [p for p in term.loss.parameters() if p.requires_grad] if isinstance(term.loss, nn.Module) else []
+    found: list[Tensor] = []
+
+    def mean(values: Tensor) -> Tensor:
+        result = reduce(values, given.mask, Counts(0.0, 0.0, 0.0), domain=domain(term.loss))
+        assert result.item() == 0
+        found.extend(torch.autograd.grad(result, own, retain_graph=True, materialize_grads=True) if own else [])
+        return result
+
+    _, gradients = evaluate(term, given, mean)
+    assert all((gradient == 0).all() for gradient in (*gradients.values(), *found))
 
 
 @over(TERMS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd.objectives.divergence import reverse_kl
-from kd.objectives.policy import grpo, opd, opd_discounted, policy_gradient, reinforce, surrogate
+from kd.objectives.policy import grpo, grpo_among_own, opd, opd_discounted, policy_gradient, reinforce, surrogate
 from kd.objectives.returns import group_advantages
 from kd.terms import Term
 from kd.types import Batch, Sequences
@@ -206,6 +206,28 @@ def grpo_signals(**changes):
     new = old + vector(1.5, 1.0, 0.5, 1.0).log().view(2, 2)
     given = {"student_logprobs": new, "old_logprobs": old, "behaviour_logprobs": old, "rewards": vector(1, 0)}
     return {**given, "group_size": 2, **changes}
+
+
+def test_only_members_of_a_group_are_compared():
+    # rewards 1..4: mean 2.5, deviation of a sample sqrt(5/3) = 1.291, so +-1.162 and +-.387; who is no member has 0
+    rewards, members = vector(9, 1, 2, 3, 4), torch.tensor([False, True, True, True, True])
+    found = group_advantages(rewards, 5, by_deviation=True, members=members)
+    torch.testing.assert_close(found, vector(0, -1.1619, -0.3873, 0.3873, 1.1619), rtol=1e-3, atol=0)
+    # of the others' mean: 1 - (2 + 3 + 4)/3, 2 - (1 + 3 + 4)/3, ...
+    others = group_advantages(rewards, 5, baseline="leave_one_out", members=members)
+    torch.testing.assert_close(others, vector(0, -2, -2 / 3, 2 / 3, 2), **EXACT)
+    assert group_advantages(rewards, 5, baseline="none", members=members).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_grpo_among_the_students_own_is_grpo_without_the_others():
+    generator = torch.Generator().manual_seed(5)
+    student, old, behaviour = (torch.randn(10, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    rewards, wrote = torch.randn(10, generator=generator, dtype=torch.float64), torch.tensor([0, 2, 2, 2, 2] * 2)
+    own = wrote == 2
+    found = grpo_among_own(student, old, behaviour, rewards, wrote, 5)
+    alone = grpo(student[own], old[own], behaviour[own], rewards[own], 4)
+    torch.testing.assert_close(found[own], alone, **EXACT)
+    assert (found[~own] == 0).all()
 
 
 def test_grpo_by_hand():

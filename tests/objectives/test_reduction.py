@@ -52,7 +52,7 @@ def counts_of(*batches: Batch) -> Counts:
 
 def test_counts_by_hand():
     assert counts_of(batch(MASK, group_size=2)) == COUNTS
-    assert counts_of(batch(MASK)) == replace(COUNTS, groups=4.0)  # a response each: every row is a prompt
+    assert counts_of(batch(MASK)) == replace(COUNTS, groups=3.0)  # a response each, one of them without a token
 
 
 def test_counts_add_up_over_micro_batches():
@@ -94,6 +94,19 @@ def test_pairs_by_hand(reduction, expected):
     assert result.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("reduction", "expected"), [("token", 4.0), ("sequence", 4.0), ("sum", 4.0)])
+def test_groups_without_a_loss_token_are_dropped(reduction, expected):
+    mask = MASK.clone()
+    mask[:2] = False
+    counts = counts_of(batch(mask, group_size=2))
+    assert counts == Counts(tokens=2.0, responses=1.0, groups=1.0)
+    values = torch.tensor([NAN, 4.0], requires_grad=True)
+    result = reduce(values, mask, counts, domain=PAIR, reduction=reduction)
+    assert result.item() == pytest.approx(expected)
+    result.backward()
+    assert values.grad.tolist() == [0.0, 1.0]
+
+
 @each_reduction
 @pytest.mark.parametrize("cuts", [(2,), (1, 3), (1, 2, 3)])
 def test_splitting_the_window_changes_nothing(cuts, reduction):
@@ -125,7 +138,7 @@ def test_positions_without_loss_get_no_gradient(reduction):
 @pytest.mark.parametrize("domain", [ROW, POSITION, RESPONSE, PAIR])
 def test_a_micro_batch_without_a_loss_token_is_zero_and_keeps_its_graph(domain):
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    shape = {ROW: (0,), POSITION: (2, 3), RESPONSE: (2,), PAIR: (0,)}[domain]
+    shape = {ROW: (0,), POSITION: (2, 3), RESPONSE: (2,), PAIR: (1,)}[domain]
     values = torch.zeros(shape, requires_grad=True)
     result = reduce(values, mask, Counts(0.0, 0.0, 0.0), domain=domain)
     assert result.item() == 0

@@ -158,7 +158,7 @@ def test_it_judges_without_dropout_and_goes_on_with_it(student):
 
 def test_one_response_to_a_prompt_is_nothing_to_compare(student, term):
     [batch] = Encoder(student.tokenizer, None, max_length=200, max_tokens=4000).batches(GIVEN)
-    with pytest.raises(ValueError, match="but each prompt has one response; take rollout=paired"):
+    with pytest.raises(ValueError, match="but each prompt has one response; take rollout=demonstrated"):
         value(term, batch)
 
 

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ from kd.objectives.divergence import reverse_kl
 from kd.objectives.policy import policy_gradient
 from kd.rewards import Reward
 from kd.rewards.log_ratio import LogRatio
+from kd.rollouts.buffer import TENSORS
 from kd.types import Batch, ModelOutput, Models, Sequences
 from tests.objectives import trees
 from tests.objectives.trees import LABELS, MASK, STUDENT, TEACHER, expected, gradient, logprobs
 
+HERE = SimpleNamespace(network=SimpleNamespace(device=torch.device("cpu")))  # of the student only where it is
 PLAIN = {"length_normalised": False, "whiten": False}
 
 
@@ -49,7 +52,7 @@ def advantages(ratios: list[float], **settings) -> list[float]:
     """Of one response whose tokens have these log p - log q_old."""
     mask, zeros = torch.ones(1, len(ratios), dtype=torch.bool), torch.zeros(1, len(ratios)).double()
     teacher = Told(torch.tensor([ratios], dtype=torch.float64))
-    (found,) = LogRatio(**settings)([batch(mask, zeros)], Models(None, teacher))
+    (found,) = LogRatio(**settings)([batch(mask, zeros)], Models(HERE, teacher))
     return found.advantages[0].tolist()
 
 
@@ -90,7 +93,7 @@ def test_whitened_by_hand():
 def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():
     """Single step over the vocabulary, and everything later as returns: un-normalised, alpha = 0."""
     given = batch(MASK, logprobs(STUDENT), LABELS)
-    (judged,) = LogRatio(**PLAIN)([given], Models(None, Told(logprobs(TEACHER))))
+    (judged,) = LogRatio(**PLAIN)([given], Models(HERE, Told(logprobs(TEACHER))))
 
     def loss(student: Tensor) -> Tensor:
         single = reverse_kl(trees.logits(student), trees.logits(TEACHER))
@@ -103,7 +106,7 @@ def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():
 
 def test_to_include_the_current_reward_counts_single_steps_twice():
     given = batch(MASK, logprobs(STUDENT), LABELS)
-    (judged,) = LogRatio(**PLAIN, include_current=True)([given], Models(None, Told(logprobs(TEACHER))))
+    (judged,) = LogRatio(**PLAIN, include_current=True)([given], Models(HERE, Told(logprobs(TEACHER))))
 
     def long(student: Tensor) -> Tensor:
         return expected(policy_gradient(logprobs(student), logprobs(STUDENT), judged.advantages), STUDENT)
@@ -123,13 +126,13 @@ def cut(*sizes: int) -> list[Batch]:
 
 
 def whole() -> Tensor:
-    (found,) = LogRatio()(cut(15), Models(None, Told(logprobs(TEACHER))))
+    (found,) = LogRatio()(cut(15), Models(HERE, Told(logprobs(TEACHER))))
     return found.advantages
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 15, (7, 8), (14, 1)])
 def test_micro_batches(sizes):
-    found = LogRatio()(cut(*sizes), Models(None, Told(logprobs(TEACHER))))
+    found = LogRatio()(cut(*sizes), Models(HERE, Told(logprobs(TEACHER))))
     torch.testing.assert_close(torch.cat([b.advantages for b in found]), whole(), rtol=1e-12, atol=1e-12)
 
 
@@ -156,7 +159,7 @@ class Ranks:
 
     def run(self, rank: int, batches: list[Batch]) -> Tensor:
         self.own.rank = rank
-        (found,) = LogRatio()(batches, Models(None, Told(logprobs(TEACHER))))
+        (found,) = LogRatio()(batches, Models(HERE, Told(logprobs(TEACHER))))
         return found.advantages
 
 
@@ -174,7 +177,7 @@ def test_padding():
     nonsense = nn.functional.pad(logprobs(STUDENT).where(MASK, 9.0), (2, 1), value=9.0)
     told = nn.functional.pad(logprobs(TEACHER), (2, 1), value=-9.0)
     labels = nn.functional.pad(LABELS, (2, 1))
-    (found,) = LogRatio()([batch(wider, nonsense, labels)], Models(None, Told(told)))
+    (found,) = LogRatio()([batch(wider, nonsense, labels)], Models(HERE, Told(told)))
     torch.testing.assert_close(found.advantages[:, 2:-1], whole(), rtol=1e-12, atol=1e-12)
 
 
@@ -185,7 +188,7 @@ def test_a_teacher_with_a_longer_prompt():
     tokens = torch.arange(15)[:, None].expand(15, 5)
     apart = replace(given, teacher=Sequences(tokens, **shifted, lengths=torch.full((15,), 5)))
     teacher = Told(nn.functional.pad(logprobs(TEACHER), (2, 0)))
-    (found,) = LogRatio()([apart], Models(None, teacher))
+    (found,) = LogRatio()([apart], Models(HERE, teacher))
     torch.testing.assert_close(found.advantages, whole(), rtol=1e-12, atol=1e-12)
 
 
@@ -193,7 +196,7 @@ def test_a_teacher_with_a_longer_prompt():
 
 
 def test_what_the_teacher_read_and_what_is_told():
-    reward, models = LogRatio(), Models(None, Told(logprobs(TEACHER)))
+    reward, models = LogRatio(), Models(HERE, Told(logprobs(TEACHER)))
     reward(cut(7, 8), models)
     assert reward.teacher_tokens == 15 * 3
     reward(cut(15), models)
@@ -204,14 +207,46 @@ def test_what_the_teacher_read_and_what_is_told():
     assert reward.take_report() == {"sampled_reverse_kl": (0.0, 0.0)}
 
 
+def test_what_is_told_is_the_students_whoever_wrote():
+    """KL(q || p) of one token in expectation over b = (.5, .3, .2), where q = (.4, .4, .2) and p = (.7, .2, .1)."""
+    q, p, b = (torch.tensor(x, dtype=torch.float64) for x in ((0.4, 0.4, 0.2), (0.7, 0.2, 0.1), (0.5, 0.3, 0.2)))
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    given = replace(batch(mask, q.log()[:, None]), behaviour_logprobs=b.log()[:, None])
+    expected = 0.0
+    for i in range(3):  # each of the three ids, as often as b draws it
+        reward = LogRatio(scale=0.5, clip=0.1)
+        only = Batch(*[Sequences(*(getattr(given.student, n)[i : i + 1] for n in TENSORS))] * 2)
+        only.old_logprobs, only.behaviour_logprobs = given.old_logprobs[i : i + 1], given.behaviour_logprobs[i : i + 1]
+        reward([only], Models(HERE, Told(p.log()[:, None])))
+        total, count = reward.take_report()["sampled_reverse_kl"]
+        assert count == 1
+        expected += b[i].item() * total
+    assert expected == pytest.approx((q * (q / p).log()).sum().item(), rel=1e-6)
+
+
+def test_sequences_go_where_the_student_is():
+    """A live teacher of the student's own has no parameters that would say where it is."""
+    (given,) = cut(15)
+    seen = []
+
+    class Live(Told):
+        def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
+            seen.append(sequences.tokens.device.type)
+            return ModelOutput(logprobs=self.logprobs)
+
+    elsewhere = SimpleNamespace(network=SimpleNamespace(device=torch.device("meta")))
+    LogRatio(whiten=False)([given], Models(elsewhere, Live(logprobs(TEACHER))))
+    assert seen == ["meta"]
+
+
 def test_a_rollout_that_kept_no_log_probabilities():
     (given,) = cut(15)
     with pytest.raises(ValueError, match=r"old_logprobs.*rollout=on_policy"):
-        LogRatio()([replace(given, old_logprobs=None)], Models(None, Told(logprobs(TEACHER))))
+        LogRatio()([replace(given, old_logprobs=None)], Models(HERE, Told(logprobs(TEACHER))))
 
 
 def test_a_teacher_of_other_tokens():
     (given,) = cut(15)
     other = replace(given.teacher, labels=given.teacher.labels + 1)
     with pytest.raises(ValueError, match="student's tokenizer"):
-        LogRatio()([replace(given, teacher=other)], Models(None, Told(logprobs(TEACHER))))
+        LogRatio()([replace(given, teacher=other)], Models(HERE, Told(logprobs(TEACHER))))

@@ -3,6 +3,8 @@
 Run: python -m pytest tests/rewards/test_teacher_score.py
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from kd.models.tokenizers import byte_tokenizer
 from kd.rewards import Reward
 from kd.rewards.teacher_score import TeacherScore
 from kd.sequences import Encoder, encode
-from kd.types import Models
+from kd.types import Models, ModelOutput
 from tests.tiny import record, tiny
 
 GIVEN = [record(i, "2 + 2 = ?", "4" * (i + 1), "five") for i in range(4)]
@@ -39,7 +41,7 @@ def test_it_is_the_likelihood_of_the_response_in_the_teachers_tokens(teacher, no
     if own_tokens:
         student.chat_template = "Now. " + student.chat_template  # what the student reads is not what the teacher does
     encoder = Encoder(student, teacher.tokenizer, max_length=200, max_tokens=80)
-    batches = TeacherScore(normalise=normalise)(encoder.batches(GIVEN), Models(None, WhiteBox(teacher)))
+    batches = TeacherScore(normalise=normalise)(encoder.batches(GIVEN), Models(teacher, WhiteBox(teacher)))
     assert (encoder.teacher is not None) == own_tokens
     assert len(batches) > 1
     for batch in batches:
@@ -55,13 +57,29 @@ def test_what_the_teacher_read_is_counted(teacher):
     encoder = Encoder(teacher.tokenizer, None, max_length=200, max_tokens=80)
     reward, batches = TeacherScore(), encoder.batches(GIVEN)
     for _ in range(2):
-        reward(batches, Models(None, WhiteBox(teacher)))
+        reward(batches, Models(teacher, WhiteBox(teacher)))
     ids = [len(encode(p.prompt, a.text, teacher.tokenizer, 500).ids) - 1 for p in GIVEN for a in p.responses]
     assert reward.teacher_tokens == 2 * sum(ids)
 
 
 def test_no_gradient_is_kept(teacher):
     encoder = Encoder(teacher.tokenizer, None, max_length=200, max_tokens=1000)
-    [batch] = TeacherScore()(encoder.batches(GIVEN[:1]), Models(None, teacher))
+    [batch] = TeacherScore()(encoder.batches(GIVEN[:1]), Models(teacher, teacher))
     assert not batch.rewards.requires_grad
     assert isinstance(TeacherScore(), Reward)
+
+
+def test_sequences_go_where_the_student_is(teacher):
+    """A live teacher of the student's own has no parameters that would say where it is."""
+    seen = []
+
+    class Live(torch.nn.Module):
+        def forward(self, sequences, wanted):
+            seen.append(sequences.tokens.device.type)
+            return ModelOutput(logprobs=torch.zeros(sequences.mask.shape))
+
+    [batch] = Encoder(teacher.tokenizer, None, max_length=200, max_tokens=1000).batches(GIVEN[:1])
+    elsewhere = SimpleNamespace(network=SimpleNamespace(device=torch.device("meta")))
+    with pytest.raises(NotImplementedError, match="meta"):  # whose values nobody can read
+        TeacherScore()([batch], Models(elsewhere, Live()))
+    assert seen == ["meta"]

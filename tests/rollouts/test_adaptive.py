@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import kd.rollouts.adaptive
+from kd.models.teacher import WhiteBox
+from kd.rewards.teacher_score import TeacherScore
 from kd.rollouts import Rollout
 from kd.rollouts.adaptive import Adaptive
 from kd.rollouts.on_policy import OnPolicy
@@ -159,12 +161,28 @@ def test_groups_are_kept_whole_and_read_whole():
         assert sum(len(batch.student.lengths) for batch in batches) == 6
 
 
-def test_only_ids_and_masks_are_kept():
-    rollout = adaptive(initial=1.0)
+def test_what_was_judged_is_kept_and_what_the_writer_alone_could_say_is_not():
+    rollout = adaptive(Counting(samples=2), initial=1.0, capacity=8)
     rollout(window(0), MODELS, Progress(0, 10), ENCODER)
     [_, kept] = rollout.buffer.groups
-    assert kept.batch.rewards is kept.batch.old_logprobs is kept.batch.behaviour_logprobs is None
-    assert kept.batch.written_by.tolist() == [2]
+    assert kept.batch.old_logprobs is kept.batch.behaviour_logprobs is kept.batch.importance_weights is None
+    assert kept.batch.written_by.tolist() == [2, 2]
+    assert kept.batch.rewards.tolist() == [0.0, 1.0]
+    assert kept.batch.group_size == 2
+
+
+def test_every_branch_has_the_rewards_that_the_composition_counts_on(monkeypatch):
+    """rollout=adaptive reward=teacher_score objective=apo_zero: what was judged may be read again."""
+    draws = [0.0, 0.0, 0.7, 0.9]  # write, write, replay, given; phi = 0.8, psi falls from 0.72
+    monkeypatch.setattr(kd.rollouts.adaptive, "uniform", lambda seed, name, step: draws[step])
+    rollout = Adaptive(OnPolicy(max_new_tokens=3), seed=1, capacity=4, initial=0.8)
+    judged = Models(STUDENT, WhiteBox(tiny(1)), reward=TeacherScore())
+    for now in steps(4):
+        batches = rollout(window(now.step), judged, now, ENCODER)
+        assert all(len(batch.rewards) == len(batch.student.lengths) for batch in batches)
+    told = rollout.take_report()
+    assert told["adaptive_written_share"] == (2, 4)
+    assert told["adaptive_replayed_share"] == (1, 4)
 
 
 def test_what_is_told(monkeypatch):
@@ -176,8 +194,8 @@ def test_what_is_told(monkeypatch):
     told = rollout.take_report()
     assert told["calls"] == (3.0, 1.0)
     assert told["adaptive_threshold"] == (2.5, 5)
-    assert told["written_share"] == (3, 5)
-    assert told["replayed_share"] == (1, 5)
+    assert told["adaptive_written_share"] == (3, 5)
+    assert told["adaptive_replayed_share"] == (1, 5)
     age, count = told["staleness"]
     assert count == 2  # read at step 3, written at steps 1 or 2
     assert 2 <= age <= 4
@@ -248,7 +266,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(cut):
     resumed.load_state_dict(state)
     assert ran(resumed, CUT, END) == expected
     told = [pair for _, pair in expected]
-    for name in ("written_share", "replayed_share"):  # each branch comes up after the cut
+    for name in ("adaptive_written_share", "adaptive_replayed_share"):  # each branch comes up after the cut
         assert 0 < sum(pair[name][0] for pair in told) < END - CUT
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kd.models.tokenizers import byte_tokenizer
-from kd.rollouts.buffer import Buffer, merge, split, without_signals
+from kd.rollouts.buffer import Buffer, merge, split, without_logprobs
 from kd.sequences import Encoder
 from kd.types import Written
 from tests.rollouts.told import Counting, facts, learnt, texts
@@ -95,11 +95,13 @@ def test_a_teacher_that_reads_otherwise_keeps_its_own_sequences():
 
 
 def test_a_signal_that_some_groups_lack_is_nobodys():
-    bare = without_signals(group(1, 4))
-    assert bare.rewards is bare.old_logprobs is bare.importance_weights is None
+    bare = without_logprobs(group(1, 4))
+    assert bare.behaviour_logprobs is bare.old_logprobs is bare.importance_weights is None
+    assert bare.rewards.tolist() == group(1, 4).rewards.tolist()
     assert bare.written_by.tolist() == [2]
     [merged] = merge(split([group(0, 4), bare]), encoder())
-    assert merged.rewards is None
+    assert merged.old_logprobs is None
+    assert len(merged.rewards) == 2
     assert merged.written_by.tolist() == [2, 2]
 
 

@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from kd.models.tokenizers import byte_tokenizer
+from kd.objectives.preference import chosen_likelihood, cpo
+from kd.objectives.reduction import Counts, count, reduce
 from kd.rollouts import Rollout
 from kd.rollouts.ranked import Ranked
 from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
 from kd.types import Models, Progress
 from tests.rollouts.told import Counting, learnt
-from tests.tiny import records
+from tests.tiny import records, tiny
 
 NOW, NOBODY = Progress(step=0, total=10), Models(None)
 GIVEN = records(5)
 WORDS = byte_tokenizer()
+LOGPROBS = frozenset({"logprobs"})
 END = WORDS.eos_token_id
 
 
@@ -120,9 +123,47 @@ def test_a_step_without_any_preference_keeps_a_group_that_says_nothing(encoder, 
     [batch], ranked = rank(Rewarded(alike([0.0, 0.0, 0.0])), encoder, keep=keep)
     assert batch.group_size == size
     assert len(batch.records) == 1
-    (group,) = learnt([batch]).values()
-    assert group == [variant(0)] * size
+    assert learnt([batch]) == {batch.records[0].id: [[]] * size}
+    assert batch.teacher is batch.student
+    assert not batch.old_logprobs.any()
+    assert count([batch]).tolist() == [0, 0, 0]
     assert ranked.take_report()["without_preference"] == (5, 5)
+
+
+def test_a_teacher_with_other_tokens_learns_nothing_from_such_a_group_either():
+    teacher = byte_tokenizer()
+    teacher.chat_template = "Now. " + teacher.chat_template
+    encoder = Encoder(WORDS, teacher, max_length=200, max_tokens=250)
+    [batch], _ = rank(Rewarded(alike([0.0, 0.0])), encoder)
+    assert not batch.student.mask.any()
+    assert not batch.teacher.mask.any()
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
+def test_ranks_change_nothing_where_one_of_them_has_ties_alone(encoder, reduction):
+    """A decided group and a tie, on one rank or on two: likelihood and preference are those of the decided group."""
+    student, rewards = tiny(), {"0": [1.0, 0.0], "1": [0.0, 0.0]}
+
+    def step(*ranks):
+        student.zero_grad()
+        written = [Ranked(Rewarded(rewards))(encoder.batches(r), NOBODY, NOW, encoder) for r in ranks]
+        counts = Counts(*sum(count(batches) for batches in written).tolist())
+        told = []
+        for term in (chosen_likelihood, cpo):
+            for batch in (b for batches in written for b in batches):
+                values = term(student(batch.student, LOGPROBS).logprobs, batch.student.mask, batch.group_size)
+                told.append(reduce(values, batch.student.mask, counts, domain="P", reduction=reduction))
+        sum(told).backward()
+        return counts, sum(told).item(), [p.grad.clone() for p in student.parameters()]
+
+    (one, value, gradient), (two, same, equal) = step(GIVEN[:2]), step(GIVEN[:1], GIVEN[1:2])
+    assert one == two
+    assert one.groups == 1
+    assert value == pytest.approx(same)
+    torch.testing.assert_close(gradient, equal)
+    _, nothing, silent = step(GIVEN[1:2])
+    assert nothing == 0
+    assert not any(g.any() for g in silent)
 
 
 def test_what_the_writer_tells_is_passed_on(encoder):

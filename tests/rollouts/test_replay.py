@@ -7,11 +7,13 @@ import torch
 from kd.composition.supply import provided
 from kd.models.flops import training_flops
 from kd.models.language_model import LanguageModel
+from kd.models.teacher import WhiteBox
 from kd.rollouts import Rollout
 from kd.rollouts.mixed import Mixed
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.replay import Replay
 from kd.rollouts.teacher import ByTeacher
+from kd.rollouts.teacher_mixed import TeacherMixed
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded
 from kd.sequences import Encoder
@@ -144,6 +146,25 @@ def test_weights_are_the_ratio_of_now_and_then():
         seen += ratio[batch.student.mask].tolist()
     assert min(seen) < 0.9
     assert max(seen) > 1.3  # so the bound did something
+
+
+def test_the_writers_own_weight_is_not_lost():
+    """q then over p~ times q now over q then, which is q now over p~, bounded as a whole."""
+    student, teacher = tiny(), tiny(1)
+    rollout = Replay(TeacherMixed(alpha=0.5, max_new_tokens=6, samples=2), uses=2, importance_bound=1.2)
+    with seeded(1):
+        fresh = rollout(window(0, 2), Models(student, WhiteBox(teacher)), Progress(0, 10), ENCODER)
+        later = moved_student(0.02)
+    assert min(batch.importance_weights[batch.student.mask].min() for batch in fresh) < 0.9
+    seen = []
+    for batch in rollout(window(0, 2), Models(later, WhiteBox(teacher)), Progress(1, 10), ENCODER):
+        with torch.no_grad():
+            own, theirs, now = (by_hand(model, batch).exp() for model in (student, teacher, later))
+        expected = (now / (0.5 * own + 0.5 * theirs)) * batch.student.mask
+        torch.testing.assert_close(batch.importance_weights.double(), expected.clamp(max=1.2), atol=1e-4, rtol=1e-4)
+        seen += expected[batch.student.mask].tolist()
+    assert min(seen) < 0.9
+    assert max(seen) > 1.2
 
 
 def test_a_student_that_has_not_moved_has_weights_of_one():

@@ -1,0 +1,110 @@
+"""A server that speaks as much of vLLM's HTTP protocol as is used, with our own engine and real weights behind it."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from kd.models.generation import write
+from kd.models.language_model import LanguageModel
+from kd.models.sampling import Sampled
+
+
+class Served:
+    """What stands behind the server, and what it was asked."""
+
+    def __init__(self, model: LanguageModel, name: str = "student"):
+        self.model, self.names, self.room = model, [name], 256
+        self.developer_mode = self.loads = self.processed = True
+        self.token_ids, self.delay = True, 0.0
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.url = ""
+        self._one_at_a_time = threading.Lock()
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        with self._one_at_a_time:
+            self.asked.append((path, body))
+            time.sleep(self.delay)
+            if path == "/v1/models":
+                return 200, {"data": [{"id": name, "max_model_len": self.room} for name in self.names]}
+            if path == "/v1/completions":
+                return 200, {"choices": self.choices(body)}
+            if path in ("/collective_rpc", "/reset_prefix_cache") and self.developer_mode:
+                return 200, self.remote(body) if path == "/collective_rpc" else None
+            return 404, {"detail": "Not Found"}
+
+    def remote(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert body["method"] == "reload_weights"
+        if self.loads:
+            state = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+            self.model.network.load_state_dict(state, strict=False)  # a tied head is not in the file
+        return {"results": [None]}
+
+    def choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """As vLLM: greedy log-probabilities are those of temperature 1; the end token is in the ids."""
+        assert body["ignore_eos"]
+        assert body["stop_token_ids"] == [self.model.tokenizer.eos_token_id]
+        sampled = Sampled(body["temperature"], body["top_p"])
+        torch.manual_seed(body["seed"])
+        (written,) = write(
+            [self.model],
+            [body["prompt"]],
+            samples=body["n"],
+            max_new_tokens=body["max_tokens"],
+            choose=sampled,
+            batch_size=16,
+        )
+        found = []
+        for index, one in enumerate(written):
+            own = not self.processed or sampled.temperature == 0
+            logprobs = one.old_logprobs if own else one.behaviour_logprobs
+            ids = {"token_ids": list(one.ids), "prompt_token_ids": body["prompt"]} if self.token_ids else {}
+            reason = "length" if one.truncated else "stop"
+            told = {"token_logprobs": logprobs.tolist()}
+            found.append({"index": index, "text": "", "finish_reason": reason, "logprobs": told, **ids})
+        return found[::-1]  # the index tells the order
+
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.asked]
+
+
+@contextmanager
+def serving(served: Served) -> Iterator[Served]:
+    """On a free port of this machine, until the end of the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            status, told = served.answer(self.path, json.loads(self.rfile.read(length) or b"{}"))
+            content = b"" if told is None else json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ids_of(groups: Sequence[Sequence[Any]]) -> list[list[tuple[int, ...]]]:
+    return [[one.ids for one in group] for group in groups]
