@@ -27,7 +27,6 @@ from kd.composition.check import check, check_overrides, describe, resolved
 from kd.composition.choices import CONF, choices
 from kd.composition.sections import GROUPS
 from kd.composition.signatures import check_call, in_words, located
-from tests import runs
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
@@ -91,15 +90,14 @@ def one_sentence(error: BaseException) -> str:
 @pytest.mark.parametrize("rollout", choices("rollout"))
 def test_ppo_renews_its_values_when_the_rollout_writes(rollout):
     """Its `uses` is the rollout's, where that replays; 1 where it does not."""
-    cfg = runs.config("objective=ppo", f"rollout={rollout}")
-    told = resolved(cfg)
+    told = resolved(composed("objective=ppo", f"rollout={rollout}"))
     assert told["objective"]["ppo"]["loss"]["uses"] == told["rollout"].get("uses", 1)
     assert told["rollout"].get("uses", 1) == (4 if "replay" in rollout else 1)
 
 
 @pytest.mark.parametrize(("values", "uses"), [(["rollout=on_policy"], 1), (["rollout=replay", "rollout.uses=3"], 3)])
 def test_ppo_is_a_run_on_what_is_written_and_what_is_read_again(values, uses):
-    cfg = runs.config("objective=ppo", "reward=verifier", *values)
+    cfg = composed("objective=ppo", "reward=verifier", *values)
     check(cfg)
     assert instantiate(cfg.objective.ppo.loss).uses == uses
 

@@ -156,7 +156,7 @@ def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:
         return label_logprobs(rows.rows(piece), labels[piece])
 
     pieces = [checkpoint(of, piece, use_reentrant=False) for piece in slices(rows.n, CHUNK)]
-    values = torch.cat(pieces) if pieces else rows.hidden.new_zeros(0)
+    values = torch.cat(pieces) if pieces else of(slice(0, 0))  # with a gradient, of zero: other ranks wait for it
     return values.new_zeros(sequences.mask.shape).masked_scatter(sequences.mask, values)
 
 

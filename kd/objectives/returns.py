@@ -72,7 +72,7 @@ def group_advantages(
         )
     groups = wide.view(-1, group_size)
     inside = torch.ones_like(groups, dtype=torch.bool) if members is None else members.view(-1, group_size)
-    count, peers = (inside.sum(-1, keepdim=True).sub(less).clamp(min=1) for less in (0, 1))
+    count, peers = ((inside.sum(-1, keepdim=True) - less).clamp(min=1).to(groups) for less in (0, 1))
     centred = groups - torch.where(inside, groups, 0.0).sum(-1, keepdim=True) / count
     found = torch.where(inside, groups if baseline == "none" else centred, 0.0)
     if baseline == "leave_one_out":

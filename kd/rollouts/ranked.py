@@ -1,7 +1,7 @@
 """Responses in the order of their rewards: preferences from a verifier, a reward model or the teacher."""
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -89,11 +89,14 @@ def _silent(group: Batch) -> Batch:
     """The same sequences, none of whose tokens is to be learnt; what is 0 where no label counts is 0 everywhere."""
     student = _masked(group.student)
     told = {name: getattr(group, name) for name in SIGNALS}
+    nothing: dict[str, Any] = {
+        name: torch.zeros_like(value) for name, value in told.items() if value is not None and value.dim() == 2
+    }
     return replace(
         group,
         student=student,
         teacher=student if group.teacher is group.student else _masked(group.teacher),
-        **{name: torch.zeros_like(value) for name, value in told.items() if value is not None and value.dim() == 2},
+        **nothing,
     )
 
 

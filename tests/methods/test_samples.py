@@ -182,7 +182,7 @@ def test_minillms_returns_are_means_over_what_remains(whiten, found):
     own = Sequences(torch.zeros(1, 3).long(), torch.zeros(1, 3).long(), mask, torch.tensor([3]))
     teacher = Told(torch.tensor([[1.0, 2.0, 6.0]], dtype=torch.float64))
     judge = reward("minillm", whiten=whiten) if not whiten else reward("minillm")
-    [batch] = judge([Batch(own, own, old_logprobs=torch.zeros(1, 3).double())], Models(None, teacher))
+    [batch] = judge([Batch(own, own, old_logprobs=torch.zeros(1, 3).double())], Models(tiny(), teacher))
     assert batch.advantages[0].tolist() == pytest.approx(found, abs=1e-4)
 
 

@@ -13,7 +13,7 @@ from kd.models.tokenizers import byte_tokenizer
 from kd.rewards import Reward
 from kd.rewards.teacher_score import TeacherScore
 from kd.sequences import Encoder, encode
-from kd.types import Models, ModelOutput
+from kd.types import ModelOutput, Models
 from tests.tiny import record, tiny
 
 GIVEN = [record(i, "2 + 2 = ?", "4" * (i + 1), "five") for i in range(4)]
@@ -80,6 +80,6 @@ def test_sequences_go_where_the_student_is(teacher):
 
     [batch] = Encoder(teacher.tokenizer, None, max_length=200, max_tokens=1000).batches(GIVEN[:1])
     elsewhere = SimpleNamespace(network=SimpleNamespace(device=torch.device("meta")))
-    with pytest.raises(NotImplementedError, match="meta"):  # whose values nobody can read
+    with pytest.raises(RuntimeError, match="meta"):  # whose values nobody can read
         TeacherScore()([batch], Models(elsewhere, Live()))
     assert seen == ["meta"]

@@ -3,6 +3,8 @@
 Run: python -m pytest tests/rollouts/test_ranked.py
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from kd.rollouts.ranked import Ranked
 from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
 from kd.types import Models, Progress
+from tests import runs
 from tests.rollouts.told import Counting, learnt
 from tests.tiny import records, tiny
 
@@ -41,6 +44,15 @@ class Rewarded(Counting):
         for batch in batches:
             batch.rewards = torch.tensor([r for kept in batch.records for r in self.given[kept.id]])
         return batches
+
+
+class Nothing:
+    """A reward of 0, whatever was written."""
+
+    provides, requires = frozenset({"rewards"}), frozenset[str]()
+
+    def __call__(self, batches, models):
+        return [replace(batch, rewards=torch.zeros(len(batch.student.lengths))) for batch in batches]
 
 
 def rank(writer, encoder, **settings):
@@ -164,6 +176,22 @@ def test_ranks_change_nothing_where_one_of_them_has_ties_alone(encoder, reductio
     _, nothing, silent = step(GIVEN[1:2])
     assert nothing == 0
     assert not any(g.any() for g in silent)
+
+
+@pytest.mark.parametrize("objective", ["[cpo,orpo]", "[sft,fkl]", "[rrhf,listwise]", "reward_model"])
+def test_a_run_of_ties_alone_learns_nothing(tmp_path, objective):
+    """Whatever is read of the models: nobody answers right, so all rewards are 0."""
+    cfg = runs.config(
+        *(f"objective={objective}", "rollout=ranked", "optim.steps=2"),
+        *("rollout.writer.samples=2", "rollout.writer.max_new_tokens=3", "checkpoint.validate=2"),
+        reward={"_target_": "tests.rollouts.test_ranked.Nothing"},
+    )
+    before = runs.build(cfg).module.student.state_dict()
+    after = runs.train(cfg, tmp_path).module.student.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    told = runs.metrics(tmp_path)
+    assert float(told["2,train,loss"]) == 0
+    assert float(told["2,train,without_preference"]) == 1
 
 
 def test_what_the_writer_tells_is_passed_on(encoder):
