@@ -45,7 +45,7 @@ def test_each_stream_is_averaged_over_its_own_tokens(tmp_path):
 
 
 def of_plain_text(parts, tmp_path):
-    """By plain PyTorch: the gradient of the mean negative log-likelihood of the step's blocks, at the initial weights."""
+    """By plain PyTorch: the gradient of the mean -log q over the step's blocks, at the initial weights."""
     fresh = runs.build(runs.config(*runs.EXACT, objective=objective(sft={}))).module.student.train()
     ids = blocks(["\n".join(TEXT)], fresh.tokenizer, 21)
     stream = Blocks(ids, pad=0, size=3, max_tokens=10_000, seed=1)
