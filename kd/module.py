@@ -331,4 +331,5 @@ def backward_passes(streams: Mapping[str, Sequence[Batch]]) -> list[list[tuple[s
     So every parameter that learns has a part in the last pass, after which gradients are summed over ranks.
     """
     alone = [[(stream, batch)] for stream, batches in streams.items() for batch in batches[:-1]]
-    return [*alone, [(stream, batches[-1]) for stream, batches in streams.items() if batches]]
+    last = [(stream, batches[-1]) for stream, batches in streams.items() if batches]
+    return [*alone, last] if last else alone

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kd.eval_mode import eval_mode
 from kd.kernels.chunks import CHUNK
-from kd.models.generation import reading
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled, logprobs_of, nucleus
 from kd.sequences import Encoded, collate, pad_id
@@ -31,7 +31,7 @@ def read_again(
     """One forward pass over each prompt with its response, in the order of `pairs`; no dropout, no gradient."""
     order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
     found: dict[int, Reading] = {}
-    with reading([model.network]):
+    with eval_mode([model.network]):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             found |= dict(zip(places, _read(model, [pairs[i] for i in places], sampled), strict=True))

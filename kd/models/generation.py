@@ -1,14 +1,14 @@
 """Responses written by language models, many prompts at once."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd.eval_mode import eval_mode
 from kd.models.decoding import CachedDecoder, Decoder, Speech
 from kd.models.language_model import LanguageModel
 from kd.models.lean import LeanDecoder, Weights, readable
@@ -58,7 +58,7 @@ def write(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # the longest, so memory peaks, first
     together = max(1, batch_size // samples)
     responses: dict[int, list[Written]] = {}
-    with reading([reader.network for reader in readers]):
+    with eval_mode([reader.network for reader in readers]):
         steps = max_new_tokens * math.ceil(len(prompts) * samples / batch_size)
         batches = _Batches(_openers(readers, steps=steps), ends, max_new_tokens, choose, source)
         for start in range(0, len(order), together):
@@ -145,27 +145,12 @@ def _check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
             raise ValueError(f"prompt {i} has no ids, so there is nothing to continue; give it at least one")
 
 
-@contextmanager
-def reading(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Eval mode, and tensors without gradient that a later backward pass may still use."""
-    modes = {module: module.training for network in networks for module in network.modules()}
-    try:
-        for network in networks:
-            network.eval()
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        torch.clear_autocast_cache()  # weights cast without gradient would be found there by the training step
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def read_again(model: LanguageModel, sequences: Sequences) -> Float[Tensor, "B T"]:
     """Log-probabilities of the labels as the model stands now, without dropout, as when it writes; no gradient.
 
     On the CPU, as everything that is told of a batch before its turn comes.
     """
-    with reading([model.network]):
+    with eval_mode([model.network]):
         said = model(sequences.to(model.network.device), frozenset({"logprobs"}))
     return said.logprobs.cpu()
 

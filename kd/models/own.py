@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kd.eval_mode import eval_mode
 from kd.kernels.logits import HeadLogits
-from kd.models.generation import reading
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import WhiteBox
 from kd.types import Head, ModelOutput, Sequences, Shape
@@ -80,7 +80,7 @@ class Own(nn.Module):
         """See `LanguageModel`."""
         if self.copied is not None:
             return self.copied(sequences, wanted)
-        with reading([self.model]):
+        with eval_mode([self.model]):
             here = sequences.to(self.model.network.device)  # a live teacher shows no parameters that would say where
             return _without_gradient(self.model(here, wanted))
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pad
 
-from kd.models.generation import reading
+from kd.eval_mode import eval_mode
 from kd.objectives.reward_model import at_end, ends, scalar_head
 from kd.types import Sequences
 
@@ -72,7 +72,7 @@ class Discriminator(nn.Module):
 
     def judge(self, sequences: Sequences) -> Float[Tensor, " B"]:
         """D of each response, without dropout."""
-        with reading([self]):
+        with eval_mode([self]):
             s = sequences.to(self.head.weight.device)
             return self.score(s.tokens, s.labels, s.mask, s.real)
 

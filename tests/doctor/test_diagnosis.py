@@ -22,7 +22,7 @@ from kd.doctor.findings import Finding, worst
 from kd.doctor.subject import composed, from_cache, without_teachers_text
 from kd.export import export
 from kd.objectives.divergence import cross_entropy
-from kd.preparation import _recipe, identity
+from kd.preparation import checkpoint_folder
 from kd.terms import Term
 from kd.types import Batch
 from tests.doctor.subjects import TINY, line, node, told, toy
@@ -114,7 +114,7 @@ def test_a_teacher_is_prepared_only_if_the_cache_has_it(tmp_path, monkeypatch):
         assert cfg.teacher.prepare is not None
         assert list(tmp_path.iterdir()) == []
 
-        folder = tmp_path / "prepared" / identity(_recipe(cfg, "teacher"))
+        folder = checkpoint_folder(cfg, "teacher")
         export(tiny(dtype="float32"), folder, "")
         given, findings = from_cache(cfg)
         assert findings == []
