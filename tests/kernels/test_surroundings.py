@@ -84,9 +84,11 @@ def rank_main(rank: int, folder: Path) -> None:
     net = DistributedDataParallel(Net())
     gradients(net, slice(rank * N // 2, (rank + 1) * N // 2))
     torch.save([2 * p.grad for p in net.parameters()], folder / f"{rank}.pt")  # DDP averages, the loss is a sum
+    dist.barrier()  # whoever leaves first takes the file with it that the other may still be reading
     dist.destroy_process_group()
 
 
+@pytest.mark.timeout(120)
 def test_two_ranks_are_one(tmp_path):
     torch.manual_seed(0)
     alone = Net()
