@@ -3,22 +3,22 @@
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from kd.generators import Generator
 from kd.models.flops import decoding_flops
-from kd.models.generation import check_decoding, read_again
+from kd.models.generation import read_again
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from kd.rewards import judged
 from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Writing
+from kd.rollouts.writing import Nucleus, Writing
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Record, Written
 
 
-class Paired:
+class Paired(Writing):
     """To each prompt the record's first response, the preferred one, and after it `samples` that were just written.
 
     The preferred response is the reference, or the teacher's where augmentation=labeling put it there; `written_by`
@@ -30,7 +30,7 @@ class Paired:
         samples: responses written to each prompt.
         opponent: student: as it is at this step | reference: as it was before the first one, which is SPIN's first
             iteration. A reference is there where a term of the objective asks for one (dpo).
-        max_new_tokens, temperature, top_p, batch_size, generator: see `kd.rollouts.on_policy.OnPolicy`.
+        max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.writing.Writing`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
@@ -39,17 +39,23 @@ class Paired:
     def __init__(
         self,
         *,
-        samples: int = 1,
+        samples: PositiveInt = 1,
         opponent: Literal["student", "reference"] = "student",
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        batch_size: int = 16,
+        max_new_tokens: PositiveInt,
+        temperature: NonNegativeFloat = 1.0,
+        top_p: Nucleus = 1.0,
+        batch_size: PositiveInt = 16,
         generator: Generator | None = None,
     ):
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
-        self.samples, self.opponent, self.max_new_tokens = samples, opponent, max_new_tokens
-        self.batch_size, self.sampled, self.writing = batch_size, Sampled(temperature, top_p), Writing(generator)
+        super().__init__(
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            batch_size=batch_size,
+            generator=generator,
+        )
+        self.opponent = opponent
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts, each with its preferred response and those just written, judged."""
@@ -68,16 +74,8 @@ class Paired:
     def _write(
         self, records: list[Record], models: Models, progress: Progress, encoder: Encoder
     ) -> list[list[Written]]:
-        responses = self.writing.alone(
-            self._opponent(models),
-            records,
-            encoder,
-            samples=self.samples,
-            max_new_tokens=self.max_new_tokens,
-            sampled=self.sampled,
-            batch_size=self.batch_size,
-            version=progress.step if self.opponent == "student" else 0,
-        )
+        version = progress.step if self.opponent == "student" else 0
+        responses = self.by_one(self._opponent(models), records, encoder, version=version)
         if self.opponent == "student":
             return responses
         return [
@@ -94,14 +92,6 @@ class Paired:
             )
         return models.reference.model
 
-    def spent(self) -> Spent:
-        """See `kd.rollouts.Spent`."""
-        return self.writing.spent()
-
-    def take_report(self) -> dict[str, tuple[float, float]]:
-        """See `kd.rollouts.writing.Writing`."""
-        return self.writing.take_report()
-
 
 class Demonstrated(Paired):
     """The same for policy objectives, which ask how probable each response was to the student when it was written.
@@ -115,11 +105,11 @@ class Demonstrated(Paired):
     def __init__(
         self,
         *,
-        samples: int = 4,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        batch_size: int = 16,
+        samples: PositiveInt = 4,
+        max_new_tokens: PositiveInt,
+        temperature: NonNegativeFloat = 1.0,
+        top_p: Nucleus = 1.0,
+        batch_size: PositiveInt = 16,
         generator: Generator | None = None,
     ):
         super().__init__(

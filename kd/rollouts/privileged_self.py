@@ -1,25 +1,21 @@
 """The student's own responses, which the teacher reads after a prompt that shows it more."""
 
 from string import Formatter
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from kd.generators import Generator
-from kd.models.generation import check_decoding
-from kd.models.sampling import Sampled
 from kd.rewards import judged
-from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Writing
+from kd.rollouts.writing import Nucleus, Writing
 from kd.sequences import Encoder, encode_prompt
 from kd.types import Batch, Message, Models, Progress, Record
 
-Nucleus = Annotated[float, Field(gt=0, le=1)]
 FIELDS = {"question", "demonstration"}
 
 
-class PrivilegedSelf:
+class PrivilegedSelf(Writing):
     """The student writes after the plain prompt; the teacher reads the same tokens after one with a demonstration.
 
     With teacher=own it is self-distillation from a privileged context: SDFT (arXiv 2601.19897) with teacher.mode=ema,
@@ -30,7 +26,7 @@ class PrivilegedSelf:
     Args:
         template: what the last message of the prompt becomes for the teacher; `{question}` stands for what it was and
             `{demonstration}` for the response that the student does not see.
-        samples, max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.on_policy.OnPolicy`.
+        samples, max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.writing.Writing`.
 
     Raises:
         ValueError: a setting is out of range, or the template lacks a field or has another one.
@@ -51,26 +47,22 @@ class PrivilegedSelf:
         batch_size: PositiveInt = 16,
         generator: Generator | None = None,
     ):
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        super().__init__(
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            batch_size=batch_size,
+            generator=generator,
+        )
         _check_template(template)
         self.template = template
-        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.sampled, self.writing = Sampled(temperature, top_p), Writing(generator)
         self.left_out, self.asked = 0, 0  # records since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""
-        records, prompts, room = self._fitting(records_of(window), encoder)
-        responses = self.writing.alone(
-            models.student,
-            records,
-            encoder,
-            samples=self.samples,
-            max_new_tokens=min(self.max_new_tokens, room),  # what is longer would be cut off again
-            sampled=self.sampled,
-            batch_size=self.batch_size,
-            version=progress.step,
-        )
+        records, prompts, rooms = self._fitting(records_of(window), encoder)
+        responses = self.by_one(models.student, records, encoder, version=progress.step, rooms=rooms)
         return judged(encoder.written(records, responses, teacher_prompts=prompts), models)
 
     def privileged(self, record: Record) -> tuple[Message, ...]:
@@ -84,21 +76,23 @@ class PrivilegedSelf:
         shown = self.template.format(question=last["content"], demonstration=record.responses[0].text)
         return (*before, {**last, "content": shown})
 
-    def spent(self) -> Spent:
-        """See `kd.rollouts.Spent`."""
-        return self.writing.spent()
-
     def take_report(self) -> dict[str, tuple[float, float]]:
         """That of `kd.rollouts.writing.Writing`, and the share of records that were too long with a demonstration."""
         told = (float(self.left_out), float(self.asked))
         self.left_out = self.asked = 0
-        return {**self.writing.take_report(), "left_out": told}
+        return {**super().take_report(), "left_out": told}
 
-    def _fitting(self, records: list[Record], encoder: Encoder) -> tuple[list[Record], list[tuple[Message, ...]], int]:
-        """The records that leave room for a response, what the teacher reads before it, and the most room of any."""
-        tokenizer = encoder.teacher or encoder.student
+    def _fitting(
+        self, records: list[Record], encoder: Encoder
+    ) -> tuple[list[Record], list[tuple[Message, ...]], list[int]]:
+        """The records that leave room for a response, what the teacher reads before it, and each one's room."""
+        teacher = encoder.teacher or encoder.student
         prompts = [self.privileged(record) for record in records]
-        rooms = [encoder.max_length - len(encode_prompt(prompt, tokenizer)) for prompt in prompts]
+        rooms = [
+            encoder.max_length
+            - max(len(encode_prompt(shown, teacher)), len(encode_prompt(record.prompt, encoder.student)))
+            for record, shown in zip(records, prompts, strict=True)
+        ]
         kept = [i for i, room in enumerate(rooms) if room > 0]
         if records and not kept:
             raise ValueError(
@@ -106,7 +100,7 @@ class PrivilegedSelf:
                 f"shortest needs {1 - max(rooms)} tokens beyond data.max_length={encoder.max_length}; raise it"
             )
         self.left_out, self.asked = self.left_out + len(records) - len(kept), self.asked + len(records)
-        return [records[i] for i in kept], [prompts[i] for i in kept], max((rooms[i] for i in kept), default=1)
+        return [records[i] for i in kept], [prompts[i] for i in kept], [rooms[i] for i in kept]
 
 
 def _check_template(template: str) -> None:

@@ -1,22 +1,18 @@
 """Responses of the student in which the teacher replaces what it thinks unlikely."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
-from kd.models.generation import check_decoding
 from kd.models.sampling_pairs import Interleaved
 from kd.rewards import judged
-from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Writing
+from kd.rollouts.writing import Nucleus, Writing
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
-Nucleus = Annotated[float, Field(gt=0, le=1)]
 
-
-class Speculative:
+class Speculative(Writing):
     """The student proposes each token; one outside the teacher's `top_k` is drawn anew from the teacher (SKD, arXiv
     2410.11325).
 
@@ -26,7 +22,7 @@ class Speculative:
 
     Args:
         top_k, temperature, top_p, teacher_temperature, teacher_top_p: see `kd.models.sampling_pairs.Interleaved`.
-        samples, max_new_tokens, batch_size: as for `kd.rollouts.on_policy.OnPolicy`.
+        samples, max_new_tokens, batch_size: as for `kd.rollouts.writing.Writing`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
@@ -45,9 +41,13 @@ class Speculative:
         teacher_top_p: Nucleus = 0.5,
         batch_size: PositiveInt = 16,
     ):
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
-        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.writing = Writing()
+        super().__init__(
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            batch_size=batch_size,
+        )
         self.choose = Interleaved(
             top_k,
             temperature=temperature,
@@ -59,21 +59,9 @@ class Speculative:
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""
         records = records_of(window)
-        responses = self.writing.write(
-            [models.student, models.teacher.model],
-            records,
-            encoder,
-            samples=self.samples,
-            max_new_tokens=self.max_new_tokens,
-            choose=self.choose,
-            batch_size=self.batch_size,
-        )
+        responses = self.by_several([models.student, models.teacher.model], records, encoder, self.choose)
         return judged(encoder.written(records, responses), models)
-
-    def spent(self) -> Spent:
-        """See `kd.rollouts.Spent`."""
-        return self.writing.spent()
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """That of `kd.rollouts.writing.Writing`, and the share of the student's proposals that stood."""
-        return {**self.writing.take_report(), "kept_share": self.choose.take_kept()}
+        return {**super().take_report(), "kept_share": self.choose.take_kept()}

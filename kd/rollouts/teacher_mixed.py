@@ -4,10 +4,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from kd.models.generation import check_decoding
 from kd.models.sampling_pairs import Mixed
 from kd.rewards import judged
-from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
 from kd.sequences import Encoder
@@ -16,7 +14,7 @@ from kd.types import Batch, Models, Progress
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class TeacherMixed:
+class TeacherMixed(Writing):
     """Every token is drawn from p~ = alpha p + (1 - alpha) q, so that what the student would degenerate into is rare
     (MiniLLM, arXiv 2306.08543, section 2.2).
 
@@ -26,7 +24,7 @@ class TeacherMixed:
 
     Args:
         alpha, temperature: see `kd.models.sampling_pairs.Mixed`.
-        samples, max_new_tokens, batch_size: as for `kd.rollouts.on_policy.OnPolicy`.
+        samples, max_new_tokens, batch_size: as for `kd.rollouts.writing.Writing`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset(
@@ -44,34 +42,17 @@ class TeacherMixed:
         temperature: NonNegativeFloat = 1.0,
         batch_size: PositiveInt = 16,
     ):
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=1.0, samples=samples)
-        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.choose, self.writing = Mixed(alpha, temperature=temperature), Writing()
+        super().__init__(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+        self.choose = Mixed(alpha, temperature=temperature)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, weighted and judged."""
         records = records_of(window)
-        responses = self.writing.write(
-            [models.student, models.teacher.model],
-            records,
-            encoder,
-            samples=self.samples,
-            max_new_tokens=self.max_new_tokens,
-            choose=self.choose,
-            batch_size=self.batch_size,
-        )
+        responses = self.by_several([models.student, models.teacher.model], records, encoder, self.choose)
         batches = encoder.written(records, responses)
         for batch in batches:
             weigh(batch)
         return judged(batches, models)
-
-    def spent(self) -> Spent:
-        """See `kd.rollouts.Spent`."""
-        return self.writing.spent()
-
-    def take_report(self) -> dict[str, tuple[float, float]]:
-        """See `kd.rollouts.writing.Writing`."""
-        return self.writing.take_report()
 
 
 def weigh(batch: Batch) -> None:

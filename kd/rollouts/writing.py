@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from kd.generators import Generator
 from kd.generators.torch import Torch
 from kd.models.flops import decoding_flops
-from kd.models.generation import write
+from kd.models.generation import check_decoding, write
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Choose, Sampled
 from kd.rollouts import Spent
@@ -15,86 +18,97 @@ from kd.types import Record, Source, Written
 
 log = logging.getLogger(__name__)
 
+Nucleus = Annotated[float, Field(gt=0, le=1)]
+
 MANY_CUT = 0.1  # share of responses without an end token, from which on somebody should know
 ENOUGH = 32  # responses, before that share means anything
 
 
 class Writing:
-    """What every rollout that writes has in common: the prompts' ids, the room there is, and the books.
+    """What the rollouts that write have in common: how much and how, the room there is, and the books.
 
     Args:
-        generator: the engine where one model writes alone; None: our own.
+        samples: responses to each prompt; they stay adjacent, as one group.
+        max_new_tokens: bound on a response, together with what the prompt leaves of the encoder's max_length.
+        temperature, top_p: see `kd.models.sampling.Sampled`.
+        batch_size: responses decoded together.
+        generator: the engine where one model writes alone (`kd.generators`); None: our own.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
-    def __init__(self, generator: Generator | None = None):
+    def __init__(
+        self,
+        *,
+        samples: PositiveInt = 1,
+        max_new_tokens: PositiveInt,
+        temperature: NonNegativeFloat = 1.0,
+        top_p: Nucleus = 1.0,
+        batch_size: PositiveInt = 16,
+        generator: Generator | None = None,
+    ):
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
+        self.sampled = Sampled(temperature, top_p)
         self.generator: Generator = Torch() if generator is None else generator
         self._spent = Spent()
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._seen = self._cut = 0  # since the start
         self._warned = False
 
-    def write(
-        self,
-        readers: Sequence[LanguageModel],
-        records: Sequence[Record],
-        encoder: Encoder,
-        *,
-        samples: int,
-        max_new_tokens: int,
-        choose: Choose,
-        batch_size: int,
-        source: Source = "student",
-    ) -> list[list[Written]]:
-        """`samples` responses to each record, all records decoded together; see `kd.models.generation.write`.
-
-        `readers` is the student, and after it whichever teachers have a say in each token. With `source` "teacher"
-        it is teachers alone: then the student's `old_logprobs` are not known. Ids are those of the first reader.
-        """
-        if not records:
-            return []
-        prompts = [encode_prompt(record.prompt, readers[0].tokenizer) for record in records]
-        responses = write(
-            readers,
-            prompts,
-            samples=samples,
-            max_new_tokens=_within(encoder, prompts, max_new_tokens),
-            choose=choose,
-            batch_size=batch_size,
-            source=source,
-        )
-        self._account(readers, list(map(len, prompts)), responses, source)
-        self._warn(max_new_tokens)
-        return responses
-
-    def alone(
+    def by_one(
         self,
         model: LanguageModel,
         records: Sequence[Record],
         encoder: Encoder,
         *,
-        samples: int,
-        max_new_tokens: int,
-        sampled: Sampled,
-        batch_size: int,
         source: Source = "student",
         version: int = 0,
+        rooms: Sequence[int] | None = None,
     ) -> list[list[Written]]:
-        """The same where one model writes alone, by `generator`, which is told how many steps its weights have made."""
+        """Responses to each record, in the ids of the `model` that writes them, by `generator`.
+
+        `version` tells the generator how many steps the weights have made. `rooms` are the longest responses that each
+        record has room for, where more than the model's prompt takes some.
+        """
+        if not records:
+            return []
         prompts = [encode_prompt(record.prompt, model.tokenizer) for record in records]
+        rooms = _rooms(encoder, prompts) if rooms is None else rooms
         responses = self.generator(
             model,
             prompts,
-            samples=samples,
-            max_new_tokens=_within(encoder, prompts, max_new_tokens),
-            sampled=sampled,
-            batch_size=batch_size,
+            samples=self.samples,
+            max_new_tokens=min(self.max_new_tokens, max(rooms)),  # what is longer would be cut off again
+            sampled=self.sampled,
+            batch_size=self.batch_size,
             source=source,
             version=version,
         )
-        self._account([model], list(map(len, prompts)), responses, source)
+        lengths = list(map(len, prompts))
+        self._account([model], lengths, responses, source, rooms)
         if self.generator.reads_again:
-            self._account_reading(model, list(map(len, prompts)), responses, source)
-        self._warn(max_new_tokens)
+            self._account_reading(model, lengths, responses, source)
+        return responses
+
+    def by_several(
+        self, readers: Sequence[LanguageModel], records: Sequence[Record], encoder: Encoder, choose: Choose
+    ) -> list[list[Written]]:
+        """The same where teachers have a say in each token: `readers` is the student, and after it those teachers."""
+        if not records:
+            return []
+        prompts = [encode_prompt(record.prompt, readers[0].tokenizer) for record in records]
+        rooms = _rooms(encoder, prompts)
+        responses = write(
+            readers,
+            prompts,
+            samples=self.samples,
+            max_new_tokens=min(self.max_new_tokens, max(rooms)),  # what is longer would be cut off again
+            choose=choose,
+            batch_size=self.batch_size,
+        )
+        self._account(readers, list(map(len, prompts)), responses, "student", rooms)
         return responses
 
     def spent(self) -> Spent:
@@ -114,6 +128,7 @@ class Writing:
         prompts: Sequence[int],
         responses: Sequence[Sequence[Written]],
         source: Source,
+        rooms: Sequence[int],
     ) -> None:
         lengths = [[len(answer.ids) for answer in group] for group in responses]
         written = sum(map(sum, lengths))
@@ -122,12 +137,18 @@ class Writing:
         if source == "teacher":
             self._spent = self._spent.plus(Spent(teacher_tokens=len(readers) * read))
         else:
-            flops = sum(_group_flops(readers[0], *group) for group in zip(prompts, lengths, strict=True))
+            pairs = zip(prompts, lengths, strict=True)
+            flops = sum(decoding_flops(readers[0], [prompt], group, samples=len(group)) for prompt, group in pairs)
             self._spent = self._spent.plus(Spent(written, flops, (len(readers) - 1) * read))
-        cut = sum(answer.truncated for group in responses for answer in group)
+        cut = sum(
+            answer.truncated or len(answer.ids) > room
+            for group, room in zip(responses, rooms, strict=True)
+            for answer in group
+        )
         count = sum(map(len, lengths))
         self._untold = [old + new for old, new in zip(self._untold, (count, written, cut), strict=True)]
         self._seen, self._cut = self._seen + count, self._cut + cut
+        self._warn()
 
     def _account_reading(
         self, model: LanguageModel, prompts: Sequence[int], responses: Sequence[Sequence[Written]], source: Source
@@ -140,7 +161,7 @@ class Writing:
             flops = decoding_flops(model, [n for n, _ in rows], [length for _, length in rows])
             self._spent = self._spent.plus(Spent(decoding_flops=flops))
 
-    def _warn(self, max_new_tokens: int) -> None:
+    def _warn(self) -> None:
         if self._warned or self._seen < ENOUGH or self._cut <= MANY_CUT * self._seen:
             return
         self._warned = True
@@ -149,16 +170,10 @@ class Writing:
             "data.max_length; raise the bound, or have the student learn to end (some steps of objective=sft) first",
             self._cut,
             self._seen,
-            max_new_tokens,
+            self.max_new_tokens,
         )
 
 
-def _within(encoder: Encoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """What is longer than the shortest prompt leaves room for would be cut off again."""
-    return min(max_new_tokens, encoder.max_length - min(map(len, prompts), default=0))
-
-
-def _group_flops(student: LanguageModel, prompt: int, responses: Sequence[int]) -> int:
-    """FLOP of writing several responses to one prompt, which is read once."""
-    again = decoding_flops(student, [prompt], [1])
-    return decoding_flops(student, [prompt] * len(responses), responses) - (len(responses) - 1) * again
+def _rooms(encoder: Encoder, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What each prompt leaves for a response."""
+    return [encoder.max_length - len(prompt) for prompt in prompts]

@@ -48,7 +48,7 @@ def test_elsewhere_it_is_refused(rollout, reason):
 
 def test_the_rollout_gets_the_engine(tmp_path):
     cfg = composed("rollout=mixed", "generator=vllm", f"generator.weights={tmp_path}", "generator.staleness=2")
-    generator = instantiate(cfg.rollout).writer.writing.generator
+    generator = instantiate(cfg.rollout).writer.generator
     assert isinstance(generator, Server)
     assert (generator.staleness, generator.folder) == (2, tmp_path)
 

@@ -8,11 +8,11 @@ import torch
 from scipy.stats import chisquare
 
 from kd.composition.check import check
+from kd.models.flops import decoding_flops
 from kd.models.teacher import WhiteBox
 from kd.rollouts import Rollout
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.teacher_mixed import TeacherMixed
-from kd.rollouts.writing import _group_flops
 from kd.seeding import seeded
 from kd.sequences import Encoder, encode_prompt
 from kd.signals import FROM_ROLLOUT
@@ -124,7 +124,7 @@ def test_what_it_costs(models, encoder):
     spent = rollout.spent()
     assert spent.generated_tokens == 2 * sum(lengths.values())
     assert spent.teacher_tokens == meter.tokens == 2 * sum(prompts[n] + lengths[n] - 1 for n in prompts)
-    assert spent.decoding_flops == 2 * sum(_group_flops(models.student, prompts[n], [lengths[n]]) for n in prompts)
+    assert spent.decoding_flops == 2 * sum(decoding_flops(models.student, [prompts[n]], [lengths[n]]) for n in prompts)
     assert rollout.take_report()["response_length"] == (2 * sum(lengths.values()), 2 * len(GIVEN))
 
 

@@ -13,7 +13,7 @@ GIVEN = records(6)
 STUDENT, TEACHER = tiny(0), tiny(1)
 ENCODER = Encoder(STUDENT.tokenizer, None, max_length=200, max_tokens=400)
 PROMPTS = [len(encode_prompt(kept.prompt, STUDENT.tokenizer)) for kept in GIVEN]
-SETTINGS = {"samples": 2, "max_new_tokens": 5, "choose": Sampled(), "batch_size": 8}
+SETTINGS = {"samples": 2, "max_new_tokens": 5, "batch_size": 8}
 
 
 def end_at_once(model):
@@ -40,8 +40,8 @@ def flops(model, tokens, squares, rows):
 def test_what_a_student_writes_is_counted():
     """The samples of a prompt share one reading of it: P + (r1 - 1) + (r2 - 1) tokens; the first word of each is
     drawn from one row of logits; places attend to all before them, (P + r - 1)^2 in all for each, less P^2 once."""
-    writing = Writing()
-    found = lengths(writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS))
+    writing = Writing(**SETTINGS)
+    found = lengths(writing.by_one(STUDENT, GIVEN, ENCODER))
     assert [len(group) for group in found] == [2] * 6
     tokens = squares = rows = 0
     for prompt, (one, two) in zip(PROMPTS, found, strict=True):
@@ -50,16 +50,16 @@ def test_what_a_student_writes_is_counted():
         rows += 1 + one - 1 + two - 1
     written = sum(map(sum, found))
     assert writing.spent() == (written, flops(STUDENT, tokens, squares, rows), 0)
-    again = writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+    again = writing.by_one(STUDENT, GIVEN, ENCODER)
     assert writing.spent().generated_tokens == written + sum(map(sum, lengths(again)))
 
 
 def test_what_a_teacher_reads_beside_the_student_is_counted():
-    writing, alone = Writing(), Writing()
-    found = lengths(writing.write([STUDENT, TEACHER], GIVEN, ENCODER, **SETTINGS))
+    writing, alone = Writing(**SETTINGS), Writing(max_new_tokens=5, temperature=0.0)
+    found = lengths(writing.by_several([STUDENT, TEACHER], GIVEN, ENCODER, Sampled()))
     read = sum(PROMPTS) + sum(map(sum, found)) - 2 * len(GIVEN)
     assert writing.spent()[::2] == (sum(map(sum, found)), read)
-    alone.write([TEACHER], GIVEN, ENCODER, **{**SETTINGS, "samples": 1, "choose": Sampled(0.0)}, source="teacher")
+    alone.by_one(TEACHER, GIVEN, ENCODER, source="teacher")
     assert alone.spent()[:2] == (0, 0)
 
 
@@ -69,8 +69,8 @@ def test_spending_adds_up():
 
 
 def test_lengths_and_truncations_are_told():
-    writing = Writing()
-    responses = writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+    writing = Writing(**SETTINGS)
+    responses = writing.by_one(STUDENT, GIVEN, ENCODER)
     found = [length for group in lengths(responses) for length in group]
     end = STUDENT.tokenizer.eos_token_id
     cut = sum(answer.ids[-1] != end for group in responses for answer in group)
@@ -80,22 +80,22 @@ def test_lengths_and_truncations_are_told():
 
 
 def test_many_truncations_are_warned_of_once(caplog):
-    writing = Writing()
+    writing = Writing(**SETTINGS)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):  # 24 responses: too few to say
-            writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+            writing.by_one(STUDENT, GIVEN, ENCODER)
         assert not caplog.records
         for _ in range(3):
-            writing.write([STUDENT], GIVEN, ENCODER, **SETTINGS)
+            writing.by_one(STUDENT, GIVEN, ENCODER)
     [warning] = caplog.messages
     assert "of the 36 responses written so far were cut off before they ended, by rollout.max_new_tokens=5" in warning
 
 
 def test_responses_that_end_are_not_warned_of(caplog):
-    writing, student = Writing(), end_at_once(tiny())
+    writing, student = Writing(**SETTINGS), end_at_once(tiny())
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
-            writing.write([student], GIVEN, ENCODER, **SETTINGS)
+            writing.by_one(student, GIVEN, ENCODER)
     assert not caplog.records
     assert writing.take_report() == {"response_length": (48, 48), "truncation_rate": (0, 48)}
 
@@ -104,12 +104,31 @@ def test_responses_that_end_are_not_warned_of(caplog):
 def test_nothing_is_written_beyond_the_room_there_is(room):
     encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + room, max_tokens=400)
     longest = [GIVEN[PROMPTS.index(max(PROMPTS))]]
-    writing = Writing()
-    [group] = writing.write([STUDENT], longest, encoder, **{**SETTINGS, "max_new_tokens": 50})
+    writing = Writing(samples=2, max_new_tokens=50)
+    [group] = writing.by_one(STUDENT, longest, encoder)
     assert max(len(answer.ids) for answer in group) <= room
 
 
+def test_what_the_encoder_will_cut_off_is_told_as_cut_off():
+    """Written together, all are bounded by the room of the shortest prompt; a longer one has less."""
+    encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + 1, max_tokens=400)
+    writing = Writing(samples=2, max_new_tokens=50, batch_size=12)
+    responses = writing.by_one(STUDENT, GIVEN, encoder)
+    rooms = [max(PROMPTS) + 1 - prompt for prompt in PROMPTS]
+    assert any(
+        len(a.ids) > room and not a.truncated for group, room in zip(responses, rooms, strict=True) for a in group
+    )
+    kept = [
+        row
+        for batch in encoder.written(GIVEN, responses)
+        for row in batch.student.labels[batch.student.mask].split(batch.student.mask.sum(1).tolist())
+    ]
+    unended = sum(row[-1].item() != STUDENT.tokenizer.eos_token_id for row in kept)
+    assert writing.take_report()["truncation_rate"] == (unended, 12)
+
+
 def test_no_records_are_no_work():
-    writing = Writing()
-    assert writing.write([STUDENT], [], ENCODER, **SETTINGS) == []
+    writing = Writing(**SETTINGS)
+    assert writing.by_one(STUDENT, [], ENCODER) == []
+    assert writing.by_several([STUDENT, TEACHER], [], ENCODER, Sampled()) == []
     assert writing.spent() == (0, 0, 0)
