@@ -6,7 +6,7 @@ import logging
 import re
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -90,31 +90,17 @@ def build(cfg: DictConfig) -> Parts:
     if isinstance(teacher, Own):
         teacher.bind(student)
     words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
-    alignment = instantiate(cfg.alignment)
-    if words is not None:
-        ids = student.vocabulary, words.vocabulary
-        alignment.check(student.tokenizer, words.tokenizer, ids)
-        if alignment.summary:
-            rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
-        check_zeros(alignment, cfg.objective)
-    encoder = Encoder(
-        student.tokenizer,
-        None if words is None else words.tokenizer,
-        max_length=cfg.data.max_length,
-        max_tokens=cfg.data.max_tokens,
-    )
+    alignment, encoder = _aligned(cfg, student, words)
     objective = {str(name): _term(term, cfg.seed, str(name), student, teacher) for name, term in cfg.objective.items()}
     reference = WhiteBox(copy.deepcopy(student)) if _asked_for("reference", objective) else None
-    optimization = Optimization(**cfg.optim)
-    rollout = instantiate(cfg.rollout)
     module = Distillation(
         student,
         teacher,
         objective,
-        rollout,
+        instantiate(cfg.rollout),
         alignment,
         encoder,
-        optimization,
+        Optimization(**cfg.optim),
         reference=reference,
         reward=_reward(cfg.reward, objective),
         limits=Limits(**cfg.budget),
@@ -123,17 +109,7 @@ def build(cfg: DictConfig) -> Parts:
         log_every=cfg.log_every,
     )
     records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
-    data = Data(
-        records,
-        skill.load("validation")[: cfg.checkpoint.records],
-        encoder,
-        window=optimization.window,
-        steps=optimization.steps,
-        seed=cfg.seed,
-        workers=cfg.data.workers,
-        uses=getattr(rollout, "uses", 1),
-        plain=_plain(cfg, student.tokenizer) if "lm" in module.demands else None,
-    )
+    data = _data(cfg, module, records, skill.load("validation")[: cfg.checkpoint.records], encoder)
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
     if isinstance(teacher, Cached):
@@ -141,6 +117,38 @@ def build(cfg: DictConfig) -> Parts:
         teacher.check(data.met() if module.teacher_fields else (), encoder, audited)
     other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
     return Parts(module, data, skill, other, encoder, augmentation_tokens)
+
+
+def _aligned(cfg: DictConfig, student: LanguageModel, words: LanguageModel | Ensemble | None) -> tuple[Any, Encoder]:
+    """The alignment of both models' tokens, and what encodes records for them. `words`: whose tokens the teacher's are.
+
+    Raises ValueError where the alignment cannot serve the two, or a term cannot bear what it leaves out.
+    """
+    alignment = instantiate(cfg.alignment)
+    if words is not None:
+        alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
+        if alignment.summary:
+            rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
+        check_zeros(alignment, cfg.objective)
+    theirs = None if words is None else words.tokenizer
+    return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
+
+
+def _data(
+    cfg: DictConfig, module: Distillation, train: list[Record], validation: Sequence[Record], encoder: Encoder
+) -> Data:
+    """The windows that the module will ask for."""
+    return Data(
+        train,
+        validation,
+        encoder,
+        window=cfg.optim.window,
+        steps=cfg.optim.steps,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+        uses=getattr(module.rollout, "uses", 1),
+        plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
+    )
 
 
 def check_zeros(alignment: Any, objective: Mapping[str, Any]) -> None:

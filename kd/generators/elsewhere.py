@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from kd.generators.second_reading import Reading, read_again
+from kd.generators.second_reading import Reading, read_responses
 from kd.models.generation import check_decoding, end_ids
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
@@ -91,7 +91,7 @@ class Elsewhere(ABC):
         found = self.complete(order)
         _check_ids(found, order, model.vocabulary)
         pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
-        readings = read_again(model, pairs, sampled, batch_size=batch_size)
+        readings = read_responses(model, pairs, sampled, batch_size=batch_size)
         self._compare([one for group in found for one in group], readings, sampled, version)
         told = iter(readings)
         return [[_written(one, next(told), order, source) for one in group] for group in found]

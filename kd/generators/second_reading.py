@@ -21,7 +21,7 @@ class Reading(NamedTuple):
     drawn: Float[Tensor, " L"]  # under the distribution that they were to be drawn from; for greedy, as `own`
 
 
-def read_again(
+def read_responses(
     model: LanguageModel,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     sampled: Sampled,

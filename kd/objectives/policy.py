@@ -157,10 +157,9 @@ def grpo(
         cap: bound on w; 3 as TRL has it.
     """
     advantages = group_advantages(rewards, group_size, by_deviation=by_deviation)
-    log_ratio = wide(student_logprobs) - wide(old_logprobs)
-    advantages = advantages[:, None].expand_as(log_ratio)
-    values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
-    return values * drawn_elsewhere(old_logprobs, behaviour_logprobs, cap)
+    return _near_old(
+        student_logprobs, old_logprobs, behaviour_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, cap=cap
+    )
 
 
 def grpo_among_own(
@@ -184,7 +183,22 @@ def grpo_among_own(
     """
     own = written_by == WRITERS.index("student")
     advantages = group_advantages(rewards, group_size, by_deviation=by_deviation, members=own)
+    return _near_old(
+        student_logprobs, old_logprobs, behaviour_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, cap=cap
+    )
+
+
+def _near_old(
+    student_logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    behaviour_logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"],
+    *,
+    clip_low: float | None,
+    clip_high: float | None,
+    cap: float,
+) -> Float[Tensor, "B T"]:
+    """The surrogate about the student that wrote, each token weighed by what it was drawn from."""
     log_ratio = wide(student_logprobs) - wide(old_logprobs)
-    advantages = advantages[:, None].expand_as(log_ratio)
-    values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    values = surrogate(log_ratio, advantages[:, None].expand_as(log_ratio), clip_low=clip_low, clip_high=clip_high)
     return values * drawn_elsewhere(old_logprobs, behaviour_logprobs, cap)

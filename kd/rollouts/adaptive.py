@@ -124,7 +124,7 @@ class Adaptive(Wrapping):
             "adaptive_threshold": (self.threshold * steps, steps),
             "adaptive_written_share": (self.took["write"], steps),
             "adaptive_replayed_share": (self.took["replay"], steps),
-            "staleness": (age, count),
+            "adaptive_staleness": (age, count),
         }
         self.took, self.age = dict.fromkeys(BRANCHES, 0.0), [0.0, 0.0]
         return {**super().take_report(), **told}

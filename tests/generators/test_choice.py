@@ -7,6 +7,7 @@ from kd.composition.check import check, resolved
 from kd.composition.choices import CONF
 from kd.experiment import baseline, named
 from kd.generators.vllm_server import Server
+from kd.rollouts.offline import Offline
 from kd.training import instantiate
 from tests.test_composition import composed
 
@@ -54,4 +55,6 @@ def test_the_rollout_gets_the_engine(tmp_path):
 
 
 def test_the_baseline_writes_nothing():
-    check(baseline(named(composed("rollout=on_policy", "generator=vllm"))))
+    beside = baseline(named(composed("rollout=on_policy", "generator=vllm")))
+    check(beside)
+    assert isinstance(instantiate(beside.rollout), Offline)

@@ -103,3 +103,6 @@ def test_with_vllm_itself(tmp_path):
         asked(generator, student, sampled=Sampled(1.0), samples=8, version=step)
         asked(generator, student, sampled=GREEDY, version=step)
         moved(student)
+    distance, tokens = generator.take_report()["sampler_mismatch"]
+    assert tokens > 0
+    assert distance / tokens < 0.05  # nats per token, bfloat16 on either side

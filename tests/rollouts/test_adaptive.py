@@ -196,7 +196,7 @@ def test_what_is_told(monkeypatch):
     assert told["adaptive_threshold"] == (2.5, 5)
     assert told["adaptive_written_share"] == (3, 5)
     assert told["adaptive_replayed_share"] == (1, 5)
-    age, count = told["staleness"]
+    age, count = told["adaptive_staleness"]
     assert count == 2  # read at step 3, written at steps 1 or 2
     assert 2 <= age <= 4
     assert all(pair == (0, 0) for name, pair in rollout.take_report().items() if name != "calls")
