@@ -13,8 +13,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from kd.data import keep_workers_apart
-
 
 class Saving(Checkpoint):
     """Writes `last`, which a run goes on from: between two steps, so after the validation of the one before, if any.
@@ -27,7 +25,7 @@ class Saving(Checkpoint):
     def __init__(self, path: Path, every: int):
         self.path, self.every = path, every
         self.received: int | None = None
-        self._saved, self._first = 0, True  # steps; whether none has begun
+        self._saved = 0  # steps
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """From now on signals wait for the end of a step. (Lightning puts the old handlers back, however it ends.)"""
@@ -37,9 +35,6 @@ class Saving(Checkpoint):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Save if it is time, or if any rank was told to stop. (The module then refuses the next step.)"""
-        if self._first:
-            keep_workers_apart()
-            self._first = False
         trainer.should_stop = self._told(trainer)
         if trainer.should_stop or pl_module.step_count % self.every == 0:
             self._save(trainer, pl_module.step_count)

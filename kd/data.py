@@ -7,19 +7,20 @@ and cut into micro-batches of bounded size, so that little is padded.
 
 import hashlib
 import json
-import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import lightning
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from kd.corpora.blocks import Blocks
 from kd.seeding import permutation
 from kd.sequences import Encoder
 from kd.types import Batch, Record
+
+AHEAD = 2  # windows that are made before they are asked for, per worker
 
 
 class Window:
@@ -37,7 +38,7 @@ class Window:
         return tuple(record for batch in self.batches for record in batch.records)
 
 
-class Windows(Dataset[Window]):
+class Windows:
     """Window number `step` of an endless shuffled stream of records, one rank's share of it.
 
     Every record is seen once before any is seen again. The window is dealt to the ranks by length, so that all
@@ -93,17 +94,36 @@ class Windows(Dataset[Window]):
         return max(len(row.ids) for row in self.encoder.encode(self.records[i]) or ())
 
 
-class FromStep(Sampler[int]):
-    """Steps `start` to `total`. Its length is the whole run's: a resumed Lightning loop counts from the beginning."""
+class Ahead:
+    """Windows from step `start` on, in order, made by `workers` threads before they are asked for; 0: when they are.
 
-    def __init__(self, start: int, total: int):
-        self.start, self.total = start, total
+    Threads, since processes would be forked from one in which others run (gloo's, CUDA's), which at times hangs, and
+    would outlive a rank that is killed. Its length is the whole run's: a resumed Lightning loop counts from the
+    beginning.
+    """
+
+    def __init__(self, windows: Windows, start: int, workers: int):
+        self.windows, self.start, self.workers = windows, start, workers
 
     def __len__(self) -> int:
-        return self.total
+        return len(self.windows)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.total))
+    def __iter__(self) -> Iterator[Window]:
+        steps = range(self.start, len(self.windows))
+        if not self.workers:
+            yield from map(self.windows.__getitem__, steps)
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="windows")
+        made: deque[Future[Window]] = deque()
+        try:
+            for step in steps:
+                made.append(pool.submit(self.windows.__getitem__, step))
+                if len(made) > AHEAD * self.workers:
+                    yield made.popleft().result()
+            while made:
+                yield made.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Data(lightning.LightningDataModule):
@@ -143,13 +163,10 @@ class Data(lightning.LightningDataModule):
             plain=self.plain,
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Ahead:
         """Windows from the step on at which the module stands."""
         windows = self.windows(self.trainer.global_rank, self.trainer.world_size)
-        start = self.trainer.lightning_module.step_count
-        return DataLoader(
-            windows, batch_size=None, sampler=FromStep(start, self.steps), num_workers=self.workers, **self._workers()
-        )
+        return Ahead(windows, self.trainer.lightning_module.step_count, self.workers)
 
     def order_digest(self) -> str:
         """Which tokens meet which step, as a hash: jobs whose digests agree saw the same data in the same order."""
@@ -175,19 +192,3 @@ class Data(lightning.LightningDataModule):
             )
         batches = self.encoder.batches(fitting[self.trainer.global_rank :: ranks])
         return DataLoader([Window(0, [batch]) for batch in batches], batch_size=None)  # type: ignore[arg-type]
-
-    def _workers(self) -> dict[str, Any]:
-        apart = {"persistent_workers": True, "prefetch_factor": 2, "worker_init_fn": _in_own_group}
-        return apart if self.workers else {}
-
-
-def _in_own_group(_: int) -> None:
-    """Out of reach of Ctrl-C, which a terminal sends to the whole group: the last window still needs its workers."""
-    os.setpgrp()
-
-
-def keep_workers_apart() -> None:
-    """The same for workers that have not come to it yet, said by their parent."""
-    for worker in torch.multiprocessing.active_children():
-        with suppress(OSError):  # it is gone
-            os.setpgid(worker.pid or 0, 0)

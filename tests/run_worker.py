@@ -4,6 +4,7 @@ A job is what `tests.runs.job` makes. With `trainer=ddp_cpu` Lightning starts th
 job that is told to stop ends the process with its exit code.
 """
 
+import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -13,5 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import runs
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240)  # where a process stands that hangs
     for job in json.loads(sys.argv[1]):
         runs.train(runs.config(*job["overrides"], **job["nodes"]), Path(job["path"]), job["synchronised"])

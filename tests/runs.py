@@ -110,7 +110,15 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
 def in_processes(*jobs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """`tests/run_worker.py` on `jobs`, in processes of their own."""
     command = [sys.executable, str(Path(__file__).with_name("run_worker.py")), json.dumps(jobs)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        told = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"still running after 300 seconds:\n{process.communicate()[1][-8000:]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, *told)
 
 
 def job(path: Path, *overrides: str, synchronised: bool = True, **nodes: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
+import threading
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kd.data import Data, FromStep, Windows
+from kd.data import Data, Windows
 from kd.models.tokenizers import byte_tokenizer
 from kd.sequences import Encoder
 from tests.tiny import record, records
@@ -102,14 +103,6 @@ def test_more_ranks_than_records():
         windows(2, rank=0, ranks=3)
 
 
-@pytest.mark.parametrize(("start", "total"), [(0, 5), (3, 5), (5, 5)])
-def test_a_sampler_from_a_step_gives_the_tail_and_the_whole_length(start, total):
-    sampler = FromStep(start, total)
-    assert list(sampler) == list(range(total))[start:]
-    assert list(sampler) == list(range(total))[start:]  # again
-    assert len(sampler) == total
-
-
 # --- the loader ---
 
 
@@ -137,6 +130,29 @@ def test_workers_and_resuming_change_nothing():
     assert stream(workers=2) == whole
     assert stream(start=5) == whole[5:]
     assert stream(workers=2, start=5) == whole[5:]
+
+
+def test_its_length_is_the_whole_runs_wherever_it_starts():
+    assert len(loader(start=5)) == len(loader(workers=2)) == 8
+
+
+def test_threads_work_ahead_but_not_far(monkeypatch):
+    made = []
+    make = Windows.__getitem__
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, step: (made.append(step), make(self, step))[1])
+    ahead = iter(loader(workers=1))
+    next(ahead)
+    ahead.close()  # as when a run is stopped
+    assert max(made) <= 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("windows")]
+
+
+def test_an_error_in_a_thread_is_the_loaders(monkeypatch):
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, step: 1 // (step - 3))
+    ahead = iter(loader(workers=2))
+    assert [next(ahead) for _ in range(3)] == [-1, -1, -1]
+    with pytest.raises(ZeroDivisionError):
+        next(ahead)
 
 
 def test_the_loader_deals_to_ranks():
