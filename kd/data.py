@@ -169,12 +169,13 @@ class Data(lightning.LightningDataModule):
         return Ahead(windows, self.trainer.lightning_module.step_count, self.workers)
 
     def order_digest(self) -> str:
-        """Which tokens meet which step, as a hash: jobs whose digests agree saw the same data in the same order."""
+        """Which tokens of the records meet which step, as a hash: jobs that agree saw the same data in the same order.
+
+        Plain text, which some terms learn on beside them, is not in it.
+        """
         windows = self.windows()
         rows = [[row.ids for row in self.encoder.encode(record) or ()] for record in windows.records]
         order = [rows, [windows.indices(step) for step in range(self.steps)]]
-        if self.plain is not None:
-            order += [self.plain.blocks, [self.plain.indices(step) for step in range(self.steps)]]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def met(self) -> list[Record]:

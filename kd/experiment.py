@@ -121,11 +121,12 @@ def check_launch(cfg: DictConfig) -> None:
 
 def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
+    from kd.export import export_objective
+    from kd.training import build, check_fit, fit, place
+
+    check_fit(cfg)
     beside = None if cfg.compare is None else baseline_results(cfg)
     cfg = prepared(cfg, train_only)
-    from kd.export import export_objective
-    from kd.training import build, fit, place
-
     parts = build(cfg)
     if not is_rank_zero():
         fit(cfg, parts, folder)

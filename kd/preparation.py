@@ -146,8 +146,16 @@ def _corpus_digest(config: dict[str, Any]) -> dict[str, str]:
     return {"corpus": instantiate(config["corpus"]).digest}
 
 
+def _run_digest(folder: str) -> dict[str, str]:
+    """Of the models in a finished run's folder, which a config may name (reward=reward_model)."""
+    parts = [Path(folder).expanduser() / name for name in ("student", "objective.safetensors")]
+    return {str(part): digest(f"local:{part}") for part in parts if part.exists()}
+
+
 def _digests(node: Any) -> dict[str, str]:
-    """Content hashes below `node`: of all sources, by address, and of the files that foreign targets stand in."""
+    """Content hashes below `node`: of all sources, by address, of runs, and of the files that foreign targets stand
+    in.
+    """
     if isinstance(node, list):
         return {k: v for child in node for k, v in _digests(child).items()}
     if not isinstance(node, dict):
@@ -158,4 +166,5 @@ def _digests(node: Any) -> dict[str, str]:
     if (target := node.get("_target_")) and not target.startswith("kd."):
         file = inspect.getsourcefile(get_object(target))
         own[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
     return own | {k: v for child in node.values() for k, v in _digests(child).items()}

@@ -24,11 +24,12 @@ from kd.results import Failure, finite, validated
 
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
+ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
 def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: str) -> str:
-    """12 hex digits over the resolved config, without the keys in NOT_HASHED, and what it stands on.
+    """12 hex digits over the resolved config, without the keys in NOT_HASHED and ENGINE, and what it stands on.
 
     Args:
         config: the composed config as plain, resolved containers.
@@ -47,7 +48,7 @@ def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
     return {
         key: _hashed_part(value, f"{inside}{key}.") if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if f"{inside}{key}" not in NOT_HASHED
+        if f"{inside}{key}" not in NOT_HASHED and not f"{inside}{key}".endswith(ENGINE)
     }
 
 

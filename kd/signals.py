@@ -94,6 +94,15 @@ def checked_by(check: Callable[..., None]) -> Callable[[Objective], Objective]:
     return decorated
 
 
+def sized(objective: Callable) -> bool:
+    """Whether `introduce` has anything to tell it."""
+    return (
+        hasattr(objective, "sized_for")
+        or hasattr(objective, "starts_from")
+        or hasattr(_innermost(objective), "check_shapes")
+    )
+
+
 def introduce(objective: Callable, student: Any, teacher: Any) -> None:
     """Tell an objective what models it is for (their `shape`), before the first step.
 
@@ -104,10 +113,7 @@ def introduce(objective: Callable, student: Any, teacher: Any) -> None:
         objective.sized_for(student.shape, None if teacher is None else teacher.shape)
     if hasattr(objective, "starts_from"):
         objective.starts_from(student)
-    function = objective
-    while isinstance(function, partial):
-        function = function.func
-    if check := getattr(function, "check_shapes", None):
+    if check := getattr(_innermost(objective), "check_shapes", None):
         settings = signature(objective).parameters  # as yaml and defaults have them
         named = {name: settings[name].default for name in signature(check).parameters if name in settings}
         check(student.shape, teacher.shape, **named)
@@ -118,10 +124,14 @@ def _function(objective: Callable) -> Callable:
 
 
 def _hints(objective: Callable) -> dict[str, Any]:
-    function = _function(objective)
-    while isinstance(function, partial):
-        function = function.func
-    return get_type_hints(function)
+    return get_type_hints(_innermost(_function(objective)))
+
+
+def _innermost(objective: Callable) -> Callable:
+    """The function of which yaml has set some arguments."""
+    while isinstance(objective, partial):
+        objective = objective.func
+    return objective
 
 
 def _shape(hint: Any) -> str:
@@ -136,6 +146,5 @@ def _shapes(hint: Any) -> list[str]:
 
 
 def _name(objective: Callable) -> str:
-    while isinstance(objective, partial):
-        objective = objective.func
+    objective = _innermost(objective)
     return getattr(objective, "__name__", type(objective).__name__)

@@ -43,7 +43,7 @@ from kd.preparation import targets_folder
 from kd.run_folder import RunFolder
 from kd.seeding import seeded
 from kd.sequences import Encoder, pad_id
-from kd.signals import introduce, of_role, requires
+from kd.signals import introduce, of_role, requires, sized
 from kd.terms import Term
 from kd.types import Record, Skill
 
@@ -117,6 +117,18 @@ def build(cfg: DictConfig) -> Parts:
         teacher.check(data.met() if module.teacher_fields else (), encoder, audited)
     other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
     return Parts(module, data, skill, other, encoder, augmentation_tokens)
+
+
+def check_fit(cfg: DictConfig) -> None:
+    """Raises ValueError for a term that does not fit the models, from their configurations, whatever their weights."""
+    losses = [instantiate(node.loss, _convert_="all") for node in cfg.objective.values()]
+    if cfg.get("targets", {}).get("cached") or not any(map(sized, losses)):
+        return
+    teacher, student = load_teacher(cfg.teacher), instantiate(cfg.student.model, _convert_="all")
+    if isinstance(teacher, Own):
+        teacher.bind(student)
+    for name, node in cfg.objective.items():
+        _term(node, cfg.seed, str(name), student, teacher)
 
 
 def _aligned(cfg: DictConfig, student: LanguageModel, words: LanguageModel | Ensemble | None) -> tuple[Any, Encoder]:

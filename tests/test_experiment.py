@@ -99,6 +99,39 @@ def test_the_hash_sees_the_code_of_a_foreign_objective(tmp_path: Path, monkeypat
     assert preparation.identity(cfg) != before
 
 
+def test_the_hash_sees_the_content_of_a_reward_models_run(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "objective.safetensors").write_bytes(b"a head")
+    cfg = config("reward=reward_model", f"reward.folder={tmp_path}", "rollout=on_policy", "objective=reinforce")
+    before = preparation.identity(cfg)
+    assert preparation.identity(cfg) == before
+    (tmp_path / "objective.safetensors").write_bytes(b"another")
+    assert preparation.identity(cfg) != before
+    (tmp_path / "objective.safetensors").write_bytes(b"a head")
+    (tmp_path / "student" / "model.safetensors").write_bytes(b"others")
+    assert preparation.identity(cfg) != before
+
+
+@pytest.mark.parametrize(
+    ("setting", "hashed"),
+    [("url=http://b:1", False), ("weights=/b", False), ("timeout=9", False), ("staleness=3", True)],
+)
+def test_where_a_generator_is_found_is_not_what_it_computes(setting: str, hashed: bool) -> None:
+    words = ["rollout=on_policy", "generator=vllm", "generator.weights=/a"]
+    names = [preparation.identity(config(*words, *more)) for more in ([], [f"generator.{setting}"])]
+    assert (names[0] != names[1]) == hashed
+
+
+def test_a_term_that_does_not_fit_is_refused_before_the_run_beside_it(tmp_path: Path) -> None:
+    """The tiny teacher has four heads."""
+    heads = ["student.model.architecture.num_attention_heads=2", "student.model.architecture.num_key_value_heads=2"]
+    cfg = experiment.named(config("objective=attention_kl", *heads, f"run.root={tmp_path}", "optim.steps=1"))
+    with pytest.raises(ValueError, match="heads"):
+        experiment.work(cfg, experiment.folder_of(cfg))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_gap_closed_by_hand() -> None:
     def systems(**values: float) -> dict:
         return {name: {"value": value} for name, value in values.items()}

@@ -1,5 +1,6 @@
 """The comparison table of a sweep: one row per job, then means over seeds where there are several."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -142,19 +143,24 @@ def _metrics(jobs: Sequence[Job]) -> list[str]:
 
 
 def _same_digests(jobs: Sequence[Job]) -> list[str]:
-    """Whether the jobs of a seed and skill began, read and were judged alike."""
-    alike: dict[tuple, list[Mapping[str, str]]] = {}
+    """Whether the jobs of a seed and skill began, read and were judged alike; which did otherwise than most."""
+    alike: dict[tuple, list[Job]] = {}
     for job in _finished(jobs):
         results = job.results or {}
-        alike.setdefault((results["seed"], *sorted(results["scores"])), []).append(results["digests"])
-    if all(len(digests) < 2 for digests in alike.values()):
+        alike.setdefault((results["seed"], *sorted(results["scores"])), []).append(job)
+    if all(len(group) < 2 for group in alike.values()):
         return []
     words = []
     for name in DIGESTS:
-        unlike = dict.fromkeys(seed for (seed, *_), d in alike.items() if len({digests[name] for digests in d}) > 1)
-        seeds = ", ".join(map(str, unlike))
-        words.append(f"{name.replace('_', ' ')} " + (f"DIFFERENT (seed {seeds})" if unlike else "identical"))
+        others = [job.label for group in alike.values() for job in _unlike_most(group, name)]
+        words.append(f"{name.replace('_', ' ')} " + (f"DIFFERENT (job {', '.join(others)})" if others else "identical"))
     return [f"Over the jobs of the same seed and skill: {', '.join(words)}."]
+
+
+def _unlike_most(jobs: Sequence[Job], name: str) -> list[Job]:
+    found = [(job.results or {})["digests"][name] for job in jobs]
+    ((usual, _),) = Counter(found).most_common(1)
+    return [job for job, digest in zip(jobs, found, strict=True) if digest != usual]
 
 
 def _is_seed(key: str) -> bool:

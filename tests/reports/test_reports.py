@@ -213,7 +213,7 @@ def test_a_sweep_with_seeds(sweep: Path) -> None:
     jobs, seeds = sweep_grids(sweep)
     assert ITEM_INTERVALS in jobs.notes
     assert ONE_SEED not in jobs.notes
-    assert "data order DIFFERENT (seed 1)" in " ".join(jobs.notes)
+    assert "data order DIFFERENT (job 4)" in " ".join(jobs.notes)
     bits = seeds.header.index("sums.bits_per_byte")
     assert seeds.header[:2] == ["objective", "seeds"]
     assert [(*row[:2], row[bits]) for row in seeds.rows] == [
