@@ -19,10 +19,12 @@ class Budget:
 
     tokens: read by the student while training (forward and backward), prompts included.
     rows: loss rows, those that met the head. padded: positions of padding beside them.
-    teacher_tokens: read by the teacher; in results.json with what it read and wrote for an augmentation, cached or not.
+    teacher_tokens: read by the teacher; from the first step on with what it read and wrote before (an augmentation,
+    cached or not; cached targets, each record that the run meets once).
     generated_tokens: written by the student.
-    student_flops: of training and of writing (`kd.models.flops`): the same work counts the same however it is
-    implemented.
+    student_flops: of training and of writing, and of what a frozen copy of it reads as the reference
+    (`kd.models.flops`): the same work counts the same however it is implemented. A reward model's and a
+    discriminator's are not counted.
     peak_memory_bytes: the first rank's, while it trained: allocated on its GPU, else resident.
     """
 

@@ -15,6 +15,7 @@ from kd.composition.targets import asks_teacher, same_rows
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
+from kd.outlines import check_models
 from kd.preparation import choice, identity, prepared, unprepared, variant
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 
@@ -28,6 +29,7 @@ def check(cfg: DictConfig) -> RunFolder | None:
     Called for every job of a sweep before the first one starts. No weight is loaded.
     """
     check_config(cfg)
+    check_models(cfg)
     return None if cfg.run.force else folder_of(named(cfg))
 
 
@@ -91,6 +93,7 @@ def folder_of(cfg: DictConfig) -> RunFolder:
 def run(cfg: DictConfig, job: Job) -> float | None:
     """The whole of it; returns the monitored validation metric (lower is better), for sweepers that optimise."""
     check_config(cfg)
+    check_models(cfg)
     if cfg.trainer.accelerator == "cpu":
         keep_freed_memory()
     cfg = named(cfg)
@@ -102,7 +105,13 @@ def run(cfg: DictConfig, job: Job) -> float | None:
         return None
     check_launch(cfg)
     folder = folder_of(cfg)
-    job.run(folder, lambda folder: work(cfg, folder), config_yaml=_yaml(cfg), force=cfg.run.force)
+    job.run(
+        folder,
+        lambda folder: work(cfg, folder),
+        config_yaml=_yaml(cfg),
+        omits=list(cfg.omits),
+        force=cfg.run.force,
+    )
     return last_value(folder.path, cfg.checkpoint.monitor)
 
 
@@ -122,12 +131,10 @@ def check_launch(cfg: DictConfig) -> None:
 def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
     from kd.export import export_objective
-    from kd.training import build, check_fit, fit, place
+    from kd.training import build, fit, place, summarise
 
-    check_fit(cfg)
     beside = None if cfg.compare is None else baseline_results(cfg)
-    cfg = prepared(cfg, train_only)
-    parts = build(cfg)
+    parts = build(prepared(cfg, train_only))  # and nothing else: what is told of the run is the config as composed
     if not is_rank_zero():
         fit(cfg, parts, folder)
         raise SystemExit(0)  # evaluation and reports belong to the first rank
@@ -137,6 +144,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
     results = evaluation.results(beside)
+    summarise(parts, results)
     _export(cfg, parts, results, folder.path / "student")
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
     (folder.checkpoints / "last.ckpt").unlink(missing_ok=True)  # nothing goes on from a run that is DONE
@@ -217,7 +225,6 @@ class Evaluated:
 
     def _budget(self) -> dict[str, Any]:
         spent = asdict(self.parts.module.budget)
-        spent["teacher_tokens"] += self.parts.augmentation_tokens
         return {name: value for name, value in spent.items() if name not in ("rows", "padded")}
 
     def _digests(self) -> dict[str, str]:

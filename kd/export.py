@@ -11,6 +11,12 @@ from torch import nn
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 
+AGREEMENT = {
+    "top1": "top-1 agreement with the teacher",
+    "forward_kl": "forward KL(teacher ‖ student), nats",
+    "reverse_kl": "reverse KL(student ‖ teacher), nats",
+}
+
 
 def export(model: LanguageModel, folder: Path, card: str) -> Path:
     """Weights (adapters merged), tokenizer, chat template and README.md in `folder`."""
@@ -96,8 +102,10 @@ def _identifier(origins: Mapping[str, tuple[str, str | None]]) -> str:
 
 
 def _score_table(results: Mapping[str, Any]) -> str:
+    """Each skill's metrics, then how far the students are from the teacher."""
+    agreement = {AGREEMENT[name]: systems for name, systems in (results.get("agreement") or {}).items()}
     rows = ["| skill | metric | system | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
-    for skill, metrics in results.get("scores", {}).items():
+    for skill, metrics in (*results.get("scores", {}).items(), ("", agreement)):
         for metric, systems in metrics.items():
             for system, score in systems.items():
                 if score is not None and score["value"] is not None:

@@ -44,6 +44,7 @@ class Job:
     reason: str | None = None
     seconds: float | None = None
     objective: float | None = None
+    omits: list[str] | None = None  # of a skipped job: what its own method lacks, whoever wrote the results
     started: float = field(default_factory=time.time)  # unix seconds
 
     @classmethod
@@ -70,13 +71,20 @@ class Job:
         self.write()
 
     def run(
-        self, folder: RunFolder, work: Work, *, config_yaml: str, force: bool = False, wait: bool = False
+        self,
+        folder: RunFolder,
+        work: Work,
+        *,
+        config_yaml: str,
+        omits: Sequence[str] = (),
+        force: bool = False,
+        wait: bool = False,
     ) -> Mapping[str, Any]:
         """The results in `folder` when it is DONE, else those of `work(folder)`; their table is printed.
 
         The folder is locked meanwhile. With `force` an old one is set aside first; with `wait` another
-        process that works in it is waited for (a run that several jobs need). A rank other than zero only
-        works.
+        process that works in it is waited for (a run that several jobs need). `omits`, which names no folder,
+        is this job's own also where the results are another's. A rank other than zero only works.
 
         Raises:
             BlockingIOError: another process works in the folder, and `wait` is False.
@@ -89,14 +97,14 @@ class Job:
         with folder.lock(wait=wait):
             if force:
                 folder.set_aside()
-            results = self._stored(folder) if folder.done else self._worked(folder, work, config_yaml)
+            results = self._stored(folder, omits) if folder.done else self._worked(folder, work, config_yaml)
         console().print(run_table(results))
         return results
 
-    def _stored(self, folder: RunFolder) -> Mapping[str, Any]:
+    def _stored(self, folder: RunFolder, omits: Sequence[str]) -> Mapping[str, Any]:
         print(f"{folder.path} is DONE: skipped; run.force=true runs it again", flush=True)
-        self.status = "skipped"
-        return folder.results()
+        self.status, self.omits = "skipped", list(omits)
+        return {**folder.results(), "omits": self.omits}
 
     def _worked(self, folder: RunFolder, work: Work, config_yaml: str) -> Mapping[str, Any]:
         folder.start(config_yaml, self.overrides)

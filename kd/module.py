@@ -15,7 +15,7 @@ from kd.budget import Budget, Limits, forget_peak_memory, peak_memory_bytes
 from kd.data import Window
 from kd.kernels import over_chunks
 from kd.logged import Logged, listed, reports_of
-from kd.models.flops import training_flops
+from kd.models.flops import reading_flops, training_flops
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import ask
 from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weights
@@ -110,15 +110,14 @@ class Distillation(Logged):
         """Learn from one window."""
         started = time.perf_counter()
         seed_all(self.seed, "step", window.step, self.global_rank)
-        written = self.rollout(window.batches, self.models, self.progress, self.encoder)
-        writing = time.perf_counter() - started
+        written, before = self.rollout(window.batches, self.models, self.progress, self.encoder), self._wrote.seconds
         passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.demands})
         counts = self.count([one for together in passes for one in together])
         for together in passes:
             with self.synchronised(together is passes[-1]):
                 self.manual_backward(self.loss_of(together, counts) * self.trainer.world_size)
         self.step()
-        self.after_step(time.perf_counter() - started, writing)
+        self.after_step(time.perf_counter() - started, self._wrote.seconds - before)
 
     def loss_of(self, batches: Sequence[tuple[str, Batch]], counts: Mapping[str, Counts]) -> Tensor:
         """The share of the step's loss that a few micro-batches have, each of its stream."""
@@ -134,10 +133,11 @@ class Distillation(Logged):
         readings = getattr(self.models.teacher, "readings", 1)
         teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.demands[stream].teacher)
         flops = sum(training_flops(self.student, b.student) for _, b in batches)
+        flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.demands[s].reference)
         real = sum(int(b.student.lengths.sum()) for _, b in batches)
         padded = sum(b.student.tokens.numel() for _, b in batches) - real
         before, self._wrote = self._wrote, self._spent_on_writing()
-        generated, decoding, read = (now - then for now, then in zip(self._wrote, before, strict=True))
+        generated, decoding, read, _ = (now - then for now, then in zip(self._wrote, before, strict=True))
         costs = torch.tensor([real, padded, teacher + read, generated, flops + decoding], dtype=torch.float64)
         totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
         spent, size = self.budget, 3 * len(local)

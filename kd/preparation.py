@@ -1,8 +1,8 @@
 """What papers do before they distil: the teacher, and the student, are first tuned on the task.
 
-`prepare: {objective, skill, steps, lr, ...}` in a teacher's or a student's yaml makes that checkpoint on demand, by the
-same training as every run, once: it is cached by the hash of everything it depends on, locked while it is made, and
-continued where it was interrupted.
+`prepare: {objective, skill, steps}` in a teacher's or a student's yaml (what else there may be there:
+`kd.composition.sections.Prepare`) makes that checkpoint on demand, by the same training as every run, once: it is
+cached by the hash of everything it depends on, locked while it is made, and continued where it was interrupted.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import kd
-from kd.composition.sections import prepared_roles
+from kd.composition.sections import Prepare, prepared_roles
 from kd.models.sources import cache_root, digest
 from kd.models.target_store import FORMAT
 from kd.run_folder import RunFolder, config_hash
@@ -33,6 +33,23 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
 
     `train(config, run_folder, export_to)` trains `config`'s student and exports it.
     """
+    return _from_checkpoints(cfg, lambda cfg, role, folder: _make(_recipe(cfg, role), folder, role, train))
+
+
+def unprepared(cfg: DictConfig) -> list[str]:
+    """The roles that ask for a preparation which nobody has made yet."""
+    missing: list[str] = []
+    _from_checkpoints(cfg, lambda cfg, role, folder: missing.append(role))
+    return missing
+
+
+def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path], None]) -> DictConfig:
+    """`cfg` with the roles read from their prepared checkpoints, one after another: a student that is cut out of the
+    teacher is cut out of the prepared one, and named by it.
+
+    `missing(cfg, role, folder)` is told of a checkpoint that is not there. A role whose checkpoint is not there
+    afterwards either stays as it is.
+    """
     cfg = cfg.copy()
     for role in prepared_roles(cfg):
         node = OmegaConf.select(cfg, role)
@@ -40,17 +57,24 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
             continue
         folder = checkpoint_folder(cfg, role)
         if not folder.exists():
-            _make(_recipe(cfg, role), folder, role, train)
-        with open_dict(cfg):
-            lora = node.model.get("lora") if role == "student" else None
-            source = {"address": f"local:{folder}"}
-            node.model = {"_target_": PREPARED, "source": source, "dtype": node.model.dtype, "lora": lora}
-            node.prepare = None
+            missing(cfg, role, folder)
+        if folder.exists():
+            _read_from(folder, node, lora=node.model.get("lora") if role == "student" else None)
     return cfg
 
 
+def _read_from(folder: Path, node: DictConfig, lora: Any) -> None:
+    with open_dict(node):
+        source = {"address": f"local:{folder}"}
+        node.model = {"_target_": PREPARED, "source": source, "dtype": node.model.dtype, "lora": lora}
+        node.prepare = None
+
+
 def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
-    """Where the prepared checkpoint of a role (`kd.composition.sections.prepared_roles`) is, or will be."""
+    """Where the prepared checkpoint of a role (`kd.composition.sections.prepared_roles`) is, or will be.
+
+    The roles before it are prepared in `cfg`.
+    """
     recipe = _recipe(cfg, role)
     with open_dict(recipe):
         for key in ("corpus", "reward", "budget"):  # nobody writes there, and the steps are given
@@ -58,12 +82,6 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
         for key in ("lm_window", "lm_length"):
             recipe.data.pop(key)
     return cache_root() / "prepared" / identity(recipe)
-
-
-def unprepared(cfg: DictConfig) -> list[str]:
-    """The roles that ask for a preparation which nobody has made yet."""
-    asking = [role for role in prepared_roles(cfg) if OmegaConf.select(cfg, role).get("prepare") is not None]
-    return [role for role in asking if not checkpoint_folder(cfg, role).exists()]
 
 
 def targets_folder(cfg: DictConfig) -> Path:
@@ -108,7 +126,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     Nothing else of the run is in it: every job of a sweep, whatever it varies, must meet the same teacher.
     """
     node = OmegaConf.select(cfg, role)
-    prepare = node.prepare
+    prepare = Prepare(**OmegaConf.to_container(node.prepare, resolve=True))  # type: ignore[arg-type]
     model: dict[str, Any] = OmegaConf.to_container(node.model, resolve=True)  # type: ignore[assignment]
     groups = {"teacher": "none", "alignment": "none", "evaluation": "none", "objective": prepare.objective}
     recipe = compose(config_name="config", overrides=[f"{group}={name}" for group, name in groups.items()])
@@ -118,7 +136,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
         recipe.student = {"model": {**model, "lora": None}, "prepare": None}
         recipe.pop("targets")  # of a teacher, and nobody teaches here
         recipe.compare, recipe.seed = None, prepare.seed
-        recipe.optim.update({key: prepare[key] for key in ("steps", "lr", "window", "schedule")})
+        recipe.optim.update({key: getattr(prepare, key) for key in ("steps", "lr", "window", "schedule")})
         recipe.data.update({"max_length": cfg.data.max_length, "max_tokens": MAX_TOKENS})
         recipe.trainer.update({key: cfg.trainer[key] for key in ("accelerator", "precision")})
         recipe.checkpoint.update({"every": 500, "validate": max(prepare.steps // 4, 1)})

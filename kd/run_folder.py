@@ -5,6 +5,7 @@ marker `DONE` last.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -122,6 +123,11 @@ class RunFolder:
         return self.path.name.rpartition("-")[2]
 
     @property
+    def old_runs(self) -> int:
+        """How many folders of this name were set aside: the N of the last `.old-N`."""
+        return next(n for n in itertools.count() if not self._old(n + 1).exists())
+
+    @property
     def done(self) -> bool:
         """Whether the run reached its end: `DONE` is the last thing written."""
         return (self.path / "DONE").exists()
@@ -167,10 +173,12 @@ class RunFolder:
         """Rename the folder to the first free `<name>-<hash>.old-N` and return that; never deletes."""
         if not self.path.exists():
             return None
-        numbers = range(1, 1_000_000)
-        old = next(path for n in numbers if not (path := Path(f"{self.path}.old-{n}")).exists())
+        old = self._old(self.old_runs + 1)
         os.rename(self.path, old)
         return old
+
+    def _old(self, number: int) -> Path:
+        return Path(f"{self.path}.old-{number}")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write one file of the folder atomically."""

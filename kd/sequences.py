@@ -153,8 +153,13 @@ class Encoder:
         pairs = []
         prompts = teacher_prompts or [record.prompt for record in records]
         for record, answers, teacher_prompt in zip(records, responses, prompts, strict=True):
-            kept = replace(record, responses=tuple(self._response(record, answer) for answer in answers))
-            if rows := self._written(kept, answers, teacher_prompt):
+            own, other = (tuple(encode_prompt(prompt, self.student)) for prompt in (record.prompt, teacher_prompt))
+            room = self.max_length - max(len(own), 0 if self.teacher else len(other))
+            if room < 1:
+                continue
+            cut = [_cut(answer, room) for answer in answers]  # before anybody reads or judges their text
+            kept = replace(record, responses=tuple(self._response(record, answer) for answer in cut))
+            if rows := self._written(kept, cut, own, other, teacher_prompt):
                 pairs.append((kept, rows))
         return self._batches(pairs)
 
@@ -180,20 +185,20 @@ class Encoder:
         return _beside(rows, self._encode(record, self.teacher))
 
     def _written(
-        self, record: Record, answers: Sequence[Written], teacher_prompt: tuple[Message, ...]
+        self,
+        record: Record,
+        answers: Sequence[Written],
+        own: tuple[int, ...],
+        other: tuple[int, ...],
+        teacher_prompt: tuple[Message, ...],
     ) -> list[Encoded] | None:
-        own, other = (tuple(encode_prompt(prompt, self.student)) for prompt in (record.prompt, teacher_prompt))
-        room = self.max_length - max(len(own), 0 if self.teacher else len(other))
-        if room < 1:
-            return None
-        kept = [_cut(answer, room) for answer in answers]
-        rows = [Encoded(own + answer.ids, len(own), answer) for answer in kept]
+        rows = [Encoded(own + answer.ids, len(own), answer) for answer in answers]
         if self.teacher is None and other != own:
-            theirs = [Encoded(other + answer.ids, len(other)) for answer in kept]
+            theirs = [Encoded(other + answer.ids, len(other)) for answer in answers]
             return [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
         if self.teacher is None:
             return rows
-        ended = [not answer.truncated for answer in kept]
+        ended = [not answer.truncated for answer in answers]
         return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher, ended))
 
     def _response(self, record: Record, answer: Written) -> Response:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from kd.audit import Audit
 from kd.budget import Limits
 from kd.callbacks import ProgressLines, Saving, WholeFiles
-from kd.composition.targets import bears_zeros, kept
+from kd.composition.targets import kept
 from kd.corpora.blocks import Blocks, blocks
 from kd.data import Data
 from kd.metrics_log import TidyLogger
@@ -39,11 +39,12 @@ from kd.models.own import Own
 from kd.models.teacher import WhiteBox
 from kd.module import Distillation
 from kd.optimization import Optimization
+from kd.outlines import check_zeros, described
 from kd.preparation import targets_folder
 from kd.run_folder import RunFolder
 from kd.seeding import seeded
 from kd.sequences import Encoder, pad_id
-from kd.signals import introduce, of_role, requires, sized
+from kd.signals import introduce, of_role
 from kd.terms import Term
 from kd.types import Record, Skill
 
@@ -64,9 +65,6 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second between ours
 
 
-LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
-
-
 @dataclass
 class Parts:
     """What a run is made of, before the first step."""
@@ -76,7 +74,6 @@ class Parts:
     skill: Skill
     teacher: LanguageModel | Ensemble | None  # also there when only the evaluation wants it
     encoder: Encoder
-    augmentation_tokens: int = 0  # that the teacher read and wrote to change the records
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -110,28 +107,24 @@ def build(cfg: DictConfig) -> Parts:
     )
     records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
     data = _data(cfg, module, records, skill.load("validation")[: cfg.checkpoint.records], encoder)
+    module.budget.teacher_tokens = augmentation_tokens
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
     if isinstance(teacher, Cached):
         audited = data.validation[: max((audit.records for audit in audits(cfg)), default=0)]
-        teacher.check(data.met() if module.teacher_fields else (), encoder, audited)
+        read = data.met() if module.teacher_fields else []
+        teacher.check(read, encoder, audited)
+        module.budget.teacher_tokens += teacher.tokens(read, encoder)
+    if (share := module.limits.share(module.budget)) >= 1:
+        raise ValueError(
+            f"budget.teacher_tokens={cfg.budget.teacher_tokens} is used up {share:.1f} times by what the teacher read "
+            "and wrote before the first step (labeling, cached targets); raise it"
+        )
     other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
-    return Parts(module, data, skill, other, encoder, augmentation_tokens)
+    return Parts(module, data, skill, other, encoder)
 
 
-def check_fit(cfg: DictConfig) -> None:
-    """Raises ValueError for a term that does not fit the models, from their configurations, whatever their weights."""
-    losses = [instantiate(node.loss, _convert_="all") for node in cfg.objective.values()]
-    if cfg.get("targets", {}).get("cached") or not any(map(sized, losses)):
-        return
-    teacher, student = load_teacher(cfg.teacher), instantiate(cfg.student.model, _convert_="all")
-    if isinstance(teacher, Own):
-        teacher.bind(student)
-    for name, node in cfg.objective.items():
-        _term(node, cfg.seed, str(name), student, teacher)
-
-
-def _aligned(cfg: DictConfig, student: LanguageModel, words: LanguageModel | Ensemble | None) -> tuple[Any, Encoder]:
+def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, Encoder]:
     """The alignment of both models' tokens, and what encodes records for them. `words`: whose tokens the teacher's are.
 
     Raises ValueError where the alignment cannot serve the two, or a term cannot bear what it leaves out.
@@ -141,7 +134,7 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: LanguageModel | Ens
         alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
         if alignment.summary:
             rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
-        check_zeros(alignment, cfg.objective)
+        check_zeros(alignment, {name: instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()})
     theirs = None if words is None else words.tokenizer
     return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
 
@@ -161,20 +154,6 @@ def _data(
         uses=getattr(module.rollout, "uses", 1),
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
     )
-
-
-def check_zeros(alignment: Any, objective: Mapping[str, Any]) -> None:
-    """Raises ValueError for a term without a bound at ids of the student for which an alignment finds none."""
-    if not alignment.translates or not (count := alignment.forbidden()):
-        return
-    for name, node in objective.items():
-        loss = instantiate(node.loss, _convert_="all")
-        if requires(loss) <= LOGITS and "teacher_logits" in requires(loss) and not bears_zeros(loss):
-            raise ValueError(
-                f"{name} has no bound where the teacher's probability is zero, and {type(alignment).__name__} finds no "
-                f"teacher's id for {count} of the student's {alignment.size}; take alignment.outside=spread, or a term "
-                f"with a bound (fkl, jsd, skew_rkl) instead of {name}"
-            )
 
 
 def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any) -> Term:
@@ -233,15 +212,7 @@ def _shared_teacher(node: str) -> Any:
 
 def _made(node: str) -> Any:
     with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
-        return instantiate(_described(json.loads(node)), _convert_="all")
-
-
-def _described(teacher: dict[str, Any]) -> dict[str, Any]:
-    """Without what is for the run, in the members of an ensemble too."""
-    kept = {key: value for key, value in teacher.items() if key not in ("prepare", "licence")}
-    if "members" in kept:
-        kept["members"] = {name: _described(member) for name, member in kept["members"].items()}
-    return kept
+        return instantiate(described(json.loads(node)), _convert_="all")
 
 
 def place(cfg: DictConfig, parts: Parts) -> None:
@@ -358,6 +329,7 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
     settings: Mapping[str, Any] = cfg.logger.wandb
     name = folder.path.name
     config = OmegaConf.to_container(cfg, resolve=True)
+    again = [str(folder.old_runs)] if folder.old_runs else []  # after run.force=true, not into the old run's curves
     return [
         WandbLogger(
             project=settings["project"],
@@ -366,9 +338,17 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
             mode=settings["mode"],
             offline=settings["mode"] == "offline",
             name=name,
-            id=folder.config_hash,
+            id="-".join([folder.config_hash, *again]),
             job_type="train",
             save_dir=str(folder.path),
             config=config,
         )
     ]
+
+
+def summarise(parts: Parts, results: Mapping[str, Any]) -> None:
+    """The final scores, what they cost and the gap that was closed, in the summary of the W&B run if there is one."""
+    pages = {name: results[name] for name in ("scores", "gap_closed", "agreement", "budget")}
+    for logger in parts.module.trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(pages)

@@ -175,6 +175,18 @@ def test_writing_adds_to_the_flops(tmp_path):
     assert parts.module.budget.student_flops == expected
 
 
+def test_what_a_frozen_student_reads_is_counted(tmp_path):
+    """dpo reads with the student as it was before the first step, simpo does not: a third of forward and backward."""
+    spent = {}
+    for name in ("dpo", "simpo"):
+        words = [f"objective={name}", "rollout=paired", "rollout.max_new_tokens=5", "optim.steps=1"]
+        module = runs.train(runs.config(*words), tmp_path / name).module
+        spent[name] = module.budget.student_flops, module.rollout.spent().decoding_flops
+    (dpo, writing), (simpo, same) = spent.values()
+    assert writing == same > 0
+    assert 3 * (dpo - simpo) == simpo - writing
+
+
 def test_tokens_per_second_is_tokens_by_seconds(tmp_path):
     parts = runs.train(runs.config(), tmp_path)
     last = [row for row in (tmp_path / "metrics.csv").read_text().splitlines() if "tokens_per_second" in row][-1]

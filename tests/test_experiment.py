@@ -3,12 +3,18 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from transformers import AutoModelForCausalLM
 
 from kd import experiment, preparation
 from kd.export import card
+from kd.jobs import Job
+from tests import runs
+from tests.test_preparation import conf, cut_out
+from tests.test_run_folder import results as stored
 
 CONF = Path(__file__).parents[1] / "conf"
 TINY = ["teacher=tiny", "student=tiny", "skill=spell_backward", "trainer=cpu"]
@@ -128,8 +134,25 @@ def test_a_term_that_does_not_fit_is_refused_before_the_run_beside_it(tmp_path: 
     heads = ["student.model.architecture.num_attention_heads=2", "student.model.architecture.num_key_value_heads=2"]
     cfg = experiment.named(config("objective=attention_kl", *heads, f"run.root={tmp_path}", "optim.steps=1"))
     with pytest.raises(ValueError, match="heads"):
-        experiment.work(cfg, experiment.folder_of(cfg))
+        experiment.run(cfg, Job([]))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.archive
+@pytest.mark.parametrize("student", ["pruned", "lora", "pretrained"])
+def test_tokenizers_and_shapes_are_checked_without_a_weight(student: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default teacher has 30 layers of nine heads, the students are made of it."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    words = ["teacher=smollm2_135m", f"student={student}", "skill=gsm_symbolic"]
+    experiment.check(config(*words))
+    experiment.check(config(*words, "objective=minilm2"))
+
+
+@pytest.mark.archive
+def test_a_student_with_other_tokens_is_refused_before_any_job() -> None:
+    with pytest.raises(ValueError, match=r"alignment=same needs one tokenizer.*take alignment=spans"):
+        experiment.check(config("teacher=smollm2_135m", "skill=gsm_symbolic"))
+    experiment.check(config("teacher=smollm2_135m", "skill=gsm_symbolic", "alignment=spans"))
 
 
 def test_gap_closed_by_hand() -> None:
@@ -146,6 +169,41 @@ def test_gap_closed_by_hand() -> None:
     assert experiment._gap(systems(before=0.1, teacher=0.5, after=0.3), "accuracy") == pytest.approx(0.5)
     assert experiment._gap(systems(before=0.5, teacher=0.5, after=0.3), "accuracy") is None
     assert experiment._gap(systems(before=0.5, after=0.3), "accuracy") is None
+
+
+def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was prepared on the way has the licence of what it stands on, and lies in this machine's cache."""
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    cfg = cut_out(tmp_path / "base", "pruned", "teacher.licence=MIT", "evaluation=quick", "optim.steps=2")
+    with conf():
+        cfg = experiment.named(cfg)
+        results = experiment.work(cfg, runs.started(tmp_path / "run"))
+    text = (tmp_path / "run/student/README.md").read_text()
+    for role in ("teacher", "student, before"):
+        assert f"| {role} | `local:{tmp_path / 'base'}` | MIT |" in text
+    assert yaml.safe_load(text.split("```")[1].removeprefix("yaml")) == OmegaConf.to_container(cfg, resolve=True)
+    assert len(list((tmp_path / "cache/prepared").glob("*/model.safetensors"))) == 2
+    assert str(tmp_path / "cache") not in text
+    top1 = results["agreement"]["top1"]["after"]
+    assert f"top-1 agreement with the teacher | after | {top1['value']:.3f} |" in text
+
+
+def test_a_run_that_another_method_made_is_shown_with_its_own_omissions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config("compare=null", "omits=[the replay]", f"run.root={tmp_path}")
+    other = config("compare=null", "omits=[the warm-up]", f"run.root={tmp_path}")
+    folder = experiment.folder_of(experiment.named(other))
+    folder.start("", [])
+    folder.finish(stored(omits=["the warm-up"]))
+    for asked, told in ((cfg, "the replay"), (other, "the warm-up")):
+        experiment.run(asked, Job([]))
+        out = capsys.readouterr().out
+        assert f"{folder.path} is DONE" in out
+        assert [line for line in out.splitlines() if "omits" in line][-1].strip().endswith(f"its paper: {told}.")
+    assert folder.results()["omits"] == ["the warm-up"]
 
 
 def test_the_card_names_teacher_data_and_licences() -> None:

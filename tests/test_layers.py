@@ -37,7 +37,7 @@ LAYERS = (
         "terms",
         "validation",
     }
-    | {"preparation", "training"}  # one run
+    | {"outlines", "preparation", "training"}  # one run
     | {"composition"}  # what a command asks for, checked
     | {"cache", "doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )

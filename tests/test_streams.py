@@ -97,6 +97,21 @@ def test_a_run_stops_after_the_step_that_crosses_a_limit(tmp_path, name):
         assert part.optimizers().param_groups[0]["lr"] == 0.0  # cosine has ended
 
 
+def test_teacher_tokens_stop_a_run_and_those_read_before_it_count(tmp_path):
+    whole = runs.train(runs.config(), tmp_path / "whole").module
+    step = whole.budget.teacher_tokens / runs.STEPS
+    part = runs.train(runs.config(f"budget.teacher_tokens={4 * step}"), tmp_path / "part").module
+    assert 2 <= part.step_count <= 6
+    labels = ["augmentation=labeling", "augmentation.stages.0.max_new_tokens=4"]
+    labeled = runs.build(runs.config(*labels)).module.budget.teacher_tokens
+    assert labeled > 24 * 4  # it read 24 prompts
+    fewer = runs.train(runs.config(*labels, f"budget.teacher_tokens={labeled + 3 * step}"), tmp_path / "fewer").module
+    assert fewer.step_count < part.step_count + 1
+    assert fewer.budget.teacher_tokens > labeled
+    with pytest.raises(ValueError, match=r"budget\.teacher_tokens=9 is used up .* before the first step"):
+        runs.build(runs.config(*labels, "budget.teacher_tokens=9"))
+
+
 def test_a_schedule_without_limits_goes_by_steps(tmp_path):
     """Ten steps of cosine after one of warm-up, as `transformers` has them."""
     runs.train(runs.config("optim.schedule=cosine", "optim.warmup=0.1", "log_every=1"), tmp_path)

@@ -82,9 +82,11 @@ def _overview(names: list[str], conf: Path) -> str:
 
 
 def _paper(name: str, conf: Path) -> str:
-    """The first that its comment names."""
-    found = next(iter(sources(comment(name, conf)[0])))
-    return f"[arXiv {found}](https://arxiv.org/abs/{found})"
+    """The first that its comment names; of what is in no archive, the sentence that does."""
+    first = comment(name, conf)[0]
+    if found := next(iter(sources(first)), None):
+        return f"[arXiv {found}](https://arxiv.org/abs/{found})"
+    return _cell(first.rstrip(".").split(". ")[-1])
 
 
 def _section(name: str, conf: Path) -> str:

@@ -73,6 +73,11 @@ class Cached(nn.Module):
                     f"is not in {self.store.folder}; {REMEDY}, or with targets.audit=null"
                 )
 
+    @staticmethod
+    def tokens(records: Iterable[Record], encoder: Encoder) -> int:
+        """That the teacher read to be cached for these records: each once, however often a run meets it."""
+        return sum(int(batch.teacher.lengths.sum()) for record in records for batch in encoder.batches([record]))
+
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`; as `Approximated`."""
         return {} if self.targets.rule is None else self.told.take_report()

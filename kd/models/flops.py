@@ -28,6 +28,14 @@ def training_flops(model: LanguageModel, sequences: Sequences) -> int:
     )
 
 
+def reading_flops(model: LanguageModel, sequences: Sequences) -> int:
+    """FLOP of one forward pass over the real tokens and loss rows of `sequences`."""
+    head = model.network.get_output_embeddings().weight
+    matrices = 2 * sum(p.numel() for p in _backbone(model))
+    lengths, rows = sequences.lengths, int(sequences.mask.sum())
+    return matrices * int(lengths.sum()) + _attention(model, int((lengths**2).sum())) + 2 * head.numel() * rows
+
+
 def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1) -> int:
     """FLOP of writing `samples` adjacent `responses` (their lengths) after each of `prompts` (theirs).
 

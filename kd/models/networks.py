@@ -94,7 +94,14 @@ def kept_layers(depth: int, layers: int | Sequence[int], rule: Rule) -> list[int
 
 
 def _load(folder: Path, dtype: DType) -> PreTrainedModel:
+    """The checkpoint; on the device "meta" its shapes alone."""
+    if _is_outline():
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=getattr(torch, dtype))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+
+
+def _is_outline() -> bool:
+    return torch.get_default_device().type == "meta"
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -104,7 +111,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _finish(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Mapping[str, Any] | None
 ) -> LanguageModel:
-    check_head(network)
+    if not _is_outline():
+        check_head(network)
     if lora is not None:
         network = _with_lora(network, LoraConfig(task_type="CAUSAL_LM", **lora))
     return LanguageModel(network, tokenizer)

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from pydantic import AfterValidator
 from torch import Tensor
 
-from kd.objectives.policy import MAX_LOG_RATIO, wide
+from kd.objectives.divergence import Positive
+from kd.objectives.policy import MAX_LOG_RATIO, drawn_elsewhere, wide
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -67,17 +68,22 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 def sampled_reverse_kl(
     student_logprobs: Float[Tensor, "*n"],
     teacher_logprobs: Float[Tensor, "*n"],
+    behaviour_logprobs: Float[Tensor, "*n"],
     *,
     estimator: Annotated[Estimator, AfterValidator(_learns_reverse_kl)] = "k2",
+    cap: Positive = 3.0,
 ) -> Float[Tensor, "*n"]:
-    """(log q(y) - log p(y))^2/2, y ~ q; E dL/dz = that of KL(q || p). KDRL (arXiv 2506.02208) calls it k2.
+    """w (log q(y) - log p(y))^2/2, y ~ b, w = min(q(y)/b(y), cap); E dL/dz = that of KL(q || p).
+    KDRL (arXiv 2506.02208) calls it k2.
 
-    A direct loss on the student's own samples. The value is biased; the expected gradient, over y ~ q, is that of
-    `kd.objectives.divergence.reverse_kl` exactly. On samples of anyone else it needs importance weights.
+    A direct loss on samples. The value is biased; the expected gradient is that of
+    `kd.objectives.divergence.reverse_kl` exactly, but for what `cap` takes from it. w is a constant, and 1 where the
+    student as it is now drew at temperature 1, which is all that the paper has.
 
     Raises ValueError for the estimators k1 and k3, which do not learn reverse KL (see above).
     """
-    return ESTIMATORS[_learns_reverse_kl(estimator)](student_logprobs, teacher_logprobs)
+    weights = drawn_elsewhere(student_logprobs, behaviour_logprobs, cap)
+    return weights * ESTIMATORS[_learns_reverse_kl(estimator)](student_logprobs, teacher_logprobs)
 
 
 def kl_to_reference(

@@ -12,15 +12,17 @@ class Spent(NamedTuple):
     generated_tokens: written by the student, alone or together with a teacher, end tokens included.
     decoding_flops: of the student, in writing and in whatever else it read for the rollout (`kd.models.flops`).
     teacher_tokens: read by a teacher while it wrote, or while it helped to: prompts and all written but the last.
+    seconds: of writing alone, without what judges or reads again.
     """
 
     generated_tokens: int = 0
     decoding_flops: int = 0
     teacher_tokens: int = 0
+    seconds: float = 0.0
 
     def plus(self, other: "Spent") -> "Spent":
         """Both together."""
-        return Spent(*(one + more for one, more in zip(self, other, strict=True)))
+        return Spent(*(one + more for one, more in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
 @runtime_checkable

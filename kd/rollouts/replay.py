@@ -88,7 +88,13 @@ class Replay(Wrapping):
         self.buffer.add(batches, progress.step)
         self.wrote_at = progress.step
         self.age[1] += sum(len(batch.records) * batch.group_size for batch in batches)
-        return batches
+        return [self._bounded(batch) for batch in batches]
+
+    def _bounded(self, batch: Batch) -> Batch:
+        """As the uses that follow bound the writer's own weights; the buffer keeps them as they are."""
+        if self.importance_bound is None or batch.importance_weights is None:
+            return batch
+        return replace(batch, importance_weights=batch.importance_weights.clamp(max=self.importance_bound))
 
     def _note(self, groups: Sequence[Group], progress: Progress) -> None:
         self.age[0] += sum(group.size * (progress.step - group.step) for group in groups)

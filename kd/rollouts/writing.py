@@ -1,6 +1,8 @@
 """Writing responses to records, and keeping account of what it cost and of what came out."""
 
 import logging
+import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 Nucleus = Annotated[float, Field(gt=0, le=1)]
 
 MANY_CUT = 0.1  # share of responses without an end token, from which on somebody should know
-ENOUGH = 32  # responses, before that share means anything
+ENOUGH, RECENT = 32, 256  # responses: before that share means anything, and those that it is taken over
 
 
 class Writing:
@@ -54,7 +56,7 @@ class Writing:
         self.generator: Generator = Torch() if generator is None else generator
         self._spent = Spent()
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
-        self._seen = self._cut = 0  # since the start
+        self._recent: deque[bool] = deque(maxlen=RECENT)  # whether each was cut
         self._warned = False
 
     def by_one(
@@ -72,22 +74,21 @@ class Writing:
         `version` tells the generator how many steps the weights have made. `rooms` are the longest responses that each
         record has room for, where more than the model's prompt takes some.
         """
-        if not records:
-            return []
+        started = time.perf_counter()
         prompts = [encode_prompt(record.prompt, model.tokenizer) for record in records]
         rooms = _rooms(encoder, prompts) if rooms is None else rooms
-        responses = self.generator(
+        responses = self.generator(  # asked by every rank in the same steps, also where it has no prompts
             model,
             prompts,
             samples=self.samples,
-            max_new_tokens=min(self.max_new_tokens, max(rooms)),  # what is longer would be cut off again
+            max_new_tokens=self._bound(rooms),
             sampled=self.sampled,
             batch_size=self.batch_size,
             source=source,
             version=version,
         )
         lengths = list(map(len, prompts))
-        self._account([model], lengths, responses, source, rooms)
+        self._account([model], lengths, responses, source, rooms, started)
         if self.generator.reads_again:
             self._account_reading(model, lengths, responses, source)
         return responses
@@ -98,17 +99,18 @@ class Writing:
         """The same where teachers have a say in each token: `readers` is the student, and after it those teachers."""
         if not records:
             return []
+        started = time.perf_counter()
         prompts = [encode_prompt(record.prompt, readers[0].tokenizer) for record in records]
         rooms = _rooms(encoder, prompts)
         responses = write(
             readers,
             prompts,
             samples=self.samples,
-            max_new_tokens=min(self.max_new_tokens, max(rooms)),  # what is longer would be cut off again
+            max_new_tokens=self._bound(rooms),
             choose=choose,
             batch_size=self.batch_size,
         )
-        self._account(readers, list(map(len, prompts)), responses, "student", rooms)
+        self._account(readers, list(map(len, prompts)), responses, "student", rooms, started)
         return responses
 
     def spent(self) -> Spent:
@@ -122,6 +124,10 @@ class Writing:
         theirs = self.generator.take_report() if hasattr(self.generator, "take_report") else {}
         return {"response_length": (tokens, responses), "truncation_rate": (cut, responses), **theirs}
 
+    def _bound(self, rooms: Sequence[int]) -> int:
+        """What is longer than the shortest prompt leaves room for would be cut off again."""
+        return min(self.max_new_tokens, max(rooms, default=1))
+
     def _account(
         self,
         readers: Sequence[LanguageModel],
@@ -129,7 +135,9 @@ class Writing:
         responses: Sequence[Sequence[Written]],
         source: Source,
         rooms: Sequence[int],
+        started: float,
     ) -> None:
+        self._spent = self._spent.plus(Spent(seconds=time.perf_counter() - started))
         lengths = [[len(answer.ids) for answer in group] for group in responses]
         written = sum(map(sum, lengths))
         # the samples of a prompt share one reading of it, and nobody reads what is written last
@@ -140,14 +148,14 @@ class Writing:
             pairs = zip(prompts, lengths, strict=True)
             flops = sum(decoding_flops(readers[0], [prompt], group, samples=len(group)) for prompt, group in pairs)
             self._spent = self._spent.plus(Spent(written, flops, (len(readers) - 1) * read))
-        cut = sum(
+        ends = [
             answer.truncated or len(answer.ids) > room
             for group, room in zip(responses, rooms, strict=True)
             for answer in group
-        )
-        count = sum(map(len, lengths))
-        self._untold = [old + new for old, new in zip(self._untold, (count, written, cut), strict=True)]
-        self._seen, self._cut = self._seen + count, self._cut + cut
+        ]
+        told = (len(ends), written, sum(ends))
+        self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
+        self._recent.extend(ends)
         self._warn()
 
     def _account_reading(
@@ -162,14 +170,15 @@ class Writing:
             self._spent = self._spent.plus(Spent(decoding_flops=flops))
 
     def _warn(self) -> None:
-        if self._warned or self._seen < ENOUGH or self._cut <= MANY_CUT * self._seen:
+        cut, count = sum(self._recent), len(self._recent)
+        if self._warned or count < ENOUGH or cut <= MANY_CUT * count:
             return
         self._warned = True
         log.warning(
-            "%d of the %d responses written so far were cut off before they ended, by rollout.max_new_tokens=%d or "
+            "%d of the last %d responses were cut off before they ended, by rollout.max_new_tokens=%d or "
             "data.max_length; raise the bound, or have the student learn to end (some steps of objective=sft) first",
-            self._cut,
-            self._seen,
+            cut,
+            count,
             self.max_new_tokens,
         )
 

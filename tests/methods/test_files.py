@@ -31,7 +31,8 @@ def test_they_are_all_there():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_says_whose_it_is_and_what_sets_it_apart(name):
     first, *others = comment(name)
-    assert re.search(r"arXiv \d{4}\.\d{4,5}", first)
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|et al\., .*, 20\d\d\.$", first)
+    assert all(block[0].isupper() and len(block) > 20 for block in (first, *others)), "a block broke in its middle"
     assert any(block.startswith("Beside ") for block in others), "say what distinguishes it from its nearest neighbour"
     theirs = [block for block in others if block.startswith("Theirs: ")]
     assert all(re.search(r"\[(code|read|unconfirmed)\]", block) for block in theirs), "say how a number was found"
@@ -83,6 +84,6 @@ def test_the_page_is_what_the_files_say():
 def test_the_page_has_a_row_and_a_section_for_each():
     text = page()
     for name in NAMES:
-        assert f"| [{name}](#{name}) | [arXiv " in text
+        assert re.search(rf"\| \[{name}\]\(#{name}\) \| (\[arXiv |[A-Z]\w+ et al\.)", text)
         assert f"\n## {name}\n" in text
         assert all(sentence in text.replace("\\|", "|") or "arXiv" in sentence for sentence in omissions(name))

@@ -209,7 +209,7 @@ def test_kdrl_is_grpo_and_a_little_of_k2():
     grpo, kdrl = term("kdrl", "grpo"), term("kdrl", "kdrl")
     student = torch.tensor([[0.4], [0.2]]).log()
     policy = grpo(student, student, student, torch.tensor([1.0, 0.0]), 2)
-    k2 = kdrl(student[:, 0], torch.tensor([0.7, 0.1]).log())
+    k2 = kdrl(student[:, 0], torch.tensor([0.7, 0.1]).log(), student[:, 0])
     assert policy[:, 0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-3)
     assert k2.tolist() == pytest.approx([log(0.4 / 0.7) ** 2 / 2, log(0.2 / 0.1) ** 2 / 2])
     assert (weight("kdrl", "grpo"), weight("kdrl", "kdrl")) == (1.0, 2e-3)

@@ -40,7 +40,7 @@ def whole(divergence):
         (k1, None),
         (k2, reverse_kl),
         (k3, forward_kl),
-        (sampled_reverse_kl, reverse_kl),
+        (lambda q, p: sampled_reverse_kl(q, p, q.detach()), reverse_kl),
         (kl_to_reference, forward_kl),
         (lambda q, p: kl_to_reference(q, p, estimator="k2"), reverse_kl),
     ],
@@ -50,6 +50,25 @@ def test_the_expected_gradient_of_a_direct_loss(loss, learns):
     found = gradient(direct(loss), STUDENT)
     target = torch.zeros_like(found) if learns is None else gradient(whole(learns), STUDENT)
     torch.testing.assert_close(found, target, rtol=1e-10, atol=1e-12)
+
+
+def test_the_expected_gradient_on_samples_of_another_temperature():
+    """y ~ b, b the student at temperature 0.7 with the same prefixes held constant: weighed by q/b, it is the same."""
+    heated = STUDENT / 0.7
+
+    def weighed(student: Tensor) -> Tensor:
+        value = sampled_reverse_kl(logprobs(student), logprobs(TEACHER), logprobs(heated), cap=1e6)
+        ratio_before = (logprobs(STUDENT) - logprobs(heated)).exp()
+        return expected(value / ratio_before, STUDENT)  # E_q[x b/q] is E_b[x] of one token after a prefix of q
+
+    torch.testing.assert_close(gradient(weighed, STUDENT), gradient(direct(k2), STUDENT), rtol=1e-10, atol=1e-12)
+    assert logprobs(heated).sub(logprobs(STUDENT)).abs().max() > 0.1
+
+
+def test_the_weight_of_a_sample_is_bounded():
+    q, p, b = (torch.tensor([x]).double().log() for x in (0.5, 0.25, 0.05))  # q/b = 10
+    assert sampled_reverse_kl(q, p, b).item() == pytest.approx(3 * math.log(2) ** 2 / 2)
+    assert sampled_reverse_kl(q, p, b, cap=20.0).item() == pytest.approx(10 * math.log(2) ** 2 / 2)
 
 
 @pytest.mark.parametrize("estimator", [k1, k3])
@@ -85,7 +104,7 @@ REFUSED = [
 @pytest.mark.parametrize(("term", "estimator", "reason"), REFUSED)
 def test_a_direct_loss_in_the_wrong_direction_is_refused(term, estimator, reason):
     with pytest.raises(ValueError, match=reason):
-        term(torch.zeros(1), torch.zeros(1), estimator=estimator)
+        term(*[torch.zeros(1)] * (3 if term is sampled_reverse_kl else 2), estimator=estimator)
 
 
 @pytest.mark.parametrize(("term", "estimator", "reason"), REFUSED)

@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from kd.generators.torch import Torch
 from kd.rollouts import Rollout
 from kd.rollouts.mixed import Mixed
 from kd.rollouts.on_policy import OnPolicy
@@ -56,7 +57,7 @@ def test_a_share_of_all_is_on_policy(per):
         with seeded(1, "step", 3):
             batches = rollout(ENCODER.batches(GIVEN), MODELS, NOW, ENCODER)
             told.append(([facts(batch) for batch in batches], torch.get_rng_state().tolist()))
-        told[-1] += (rollout.spent(), {k: v for k, v in rollout.take_report().items() if k != "written_share"})
+        told[-1] += (rollout.spent()[:3], {k: v for k, v in rollout.take_report().items() if k != "written_share"})
     assert len(told[0][0]) > 1
     assert told[0] == told[1]
 
@@ -138,7 +139,21 @@ def test_the_writer_is_asked_even_where_this_rank_has_nothing_for_it():
     assert writer.asked == [[]]
     on_policy = OnPolicy(max_new_tokens=3)
     assert on_policy([], MODELS, NOW, ENCODER) == []
-    assert on_policy.spent() == (0, 0, 0)
+    assert on_policy.spent()[:3] == (0, 0, 0)
+
+
+def test_an_engine_elsewhere_hears_of_every_step_of_every_rank():
+    """Its weights are brought by all ranks together, also by one that has nothing to ask."""
+    asked = []
+
+    class Engine(Torch):
+        def __call__(self, model, prompts, **settings):
+            asked.append(len(prompts))
+            return super().__call__(model, prompts, **settings)
+
+    rollout = mixed(1e-9, OnPolicy(max_new_tokens=3, generator=Engine()), per="sequence")
+    rollout(ENCODER.batches(GIVEN), MODELS, NOW, ENCODER)
+    assert asked == [0]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +181,7 @@ def test_what_the_writer_has_to_tell_goes_on():
     rollout = mixed(1.0)
     assert isinstance(rollout, Rollout)
     rollout(ENCODER.batches(GIVEN), MODELS, NOW, ENCODER)
-    assert rollout.spent() == (1, 10, 100)
+    assert rollout.spent()[:3] == (1, 10, 100)
     assert rollout.take_report() == {"calls": (1.0, 1.0), "written_share": (11.0, 11.0)}
     rollout.after_validation({"nll": 2.0})
     assert rollout.writer.heard == [{"nll": 2.0}]

@@ -49,7 +49,7 @@ def test_what_a_student_writes_is_counted():
         squares += (prompt + one - 1) ** 2 + (prompt + two - 1) ** 2 - prompt**2
         rows += 1 + one - 1 + two - 1
     written = sum(map(sum, found))
-    assert writing.spent() == (written, flops(STUDENT, tokens, squares, rows), 0)
+    assert writing.spent()[:3] == (written, flops(STUDENT, tokens, squares, rows), 0)
     again = writing.by_one(STUDENT, GIVEN, ENCODER)
     assert writing.spent().generated_tokens == written + sum(map(sum, lengths(again)))
 
@@ -58,14 +58,14 @@ def test_what_a_teacher_reads_beside_the_student_is_counted():
     writing, alone = Writing(**SETTINGS), Writing(max_new_tokens=5, temperature=0.0)
     found = lengths(writing.by_several([STUDENT, TEACHER], GIVEN, ENCODER, Sampled()))
     read = sum(PROMPTS) + sum(map(sum, found)) - 2 * len(GIVEN)
-    assert writing.spent()[::2] == (sum(map(sum, found)), read)
+    assert writing.spent()[:3:2] == (sum(map(sum, found)), read)
     alone.by_one(TEACHER, GIVEN, ENCODER, source="teacher")
     assert alone.spent()[:2] == (0, 0)
 
 
 def test_spending_adds_up():
-    assert Spent(1, 2, 3).plus(Spent(10, 20, 30)) == Spent(11, 22, 33)
-    assert Spent() == (0, 0, 0)
+    assert Spent(1, 2, 3, 0.5).plus(Spent(10, 20, 30, 0.25)) == Spent(11, 22, 33, 0.75)
+    assert Spent() == (0, 0, 0, 0)
 
 
 def test_lengths_and_truncations_are_told():
@@ -88,7 +88,17 @@ def test_many_truncations_are_warned_of_once(caplog):
         for _ in range(3):
             writing.by_one(STUDENT, GIVEN, ENCODER)
     [warning] = caplog.messages
-    assert "of the 36 responses written so far were cut off before they ended, by rollout.max_new_tokens=5" in warning
+    assert "of the last 36 responses were cut off before they ended, by rollout.max_new_tokens=5" in warning
+
+
+def test_a_student_that_forgets_to_end_is_noticed_however_long_it_did(caplog):
+    writing, student = Writing(samples=64, max_new_tokens=5, batch_size=400), end_at_once(tiny())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            writing.by_one(student, GIVEN, ENCODER)
+        assert not caplog.records  # 1536 that ended
+        writing.by_one(STUDENT, GIVEN[:1], ENCODER)
+    assert len(caplog.records) == 1
 
 
 def test_responses_that_end_are_not_warned_of(caplog):
@@ -131,4 +141,4 @@ def test_no_records_are_no_work():
     writing = Writing(**SETTINGS)
     assert writing.by_one(STUDENT, [], ENCODER) == []
     assert writing.by_several([STUDENT, TEACHER], [], ENCODER, Sampled()) == []
-    assert writing.spent() == (0, 0, 0)
+    assert writing.spent()[:3] == (0, 0, 0)

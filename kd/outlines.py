@@ -1,0 +1,90 @@
+"""Do teacher, student, alignment and objective fit one another? Known from configurations and tokenizers alone.
+
+Models are laid out on the device "meta", where tensors have shapes and nothing else: no weight is read.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from kd.composition.targets import bears_zeros
+from kd.models.own import Own
+from kd.seeding import seeded
+from kd.signals import introduce, requires, sized
+
+LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
+OURS = "kd.models."  # whose targets are known to be no more than their configurations until they are asked
+
+
+def check_models(cfg: DictConfig) -> None:
+    """Raises ValueError for tokenizers that the alignment cannot serve, or a term that does not fit the models.
+
+    What is not ours is asked when the run is built, and so are cached targets, which stand for a teacher that need not
+    be at hand.
+    """
+    nodes = [cfg.student.model, cfg.teacher]
+    if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
+        return
+    losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
+    if cfg.teacher.get("_target_") is None and not any(map(sized, losses.values())):
+        return
+    student, teacher = (_outline(_text(node)) for node in nodes)
+    if isinstance(teacher, Own):
+        teacher.bind(student)
+    if teacher is not None:
+        words, alignment = teacher.model, instantiate(cfg.alignment)
+        alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
+        check_zeros(alignment, losses)
+    for name, loss in losses.items():
+        if sized(loss) and not hasattr(loss, "starts_from"):  # that copies weights
+            with seeded(0, "objective", name):
+                introduce(loss, student, teacher)
+
+
+def check_zeros(alignment: Any, losses: Mapping[str, Any]) -> None:
+    """Raises ValueError for a term without a bound at ids of the student for which an alignment finds none."""
+    if not alignment.translates or not (count := alignment.forbidden()):
+        return
+    for name, loss in losses.items():
+        if requires(loss) <= LOGITS and "teacher_logits" in requires(loss) and not bears_zeros(loss):
+            raise ValueError(
+                f"{name} has no bound where the teacher's probability is zero, and {type(alignment).__name__} finds no "
+                f"teacher's id for {count} of the student's {alignment.size}; take alignment.outside=spread, or a term "
+                f"with a bound (fkl, jsd, skew_rkl) instead of {name}"
+            )
+
+
+def described(teacher: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's node without what is for the run, in the members of an ensemble too."""
+    kept = {key: value for key, value in teacher.items() if key not in ("prepare", "licence")}
+    if "members" in kept:
+        kept["members"] = {name: described(member) for name, member in kept["members"].items()}
+    return kept
+
+
+def _ours(node: Any) -> bool:
+    """Whether every target below is one of `kd.models`."""
+    if not isinstance(node, Mapping):
+        return True
+    own = node.get("_target_")
+    return (own is None or own.startswith(OURS)) and all(_ours(child) for child in node.values())
+
+
+def _text(node: DictConfig) -> str:
+    content: Any = OmegaConf.to_container(node, resolve=True)
+    return json.dumps(described(content), sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _outline(node: str) -> Any:
+    """The model of a config node without its weights; None where there is none."""
+    content = json.loads(node)
+    if content.get("_target_") is None:
+        return None
+    with torch.device("meta"):
+        return instantiate(content, _convert_="all")
