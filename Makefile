@@ -1,18 +1,21 @@
-# make run: set up, then run the embedded default.   make test: set up, then the tests.
-# ARGS="objective=rkl" is passed on to either.   make docs: write docs/objectives.md and docs/methods.md anew from
-# docstrings and conf.
+# make run: set up, then run the embedded default.   make test: set up, then the tests, without the long ones, which are
+# make test-long; make test-all is both.   ARGS="objective=rkl" is passed on to any of them.
+# make docs: write docs/objectives.md and docs/methods.md anew from docstrings and conf.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-.PHONY: run test test-all parity lint docs clean
+.PHONY: run test test-long test-all parity lint docs clean
 
 run: $(VENV)/installed
 	$(VENV)/bin/python run.py $(ARGS)
 
 test: $(VENV)/installed
 	$(PYTEST) -n 2 --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(VENV)/installed
+	$(PYTEST) -n 2 --dist worksteal -m long $(ARGS)
 
 test-all: $(VENV)/installed
 	$(PYTEST) -n 2 --dist worksteal $(ARGS)

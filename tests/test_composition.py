@@ -30,6 +30,7 @@ from kd.composition.signatures import check_call, in_words, located
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
+PREPARE = {"objective": "sft", "skill": None, "steps": 1}
 
 # What a file needs beside it, where the defaults will not do.
 BESIDE = {
@@ -171,6 +172,12 @@ def test_a_sweep_of_everything_passes_as_a_command_line(command_line):
         ({"logger.wandb": {"project": "kd", "group": None, "tags": [], "mode": "of"}}, ["logger.wandb.mode=of", "off"]),
         ({"logger.csv": {}}, ["logger.csv", "known: wandb"]),
         ({"student.prepare": {"objective": "sft"}}, ["student.prepare.skill is missing", "set student.prepare.skill"]),
+        (
+            {"student.prepare": {"objective": "sft", "skill": None}},
+            ["student.prepare.steps is missing", "steps: int > 0"],
+        ),
+        ({"student.prepare": {**PREPARE, "lr": 0}}, ["student.prepare.lr=0", "greater than 0", "default 0.0005"]),
+        ({"student.prepare": {**PREPARE, "stps": 2}}, ["student.prepare.stps", "did you mean steps?"]),
         ({"student.model.layers": "abc"}, ["student.model.layers=abc", "int or list of int"]),
         ({"student.model.layers": [1, 2.5]}, ["student.model.layers=[1, 2.5]", "int or list of int"]),
         ({"student.model.rule": "evn"}, ["student.model.rule=evn", "did you mean even?"]),
@@ -211,6 +218,7 @@ def test_a_wrong_value_is_named_with_reason_and_remedy(values, parts):
 def test_values_that_are_right_pass():
     check(composed(temperature=2, optim__clip=None, student__model__layers=[0, 29], evaluation__items=None))
     check(composed("student=lora", student__model__lora__r=4))
+    check(composed(student__prepare=PREPARE))
 
 
 @pytest.mark.parametrize("missing", ["seed", "optim", "evaluation"])
@@ -291,8 +299,7 @@ def test_the_baseline_is_a_run_too():
 
 
 def test_nobody_teaches_who_is_prepared():
-    prepare = {"objective": "fkl", "skill": None, "steps": 1, "lr": 1, "seed": 0, "window": 1, "schedule": "constant"}
-    sentence = refused(composed(student__prepare=prepare))
+    sentence = refused(composed(student__prepare={**PREPARE, "objective": "fkl"}))
     assert "student.prepare.objective=fkl needs a teacher" in sentence
     assert "take sft" in sentence
 

@@ -87,6 +87,25 @@ def test_merging_agrees_with_peft(tmp_path):
     torch.testing.assert_close(logits(ours, tokenizer), logits(theirs.merge_and_unload(), tokenizer))
 
 
+def test_the_card_shows_scores_and_agreement():
+    def score(value):
+        return {"value": value, "n": 9, "low": None, "high": None}
+
+    kl = {"before": score(2.0), "after": {"value": 0.25, "n": 640, "low": 0.2, "high": 0.3}}
+    agreement = {"top1": {"after": score(0.5), "sft": None}, "forward_kl": kl, "reverse_kl": {"after": score(0.75)}}
+    results = {"scores": {"toy": {"accuracy": {"after": score(0.125)}}}, "agreement": agreement}
+    text = card(config(), results, skill_licence="MIT", data="toy")
+    rows = [line for line in text.splitlines() if line.endswith(("| 9 |", "| 640 |"))]
+    assert rows == [
+        "| toy | accuracy | after | 0.125 |  | 9 |",
+        "|  | top-1 agreement with the teacher | after | 0.500 |  | 9 |",
+        "|  | forward KL(teacher ‖ student), nats | before | 2.000 |  | 9 |",
+        "|  | forward KL(teacher ‖ student), nats | after | 0.250 | 0.200 to 0.300 | 640 |",
+        "|  | reverse KL(student ‖ teacher), nats | after | 0.750 |  | 9 |",
+    ]
+    assert "KL(" not in card(config(), {**results, "agreement": None}, skill_licence="MIT", data="toy")
+
+
 WHERE = {"address": "hub:org/name@main"}
 
 

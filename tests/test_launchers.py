@@ -1,18 +1,24 @@
-"""Ranks that somebody else has started (torchrun): what comes before them is made by one process, or asked for."""
+"""How jobs and ranks are started: every launcher makes the same runs, and ranks that somebody else has started
+(torchrun) find what comes before them, or ask for it.
+"""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from kd.experiment import check_launch
+from kd.models.language_model import LanguageModel
+from kd.models.teacher import WhiteBox
 from kd.run_folder import ranks_started
-from tests.runs import SMALL
+from tests.runs import SMALL, shared
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -21,6 +27,12 @@ RUN = [
     *("run.py", "teacher=tiny", "student=tiny", "skill=spell_backward", "skill.train=40", "teacher.prepare.steps=2"),
     *("evaluation=quick", *TINY, "optim.steps=3"),
 ]
+SWEEP = ["run.py", "-m", *RUN[1:], "objective=fkl,rkl", "trainer=cpu", "teacher._target_=tests.test_launchers.Noted"]
+OTHERS = {
+    "basic": ["hydra/launcher=basic"],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+}
 
 
 def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -74,3 +86,63 @@ def test_ranks_started(variables: dict[str, str], ranks: int, monkeypatch: pytes
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert ranks_started() == ranks
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+class Noted(WhiteBox):
+    """A teacher whose loading is noted, with the process in which it was, in the folder `teachers` of the cache."""
+
+    def __init__(self, model: LanguageModel):
+        super().__init__(model)
+        folder = Path(os.environ["KD_CACHE"]) / "teachers"
+        folder.mkdir(exist_ok=True)
+        with (folder / str(os.getpid())).open("a") as file:
+            file.write("loaded\n")
+
+
+def swept(folder: Path, *launcher: str) -> str:
+    """What two jobs, the run beside them and the preparation of their teacher say, made in `folder`."""
+    folder.mkdir()
+    done = run(folder, *SWEEP, *launcher)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    return done.stdout
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """By run: results.json without clocks and memory, and the student's weights."""
+    pages = {}
+    for run_folder in (path.parent for path in found(folder)):
+        page = json.loads((run_folder / "results.json").read_text())
+        for measured in ("seconds", "peak_memory_bytes"):
+            page["budget"].pop(measured)
+        weights = (run_folder / "student" / "model.safetensors").read_bytes()
+        pages[run_folder.name] = {**page, "weights": hashlib.sha256(weights).hexdigest()}
+    return pages
+
+
+def teachers(folder: Path) -> list[int]:
+    """How many each process has loaded."""
+    return sorted(len(path.read_text().splitlines()) for path in (folder / "cache" / "teachers").iterdir())
+
+
+@pytest.fixture(scope="module")
+def by_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep by the default launcher: a process per job."""
+    return shared(tmp_path_factory, "by_processes", swept)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", OTHERS)
+def test_every_launcher_makes_the_same_runs(launcher: str, by_processes: Path, tmp_path: Path) -> None:
+    """Bit for bit, from caches of their own; in one process with one teacher, of whom nobody leaves a trace."""
+    said = swept(tmp_path / launcher, *OTHERS[launcher])
+    runs = made(tmp_path / launcher)
+    assert {name.split("-")[1] for name in runs} == {"sft", "fkl", "rkl"}
+    assert runs == made(by_processes)
+    assert len({page["weights"] for page in runs.values()}) == 3
+    assert teachers(by_processes) == [1, 1]
+    if launcher == "basic":
+        assert teachers(tmp_path / launcher) == [1]
+        assert said.count("preparing the teacher") == 1

@@ -14,6 +14,17 @@ DDP = "trainer=ddp_cpu"
 FEATURES = "objective=minilm"  # which teaches nothing to the last feed-forward block, the last gain and the head
 INTERRUPTED = [DDP, runs.DROPOUT]
 GREEDY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 6, "temperature": 0.0}
+GROUPS = ["objective=[grpo,dpo]", "reward=teacher_score"]
+AGAIN = {  # the reference beside a greedy response, each pair learnt from twice
+    "_target_": "kd.rollouts.replay.Replay",
+    "uses": 2,
+    "writer": {
+        "_target_": "kd.rollouts.paired.Demonstrated",
+        "samples": 1,
+        "max_new_tokens": 6,
+        "temperature": 0.0,
+    },
+}
 TEXT = "A page about nothing in particular, long enough for a few blocks of text. " * 4
 STREAMS = {  # the term that learns is on one, what comes last on the other
     "scaled": runs.term(runs.Rescaled, lr=0.1),
@@ -44,8 +55,9 @@ def two_ranks(folder) -> None:
     stopped = runs.job(cut, *INTERRUPTED, objective=runs.MIXED, rollout=runs.scripted(cut, (step, 1, "SIGTERM")))
     features = runs.job(folder / "features", DDP, *EXACT, FEATURES)
     written = runs.job(folder / "written", DDP, *EXACT, objective=runs.MIXED, rollout=GREEDY)
+    groups = runs.job(folder / "groups", DDP, *EXACT, *GROUPS, rollout=AGAIN)
     streams = runs.job(folder / "streams", DDP, *EXACT, *BLOCKS, objective=STREAMS, corpus=plain_text(folder))
-    first = runs.in_processes(*exact, apart, features, written, streams, whole, stopped)
+    first = runs.in_processes(*exact, apart, features, written, groups, streams, whole, stopped)
     shutil.copytree(cut / "checkpoints", folder / "stopped")
     second = runs.in_processes(runs.job(cut, *INTERRUPTED, objective=runs.MIXED))
     (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
@@ -98,6 +110,15 @@ def test_two_ranks_equal_one_where_the_student_writes(ranks, tmp_path):
         assert spent[name] == by_two[name] > 0, name
 
 
+def test_two_ranks_equal_one_on_groups_that_are_judged_and_replayed(ranks, tmp_path):
+    """Three groups of a window on one rank, two on the other: no group is torn, and none is counted twice."""
+    one_rank(tmp_path, *GROUPS, rollout=AGAIN)
+    assert relative(moments(tmp_path), moments(ranks / "groups")) < 1e-6  # rewards are float32
+    spent, by_two = (runs.checkpoint(p)["distillation"]["budget"] for p in (tmp_path, ranks / "groups"))
+    for name in ("tokens", "generated_tokens", "student_flops"):
+        assert spent[name] == by_two[name] > 0, name
+
+
 def test_two_ranks_equal_one_on_two_streams(ranks, tmp_path):
     """A term with an optimizer of its own on one stream, plain text on the other: both learn as on one rank."""
     one_rank(tmp_path, *BLOCKS, objective=STREAMS, corpus=plain_text(tmp_path))
@@ -109,7 +130,7 @@ def test_two_ranks_equal_one_on_two_streams(ranks, tmp_path):
 
 
 def test_both_ranks_hold_the_same_weights(ranks):
-    for run in (*REDUCTIONS, "written", "streams", "whole", "cut"):
+    for run in (*REDUCTIONS, "written", "groups", "streams", "whole", "cut"):
         first, second = runs.finals(ranks / run).values()
         assert first["initial"] == second["initial"]
         assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())

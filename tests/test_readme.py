@@ -12,10 +12,14 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["teacher=tiny", "student=tiny", "skill=spell_backward", "teacher.prepare.steps=2"]
+SMALL = ["teacher=tiny", "student=tiny", "skill=spell_backward", "skill.train=40", "teacher.prepare.steps=2"]
 SHORT = ["optim.steps=2", "optim.window=2", "evaluation=quick", "checkpoint.records=2", "trainer.precision=32-true"]
-
-
+GRID = ["skill=spell_backward", "skill.train=40", "hydra.sweeper.params.seed=1", "data.lm_window=2"]
+PREPARED = ["teacher.prepare.steps=2", "student.prepare.steps=2"]
+BY_PROCESSES = "python run.py -m objective=rkl,fkl"  # left to the default launcher; the other sweeps are in one process
+REPORTS = "python -m kd.reports outputs"  # run on outputs that are there
+# the dearest; others go their way: lora's weights `python run.py`, tiny_methods' grid tiny_grid, the rest the five methods
+LONG = ("student=lora", "experiment=tiny_methods", "seed=1,2,3", "rollout=offline,on_policy", "method=sft,kd,gkd,opd")
 ENSEMBLE = ("first", "second")  # the members of conf/teacher/ensemble.yaml
 
 
@@ -32,10 +36,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(command: str, more: list[str], tmp_path: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run(
+    command: str, more: list[str], environment: dict[str, str], where: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, *shlex.split(command)[1:], *more]
     return subprocess.run(
-        words, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=540
+        words, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, timeout=540
     )
 
 
@@ -45,29 +51,41 @@ def shortened(command: str, tmp_path: Path) -> list[str]:
         return [*[word for word in SMALL if word.partition("=")[0] not in command], *SHORT]
     if "run.py" not in command:
         return []
-    own_models = re.search(r"student=lora|experiment=", command) or command == "python run.py"
-    grid = ["hydra.sweeper.params.seed=1", "skill=spell_backward"] if "experiment=tiny_grid" in command else []
-    prepare = ["teacher.prepare.steps=2", "student.prepare.steps=2"] if "experiment=" in command else []
+    return [*smallest(command), *SHORT, *launcher(command), f"run.root={tmp_path}"]
+
+
+def smallest(command: str) -> list[str]:
+    """Models, data and preparations."""
+    if "experiment=" in command:
+        return [*GRID, *PREPARED]
     if "teacher=ensemble" in command:
-        prepare = [f"teacher.members.{name}.prepare.steps=2" for name in ENSEMBLE]
-        return [*prepare, *SHORT, f"run.root={tmp_path}"]
-    small = [word for word in SMALL if word.partition("=")[0] not in command] if not own_models else prepare
-    launcher = ["hydra/launcher=basic"] if "-m" in command.split() or grid else []
-    return [*small, *SHORT, *grid, *launcher, f"run.root={tmp_path}"]
+        return [f"teacher.members.{name}.prepare.steps=2" for name in ENSEMBLE]
+    if "student=lora" in command or command == "python run.py":
+        return []
+    return [word for word in SMALL if word.partition("=")[0] not in command]
+
+
+def launcher(command: str) -> list[str]:
+    sweeps = "-m" in command.split() or "experiment=" in command
+    return ["hydra/launcher=basic"] if sweeps and command != BY_PROCESSES else []
 
 
 def marks(command: str) -> list[pytest.MarkDecorator]:
-    needs_archive = "student=lora" in command or command in ("python run.py", "python -m kd.doctor -n 1")
-    return [pytest.mark.archive] if needs_archive else []
+    long = [pytest.mark.long] if any(words in command for words in LONG) else []
+    return [*long, pytest.mark.archive] if needs_archive(command) else long
 
 
-@pytest.mark.parametrize("command", [pytest.param(command, marks=marks(command)) for command in COMMANDS])
+def needs_archive(command: str) -> bool:
+    return "student=lora" in command or command in ("python run.py", "python -m kd.doctor -n 1")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=marks(command)) for command in COMMANDS if command != REPORTS]
+)
 def test_command_runs(command: str, tmp_path: Path, cache: Path) -> None:
     # what needs the archive finds it in the user's cache; everything else starts from an empty one
-    environment = {} if marks(command) else {"KD_CACHE": str(cache)}
-    if command == "python -m kd.reports outputs":
-        pytest.skip("shown on a real sweep in tests/reports")
-    done = run(command, shortened(command, tmp_path), tmp_path, environment)
+    environment = {} if needs_archive(command) else {"KD_CACHE": str(cache)}
+    done = run(command, shortened(command, tmp_path), environment)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
     folders = [path for path in tmp_path.iterdir() if (path / "DONE").exists()] if "run.py" in command else []
     assert folders or "run.py" not in command
@@ -75,9 +93,25 @@ def test_command_runs(command: str, tmp_path: Path, cache: Path) -> None:
         assert (folder / "student" / "model.safetensors").exists()
 
 
+def test_reports_of_runs_are_their_tables(tmp_path: Path, cache: Path) -> None:
+    """A root's table names its runs, a run's the systems that it measured."""
+    assert REPORTS in COMMANDS
+    outputs, environment = tmp_path / "outputs", {"KD_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    made = run("python run.py", [*SMALL, *SHORT, f"run.root={outputs}"], environment)
+    assert made.returncode == 0, made.stderr[-3000:]
+    (sft,), (fkl,) = ([path.name for path in outputs.glob(f"*-{name}-*")] for name in ("sft", "fkl"))
+    done = run(REPORTS, [f"outputs/{fkl}", "--out", "tables"], environment, where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_root, _, of_run = (tmp_path / "tables" / "tables.md").read_text().rpartition("### ")
+    assert re.findall(r"^\| (spell_backward-\S+) \|", of_root, flags=re.MULTILINE) == sorted([sft, fkl])
+    rows = ["uniform", "unigram (floor)", "student before", "sft, equal steps", "student, distilled", "teacher"]
+    assert re.findall(r"^\| ([a-z].*?) \|", of_run, flags=re.MULTILINE) == [*rows, "gap closed"]
+    assert all(re.search(rf"^ +{re.escape(row)} +\S", done.stdout, flags=re.MULTILINE) for row in rows)
+
+
 @pytest.mark.parametrize(("command", "says"), REFUSED)
 def test_refusal_says_what_the_readme_shows(command: str, says: str, tmp_path: Path) -> None:
-    done = run(command, [f"run.root={tmp_path}"], tmp_path, {})
+    done = run(command, [f"run.root={tmp_path}"], {})
     assert done.returncode == 1
     assert says.strip() in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -98,7 +132,7 @@ def test_readme_shows_the_objective_that_it_explains(tmp_path: Path) -> None:
     command = f"python run.py --config-dir {tmp_path / 'conf'} objective=jeffreys"
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     more = [*SMALL, *SHORT, "compare=null", "trainer=cpu", f"run.root={tmp_path / 'outputs'}"]
-    done = run(command, more, tmp_path, {"PYTHONPATH": path, "KD_CACHE": str(tmp_path / "cache")})
+    done = run(command, more, {"PYTHONPATH": path, "KD_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1.0 · jeffreys" in done.stdout
 
@@ -108,3 +142,14 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert targets[:2] == ["run", "test"]
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_ci_makes_the_tests_and_the_long_ones() -> None:
+    """One after the other: every test stands in one of the two."""
+    made = re.findall(r"^make (\S+)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
+    assert made == ["lint", "test", "test-long"]
+    chosen = []
+    for target in made[1:]:
+        told = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        chosen += re.findall(r"-m pytest .*-m (\"[\w ]+\"|\w+)", told)
+    assert chosen == ['"not long"', "long"]

@@ -230,7 +230,7 @@ def test_under_a_tenth_of_a_window_is_padding():
 
 
 @pytest.mark.archive
-@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("size", [2, 8, 32])  # 2: the default of conf/config.yaml
 def test_under_a_tenth_of_the_default_skills_tokens_is_padding(smollm2, size):
     encoder = Encoder(smollm2, None, max_length=512, max_tokens=2048)
     given = GsmSymbolic(train=200, validation=10, test=10, seed=0).load("train")
@@ -343,6 +343,17 @@ def test_written_responses_are_cut_at_the_length():
     prompt = len(encode_prompt(record(0).prompt, BYTES))
     encoder = Encoder(BYTES, None, max_length=prompt + 2, max_tokens=1000)
     assert flat(encoder.written([record(0)], as_written([[[65, 66, 67, 68]]]))) == {"0": [[65, 66]]}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["same tokens", "a teacher with others"])
+def test_who_judges_reads_what_is_learnt_and_not_what_was_cut_off(apart):
+    prompt = len(encode_prompt(record(0).prompt, BYTES))
+    teacher = with_template("x") if apart else None
+    encoder = Encoder(BYTES, teacher, max_length=prompt + 4, max_tokens=1000)
+    [batch] = encoder.written([record(0)], as_written([[[*ids("12 34"), BYTES.eos_token_id]]]))
+    assert [response.text for response in batch.records[0].responses] == ["12 3"]
+    if apart:
+        assert flat([batch], "teacher") == {"0": [ids("12 3")]}
 
 
 def test_a_teacher_reads_what_was_written_in_its_own_tokens_and_nothing_piles_up():

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kd.jobs import Job, isolated
+from kd.reports import runs as reports
 from kd.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
@@ -140,6 +141,13 @@ def test_a_sweep_started_again_skips_what_is_done(app: Path) -> None:
     assert again.stdout.count("── job") == 1  # the skipped one did not even start a process
     assert "9.00 [8.00, 10.0]" in again.stdout  # and yet stands in the table
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_what_a_skipped_job_omits_is_known_before_any_starts(app: Path) -> None:
+    assert run(app, "x=3").returncode == 0
+    again = run(app, "-m", "x=3", "+omits=[the warm-up]")
+    assert statuses(sweeps(app)[-1]) == ["skipped"]
+    assert "omits of its paper: the warm-up." in again.stdout
 
 
 def test_a_bad_combination_stops_the_sweep_before_any_job(app: Path) -> None:
@@ -315,6 +323,22 @@ def test_done_is_skipped_and_force_keeps_the_old_run(tmp_path: Path) -> None:
     old = RunFolder(f"{folder.path}.old-1")
     assert old.done
     assert value_of(old.results()) == 1.0
+
+
+def test_a_skipped_job_tells_what_its_own_method_omits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Methods that resolve to one config share a folder, but not what they lack of their papers."""
+    folder, sweep = RunFolder.of(tmp_path, "toy", "0" * 12), tmp_path / "sweeps" / "today"
+    told = {}
+    for num, (method, omits) in enumerate({"a": ["the warm-up"], "b": [], "c": ["the replay"]}.items()):
+        job = Job([f"method={method}"], sweep, num)
+        page = job.run(folder, lambda _, own=omits: results(1.0) | {"omits": own}, config_yaml="", omits=omits)
+        job.end("skipped" if num else "done")
+        told[method] = [line for line in capsys.readouterr().out.splitlines() if "omits of its paper" in line]
+        assert page["omits"] == omits
+    assert [len(lines) for lines in told.values()] == [1, 0, 1]
+    assert told["c"][0].strip().endswith("the replay.")
+    assert [(job.results or {})["omits"] for job in reports.read_jobs(sweep)] == [["the warm-up"], [], ["the replay"]]
+    assert folder.results()["omits"] == ["the warm-up"]
 
 
 def test_an_unfinished_folder_is_gone_on_with(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from kd.jobs import isolated
 from kd.models.identity import weights_digest
 from kd.rollouts.offline import Offline
+from kd.run_folder import RunFolder
 from kd.sequences import Encoder, encode
-from kd.training import build
+from kd.training import build, loggers, summarise
 from kd.types import Batch, Models, Progress
 from tests import runs
 
@@ -57,6 +61,76 @@ def test_a_random_teacher_is_the_same_in_every_process_and_for_every_seed():
         torch.manual_seed(seed)
         seen.add(weights_digest(build(runs.config(f"seed={seed}")).teacher))
     assert len(seen) == 1
+
+
+# ---- where it is told ------------------------------------------------------------------------------------------------
+
+
+class Recorded(WandbLogger):
+    """Only keeps what it was made with."""
+
+    def __init__(self, **settings: Any):
+        self.settings = settings
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
+    monkeypatch.setattr("kd.training.WandbLogger", Recorded)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return Recorded
+
+
+def settings_of(folder: RunFolder, *overrides: str) -> dict[str, Any]:
+    """Of the one W&B run."""
+    (logger,) = loggers(runs.config("logger=wandb", *overrides), folder)
+    return logger.settings
+
+
+@pytest.mark.parametrize("mode", ["offline", "online", "disabled"])
+def test_a_wandb_run_in_each_mode(mode, tmp_path, recorded):
+    folder = RunFolder.of(tmp_path, "toy-fkl-s1", "0" * 12)
+    told = settings_of(folder, f"logger.wandb.mode={mode}", "logger.wandb.tags=[a]")
+    config = told.pop("config")
+    assert (config["seed"], config["logger"]["wandb"]["mode"]) == (1, mode)
+    assert told == {
+        **{"project": "kd", "group": "toy-fkl", "tags": ["a"], "job_type": "train"},
+        **{"mode": mode, "offline": mode == "offline"},
+        **{"name": f"toy-fkl-s1-{'0' * 12}", "id": "0" * 12, "save_dir": str(folder.path)},
+    }
+
+
+def test_wandb_is_offline_unless_the_environment_says_otherwise(tmp_path, recorded, monkeypatch):
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+    assert settings_of(folder)["offline"]
+    monkeypatch.setenv("WANDB_MODE", "online")
+    told = settings_of(folder)
+    assert (told["mode"], told["offline"]) == ("online", False)
+    assert loggers(runs.config(), folder) == []
+
+
+def test_a_forced_run_is_another_wandb_run_and_a_resumed_one_is_not(tmp_path, recorded):
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+    ids = []
+    for _ in range(3):
+        folder.start("", [])
+        ids.append(settings_of(folder)["id"])
+        assert settings_of(folder)["id"] == ids[-1]
+        folder.set_aside()
+    assert ids == ["0" * 12, f"{'0' * 12}-1", f"{'0' * 12}-2"]
+
+
+def test_the_final_scores_are_in_the_summary_of_the_wandb_run(tmp_path):
+    """A real one, offline."""
+    page = {name: {"toy": {"after": {"value": 0.5}}} for name in ("scores", "gap_closed", "budget")}
+    with isolated():
+        cfg = runs.config("logger=wandb", "logger.wandb.mode=offline", "optim.steps=1", "checkpoint.validate=1")
+        parts = runs.train(cfg, tmp_path / f"toy-{'0' * 12}")
+        summarise(parts, {**page, "agreement": None, "digests": {"data_order": "o"}})
+        summary = dict(wandb.run.summary)
+    assert summary["scores"]["toy"]["after"]["value"] == 0.5
+    assert summary["train/loss"] > 0  # of the same run
+    assert "digests" not in summary
+    summarise(runs.train(runs.config("optim.steps=1"), tmp_path / "alone"), {**page, "agreement": None})
 
 
 # ---- what is told ----------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class ProcessLauncher(Launcher):
             self._send(self.signals[-1])
         code = child.wait()
         if code < 0:
-            self._send(signal.SIGKILL)  # ranks and loader workers of a killed job
+            self._send(signal.SIGKILL)  # what a killed job leaves running: ranks that Lightning started
         self.child = None
         return code
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
+
+Check = Callable[[DictConfig], Any]
 
 
 class CheckedSweeper(BasicSweeper):
@@ -25,6 +28,14 @@ class CheckedSweeper(BasicSweeper):
         self.check = check
         self.checked = 0  # jobs of earlier batches
 
+    @staticmethod
+    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The jobs in batches. Raises SystemExit for an interval, which has no values to combine."""
+        for override in overrides:
+            if override.is_interval_sweep():
+                sys.exit(f"{override.input_line}: a grid has no intervals; list values, or add hydra/sweeper=optuna")
+        return BasicSweeper.split_arguments(overrides, max_batch_size)
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose and check all jobs, then record them as waiting.
 
@@ -33,11 +44,18 @@ class CheckedSweeper(BasicSweeper):
         """
         check = get_method(self.check)
         found = [self._checked(check, self.checked + i, overrides) for i, overrides in enumerate(batch)]
-        for i, (overrides, folder) in enumerate(zip(batch, found, strict=True)):
-            self._record(self.checked + i, list(overrides), folder)
+        for i, (overrides, (folder, omits)) in enumerate(zip(batch, found, strict=True)):
+            self._record(self.checked + i, list(overrides), folder, omits)
         self.checked += len(batch)
 
-    def _checked(self, check: Callable[[DictConfig], Any], num: int, overrides: Sequence[str]) -> Any:
+    def _checked(self, check: Check, num: int, overrides: Sequence[str]) -> tuple[Any, list[str]]:
+        try:
+            return self._composed(check, num, overrides)
+        except ValueError as error:
+            sys.exit(f"job {num} ({' '.join(overrides)}): {error}; no job was started")
+
+    def _composed(self, check: Check, num: int, overrides: Sequence[str]) -> tuple[Any, list[str]]:
+        """What `check` says to the job's config, and its `omits`. Raises ValueError if it cannot run."""
         assert self.hydra_context is not None
         assert self.config is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -46,20 +64,19 @@ class CheckedSweeper(BasicSweeper):
         outer = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # as for a job, so that ${hydra:...} resolves
         try:
-            return check(_without_hydra(config))
-        except ValueError as error:
-            sys.exit(f"job {num} ({' '.join(overrides)}): {error}; no job was started")
+            task_config = _without_hydra(config)
+            return check(task_config), list(task_config.get("omits") or ())
         finally:
             HydraConfig.instance().cfg = outer
 
-    def _record(self, num: int, overrides: list[str], folder: Any) -> None:
+    def _record(self, num: int, overrides: list[str], folder: Any, omits: list[str]) -> None:
         from kd.jobs import Job  # lazy: importing a plugin must be fast
         from kd.run_folder import RunFolder
 
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir).absolute()
         if isinstance(folder, RunFolder) and folder.done:
-            Job(overrides, sweep, num, "skipped", os.path.relpath(folder.path, sweep)).write()
+            Job(overrides, sweep, num, "skipped", os.path.relpath(folder.path, sweep), omits=omits).write()
         else:
             Job(overrides, sweep, num, "waiting").write()
 

@@ -106,15 +106,19 @@ class Student:
 
 @dataclass(frozen=True)
 class Prepare:
-    """How a teacher or a student is tuned first (`kd.preparation`)."""
+    """How a teacher or a student is tuned first (`kd.preparation`).
+
+    skill: a file of `conf/skill`, or None for the run's own. lr: the default is a checkpoint's, as in
+    `conf/config.yaml`; small random weights bear a higher one. seed: not the run's, so that runs share what is made.
+    """
 
     objective: Text
     skill: Text | None
     steps: PositiveInt
-    lr: PositiveFloat
-    seed: NonNegativeInt
-    window: PositiveInt
-    schedule: Literal["constant", "linear", "cosine"]
+    lr: PositiveFloat = 5e-4
+    window: PositiveInt = 32
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)

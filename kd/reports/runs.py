@@ -107,6 +107,9 @@ def _from_folder(folder: Path) -> Job:
 def _from_record(record: Mapping[str, Any], sweep: Path) -> Job:
     folder = None if record["run_folder"] is None else (sweep / record["run_folder"]).resolve()
     finished = record["status"] in ("done", "skipped") and folder is not None
+    results = _results(folder) if finished and folder else None
+    if results is not None and record.get("omits") is not None:  # skipped: another method's run may have written them
+        results["omits"] = record["omits"]
     return Job(
         label=str(record["num"]),
         status=record["status"],
@@ -114,7 +117,7 @@ def _from_record(record: Mapping[str, Any], sweep: Path) -> Job:
         reason=record["reason"],
         seconds=record["seconds"],
         folder=folder,
-        results=_results(folder) if finished and folder else None,
+        results=results,
     )
 
 

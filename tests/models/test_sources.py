@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kd.models.sources import cache_root, digest, fetch, model_folder
+from tests.models.test_gguf import write_tiny_gguf
 
 SHA = "0" * 64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -343,3 +344,50 @@ def test_what_is_no_model_is_refused_with_the_remedy(tmp_path):
         model_folder(f"local:{tmp_path}")
     with pytest.raises(ValueError, match=r"m\.gguf of local:.* is not a GGUF file; set member"):
         model_folder(f"local:{tmp_path}", member="sub/m.gguf")
+
+
+# --- a model in the registry ---
+
+
+def gguf_wheel(shelf: Path) -> dict[str, str]:
+    """A wheel with a small GGUF inside, as the default teacher comes; the keys of that model."""
+    write_tiny_gguf(shelf.parent / "tiny.gguf")
+    return {**wheel(shelf, {"tiny.gguf": (shelf.parent / "tiny.gguf").read_bytes()}), "member": "tiny.gguf"}
+
+
+def test_processes_that_ask_at_once_for_a_pinned_model_convert_it_once(shelf):
+    keys = gguf_wheel(shelf)
+    told = "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)"
+    ask = f"from kd.models.sources import model_folder; print(model_folder(**{keys!r}))"
+    printed = at_once(f"{told}\n{ask}", n=2)
+    folder = cache_root() / "models" / digest(**keys)
+    assert [text.splitlines()[-1] for text in printed] == [str(folder)] * 2
+    assert sum(text.count("converting tiny.gguf") for text in printed) == 1
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+    assert pip_runs(shelf) == 1
+
+
+# whether the hub's client is told, or finds out, which it waits for
+@pytest.mark.parametrize("offline", ["1", pytest.param("0", marks=pytest.mark.long)])
+def test_a_warm_cache_needs_neither_registry_nor_hub(shelf, tmp_path, offline, monkeypatch):
+    """In a new process, behind a proxy that refuses: the weights load, and so does a snapshot of the hub."""
+    keys = gguf_wheel(shelf)
+    converted = model_folder(**keys)
+    for file in shelf.iterdir():
+        file.unlink()
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    blocked = {"HF_HUB_OFFLINE": offline, "HF_HUB_CACHE": tmp_path / "hub", "PIP_NO_INDEX": 1, "NO_PROXY": ""}
+    blocked |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")  # nobody listens there
+    for name, value in blocked.items():
+        monkeypatch.delenv(name.lower(), raising=False)
+        monkeypatch.setenv(name, str(value))
+    code = f"""
+from kd.models.networks import pretrained
+from kd.models.sources import model_folder
+print(model_folder(**{keys!r}), model_folder("hub:org/name@{COMMIT}"))
+print(pretrained(source={keys!r}, dtype="float32").tokenizer.decode([259]))
+"""
+    assert at_once(code, n=1) == [f"{converted} {snapshot}\nhe\n"]
+    assert pip_runs(shelf) == 1

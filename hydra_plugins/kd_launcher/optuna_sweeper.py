@@ -1,0 +1,185 @@
+"""A study: Optuna proposes jobs, and learns from the objectives of those before what to propose next."""
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from hydra_plugins.kd_launcher.sweeper import CheckedSweeper
+
+if TYPE_CHECKING:  # else lazy: every start imports this file, and optuna is an extra
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+
+    from kd.jobs import Status
+
+Proposal = tuple["Trial", list[str]]  # with the overrides of its job
+
+
+class OptunaSweeper(CheckedSweeper):
+    """Minimises the objective over intervals, ranges and choices, in `n_trials` jobs; what is fixed stays.
+
+    `n_jobs` of them are proposed, and given to the launcher, at a time. `sampler` names a class of
+    optuna.samplers that is made of a seed. A job that fails, whose objective is not finite, or that `check`
+    refuses is a failed trial, and the study goes on. A job whose run is DONE gives its objective again.
+    """
+
+    def __init__(
+        self,
+        check: str,
+        n_trials: int,
+        n_jobs: int = 1,
+        sampler: str = "TPESampler",
+        seed: int = 1,
+        params: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(check, n_jobs, params)
+        self.n_trials, self.n_jobs, self.sampler, self.seed = n_trials, n_jobs, sampler, seed
+        self.given: dict[str, Override] = {}  # by key
+        self.space: dict[str, BaseDistribution] = {}  # of those that are searched
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the study and print its best job.
+
+        Raises:
+            SystemExit: optuna is missing, there is nothing to search, or the first trial cannot run.
+        """
+        study = self._study()
+        self.given = self._parsed(arguments)
+        self.space = {key: _space(line) for key, line in self.given.items() if line.is_sweep_override()}
+        if not self.space:
+            sys.exit("hydra/sweeper=optuna has nothing to search; give an interval, as optim.lr=interval(1e-4,1e-2)")
+        OmegaConf.save(self.config, self._folder() / "multirun.yaml")
+        batch = self._proposed(study)
+        for num in range(self.checked, self.n_trials):
+            self._write(num, self._overrides({}), "waiting")  # so that jobs are counted and the rest estimated
+        while batch:
+            self._run(study, batch)
+            batch = self._proposed(study)
+        self._print_best()
+
+    def _study(self) -> "Study":
+        if self.n_trials < 1 or self.n_jobs < 1:
+            sys.exit(f"n_trials={self.n_trials}, n_jobs={self.n_jobs} of hydra.sweeper: both must be at least 1")
+        try:
+            import optuna
+        except ModuleNotFoundError:
+            sys.exit("hydra/sweeper=optuna needs the package optuna; install it with pip install -e '.[optuna]'")
+        sampler = getattr(optuna.samplers, self.sampler, None)
+        if sampler is None:
+            sys.exit(f"hydra.sweeper.sampler={self.sampler}: optuna.samplers has no such class; choose TPESampler")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return optuna.create_study(direction="minimize", sampler=sampler(seed=self.seed))
+
+    def _parsed(self, arguments: list[str]) -> dict[str, Override]:
+        """By key; of two for one key the later, so that the command line overrules `params`."""
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        return {override.get_key_element(): override for override in overrides}
+
+    def _overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """Those of a job in the order of the command line; what is searched only where it has a value."""
+        fixed = {key: line.input_line or "" for key, line in self.given.items() if key not in self.space}
+        found = fixed | {key: f"{key}={value}" for key, value in values.items()}
+        return [found[key] for key in self.given if key in found]
+
+    def _proposed(self, study: "Study") -> list[Proposal]:
+        """The next trials that can run, at most `n_jobs`; none at the end of the study."""
+        check, batch = get_method(self.check), list[Proposal]()
+        while len(batch) < self.n_jobs and self.checked + len(batch) < self.n_trials:
+            trial = study.ask(self.space)
+            overrides = self._overrides(trial.params)
+            try:
+                self._composed(check, self.checked + len(batch), overrides)
+                batch.append((trial, overrides))
+            except ValueError as error:
+                self._refuse(study, trial, overrides, str(error))
+        return batch
+
+    def _refuse(self, study: "Study", trial: "Trial", overrides: list[str], reason: str) -> None:
+        from optuna.trial import TrialState
+
+        job = f"job {self.checked} ({' '.join(overrides)})"
+        if trial.number == 0:  # most likely so with all of them
+            sys.exit(f"{job}: {reason}; no job was started")
+        print(f"{job} cannot run: {reason}", file=sys.stderr, flush=True)
+        self._write(self.checked, overrides, "failed", reason)
+        self.checked += 1
+        study.tell(trial, state=TrialState.FAIL)
+
+    def _run(self, study: "Study", batch: list[Proposal]) -> None:
+        from optuna.trial import TrialState
+
+        assert self.launcher is not None
+        for num, (_, overrides) in enumerate(batch, start=self.checked):
+            self._write(num, overrides, "waiting")
+        returns = self.launcher.launch([overrides for _, overrides in batch], initial_job_idx=self.checked)
+        self.checked += len(batch)
+        for (trial, _), ended in zip(batch, returns, strict=True):
+            value = _objective(ended)
+            study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+
+    def _print_best(self) -> None:
+        from kd.jobs import read_jobs
+
+        jobs = [job for job in read_jobs(self._folder()).values() if _finite(job.objective) is not None]
+        if jobs:
+            best = min(jobs, key=lambda job: job.objective or 0.0)
+            found = [line for line in best.overrides if line.partition("=")[0] in self.space]
+            print(f"Best: job {best.num} ({' '.join(found)}) with {best.objective:.6g}", flush=True)
+
+    def _write(self, num: int, overrides: list[str], status: "Status", reason: str | None = None) -> None:
+        from kd.jobs import Job
+
+        Job(overrides, self._folder(), num, status, reason=reason).write()
+
+    def _folder(self) -> Path:
+        assert self.config is not None
+        return Path(self.config.hydra.sweep.dir).absolute()
+
+
+def _objective(ended: JobReturn) -> float | None:
+    return _finite(ended.return_value) if ended.status == JobStatus.COMPLETED else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _space(override: Override) -> "BaseDistribution":
+    try:
+        return distribution(override)
+    except ValueError as error:
+        sys.exit(f"{override.input_line}: {error}")
+
+
+def distribution(override: Override) -> "BaseDistribution":
+    """What a sweep override searches, in Optuna's terms; `tag(log,interval(a,b))` is logarithmic.
+
+    Raises:
+        ValueError: an empty range, ends in the wrong order, a logarithm of what is not positive.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    swept: Any = override.value()
+    ends: tuple[Any, Any]
+    scale: dict[str, Any]
+    if isinstance(swept, IntervalSweep):
+        ends, scale = (swept.start, swept.end), {"log": "log" in swept.tags}
+    elif isinstance(swept, RangeSweep):
+        values = sorted(swept.range())
+        if not values:
+            raise ValueError("the range is empty; its end is not part of it")
+        ends, scale = (values[0], values[-1]), {"step": abs(swept.step)}
+    else:
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    whole = all(isinstance(end, int) for end in ends)
+    return IntDistribution(*ends, **scale) if whole else FloatDistribution(*ends, **scale)

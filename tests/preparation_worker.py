@@ -1,0 +1,39 @@
+"""`python tests/preparation_worker.py CONFIG LOG`: asks for what CONFIG prepares, in a process of its own.
+
+Whoever trains waits until two processes have found nothing in the cache, so that they do ask at once.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from kd import preparation
+from kd.experiment import train_only
+from kd.run_folder import RunFolder
+
+if __name__ == "__main__":
+    config, log = Path(sys.argv[1]), Path(sys.argv[2])
+    make = preparation._make
+
+    def asked(*arguments) -> None:
+        (log / f"asked.{os.getpid()}").touch()
+        make(*arguments)
+
+    def train(cfg: DictConfig, run: RunFolder, export_to: Path) -> None:
+        (log / f"trained.{os.getpid()}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(log.glob("asked.*"))) < 2:
+            assert time.monotonic() < deadline, "nobody else asks"
+            time.sleep(0.01)
+        train_only(cfg, run, export_to)
+
+    preparation._make = asked
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        made = preparation.prepared(OmegaConf.load(config), train)
+    print(made.teacher.model.source.address)
