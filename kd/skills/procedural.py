@@ -1,6 +1,6 @@
 """Problems that a generator draws without end: how many a split wants, and how distinct ones are taken."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from random import Random
 
 from kd.types import Record, Split
@@ -34,8 +34,18 @@ def problem(record: Record) -> str:
     return record.prompt[-1]["content"]
 
 
-def take_distinct(draws: Iterator[Record | None], count: int, taken: Set[str] = frozenset()) -> list[Record]:
-    """The first `count` records whose problem is neither in `taken` nor drawn before.
+def by_text(record: Record) -> set[str]:
+    """Its problem by nothing else."""
+    return {problem(record)}
+
+
+def take_distinct(
+    draws: Iterator[Record | None],
+    count: int,
+    taken: Set[str] = frozenset(),
+    names: Callable[[Record], Set[str]] = by_text,
+) -> list[Record]:
+    """The first `count` records whose problem is neither in `taken` nor drawn before, under none of its `names`.
 
     A draw of None was rejected by its generator's owner. Fewer records come back when the problems run out:
     when PATIENCE draws, and ten times as many as there are problems known, bring nothing new. (Of M equally
@@ -46,10 +56,10 @@ def take_distinct(draws: Iterator[Record | None], count: int, taken: Set[str] = 
     fruitless = 0
     while len(records) < count and fruitless < PATIENCE + 10 * len(known):
         record = next(draws)
-        if record is None or problem(record) in known:
+        if record is None or known & names(record):
             fruitless += 1
             continue
-        known.add(problem(record))
+        known |= names(record)
         records.append(record)
         fruitless = 0
     return records

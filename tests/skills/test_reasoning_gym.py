@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kd.skills.reasoning_gym import REFUSED, ReasoningGym
+from kd.skills.reasoning_gym import REFUSED, UNTOLD, ReasoningGym
 from kd.types import Skill
 
 SPLITS = ("train", "validation", "test")
@@ -51,6 +51,24 @@ def test_references_score_one_and_problems_are_distinct(task):
             assert skill.score(record, record.responses[0].text) == 1.0
             assert skill.score(record, f"\n {record.responses[0].text} \n") == 1.0
             assert 0.0 <= skill.score(record, "surely wrong") < 0.5
+
+
+@pytest.mark.parametrize(("task", "told"), [("bf", "bf_program"), ("sentence_reordering", None)])
+def test_no_problem_comes_back_in_other_words(task, told):
+    skill = make(task, train=90, validation=30, test=30)
+    records = [record for split in SPLITS for record in skill.load(split)]
+    same = [record.meta["metadata"][told] if told else record.meta["answer"] for record in records]
+    assert len(set(same)) == len(records)
+    assert len({record.prompt[0]["content"].split(maxsplit=3)[0] for record in records}) > (1 if told else 0)
+
+
+@pytest.mark.parametrize("task", ["ab", "acre", "aiw", "modulo_grid", "self_reference"])
+def test_problems_that_the_package_does_not_tell_apart_are_not_taken_for_one(task):
+    """Other questions, although the answer and what is told of them are the same."""
+    drawn = [r.meta for r in make(task, train=60, validation=0, test=0).load("train")]
+    told = [json.dumps([m["answer"], m["metadata"].get("operation"), m["metadata"].get("target")]) for m in drawn]
+    assert len(set(told)) < len(told)
+    assert task in UNTOLD
 
 
 def test_wrong_answers_score_zero():
