@@ -18,8 +18,11 @@ GRID = ["skill=spell_backward", "skill.train=40", "hydra.sweeper.params.seed=1",
 PREPARED = ["teacher.prepare.steps=2", "student.prepare.steps=2"]
 BY_PROCESSES = "python run.py -m objective=rkl,fkl"  # left to the default launcher; the other sweeps are in one process
 REPORTS = "python -m kd.reports outputs"  # run on outputs that are there
-# dearest, and covered: lora by `python run.py`, tiny_methods by tiny_grid, and all others by the sweep of five methods
-LONG = ("student=lora", "experiment=tiny_methods", "seed=1,2,3", "rollout=offline,on_policy", "method=sft,kd,gkd,opd")
+# the dearest; what they go through, runs of tests/methods, tests/rollouts and the sweep of five methods do as well
+LONG = (
+    *("student=lora", "experiment=", "seed=1,2,3", "rollout=offline,on_policy", "method=sft,kd,gkd,opd"),
+    *("objective=ab,akl,taid,minilm2", "rollout=ranked", "rollout=replay"),
+)
 ENSEMBLE = ("first", "second")  # the members of conf/teacher/ensemble.yaml
 
 
