@@ -235,7 +235,7 @@ def finished(*jobs: dict[str, Any], code: int = 0) -> None:
 
 
 def test_stopped_and_killed_processes_go_on_as_if_nothing_was(tmp_path):
-    """SIGTERM after a step drawn at random, to the workers too: exit code 143. SIGKILL at a moment drawn at random."""
+    """SIGTERM after a step drawn at random, to the whole group: exit code 143. SIGKILL at a moment drawn at random."""
     whole, cut, killed = (tmp_path / name for name in ("whole", "cut", "killed"))
     draw = runs.drawn()
     term = runs.scripted(cut, (draw.randint(1, runs.STEPS - 1), 0, "group SIGTERM"))
