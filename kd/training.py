@@ -34,7 +34,7 @@ from kd.models.approximated import Approximated
 from kd.models.cached import Cached
 from kd.models.ensemble import Ensemble
 from kd.models.identity import model_digest
-from kd.models.language_model import LanguageModel
+from kd.models.language_model import PADDED, LanguageModel
 from kd.models.own import Own
 from kd.models.teacher import WhiteBox
 from kd.module import Distillation
@@ -105,6 +105,8 @@ def build(cfg: DictConfig) -> Parts:
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
+    if _reads_packed(module, words):
+        encoder.max_padding = 1.0
     records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
     data = _data(cfg, module, records, skill.load("validation")[: cfg.checkpoint.records], encoder)
     module.budget.teacher_tokens = augmentation_tokens
@@ -137,6 +139,13 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, 
         check_zeros(alignment, {name: instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()})
     theirs = None if words is None else words.tokenizer
     return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
+
+
+def _reads_packed(module: Distillation, words: Any) -> bool:
+    """Whether nobody spends time on padding."""
+    fields = module.student_fields | module.teacher_fields
+    models = [module.student, *([] if words is None else [words])]
+    return not fields & PADDED and all(model.packs for model in models)
 
 
 def _data(

@@ -154,7 +154,7 @@ class ModelOutput:
     logits: Any = None  # a kd.kernels.logits.Logits: lazy, over the n loss rows
     logprobs: Float[Tensor, "B T"] | None = None  # of the labels, 0 where no label counts
     mean_logprobs: Float[Tensor, " B"] | None = None  # of each response's labels, without gradient; for row-wise terms
-    hidden: tuple[Float[Tensor, "B T D"], ...] | None = None  # embeddings first, last layer last
+    hidden: tuple[Float[Tensor, "B T D"], ...] | None = None  # embeddings first, last layer last; at padding, anything
     attentions: tuple[Float[Tensor, "B h T T"], ...] | None = None  # probabilities, one tensor per layer
     qkv: tuple[QKV, ...] | None = None  # one for each layer
     embeddings: Float[Tensor, "V D"] | None = None  # the input embedding matrix

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd.doctor.findings import Finding
 from kd.doctor.subject import Subject, teachers
-from kd.kernels.chunks import CHUNK
+from kd.kernels.chunks import CHUNK, chunk_rows
 from kd.models.language_model import LanguageModel
 from kd.models.own import Own
 from kd.rollouts.offline import Offline
@@ -23,7 +23,9 @@ from kd.signals import ROLES
 from kd.training import Parts
 from kd.types import Record
 
-LIVE_CHUNKS = 7  # float32 tensors of a chunk of logits that a divergence (JSD) and its gradient hold at once
+LIVE_PIECES = (
+    7  # float32 tensors of the logits evaluated at a time that a divergence (JSD) and its gradient hold at once
+)
 LIVE_HEADS = 3  # gradients of a head's shape that meet at the beginning of the backward pass
 KEPT_WHOLE = 4  # tensors like the student's whole logits that a term keeps for its backward pass: 1.6 to 6 measured
 LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass without gradient holds at once
@@ -143,8 +145,11 @@ def head_pass(student: LanguageModel, load: Load) -> int:
     """Chunks of logits beside one gradient of the head while the loss is made; the head's gradients thereafter."""
     weight = student.network.get_output_embeddings().weight
     head = weight.numel() * weight.element_size() if weight.requires_grad else 0
-    chunk = min(CHUNK, load.tokens) * student.vocabulary * 4
-    return max(LIVE_CHUNKS * chunk + head, LIVE_HEADS * head)
+    chunk, piece = (
+        min(rows, load.tokens) * student.vocabulary * 4
+        for rows in (chunk_rows(student.vocabulary, torch.float32), CHUNK)
+    )
+    return max(2 * chunk + LIVE_PIECES * piece + head, LIVE_HEADS * head)
 
 
 def features(model: LanguageModel, load: Load, fields: Set[str]) -> int:

@@ -19,7 +19,8 @@ from kd.kernels.products import times
 from kd.kernels.sparse import SparseLogits, evaluated
 from kd.types import Head
 
-CHUNK = 128  # rows; at V = 49152 one float32 chunk is 24 MiB: above 32 MiB malloc maps and clears every temporary anew
+CHUNK = 128  # rows at least, of any vocabulary, for products of fewer are slow; on a GPU also those evaluated at a time
+LOGITS = 48 * 2**20  # bytes of a model's logits in a chunk of `over_chunks`, if that is more rows
 BLOCK = 8192  # ids; the gradient of the head is summed in pieces whose products stay in cache
 PIECE = 2**20  # logits on which a CPU evaluates the terms at a time: a dozen temporaries of this size stay in cache
 
@@ -32,7 +33,7 @@ def over_chunks(
     weights: Mapping[str, Float[Tensor, " n"]],
     wanted: Mapping[str, frozenset[str]],
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " n"]]]:
     """sum over terms and rows of weights * values, and each term's detached values.
 
@@ -43,7 +44,9 @@ def over_chunks(
              else is passed on as it is.
     weights: name -> final weight of each row.
     wanted:  name -> names of the signals that the term takes (`kd.signals.requires`).
+    chunk:   rows at a time; None: `chunk_rows`.
     """
+    chunk = chunk or chunk_rows(student.size, product_dtype(student.hidden))
     values: dict[str, Tensor] = {}  # whole from the first piece on: what is kept of each would break up freed memory
     asked = frozenset().union(*wanted.values())
     signals = {name: signal.cast() if hasattr(signal, "cast") else signal for name, signal in signals.items()}
@@ -68,6 +71,11 @@ def over_chunks(
     )
     empty = student.hidden.new_zeros(0, dtype=torch.float32)
     return loss, {name: values.get(name, empty) for name in terms}
+
+
+def chunk_rows(vocabulary: int, dtype: torch.dtype) -> int:
+    """Rows whose logits, `[rows, vocabulary]` of that type, exist at a time."""
+    return max(CHUNK, LOGITS // (vocabulary * dtype.itemsize))
 
 
 def slices(n: int, chunk: int) -> Iterator[slice]:
@@ -146,7 +154,7 @@ def _value_and_gradient(
     others, evaluate = terms
     given = others(z, rows)
     total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
-    for piece in slices(len(z), max(1, PIECE // z.shape[1]) if z.device.type == "cpu" else len(z)):
+    for piece in slices(len(z), max(1, PIECE // z.shape[1]) if z.device.type == "cpu" else CHUNK):
         there = slice(rows.start + piece.start, rows.start + piece.stop)
         part = {name: x[piece] if isinstance(x, Tensor | SparseLogits) else x for name, x in given.items()}
         with torch.set_grad_enabled(needs_gradient):
@@ -169,6 +177,6 @@ def _accumulate(grads: list[Tensor | None], rows: slice, dz: Tensor, h: Tensor, 
             weight.addmm_(dz.T, h[rows])
         else:
             for ids in slices(len(weight), BLOCK):
-                weight[ids] += dz[:, ids].T @ h[rows]
+                weight[ids].add_(dz[:, ids].T @ h[rows])
     if bias is not None:
         bias += dz.sum(0)

@@ -1,15 +1,21 @@
-"""Matrix products: without gradient by the faster of two libraries, and in full precision whatever autocast says.
+"""Matrix products: by the faster of two libraries, and in full precision whatever autocast says.
 
 For float32 on the CPU torch calls MKL, which on AMD processors leaves their widest vector units idle; oneDNN, which
-torch carries for other types, does not: 1.1-2.2 times as many products per second in this shape (rows x width x ids).
+torch carries for other types, does not: 1.1-2.2 times as many products per second, by processor and shape.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+LARGE = 2**24  # multiplications, about a fifth of a millisecond: below, the detour through Python costs what it saves
 
 
 def times(
@@ -17,8 +23,13 @@ def times(
 ) -> Float[Tensor, "n m"]:
     """x W^T + b. Constants only: nothing is recorded for a backward pass."""
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and len(x) and onednn_is_faster():
-        return torch.ops.mkldnn._linear_pointwise(x.detach(), weight.detach(), bias, "none", [], "")
+        return _onednn(x.detach(), weight.detach(), bias)
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def faster_linear(device: torch.device) -> AbstractContextManager:
+    """While it lasts, large `linear` layers in float32, and their gradients, are multiplied by the faster library."""
+    return _FasterLinear() if device.type == "cpu" and onednn_is_faster() else nullcontext()
 
 
 def wide_product(x: Float[Tensor, "... n d"], y: Float[Tensor, "... d m"]) -> Float[Tensor, "... n m"]:
@@ -26,6 +37,45 @@ def wide_product(x: Float[Tensor, "... n d"], y: Float[Tensor, "... d m"]) -> Fl
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         return x.to(dtype) @ y.to(dtype)
+
+
+class _FasterLinear(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear and _served(*args, **(kwargs or {})):
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _served(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and x.dtype == weight.dtype == torch.float32
+    return plain and x.numel() * len(weight) >= LARGE and not torch.is_autocast_enabled("cpu")
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _Linear.apply(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "... D"], weight: Float[Tensor, "m D"], bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            _onednn(grad, weight.T) if ctx.needs_input_grad[0] else None,
+            _onednn(rows.T, x.reshape(-1, x.shape[-1]).T) if ctx.needs_input_grad[1] else None,
+            rows.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def _onednn(x: Float[Tensor, "... D"], weight: Float[Tensor, "m D"], bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 @lru_cache

@@ -41,16 +41,24 @@ def watched(network: PreTrainedModel, *, attentions: bool, qkv: bool) -> Iterato
     seen: list[QKV] = []
     token = _seen.set(seen)
     try:
-        _switch(network, wanted)
-        yield seen
+        with switched(network, wanted):
+            yield seen
     finally:
-        _switch(network, usual)
         _seen.reset(token)
 
 
-def _switch(network: PreTrainedModel, implementation: str) -> None:
-    if network.config._attn_implementation != implementation:
+@contextmanager
+def switched(network: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """While the network is called, its attention is another one."""
+    usual = network.config._attn_implementation
+    if implementation == usual:
+        yield
+        return
+    try:
         network.set_attn_implementation(implementation)
+        yield
+    finally:
+        network.set_attn_implementation(usual)
 
 
 def _watched(plain: str) -> Callable[..., Any]:

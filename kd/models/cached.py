@@ -28,6 +28,7 @@ class Cached(nn.Module):
     exact = None  # nobody could tell more
     model = None
     readings = 0  # of a sequence, by any network
+    packs = True  # as nothing is read
 
     def __init__(self, folder: Path, targets: Targets):
         super().__init__()

@@ -81,6 +81,11 @@ class Ensemble(nn.Module):
         """Ids that every member knows."""
         return self.parts[self.names[0]].vocabulary
 
+    @property
+    def packs(self) -> bool:
+        """See `LanguageModel`."""
+        return all(part.packs for part in self.parts.values())
+
     def train(self, mode: bool = True) -> "Ensemble":
         """Refuses train mode, as every teacher."""
         return super().train(False)

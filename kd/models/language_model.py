@@ -12,7 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
-from kd.types import Head, ModelOutput, Sequences, Shape
+from kd.models.packing import Packing, packable, packed_states
+from kd.types import QKV, Head, ModelOutput, Sequences, Shape
+
+PADDED = frozenset({"attentions", "qkv"})  # fields that are read off rows of one length
 
 
 class LanguageModel(nn.Module):
@@ -37,14 +40,11 @@ class LanguageModel(nn.Module):
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Hidden states once, then what was asked for."""
-        named = {
-            f"output_{name}": f in wanted for f, name in (("hidden", "hidden_states"), ("attentions", "attentions"))
-        }
-        with watched(self.network, attentions="attentions" in wanted, qkv="qkv" in wanted) as qkv:
-            out = self._backbone()(**_inputs(sequences), use_cache=False, **named)
+        packing = Packing.of(sequences) if self._reads_packed(wanted) else None
+        out, qkv = self._read(sequences, packing, wanted)
         output = ModelOutput()
         if "hidden" in wanted:
-            output.hidden = tuple(out.hidden_states)
+            output.hidden = tuple(x if packing is None else packing.unpack(x) for x in out.hidden_states)
         if "attentions" in wanted:
             output.attentions = self._of_each_layer("attentions", tuple(out.attentions or ()))
         if "qkv" in wanted:
@@ -54,11 +54,17 @@ class LanguageModel(nn.Module):
         if "head" in wanted:
             output.head = self.head()
         if wanted & {"logits", "logprobs", "mean_logprobs"}:
-            rows = HeadLogits(out.last_hidden_state[sequences.mask], self.head())
+            last, mask = out.last_hidden_state, sequences.mask
+            rows = HeadLogits(last[mask] if packing is None else packing.select(last, mask), self.head())
             output.logits = rows if "logits" in wanted else None
             output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
             output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
         return output
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether it reads sequences without padding; found out by reading two."""
+        return packable(self.network)
 
     @property
     def shape(self) -> Shape:
@@ -71,6 +77,19 @@ class LanguageModel(nn.Module):
     def head(self) -> Head:
         """The output projection as it stands now (LoRA on it included), cut to the tokenizer's ids."""
         return _head(self.network, self.vocabulary)
+
+    def _reads_packed(self, wanted: frozenset[str]) -> bool:
+        recomputed = torch.is_grad_enabled() and self.network.is_gradient_checkpointing
+        return self.packs and not wanted & PADDED and not recomputed
+
+    def _read(self, sequences: Sequences, packing: Packing | None, wanted: frozenset[str]) -> tuple[Any, list[QKV]]:
+        """What the backbone says, and its layers' queries, keys and values if they are wanted."""
+        hidden, attentions, qkv = (name in wanted for name in ("hidden", "attentions", "qkv"))
+        if packing is not None:
+            return packed_states(self.network, packing, sequences, output_hidden_states=hidden), []
+        named = {"output_hidden_states": hidden, "output_attentions": attentions}
+        with watched(self.network, attentions=attentions, qkv=qkv) as seen:
+            return self._backbone()(**_inputs(sequences), use_cache=False, **named), seen
 
     def _of_each_layer(self, name: str, found: tuple) -> tuple:
         if len(found) == self.shape.layers and not any(item is None for item in found):

@@ -67,6 +67,7 @@ def test_padding_is_counted():
     assert finding.told.startswith("26.7% of 15 positions")
     even = collate(encoded((6, 3), (6, 2)), pad=PAD)
     assert checks.padding([Batch(even, even)]).verdict == "PASS"
+    assert checks.padding([Batch(sequences, sequences)], read=False).verdict == "PASS"
 
 
 def test_a_length_that_cuts_is_told_with_the_one_that_does_not():

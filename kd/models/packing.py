@@ -1,0 +1,171 @@
+"""Sequences of different lengths read as one row without padding.
+
+Norms, projections and feed-forward blocks work on each token alone, so for them the real tokens of all sequences stand
+one after another. Attention alone has to know where a sequence begins and ends: it gets groups of similar lengths,
+padded, and gives back the real positions.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from kd.eval_mode import eval_mode
+from kd.kernels.products import faster_linear
+from kd.models.attention import switched
+from kd.sequences import micro_batches
+from kd.types import Sequences
+
+NAME = "packed"  # among the library's implementations of attention; it makes no mask for those that it does not know
+PADDING = 0.3  # largest share in a group: what attention loses by it is less than what another call costs
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of hidden states, relative in norm; else 0.03
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some architectures' attention does besides
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which token of a batch stands where in a packed row: the longest sequence first, a group's sequences adjacent."""
+
+    shape: tuple[int, int]  # of the batch: rows, and tokens with padding
+    places: Int[Tensor, " N"]  # of the packed tokens in the batch, flat
+    positions: Int[Tensor, "1 N"]  # of each token in its sequence
+    groups: tuple["Group", ...]
+
+    @classmethod
+    def of(cls, sequences: Sequences) -> "Packing":
+        """How to pack these."""
+        known, device = sequences.lengths.tolist(), sequences.tokens.device
+        order = sorted(range(len(known)), key=lambda row: (-known[row], row))
+        lengths = torch.tensor([known[row] for row in order])
+        divided = micro_batches(lengths.tolist(), max_tokens=2**62, max_padding=PADDING)
+        rows = torch.tensor(order).repeat_interleave(lengths)
+        ends = lengths.cumsum(0)
+        positions = torch.arange(len(rows)) - (ends - lengths).repeat_interleave(lengths)
+        width = sequences.tokens.shape[1]
+        shift = 0 if sequences.padding_side == "right" else (width - lengths).repeat_interleave(lengths)
+        places = rows * width + positions + shift
+        groups = tuple(Group.of(lengths[group[0] : group[-1] + 1], device) for group in divided)
+        return cls((len(known), width), places.to(device), positions[None].to(device), groups)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """`[B T ...]` -> `[1 N ...]`"""
+        return x.flatten(0, 1).index_select(0, self.places)[None]
+
+    def select(self, x: Float[Tensor, "1 N D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "n D"]:
+        """The tokens where `mask` is True, which must be real ones, in the batch's order."""
+        packed = torch.empty_like(mask, dtype=torch.long).flatten()
+        packed[self.places] = torch.arange(len(self.places), device=mask.device)
+        return x[0].index_select(0, packed[mask.flatten()])
+
+    def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
+        """The inverse of `pack`; 0 where padding is."""
+        rows, width = self.shape
+        return x.new_zeros(rows * width, x.shape[-1]).index_copy(0, self.places, x[0]).view(rows, width, -1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Adjacent sequences of a packed row that attention reads together."""
+
+    tokens: int
+    count: int  # sequences
+    longest: int
+    slots: Int[Tensor, " n"] | None  # places of the tokens in the padded group, flat; None: it has no padding
+
+    @classmethod
+    def of(cls, lengths: Int[Tensor, " c"], device: torch.device) -> "Group":
+        """Of sequences of these lengths, longest first."""
+        count, longest, tokens = len(lengths), int(lengths[0]), int(lengths.sum())
+        real = torch.arange(longest) < lengths[:, None]
+        slots = None if tokens == count * longest else real.flatten().nonzero()[:, 0].to(device)
+        return cls(tokens, count, longest, slots)
+
+    def padded(self, x: Float[Tensor, "n h d"]) -> Float[Tensor, "c h t d"]:
+        """Each sequence in a row of its own, 0 beyond its end."""
+        if self.slots is not None:
+            x = x.new_zeros(self.count * self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
+        return x.unflatten(0, (self.count, self.longest)).transpose(1, 2)
+
+    def real(self, x: Float[Tensor, "c h t d"]) -> Float[Tensor, "n h d"]:
+        """The inverse of `padded`."""
+        x = x.transpose(1, 2).flatten(0, 1)
+        return x if self.slots is None else x.index_select(0, self.slots)
+
+
+def packable(network: PreTrainedModel) -> bool:
+    """Whether the network says the same of packed sequences, tried on two short ones.
+
+    False where something but attention lets tokens see one another, where attention cannot be exchanged, looks at
+    a window only, or does what ours does not.
+    """
+    config: Any = network.config.get_text_config()
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    usual = network.config._attn_implementation == "sdpa"
+    if not usual or not network._can_set_attn_implementation() or any(windows):
+        return False
+    lengths = torch.tensor([4, 3], device=network.device)
+    tokens = torch.arange(8, device=network.device).view(2, 4) % config.vocab_size
+    sequences = Sequences(tokens, tokens, tokens >= 0, lengths)
+    packing, heard = Packing.of(sequences), list[bool]()
+    with eval_mode([network]), suppress(TypeError):  # of a forward that takes no arguments of ours
+        theirs = packing.pack(_backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state)
+        ours = packed_states(network, packing, sequences, heard=heard).last_hidden_state
+        gap = (ours - theirs).norm() / theirs.norm()
+        return heard == [True] * config.num_hidden_layers and bool(gap <= TOLERANCE.get(network.dtype, 0.03))
+    return False
+
+
+def packed_states(network: PreTrainedModel, packing: Packing, sequences: Sequences, **wanted: Any) -> Any:
+    """What the backbone says of the packed tokens; its hidden states are `[1 N D]`."""
+    ids = {"input_ids": packing.pack(sequences.tokens), "position_ids": packing.positions}
+    with switched(network, NAME), faster_linear(sequences.tokens.device):
+        return _backbone(network)(**ids, use_cache=False, packing=packing, **wanted)
+
+
+def _backbone(network: PreTrainedModel) -> nn.Module:
+    return getattr(network, network.base_model_prefix)
+
+
+def _attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 h N d"],
+    key: Float[Tensor, "1 g N d"],
+    value: Float[Tensor, "1 g N e"],
+    mask: Any,
+    *,
+    packing: Packing,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    heard: list[bool] | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 N h e"], None]:
+    """For `transformers`, which hands on to it what its own takes."""
+    if heard is not None:
+        strange = mask is not None or any(others.get(name) is not None for name in UNKNOWN)
+        heard.append(not strange and getattr(module, "is_causal", True))
+    sizes = [group.tokens for group in packing.groups]
+    pieces = zip(*(states[0].transpose(0, 1).split(sizes) for states in (query, key, value)), strict=True)
+    said = [
+        group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scaling))
+        for group, (q, k, v) in zip(packing.groups, pieces, strict=True)
+    ]
+    return (said[0] if len(said) == 1 else torch.cat(said))[None], None
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None) -> Tensor:
+    """Fused attention. On CPUs its backward pass in bfloat16 is 2-4 times as slow as in float32, with rounding too."""
+    with torch.autocast(query.device.type, enabled=False):
+        wide = query.device.type == "cpu" and value.requires_grad
+        dtype = torch.promote_types(value.dtype, torch.float32) if wide else value.dtype
+        q, k, v = (states.to(dtype) for states in (query, key, value))
+        shared = q.shape[1] != k.shape[1]
+        heard = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared)
+        return heard.to(value.dtype)
+
+
+AttentionInterface.register(NAME, _attention)

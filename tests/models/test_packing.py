@@ -1,0 +1,162 @@
+"""Reading without padding says what reading each sequence alone says, and only networks that bear it are read so.
+
+Run: python -m pytest tests/models/test_packing.py
+"""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kd.models.language_model import LanguageModel
+from kd.models.packing import Packing, packable
+from kd.sequences import Encoded, collate
+from kd.types import Sequences
+from tests.tiny import FAMILIES, tiny
+
+LENGTHS = ((9, 3), (31, 6), (5, 4), (31, 1), (12, 2), (6, 5))  # of rows, and of their prompts; in several groups
+EXACT = {"atol": 1e-12, "rtol": 0.0}
+PACKED = sorted(FAMILIES.keys() - {"gemma2"})
+
+
+def rows(shapes: tuple[tuple[int, int], ...] = LENGTHS) -> list[Encoded]:
+    draw = torch.Generator().manual_seed(0)
+    return [Encoded(tuple(torch.randint(0, 256, (n,), generator=draw).tolist()), k) for n, k in shapes]
+
+
+def some(side: str = "right", multiple: int = 1) -> Sequences:
+    return collate(rows(), 0, side, multiple)
+
+
+def one_by_one(model: LanguageModel) -> tuple[Tensor, Tensor]:
+    """Last hidden states of all tokens, and the labels' log-probabilities, of each sequence on its own."""
+    hidden, logprobs = [], []
+    for row in rows():
+        ids = torch.tensor([row.ids])
+        out = model.network(ids[:, :-1], output_hidden_states=True)
+        hidden.append(out.hidden_states[-1][0])
+        said = out.logits[0, :, : model.vocabulary].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        logprobs.append(said[row.prompt - 1 :])
+    return torch.cat(hidden), torch.cat(logprobs)
+
+
+def gradients(model: LanguageModel, value: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value, [p for p in model.network.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("collated", [("right", 1), ("right", 64), ("left", 1), ("left", 64)])
+def test_packed_sequences_are_read_as_each_alone(family, collated):
+    model, sequences = tiny(family=family), some(*collated)
+    assert model.packs
+    output = model(sequences, frozenset({"hidden", "logprobs"}))
+    hidden, logprobs = one_by_one(model)
+    torch.testing.assert_close(output.hidden[-1][sequences.real], hidden, **EXACT)
+    torch.testing.assert_close(output.logprobs[sequences.mask], logprobs, **EXACT)
+    weights = torch.linspace(0.5, 2, len(logprobs), dtype=torch.float64)
+    ours = gradients(model, (weights * output.logprobs[sequences.mask]).sum())
+    for mine, theirs in zip(ours, gradients(model, (weights * logprobs).sum()), strict=True):
+        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()  # norms of float64 states are taken in float32
+
+
+def test_no_sequence_sees_another():
+    model, sequences = tiny(), some()
+    before = model(sequences, frozenset({"logprobs"})).logprobs
+    sequences.tokens[1] = (sequences.tokens[1] + 1) % 256
+    after = model(sequences, frozenset({"logprobs"})).logprobs
+    others = [0, 2, 3, 4, 5]
+    assert torch.equal(after[others], before[others])
+    assert not torch.equal(after[1], before[1])
+
+
+def test_the_longest_stand_first_and_groups_hold_similar_lengths():
+    packing = Packing.of(collate(rows(((4, 1), (7, 1), (3, 1))), 0, "left"))  # 3, 6 and 2 tokens, of 6 with padding
+    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1]]
+    assert packing.places.tolist() == [6, 7, 8, 9, 10, 11, 3, 4, 5, 16, 17]
+    # 6 and 3 in two rows of 6: a quarter is padding; with 2 in a third row it would be 7 of 18, more than 0.3
+    assert [(group.count, group.longest, group.tokens) for group in packing.groups] == [(2, 6, 9), (1, 2, 2)]
+    assert packing.groups[0].slots.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert packing.groups[1].slots is None
+
+
+def test_what_packing_takes_apart_it_puts_together():
+    sequences = some("left", 64)
+    packing = Packing.of(sequences)
+    x = torch.randn(*sequences.tokens.shape, 3)
+    packed = packing.pack(x)
+    assert packed.shape == (1, int(sequences.lengths.sum()), 3)
+    torch.testing.assert_close(packing.unpack(packed), x * sequences.real[..., None])
+    torch.testing.assert_close(packing.select(packed, sequences.mask), x[sequences.mask])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"family": "gemma2"}, "its scores have a soft cap"),
+        ({"model_type": "mistral", "sliding_window": 4}, "a token sees a window"),
+        ({"attn_implementation": "eager"}, "somebody chose another attention"),
+        ({"model_type": "mamba", "num_attention_heads": 4}, "its states run over all that came before"),
+    ],
+)
+def test_other_networks_are_read_with_padding(changes, reason):
+    assert not tiny(**changes).packs, reason
+
+
+def test_windows_that_nobody_uses_do_not_matter():
+    assert tiny(model_type="mistral", sliding_window=None).packs
+
+
+def test_a_network_whose_attention_looks_at_more_is_found_out():
+    network = tiny().network
+    for layer in network.model.layers:
+        layer.self_attn.is_causal = False
+    assert not packable(network)
+
+
+def test_layers_that_are_recomputed_are_read_with_padding():
+    """They would be recomputed after the network's own attention has been put back."""
+    model, sequences = tiny(), some()
+    alone = gradients(model, model(sequences, frozenset({"logprobs"})).logprobs.sum())
+    model.network.train()
+    model.network.gradient_checkpointing_enable()
+    again = gradients(model, model(sequences, frozenset({"logprobs"})).logprobs.sum())
+    for mine, theirs in zip(again, alone, strict=True):
+        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+def test_adapters_are_read_packed():
+    model = tiny()
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = LanguageModel(get_peft_model(model.network, lora).get_base_model(), model.tokenizer).eval()
+    assert model.packs
+    _, expected = one_by_one(model)
+    sequences = some()
+    torch.testing.assert_close(model(sequences, frozenset({"logprobs"})).logprobs[sequences.mask], expected, **EXACT)
+
+
+def test_attention_under_bf16_autocast_is_nearer_to_float64_than_the_librarys():
+    """In float32 where a gradient is asked for: bfloat16 there is slower, and rounds."""
+    exact, model, sequences = tiny(), tiny(dtype="float32"), some()
+    model.load_state_dict(exact.state_dict())
+    truth = gradients(exact, exact(sequences, frozenset({"logprobs"})).logprobs.sum())
+
+    def gap(packs: bool) -> float:
+        model.__dict__["packs"] = packs
+        with torch.autocast("cpu", torch.bfloat16):
+            said = model(sequences, frozenset({"logprobs"})).logprobs.sum()
+        pairs = zip(gradients(model, said), truth, strict=True)
+        return sum(float((mine - theirs).norm() ** 2) for mine, theirs in pairs) ** 0.5
+
+    assert gap(True) < gap(False)
+
+
+def test_looking_leaves_a_network_as_it_was():
+    config = AutoConfig.for_model(**FAMILIES["llama"], attention_dropout=0.5, vocab_size=300)
+    network = AutoModelForCausalLM.from_config(config).train()
+    state = torch.get_rng_state()
+    assert packable(network)
+    assert network.training
+    assert network.config._attn_implementation == "sdpa"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in network.parameters())
