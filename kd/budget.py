@@ -23,8 +23,10 @@ class Budget:
     cached or not; cached targets, each record that the run meets once).
     generated_tokens: written by the student.
     student_flops: of training and of writing, and of what a frozen copy of it reads as the reference
-    (`kd.models.flops`): the same work counts the same however it is implemented. A reward model's and a
-    discriminator's are not counted.
+    (`kd.models.flops`): the same work counts the same however it is implemented.
+    judge_flops: of networks that are neither student nor teacher: what a reward model reads to judge, and what a
+    discriminator reads to judge and to learn. No limit is set on them, and equal `student_flops` leave them out: say
+    them beside.
     peak_memory_bytes: the first rank's, while it trained: allocated on its GPU, else resident.
     """
 
@@ -34,6 +36,7 @@ class Budget:
     teacher_tokens: int = 0
     generated_tokens: int = 0
     student_flops: int = 0
+    judge_flops: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 

@@ -79,16 +79,30 @@ def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) ->
 
     A student that is cut out of a teacher's checkpoint has its licence. None: nobody says. Random weights have none.
     """
-    teacher, student = config["teacher"], config["student"]
-    members = {f"teacher {name}": member for name, member in (teacher.get("members") or {}).items()}
-    teachers = members or ({"teacher": teacher} if teacher.get("model") else {})
     told = {"data": (data, skill_licence)}
-    for role, node in teachers.items():
+    for role, node in _teachers(config).items():
         told[role] = _which(node["model"]), node.get("licence")
-    if source := student["model"].get("source"):
-        theirs = (node.get("licence") for node in teachers.values() if node["model"].get("source") == source)
-        told["student, before"] = _which(student["model"]), student.get("licence") or next(theirs, None)
+    if config["student"]["model"].get("source"):
+        told["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
     return told
+
+
+def licence_of(node: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """Of the weights that a teacher's or student's `node` begins with: its own word, or that of the teacher in `config`
+    with the same checkpoint. None: nobody says, or the weights are random.
+    """
+    source = node["model"].get("source")
+    if not source:
+        return None
+    theirs = (other.get("licence") for other in _teachers(config).values() if other["model"].get("source") == source)
+    return node.get("licence") or next(theirs, None)
+
+
+def _teachers(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The teacher, or each member of an ensemble, by role."""
+    teacher = config["teacher"]
+    members = {f"teacher {name}": member for name, member in (teacher.get("members") or {}).items()}
+    return members or ({"teacher": teacher} if teacher.get("model") else {})
 
 
 def _which(model: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from kd.budget import Budget, Limits, forget_peak_memory, peak_memory_bytes
 from kd.data import Window
 from kd.kernels import over_chunks
 from kd.logged import Logged, listed, reports_of
-from kd.models.flops import reading_flops, training_flops
+from kd.models.flops import reading_flops, scoring_flops, training_flops
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import ask
 from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weights
@@ -137,12 +137,13 @@ class Distillation(Logged):
         real = sum(int(b.student.lengths.sum()) for _, b in batches)
         padded = sum(b.student.tokens.numel() for _, b in batches) - real
         before, self._wrote = self._wrote, self._spent_on_writing()
-        generated, decoding, read, _ = (now - then for now, then in zip(self._wrote, before, strict=True))
-        costs = torch.tensor([real, padded, teacher + read, generated, flops + decoding], dtype=torch.float64)
+        generated, decoding, read, _, judging = (now - then for now, then in zip(self._wrote, before, strict=True))
+        judging += self._learning_to_judge(batches)
+        costs = torch.tensor([real, padded, teacher + read, generated, flops + decoding, judging], dtype=torch.float64)
         totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
         spent, size = self.budget, 3 * len(local)
         spent.rows += int(sum(totals[:size:3]))
-        names = ("tokens", "padded", "teacher_tokens", "generated_tokens", "student_flops")
+        names = ("tokens", "padded", "teacher_tokens", "generated_tokens", "student_flops", "judge_flops")
         for name, value in zip(names, totals[size:], strict=True):
             setattr(spent, name, getattr(spent, name) + int(value))
         return {name: Counts(*totals[3 * i : 3 * i + 3]) for i, name in enumerate(self.demands)}
@@ -150,7 +151,13 @@ class Distillation(Logged):
     def _spent_on_writing(self) -> Spent:
         """By rollout and reward, since they were made."""
         spent = self.rollout.spent() if hasattr(self.rollout, "spent") else Spent()
-        return spent.plus(Spent(teacher_tokens=getattr(self.models.reward, "teacher_tokens", 0)))
+        of_reward = {name: getattr(self.models.reward, name, 0) for name in ("teacher_tokens", "judge_flops")}
+        return spent.plus(Spent(**of_reward))
+
+    def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:
+        """FLOP of terms that learn with a network of their own."""
+        own = {s: [t.loss for t in d.terms.values() if hasattr(t.loss, "reading")] for s, d in self.demands.items()}
+        return sum(scoring_flops(*loss.reading(b.student), learning=True) for s, b in batches for loss in own[s])
 
     def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
         """Every signal that a term asked for; no model speaks that was not asked."""

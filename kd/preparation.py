@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import kd
 from kd.composition.sections import Prepare, prepared_roles
+from kd.export import licence_of
 from kd.models.sources import cache_root, digest
 from kd.models.target_store import FORMAT
 from kd.run_folder import RunFolder, config_hash
@@ -81,6 +82,7 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
             recipe.pop(key)
         for key in ("lm_window", "lm_length"):
             recipe.data.pop(key)
+        recipe.student.pop("licence")  # what is known of it changes no weight
     return cache_root() / "prepared" / identity(recipe)
 
 
@@ -133,7 +135,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     skill = cfg.skill if prepare.skill is None else choice("skill", prepare.skill)
     with open_dict(recipe):
         recipe.skill = OmegaConf.to_container(skill, resolve=True)
-        recipe.student = {"model": {**model, "lora": None}, "prepare": None}
+        recipe.student = {"model": {**model, "lora": None}, "prepare": None, "licence": _licence(cfg, role)}
         recipe.pop("targets")  # of a teacher, and nobody teaches here
         recipe.compare, recipe.seed = None, prepare.seed
         recipe.optim.update({key: getattr(prepare, key) for key in ("steps", "lr", "window", "schedule")})
@@ -141,6 +143,13 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
         recipe.trainer.update({key: cfg.trainer[key] for key in ("accelerator", "precision")})
         recipe.checkpoint.update({"every": 500, "validate": max(prepare.steps // 4, 1)})
     return recipe
+
+
+def _licence(cfg: DictConfig, role: str) -> str | None:
+    """Of what `role` is before it is prepared."""
+    teacher = OmegaConf.to_container(cfg.teacher, resolve=True)
+    node: dict[str, Any] = OmegaConf.to_container(OmegaConf.select(cfg, role), resolve=True)  # type: ignore[assignment]
+    return licence_of(node, {"teacher": teacher})
 
 
 def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConfig, RunFolder, Path], None]) -> None:

@@ -85,6 +85,7 @@ class Budget(_Page):
     tokens: NonNegativeInt
     teacher_tokens: NonNegativeInt
     generated_tokens: NonNegativeInt
+    judge_flops: NonNegativeFloat = 0
     seconds: NonNegativeFloat
     peak_memory_bytes: NonNegativeInt
 

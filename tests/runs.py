@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,12 +99,18 @@ def gradients(parts: Parts) -> dict[str, Tensor]:
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that `make` has filled, once for all of pytest's workers."""
+    """A folder that `make` has filled, once for all of pytest's workers; one that it left half filled is made again.
+
+    `make` fills another folder, which then gets its name: what it writes there may not name the place.
+    """
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            make(folder)
+            half = folder.with_name(f"{name}.half")
+            shutil.rmtree(half, ignore_errors=True)
+            make(half)
+            half.rename(folder)
     return folder
 
 

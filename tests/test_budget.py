@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.budget import forget_peak_memory, peak_memory_bytes
 from kd.data import Windows
-from kd.models.flops import decoding_flops, training_flops
+from kd.models.flops import decoding_flops, scoring_flops, training_flops
 from kd.models.generation import generate, write
 from kd.models.networks import _with_lora
 from kd.models.sampling import Sampled
@@ -103,6 +103,22 @@ def test_flops_of_samples_count_their_prompt_once():
     matrices = sum(flops for name, flops in counts.items() if "bmm" not in name)
     attention = 4 * 2 * 64 * (5**2 + 3 * (11**2 - 5**2)) // 2
     assert decoding_flops(model, [5], [7] * 3, samples=3) - attention == pytest.approx(matrices, rel=0.02)
+
+
+def test_flops_of_a_score_by_hand():
+    """2 per weight and token, 4 x T^2/2 x width for attention, 2 D for a score; three times that with the gradients.
+
+    The language model's head is met by no row, whether it is there or not.
+    """
+    lengths = [14, 17]
+    weights = D * D + 2 * D * KV + D * D + 3 * D * F + 3 * D
+    expected = 2 * weights * sum(lengths) + sum(4 * length**2 * D // 2 for length in lengths) + 2 * D * len(lengths)
+    for tied in (True, False):
+        model, head = tiny(**ONE_LAYER, tie_word_embeddings=tied), torch.nn.Linear(D, 1, bias=False)
+        for _ in range(2):
+            assert scoring_flops(model, head, torch.tensor(lengths)) == expected
+            assert scoring_flops(model, head, torch.tensor(lengths), learning=True) == 3 * expected
+            model.network.set_output_embeddings(torch.nn.Identity())
 
 
 def test_peak_memory_is_of_what_came_after():

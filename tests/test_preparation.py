@@ -108,6 +108,20 @@ def test_the_config_asked_about_stays_as_it_is(tmp_path: Path) -> None:
     assert OmegaConf.to_container(cfg) == OmegaConf.to_container(before)  # interpolations too
 
 
+def test_its_card_says_the_licence_of_what_it_was_made_of(tmp_path: Path) -> None:
+    """A cut student has its teacher's, under another name by now; and what is known of it makes no other checkpoint."""
+    cfg = cut_out(tmp_path / "base", "pruned")
+    with conf():
+        folder = checkpoint_folder(cfg, "teacher")
+        cfg.teacher.licence = "Apache-2.0"
+        assert checkpoint_folder(cfg, "teacher") == folder
+        made = prepared(cfg, train_only)
+    for role, before in (("teacher", cfg.teacher.model.source.address), ("student", made.teacher.model.source.address)):
+        card = (checkpoint_of(made, role) / "README.md").read_text()
+        assert f"\n| student, before | `{before}` | Apache-2.0 |\n" in card
+        assert "unknown" not in card
+
+
 # ---- what suffices ---------------------------------------------------------------------------------------------------
 
 

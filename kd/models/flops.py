@@ -7,7 +7,8 @@ attention. Norms, rotations and softmaxes are left out (below 2 %).
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from kd.models.language_model import LanguageModel
 from kd.types import Sequences
@@ -52,10 +53,22 @@ def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequ
     return matrices * tokens + _attention(model, squares) + 2 * head.numel() * rows
 
 
+def scoring_flops(model: LanguageModel, head: nn.Linear, lengths: Int[Tensor, " B"], *, learning: bool = False) -> int:
+    """FLOP of reading sequences of `lengths` and scoring each by `head`, once; with `learning`, of the gradients, too.
+
+    The model's own head, where it still has one, is met by no row.
+    """
+    weights = sum((_passes(p) if learning else 2) * p.numel() for p in _backbone(model))
+    attention = _attention(model, int((lengths**2).sum()))
+    scores = (_passes(head.weight) if learning else 2) * head.weight.numel() * len(lengths)
+    return weights * int(lengths.sum()) + (3 if learning else 1) * attention + scores
+
+
 def _backbone(model: LanguageModel) -> list[nn.Parameter]:
-    """Everything but the embedding, which is looked up, and the head, which some rows meet only."""
+    """Everything but the embedding, which is looked up, and the head, which some rows meet only, or which is gone."""
     network: Any = model.network
-    apart = {m.weight.data_ptr() for m in (network.get_input_embeddings(), network.get_output_embeddings())}
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())
+    apart = {module.weight.data_ptr() for module in ends if not isinstance(module, nn.Identity)}
     return [p for p in network.parameters() if p.data_ptr() not in apart]
 
 
@@ -66,5 +79,5 @@ def _attention(model: LanguageModel, squares: int) -> int:
     return 4 * config.num_hidden_layers * config.num_attention_heads * width * squares // 2
 
 
-def _passes(weight: nn.Parameter) -> int:
+def _passes(weight: Tensor) -> int:
     return 6 if weight.requires_grad else 4

@@ -24,9 +24,9 @@ class Discriminator(nn.Module):
 
     D is a network of its own: the student as it is before the first step, with a scalar head, on the last token of the
     response (the end token of what was finished). Weights, their gradients and optimizer states are there twice then,
-    and each sequence is read by it once more to learn and once to judge; both are in the run's seconds, not in its
-    `student_flops`. Left out of the paper's method: the warm-up, in which D learns while the student is tuned on the
-    teacher's texts (tune the student first, by `student.prepare`).
+    and each sequence is read by it once more to learn and once to judge; both are counted in the run's `judge_flops`,
+    not in its `student_flops`. Left out of the paper's method: the warm-up, in which D learns while the student is
+    tuned on the teacher's texts (tune the student first, by `student.prepare`).
     """
 
     network: nn.Module
@@ -69,6 +69,10 @@ class Discriminator(nn.Module):
         """D of each response."""
         sequences, end = _with_last_label(tokens, labels, mask, real)
         return at_end(self.head, self.network(sequences, HIDDEN).hidden[-1], end)
+
+    def reading(self, sequences: Sequences) -> tuple[nn.Module, nn.Linear, Int[Tensor, " B"]]:
+        """Who reads to score these, the head, and how many tokens of each: for whoever counts what it costs."""
+        return self.network, self.head, sequences.lengths + 1  # the last label, too
 
     def judge(self, sequences: Sequences) -> Float[Tensor, " B"]:
         """D of each response, without dropout."""

@@ -19,12 +19,14 @@ from kd.run_folder import write_atomically
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 ONE_SEED = "One seed: there is no interval over seeds."
+OF_TRAINING = "Costs are of training: seconds are wall clock, without validation and evaluation."
 COSTS = {  # of a run's budget, in the order of the columns
     "student_flops": "student\nFLOPs",
     "tokens": "tokens",
     "teacher_tokens": "teacher\ntokens",
     "generated_tokens": "generated\ntokens",
-    "seconds": "seconds",
+    "judge_flops": "judge\nFLOPs",
+    "seconds": "training\nseconds",
 }
 
 
@@ -76,7 +78,8 @@ def _estimates(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, A
 def _grids(jobs: Sequence[Job]) -> list[Grid]:
     seeds = _seeds_grid(jobs)
     notes = [] if seeds else [ONE_SEED] if _finished(jobs) else []
-    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *_same_digests(jobs), *notes, *_omissions(jobs)])]
+    costs = [OF_TRAINING] if _finished(jobs) else []
+    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *costs, *_same_digests(jobs), *notes, *_omissions(jobs)])]
     return [*grids, seeds] if seeds else grids
 
 
@@ -85,39 +88,48 @@ def _finished(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
-    keys, metrics = _varying(jobs), _metrics(jobs)
+    keys, metrics, costs = _varying(jobs), _metrics(jobs), _costs(jobs)
     header = ["job", *keys, "status", "skill"]
     for metric in metrics:
         header += [HEADERS.get(metric, metric), "gap closed"]
-    header += [HEADERS["forward_kl"], *COSTS.values(), "weights/order/items"]
+    header += [HEADERS["forward_kl"], *(COSTS[name] for name in costs), "weights/order/items"]
     rows = []
     for job in jobs:
         status = job.status if job.reason is None else f"{job.status}: {job.reason}"
         chosen = [job.overrides.get(key, "") for key in keys]
-        rows.append([job.label, *chosen, status, *_result_cells(job, metrics)])
+        rows.append([job.label, *chosen, status, *_result_cells(job, metrics, costs)])
     return Grid(f"{len(jobs)} jobs", header, rows, notes)
 
 
-def _result_cells(job: Job, metrics: Sequence[str]) -> list[str]:
+def _result_cells(job: Job, metrics: Sequence[str], costs: Sequence[str]) -> list[str]:
     """One line per skill inside the cells that depend on the skill."""
     if job.results is None:
-        return [""] * (2 * len(metrics) + 3 + len(COSTS))
+        return [""] * (2 * len(metrics) + 3 + len(costs))
     results, skills = job.results, list(job.results["scores"])
     cells = ["\n".join(skills)]
     for metric in metrics:
         systems = [results["scores"][skill].get(metric, {}) for skill in skills]
         gaps = [results["gap_closed"].get(skill, {}).get(metric) for skill in skills]
         cells += ["\n".join(with_interval(s.get("after")) for s in systems), "\n".join(map(share, gaps))]
-    budget, digests = results["budget"], results["digests"]
+    digests = results["digests"]
     cells.append(with_interval(results["agreement"] and results["agreement"]["forward_kl"]["after"]))
-    cells += [_cost(name, budget[name]) for name in COSTS]
+    cells += [_cost(name, _spent(job, name)) for name in costs]
     return [*cells, "/".join(digests[name][:6] for name in DIGESTS)]
 
 
+def _costs(jobs: Sequence[Job]) -> list[str]:
+    """Those to be shown: a judge's where there is one."""
+    return [name for name in COSTS if name != "judge_flops" or any(_spent(job, name) for job in _finished(jobs))]
+
+
+def _spent(job: Job, name: str) -> float | int:
+    return (job.results or {})["budget"].get(name, 0)  # runs from before a judge was counted have no judge_flops
+
+
 def _cost(name: str, value: float | int) -> str:
-    if name == "student_flops":
+    if name.endswith("flops"):
         return f"{value:.2e}"
-    return f"{value:.0f}" if name == "seconds" else f"{value:,}"
+    return f"{value:.1f}" if name == "seconds" else f"{value:,.0f}"
 
 
 def _omissions(jobs: Sequence[Job]) -> list[str]:
@@ -168,7 +180,7 @@ def _is_seed(key: str) -> bool:
 
 
 def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
-    """Mean and 95 % t interval over the seeds of otherwise equal overrides; None with one seed each."""
+    """Mean and 95 % t interval over the seeds of otherwise equal overrides, and mean costs; None with one seed each."""
     groups: dict[tuple[tuple[str, str], ...], dict[int, Job]] = {}
     for job in _finished(jobs):
         rest = tuple((key, value) for key, value in job.overrides.items() if not _is_seed(key))
@@ -177,12 +189,13 @@ def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
         return None
     keys = [key for key in _varying(jobs) if not _is_seed(key)]
     names = list(dict.fromkeys(name for job in _finished(jobs) for name, _ in _estimates(job.results or {})))
-    rows = []
+    costs, rows = _costs(jobs), []
     for rest, group in groups.items():
         values = [[_after(job, name) for job in group.values()] for name in names]
-        rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *map(_mean_cell, values)])
-    header = [*keys, "seeds", *(name.partition(".")[2] for name in names)]
-    return Grid("Means over seeds", header, rows, ["Brackets are 95 % t intervals over seeds."])
+        spent = [_cost(name, float(np.mean([_spent(job, name) for job in group.values()]))) for name in costs]
+        rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *map(_mean_cell, values), *spent])
+    header = [*keys, "seeds", *(name.partition(".")[2] for name in names), *(COSTS[name] for name in costs)]
+    return Grid("Means over seeds", header, rows, ["Brackets are 95 % t intervals over seeds.", OF_TRAINING])
 
 
 def _after(job: Job, name: str) -> float | None:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from kd.models.flops import scoring_flops
 from kd.rewards.verdicts import Verdicts, finite
 from kd.types import WRITERS, Batch, Models
 
@@ -20,7 +21,8 @@ class Discriminator(Verdicts):
     deviation is over the student's own where the objective asks who wrote what (`kd.objectives.policy.grpo_among_own`).
 
     Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the
-    first one of their group; 0.5 means that it cannot tell.
+    first one of their group; 0.5 means that it cannot tell. What D reads here is counted in `judge_flops`, since the
+    start and on this rank.
 
     Args:
         term: the objective's name for the term that learns (`kd.objectives.adversarial.Discriminator`).
@@ -32,7 +34,8 @@ class Discriminator(Verdicts):
     def __init__(self, *, term: str = "discriminator"):
         super().__init__()
         self.term = term
-        self.judge: Any = None
+        self.discriminator: Any = None
+        self.judge_flops = 0
         self._told = (0.0, 0.0)  # responses put below the first, and how many were compared
 
     def bind(self, terms: Mapping[str, Any]) -> None:
@@ -42,7 +45,7 @@ class Discriminator(Verdicts):
                 f"reward Discriminator is the objective's term {self.term}, but the objective has "
                 f"{', '.join(terms)}; take objective=gad, or set reward.term"
             )
-        self.judge = terms[self.term].judge
+        self.discriminator = terms[self.term]
 
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`."""
@@ -58,7 +61,9 @@ class Discriminator(Verdicts):
             raise ValueError(
                 "reward Discriminator asks who wrote each response (written_by); take rollout=demonstrated"
             )
-        scores = finite(self.judge(batch.student), "the discriminator").cpu().view(-1, batch.group_size)
+        told = finite(self.discriminator.judge(batch.student), "the discriminator")
+        self.judge_flops += scoring_flops(*self.discriminator.reading(batch.student))
+        scores = told.cpu().view(-1, batch.group_size)
         own = batch.written_by.cpu().view(-1, batch.group_size) == STUDENT
         below = (scores < scores[:, :1])[:, 1:][own[:, 1:]]
         self._told = self._told[0] + float(below.sum()), self._told[1] + below.numel()

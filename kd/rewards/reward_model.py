@@ -8,6 +8,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kd.models.flops import scoring_flops
 from kd.models.language_model import LanguageModel
 from kd.models.networks import DType, pretrained
 from kd.objectives.reward_model import at_end, ends
@@ -20,6 +21,8 @@ HIDDEN = frozenset({"hidden"})
 
 class RewardModel(Verdicts):
     """r = v h of each response, as `kd.objectives.reward_model` learnt it; the weights stay as they are.
+
+    What it reads is counted in `judge_flops`, since the start and on this rank.
 
     Args:
         folder: of a finished run of objective=reward_model, with `student/` and `objective.safetensors` in it.
@@ -36,6 +39,7 @@ class RewardModel(Verdicts):
         self.head = _head(self.folder, term)
         source = {"address": f"local:{self.folder / 'student'}"}
         self.model: LanguageModel = pretrained(source=source, dtype=dtype).requires_grad_(False).eval()
+        self.judge_flops = 0
         self._fits = False
 
     @torch.no_grad()
@@ -49,6 +53,7 @@ class RewardModel(Verdicts):
     def _score(self, batch: Batch, device: torch.device) -> Float[Tensor, " B"]:
         sequences = batch.student.to(device)
         hidden = self.model(sequences, HIDDEN).hidden[-1]
+        self.judge_flops += scoring_flops(self.model, self.head, batch.student.lengths)
         return at_end(self.head, hidden, ends(sequences.mask))
 
     def _check(self, student: LanguageModel) -> None:

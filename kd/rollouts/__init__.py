@@ -13,12 +13,14 @@ class Spent(NamedTuple):
     decoding_flops: of the student, in writing and in whatever else it read for the rollout (`kd.models.flops`).
     teacher_tokens: read by a teacher while it wrote, or while it helped to: prompts and all written but the last.
     seconds: of writing alone, without what judges or reads again.
+    judge_flops: of a reward model, or a discriminator, that judged what was written.
     """
 
     generated_tokens: int = 0
     decoding_flops: int = 0
     teacher_tokens: int = 0
     seconds: float = 0.0
+    judge_flops: int = 0
 
     def plus(self, other: "Spent") -> "Spent":
         """Both together."""

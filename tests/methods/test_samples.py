@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd.models.own import Own
 from kd.models.teacher import WhiteBox
 from kd.rollouts.teacher_mixed import weigh
-from kd.seeding import seeded
+from kd.seeding import seeded, uniform
 from kd.signals import introduce
 from kd.types import WRITERS, Batch, ModelOutput, Models, Sequences
 from tests.methods.points import P, Q, at, logprobs, point, reward, rollout, term, weight, written
@@ -76,7 +76,7 @@ def test_imitkd_goes_from_given_text_to_the_students():
 
 
 def test_distillms_threshold_rises_where_validation_is_worse_by_a_tenth():
-    adaptive = rollout("distillm")
+    adaptive = rollout("distillm", "rollout.initial=0.0")  # theirs
     assert (adaptive.buffer.capacity, adaptive.threshold) == (1000, 0.0)
     told = []
     # the level is 2.0, then 2.11 (2.11 >= 2.1); 2.2 < 2.21 leaves it; a better one does not lower it; 2.21 raises again
@@ -86,6 +86,15 @@ def test_distillms_threshold_rises_where_validation_is_worse_by_a_tenth():
     assert told == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.1, 0.2])
     # step 5 of 10: psi = .2 (1 - .5) = .1; the empty buffer is filled before it is read
     assert [adaptive.branch(u, at(4)) for u in (0.09, 0.15, 0.2)] == ["write", "write", "given"]
+
+
+def test_distillm_writes_from_the_first_step_on_also_where_validation_never_gets_worse():
+    """phi = 0.5 and an empty buffer: about half of 400 steps, as gkd."""
+    adaptive = rollout("distillm")
+    for nll in (2.0, 1.9, 1.8):
+        adaptive.after_validation({"nll": nll})
+    branches = [adaptive.branch(uniform(1, "adaptive", step), at(step, 400)) for step in range(400)]
+    assert branches.count("write") == pytest.approx(200, abs=40)  # four deviations of a fair coin
 
 
 @pytest.mark.parametrize("method", ["fdistill", "distillm2", "spin"])

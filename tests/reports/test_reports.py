@@ -16,7 +16,15 @@ from rich.console import Console, RenderableType
 from kd.jobs import Job
 from kd.reports import grid
 from kd.reports.runs import TIDY, read_jobs, read_runs, run_folders
-from kd.reports.sweep import ITEM_INTERVALS, ONE_SEED, mean_and_t_interval, sweep_grids, sweep_table, write_sweep
+from kd.reports.sweep import (
+    ITEM_INTERVALS,
+    OF_TRAINING,
+    ONE_SEED,
+    mean_and_t_interval,
+    sweep_grids,
+    sweep_table,
+    write_sweep,
+)
 from kd.reports.table import run_grid, run_table
 from kd.run_folder import RunFolder
 
@@ -27,7 +35,9 @@ def estimate(value: float | None, n: int = 32) -> dict[str, Any]:
     return {"value": value, "n": n, "low": None if value is None else value - 0.1, "high": None}
 
 
-def page(seed: int = 1, after: float = 0.5, teacher: float = 0.8, **digests: str) -> dict[str, Any]:
+def page(
+    seed: int = 1, after: float = 0.5, teacher: float = 0.8, spent: dict[str, float] | None = None, **digests: str
+) -> dict[str, Any]:
     bits = {"value": after, "n": 320, "low": after - 0.25, "high": after + 0.25}
     students = {"before": estimate(0.0), "after": {"value": 0.02, "n": 32, "low": 0.0, "high": 0.1}}
     kl = {"before": estimate(2.0), "after": {"value": 0.25, "n": 640, "low": 0.2, "high": 0.3}}
@@ -44,6 +54,7 @@ def page(seed: int = 1, after: float = 0.5, teacher: float = 0.8, **digests: str
         "budget": {
             **{"student_flops": 1e9, "tokens": 123456, "teacher_tokens": 1, "generated_tokens": 0},
             **{"seconds": 61.0, "peak_memory_bytes": 10},
+            **(spent or {}),
         },
         "digests": {"initial_weights": f"w{seed}", "data_order": "o", "evaluation_items": "e", **digests},
     }
@@ -238,6 +249,29 @@ def test_a_sweep_with_seeds(sweep: Path) -> None:
     ]
 
 
+def test_what_a_method_cost_over_seeds_stands_beside_what_it_reached(sweep: Path) -> None:
+    first = {"student_flops": 4e11, "teacher_tokens": 1000, "generated_tokens": 300, "seconds": 30.0}
+    second = {"student_flops": 6e11, "teacher_tokens": 2000, "generated_tokens": 500, "seconds": 41.0}
+    add_job(sweep, 1, ["method=gkd", "seed=1"], seed=1, spent=first)
+    add_job(sweep, 2, ["method=gkd", "seed=2"], seed=2, spent=second)
+    _, means = sweep_grids(sweep)
+    row = dict(zip(means.header, means.rows[0], strict=True))
+    costs = ("student\nFLOPs", "teacher\ntokens", "generated\ntokens", "training\nseconds")
+    assert [row[cost] for cost in costs] == ["5.00e+11", "1,500", "400", "35.5"]  # (4 + 6)/2, (1000 + 2000)/2, ...
+    assert OF_TRAINING in means.notes
+    assert "judge\nFLOPs" not in row
+
+
+def test_a_judge_has_a_column_where_one_judged(sweep: Path) -> None:
+    """Also beside a run from before it was counted."""
+    add_job(sweep, 1, ["method=gad", "seed=1"], seed=1, spent={"judge_flops": 8e9})
+    add_job(sweep, 2, ["method=gad", "seed=2"], seed=2)
+    jobs, seeds = sweep_grids(sweep)
+    place = jobs.header.index("judge\nFLOPs")
+    assert [row[place] for row in jobs.rows] == ["8.00e+09", "0.00e+00"]
+    assert seeds.rows[0][seeds.header.index("judge\nFLOPs")] == "4.00e+09"
+
+
 def test_files_of_a_sweep(sweep: Path) -> None:
     add_job(sweep, 0, ["objective=fkl"])
     Job(["objective=a|b"], sweep, 1, "failed", None, "it broke", 2.0).write()
@@ -269,8 +303,10 @@ def test_costs_stand_in_every_row(sweep: Path) -> None:
     add_job(sweep, 0, ["method=kd"])
     (table,) = sweep_grids(sweep)
     row = dict(zip(table.header, table.rows[0], strict=True))
-    costs = ("student\nFLOPs", "tokens", "teacher\ntokens", "generated\ntokens", "seconds")
-    assert [row[cost] for cost in costs] == ["1.00e+09", "123,456", "1", "0", "61"]
+    costs = ("student\nFLOPs", "tokens", "teacher\ntokens", "generated\ntokens", "training\nseconds")
+    assert [row[cost] for cost in costs] == ["1.00e+09", "123,456", "1", "0", "61.0"]
+    assert "judge\nFLOPs" not in row
+    assert OF_TRAINING in table.notes
 
 
 def test_methods_are_named_with_what_they_omit(sweep: Path) -> None:

@@ -18,6 +18,7 @@ from kd.rewards.discriminator import Discriminator as Judge
 from kd.seeding import seeded
 from kd.sequences import Encoder
 from kd.signals import introduce
+from kd.training import fit
 from kd.types import Batch, Models, Sequences, Written
 from tests import runs
 from tests.tiny import record, tiny
@@ -167,10 +168,33 @@ def test_an_objective_without_it_is_refused():
         Judge().bind({"sft": nn.Identity(), "fkl": print})
 
 
+GAD = ["objective=gad", "reward=discriminator", "rollout=demonstrated", "rollout.samples=2", "rollout.max_new_tokens=4"]
+
+
+def test_what_it_reads_in_judging_and_in_learning_is_counted(tmp_path):
+    """By hand, from the lengths of all that it reads: a layer of width 16, feed-forward 32, and three gains."""
+    cfg, read = runs.config(*GAD, "optim.steps=3"), []
+    parts = runs.build(cfg)
+    network = parts.module.stateful["discriminator"].network
+    network.register_forward_pre_hook(lambda _, args: read.append((network.training, args[0].lengths.tolist())))
+    fit(cfg, parts, runs.started(tmp_path))
+    expected, width = 0, 16
+    for learns, lengths in read:
+        weights = 4 * width * width + 3 * width * 32 + 3 * width
+        once = 2 * weights * sum(lengths) + sum(2 * width * n**2 for n in lengths) + 2 * width * len(lengths)
+        expected += 3 * once if learns else once
+    learnt, judged = ([n for flag, lengths in read if flag is which for n in lengths] for which in (True, False))
+    assert sorted(learnt) == sorted(judged)
+    assert len(learnt) == 3 * 5 * 3  # steps, prompts, responses
+    assert parts.module.budget.judge_flops == expected
+
+
+def test_nobody_judges_offline(tmp_path):
+    assert runs.train(runs.config("optim.steps=2"), tmp_path).module.budget.judge_flops == 0
+
+
 def test_a_run_moves_both_players_and_keeps_both(tmp_path):
-    cfg = runs.config(
-        "objective=gad", "reward=discriminator", "rollout=demonstrated", "rollout.samples=2", "rollout.max_new_tokens=4"
-    )
+    cfg = runs.config(*GAD)
     parts = runs.train(cfg, tmp_path)
     before = copy.deepcopy(runs.build(cfg).module)
     for name in ("student", "stateful"):

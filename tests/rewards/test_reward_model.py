@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd.export import export, export_objective
 from kd.models.tokenizers import byte_tokenizer
@@ -110,6 +111,19 @@ def test_a_loaded_one_scores_as_it_did_in_training(trained):
         assert (better > worse).all()
     assert isinstance(reward, Reward)
     assert not any(p.requires_grad for p in (*reward.model.parameters(), *reward.head.parameters()))
+
+
+def test_what_it_reads_is_counted(trained):
+    """Within a few percent of what torch does: gains count here, there all of attention."""
+    student, _, _, folder = trained
+    batches = Encoder(student.tokenizer, None, max_length=200, max_tokens=4000).batches(PAIRS)
+    reward = Loaded(folder=str(folder))
+    reward.model.network.set_attn_implementation("eager")
+    for times in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            for batch in batches:
+                reward._score(batch, torch.device("cpu"))
+        assert reward.judge_flops == pytest.approx(times * counter.get_total_flops(), rel=0.05)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, trained):
