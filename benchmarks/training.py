@@ -149,6 +149,7 @@ def distillation(
     from kd.optimization import Optimization
     from kd.sequences import Encoder
     from kd.terms import Term
+    from kd.training import reads_packed
 
     student = LanguageModel(network(case["layers"][1], case["size"], seed=1), tokenizer)
     dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32
@@ -157,7 +158,7 @@ def distillation(
     optimization = Optimization(
         steps=case["steps"], window=window, lr=LR, schedule="constant", warmup=0.0, beta2=0.999, clip=clip
     )
-    return Distillation(
+    module = Distillation(
         student,
         teacher,
         {case["objective"]: Term(objective(case["objective"]))},
@@ -168,6 +169,9 @@ def distillation(
         seed=0,
         log_every=1,
     )
+    if reads_packed(module, teacher.model):
+        module.encoder.max_padding = 1.0  # as run.py has it
+    return module
 
 
 def _records(batches: Sequence[Sequence[Tokens]]) -> list:

@@ -105,7 +105,7 @@ def build(cfg: DictConfig) -> Parts:
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
-    if _reads_packed(module, words):
+    if reads_packed(module, words):
         encoder.max_padding = 1.0
     records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
     data = _data(cfg, module, records, skill.load("validation")[: cfg.checkpoint.records], encoder)
@@ -141,7 +141,7 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, 
     return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
 
 
-def _reads_packed(module: Distillation, words: Any) -> bool:
+def reads_packed(module: Distillation, words: Any) -> bool:
     """Whether nobody spends time on padding."""
     fields = module.student_fields | module.teacher_fields
     models = [module.student, *([] if words is None else [words])]
