@@ -34,7 +34,7 @@ from kd.models.approximated import Approximated
 from kd.models.cached import Cached
 from kd.models.ensemble import Ensemble
 from kd.models.identity import model_digest
-from kd.models.language_model import PADDED, LanguageModel
+from kd.models.language_model import WHOLE_ROWS, LanguageModel
 from kd.models.own import Own
 from kd.models.teacher import WhiteBox
 from kd.module import Distillation
@@ -84,6 +84,7 @@ def build(cfg: DictConfig) -> Parts:
         teacher.to(device(cfg))
     with seeded(cfg.seed, "student"):
         student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
+    _ = student.packs  # found out before it is copied, outside of any step
     if isinstance(teacher, Own):
         teacher.bind(student)
     words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
@@ -142,10 +143,10 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, 
 
 
 def reads_packed(module: Distillation, words: Any) -> bool:
-    """Whether nobody spends time on padding."""
+    """Whether nobody spends time on padding. Hidden states are compared with it; a reward model may read with it."""
     fields = module.student_fields | module.teacher_fields
-    models = [module.student, *([] if words is None else [words])]
-    return not fields & PADDED and all(model.packs for model in models)
+    models = (module.student, words, getattr(module.models.reward, "model", None))
+    return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)
 
 
 def _data(

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +13,7 @@ from kd.models.identity import weights_digest
 from kd.rollouts.offline import Offline
 from kd.run_folder import RunFolder
 from kd.sequences import Encoder, encode
-from kd.training import build, loggers, summarise
+from kd.training import build, loggers, reads_packed, summarise
 from kd.types import Batch, Models, Progress
 from tests import runs
 
@@ -37,6 +38,24 @@ def test_another_seed_is_another_start_and_another_order():
     (weights, order), (other_weights, other_order) = digests(), digests("seed=2")
     assert weights != other_weights
     assert order != other_order
+
+
+def test_padding_is_bounded_only_where_somebody_spends_time_on_it():
+    def bound(*changes: str) -> float:
+        return build(runs.config(*changes)).encoder.max_padding
+
+    assert bound() == bound("objective=sft") == 1.0
+    windows = ("student.model.architecture.model_type=mistral", "+student.model.architecture.sliding_window=8")
+    assert bound(*windows) == 0.1
+    assert bound("objective=minilm") == 0.1  # it looks into attention
+    assert bound("objective=hidden_mse") == 0.1  # and this at hidden states, which are laid out with padding
+
+
+def test_a_reward_model_that_reads_padding_counts():
+    module = build(runs.config()).module
+    assert reads_packed(module, None)
+    module.models = module.models._replace(reward=SimpleNamespace(model=SimpleNamespace(packs=False)))
+    assert not reads_packed(module, None)
 
 
 def test_a_term_draws_the_same_whoever_stands_beside_it():

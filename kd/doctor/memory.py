@@ -23,9 +23,7 @@ from kd.signals import ROLES
 from kd.training import Parts
 from kd.types import Record
 
-LIVE_PIECES = (
-    7  # float32 tensors of the logits evaluated at a time that a divergence (JSD) and its gradient hold at once
-)
+LIVE_PIECES = 7  # float32 tensors of the logits evaluated at a time, held by a divergence (JSD) and its gradient
 LIVE_HEADS = 3  # gradients of a head's shape that meet at the beginning of the backward pass
 KEPT_WHOLE = 4  # tensors like the student's whole logits that a term keeps for its backward pass: 1.6 to 6 measured
 LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass without gradient holds at once

@@ -51,19 +51,19 @@ class _FasterLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _served(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    plain = type(weight) in (Tensor, torch.nn.Parameter) and x.dtype == weight.dtype == torch.float32
-    return plain and x.numel() * len(weight) >= LARGE and not torch.is_autocast_enabled("cpu")
+def _served(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and input.dtype == weight.dtype == torch.float32
+    return plain and input.numel() * len(weight) >= LARGE and not torch.is_autocast_enabled("cpu")
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return (_Linear.apply if torch.is_grad_enabled() else _onednn)(input, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "... D"], weight: Float[Tensor, "m D"], bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         return torch.nn.functional.linear(x, weight, bias)
 
     @staticmethod

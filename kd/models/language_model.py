@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
-from kd.models.packing import Packing, packable, packed_states
+from kd.models.packing import Packing, backbone, packable, packed_states
 from kd.types import QKV, Head, ModelOutput, Sequences, Shape
 
-PADDED = frozenset({"attentions", "qkv"})  # fields that are read off rows of one length
+WHOLE_ROWS = frozenset({"attentions", "qkv"})  # fields that are read off rows of one length
 
 
 class LanguageModel(nn.Module):
@@ -79,8 +79,8 @@ class LanguageModel(nn.Module):
         return _head(self.network, self.vocabulary)
 
     def _reads_packed(self, wanted: frozenset[str]) -> bool:
-        recomputed = torch.is_grad_enabled() and self.network.is_gradient_checkpointing
-        return self.packs and not wanted & PADDED and not recomputed
+        recomputed = torch.is_grad_enabled() and self.network.is_activation_checkpointing
+        return not wanted & WHOLE_ROWS and not recomputed and self.packs
 
     def _read(self, sequences: Sequences, packing: Packing | None, wanted: frozenset[str]) -> tuple[Any, list[QKV]]:
         """What the backbone says, and its layers' queries, keys and values if they are wanted."""
@@ -89,7 +89,7 @@ class LanguageModel(nn.Module):
             return packed_states(self.network, packing, sequences, output_hidden_states=hidden), []
         named = {"output_hidden_states": hidden, "output_attentions": attentions}
         with watched(self.network, attentions=attentions, qkv=qkv) as seen:
-            return self._backbone()(**_inputs(sequences), use_cache=False, **named), seen
+            return backbone(self.network)(**_inputs(sequences), use_cache=False, **named), seen
 
     def _of_each_layer(self, name: str, found: tuple) -> tuple:
         if len(found) == self.shape.layers and not any(item is None for item in found):
@@ -99,9 +99,6 @@ class LanguageModel(nn.Module):
             "choose another architecture, or an objective that compares hidden states"
         )
 
-    def _backbone(self) -> nn.Module:
-        return getattr(self.network, self.network.base_model_prefix)
-
 
 @torch.no_grad()
 def check_head(network: PreTrainedModel) -> None:
@@ -109,7 +106,7 @@ def check_head(network: PreTrainedModel) -> None:
     token = torch.zeros(1, 1, dtype=torch.long, device=network.device)
     training = network.training
     network.eval()
-    hidden = getattr(network, network.base_model_prefix)(input_ids=token, use_cache=False).last_hidden_state[0]
+    hidden = backbone(network)(input_ids=token, use_cache=False).last_hidden_state[0]
     theirs = network(input_ids=token, use_cache=False).logits[0].float()
     network.train(training)
     ours = HeadLogits(hidden, _head(network, theirs.shape[1])).rows(slice(0, 1)).float()

@@ -5,7 +5,6 @@ one after another. Attention alone has to know where a sequence begins and ends:
 padded, and gives back the real positions.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from kd.types import Sequences
 NAME = "packed"  # among the library's implementations of attention; it makes no mask for those that it does not know
 PADDING = 0.3  # largest share in a group: what attention loses by it is less than what another call costs
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of hidden states, relative in norm; else 0.03
-UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some architectures' attention does besides
+KNOWN = {"position_ids", "use_cache", "output_hidden_states", "sliding_window", "is_causal"}  # else more is asked for
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Packing:
         """How to pack these."""
         known, device = sequences.lengths.tolist(), sequences.tokens.device
         order = sorted(range(len(known)), key=lambda row: (-known[row], row))
-        lengths = torch.tensor([known[row] for row in order])
+        lengths = torch.tensor([known[row] for row in order], dtype=torch.long)
         divided = micro_batches(lengths.tolist(), max_tokens=2**62, max_padding=PADDING)
         rows = torch.tensor(order).repeat_interleave(lengths)
         ends = lengths.cumsum(0)
@@ -112,22 +111,25 @@ def packable(network: PreTrainedModel) -> bool:
     tokens = torch.arange(8, device=network.device).view(2, 4) % config.vocab_size
     sequences = Sequences(tokens, tokens, tokens >= 0, lengths)
     packing, heard = Packing.of(sequences), list[bool]()
-    with eval_mode([network]), suppress(TypeError):  # of a forward that takes no arguments of ours
-        theirs = packing.pack(_backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state)
-        ours = packed_states(network, packing, sequences, heard=heard).last_hidden_state
+    with eval_mode([network]), torch.autocast(network.device.type, enabled=False):
+        theirs = packing.pack(backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state)
+        try:
+            ours = packed_states(network, packing, sequences, heard=heard).last_hidden_state
+        except (TypeError, AttributeError, RuntimeError, ValueError):  # it wants a mask, or takes no such arguments
+            return False
         gap = (ours - theirs).norm() / theirs.norm()
         return heard == [True] * config.num_hidden_layers and bool(gap <= TOLERANCE.get(network.dtype, 0.03))
-    return False
 
 
 def packed_states(network: PreTrainedModel, packing: Packing, sequences: Sequences, **wanted: Any) -> Any:
     """What the backbone says of the packed tokens; its hidden states are `[1 N D]`."""
     ids = {"input_ids": packing.pack(sequences.tokens), "position_ids": packing.positions}
     with switched(network, NAME), faster_linear(sequences.tokens.device):
-        return _backbone(network)(**ids, use_cache=False, packing=packing, **wanted)
+        return backbone(network)(**ids, use_cache=False, packing=packing, **wanted)
 
 
-def _backbone(network: PreTrainedModel) -> nn.Module:
+def backbone(network: PreTrainedModel) -> nn.Module:
+    """All of it but the head."""
     return getattr(network, network.base_model_prefix)
 
 
@@ -146,7 +148,7 @@ def _attention(
 ) -> tuple[Float[Tensor, "1 N h e"], None]:
     """For `transformers`, which hands on to it what its own takes."""
     if heard is not None:
-        strange = mask is not None or any(others.get(name) is not None for name in UNKNOWN)
+        strange = mask is not None or any(others[name] is not None for name in others.keys() - KNOWN)
         heard.append(not strange and getattr(module, "is_causal", True))
     sizes = [group.tokens for group in packing.groups]
     pieces = zip(*(states[0].transpose(0, 1).split(sizes) for states in (query, key, value)), strict=True)
@@ -154,7 +156,7 @@ def _attention(
         group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scaling))
         for group, (q, k, v) in zip(packing.groups, pieces, strict=True)
     ]
-    return (said[0] if len(said) == 1 else torch.cat(said))[None], None
+    return torch.cat(said)[None], None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None) -> Tensor:
@@ -164,8 +166,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: fl
         dtype = torch.promote_types(value.dtype, torch.float32) if wide else value.dtype
         q, k, v = (states.to(dtype) for states in (query, key, value))
         shared = q.shape[1] != k.shape[1]
-        heard = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared)
-        return heard.to(value.dtype)
+        said = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared)
+        return said.to(value.dtype)
 
 
 AttentionInterface.register(NAME, _attention)

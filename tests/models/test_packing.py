@@ -160,3 +160,12 @@ def test_looking_leaves_a_network_as_it_was():
     assert network.config._attn_implementation == "sdpa"
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_attention_that_is_asked_for_more_is_found_out():
+    """As by architectures that choose what a token looks at, which with few tokens is all."""
+    network = tiny().network
+    layer = network.model.layers[1].self_attn
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs, block_indices=torch.zeros(1))
+    assert not packable(network)
