@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kd.kernels import chunks, products
-from kd.kernels.chunks import slices
+from kd.kernels.chunks import chunk_rows, slices
 from kd.kernels.logits import HeadLogits
 from kd.objectives.divergence import forward_kl, reverse_kl
 from kd.signals import is_row_wise
@@ -253,3 +253,9 @@ def test_either_library_multiplies(terms, faster, monkeypatch):
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
     assert_chunked_is_full(terms, problem(terms, torch.float32, bias=True), chunk=5, tolerance=1e-5)
+
+
+def test_a_chunk_is_48_mib_of_logits_and_at_least_128_rows():
+    assert chunk_rows(49_152, torch.float32) == 256  # 256 x 49152 x 4 bytes = 48 MiB
+    assert chunk_rows(49_152, torch.bfloat16) == 512
+    assert chunk_rows(151_936, torch.float32) == 128  # 82 would be 48 MiB
