@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kd.models import packing
 from kd.models.language_model import LanguageModel
 from kd.models.packing import Packing, packable
 from kd.sequences import Encoded, collate
@@ -71,23 +72,23 @@ def test_no_sequence_sees_another():
 
 
 def test_the_longest_stand_first_and_groups_hold_similar_lengths():
-    packing = Packing.of(collate(rows(((4, 1), (7, 1), (3, 1))), 0, "left"))  # 3, 6 and 2 tokens, of 6 with padding
-    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1]]
-    assert packing.places.tolist() == [6, 7, 8, 9, 10, 11, 3, 4, 5, 16, 17]
+    packed = Packing.of(collate(rows(((4, 1), (7, 1), (3, 1))), 0, "left"))  # 3, 6 and 2 tokens, of 6 with padding
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1]]
+    assert packed.places.tolist() == [6, 7, 8, 9, 10, 11, 3, 4, 5, 16, 17]
     # 6 and 3 in two rows of 6: a quarter is padding; with 2 in a third row it would be 7 of 18, more than 0.3
-    assert [(group.count, group.longest, group.tokens) for group in packing.groups] == [(2, 6, 9), (1, 2, 2)]
-    assert packing.groups[0].slots.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert packing.groups[1].slots is None
+    assert [(group.count, group.longest, group.tokens) for group in packed.groups] == [(2, 6, 9), (1, 2, 2)]
+    assert packed.groups[0].slots.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert packed.groups[1].slots is None
 
 
 def test_what_packing_takes_apart_it_puts_together():
     sequences = some("left", 64)
-    packing = Packing.of(sequences)
+    places = Packing.of(sequences)
     x = torch.randn(*sequences.tokens.shape, 3)
-    packed = packing.pack(x)
+    packed = places.pack(x)
     assert packed.shape == (1, int(sequences.lengths.sum()), 3)
-    torch.testing.assert_close(packing.unpack(packed), x * sequences.real[..., None])
-    torch.testing.assert_close(packing.select(packed, sequences.mask), x[sequences.mask])
+    torch.testing.assert_close(places.unpack(packed), x * sequences.real[..., None])
+    torch.testing.assert_close(places.select(packed, sequences.mask), x[sequences.mask])
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,26 @@ def test_a_network_whose_attention_looks_at_more_is_found_out():
     for layer in network.model.layers:
         layer.self_attn.is_causal = False
     assert not packable(network)
+
+
+def test_tokens_that_meet_outside_attention_are_found_out():
+    network = tiny().network
+    network.model.layers[0].mlp.register_forward_hook(lambda _, __, out: out.cumsum(1))  # causal, and knows no borders
+    assert not packable(network)
+
+
+def test_attention_is_in_float32_only_where_a_gradient_is_asked_for(monkeypatch):
+    model, sequences, seen = tiny(dtype="float32"), some(), []
+    assert model.packs
+    own = packing.scaled_dot_product_attention
+    monkeypatch.setattr(
+        packing, "scaled_dot_product_attention", lambda q, *a, **k: seen.append(q.dtype) or own(q, *a, **k)
+    )
+    for learns, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(learns):
+            model(sequences, frozenset({"logits"}))
+        assert set(seen) == {dtype}
 
 
 def test_layers_that_are_recomputed_are_read_with_padding():
