@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import filelock
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -27,6 +29,7 @@ from kd.run_folder import RunFolder, config_hash
 
 PREPARED = "kd.models.networks.pretrained"
 MAX_TOKENS = 8192  # of a preparation's micro-batch
+_composed: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDictionary()  # of each start of Hydra's
 
 
 def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], None]) -> DictConfig:
@@ -109,8 +112,7 @@ def identity(cfg: DictConfig) -> str:
 
 def choice(group: str, name: str) -> Any:
     """The content of `conf/<group>/<name>.yaml`, interpolations left as they are."""
-    node = compose(config_name="config", overrides=[f"{group}={name}"])[group]
-    return OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+    return OmegaConf.create(OmegaConf.to_container(_defaults(f"{group}={name}")[group], resolve=False))
 
 
 def variant(cfg: DictConfig, **choices: str) -> DictConfig:
@@ -122,6 +124,14 @@ def variant(cfg: DictConfig, **choices: str) -> DictConfig:
     return cfg
 
 
+def _defaults(*overrides: str) -> DictConfig:
+    """The default config but for these overrides, to be read. Hydra takes a quarter of a second for each, so once."""
+    known = _composed.setdefault(GlobalHydra.instance().hydra, {})
+    if overrides not in known:
+        known[overrides] = compose(config_name="config", overrides=list(overrides))
+    return known[overrides]
+
+
 def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     """The run that makes `role`'s checkpoint, from the defaults, the preparation's own settings and the skill.
 
@@ -131,7 +141,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     prepare = Prepare(**OmegaConf.to_container(node.prepare, resolve=True))  # type: ignore[arg-type]
     model: dict[str, Any] = OmegaConf.to_container(node.model, resolve=True)  # type: ignore[assignment]
     groups = {"teacher": "none", "alignment": "none", "evaluation": "none", "objective": prepare.objective}
-    recipe = compose(config_name="config", overrides=[f"{group}={name}" for group, name in groups.items()])
+    recipe = _defaults(*(f"{group}={name}" for group, name in groups.items())).copy()
     skill = cfg.skill if prepare.skill is None else choice("skill", prepare.skill)
     with open_dict(recipe):
         recipe.skill = OmegaConf.to_container(skill, resolve=True)

@@ -120,17 +120,17 @@ class Entry:
 
 def entries(conf: Path = CONF) -> list[Entry]:
     """Every term of every file of `conf`/objective, by file name."""
-    return [entry for name in choices("objective", conf) for entry in _entries(name, conf)]
-
-
-def _entries(name: str, conf: Path) -> Iterator[Entry]:
-    path = conf / "objective" / f"{name}.yaml"
     top: Any = OmegaConf.to_container(OmegaConf.load(conf / "config.yaml"), resolve=False)
     shared = {key: value for key, value in top.items() if key not in ("defaults", "hydra")}
-    tiny = {group: OmegaConf.load(conf / group / "tiny.yaml") for group in ("teacher", "student")}
+    shared |= {group: OmegaConf.load(conf / group / "tiny.yaml") for group in ("teacher", "student")}
+    return [entry for name in choices("objective", conf) for entry in _entries(name, shared, conf)]
+
+
+def _entries(name: str, shared: Mapping[str, Any], conf: Path) -> Iterator[Entry]:
+    path = conf / "objective" / f"{name}.yaml"
     terms: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     beside = tuple(base for base in terms.pop("defaults", ()) if base != "_self_")
-    known = OmegaConf.create({**shared, **tiny, "objective": terms})
+    known = OmegaConf.create({**shared, "objective": terms})
     for term, node in terms.items():
         yield Entry(name, term, beside, node, known, path.read_text(encoding="utf-8"))
 
@@ -144,9 +144,13 @@ def _calls(node: Any) -> Iterator[Mapping[str, Any]]:
             yield from _calls(child)
 
 
-def methods(objective: str, conf: Path = CONF) -> list[str]:
-    """Files of `conf`/method that choose the objective."""
-    return [name for name in choices("method", conf) if objective in axes("method", name, conf).get("objective", ())]
+def methods(conf: Path = CONF) -> dict[str, list[str]]:
+    """By objective, the files of `conf`/method that choose it."""
+    chosen = {name: axes("method", name, conf).get("objective", ()) for name in choices("method", conf)}
+    return {
+        objective: [name for name, theirs in chosen.items() if objective in theirs]
+        for objective in {one for theirs in chosen.values() for one in theirs}
+    }
 
 
 def arguments(docstring: str) -> dict[str, str]:
@@ -158,13 +162,13 @@ def arguments(docstring: str) -> dict[str, str]:
 
 def page(conf: Path = CONF, peers: Path = PEERS) -> str:
     """The whole of docs/objectives.md."""
-    every = entries(conf)
+    every, using = entries(conf), methods(conf)
     rooms = dict.fromkeys(sys.modules[entry.callee.__module__] for entry in every)
     parts = [HEAD, _overview(every)]
     for room in sorted(rooms, key=lambda room: room.__name__):
         inside = [entry for entry in every if entry.callee.__module__ == room.__name__]
         parts += [f"## {room.__name__.rpartition('.')[2]}\n\n{_paragraphs(inspect.cleandoc(room.__doc__ or ''))}\n"]
-        parts += [_section(entry, conf) for entry in inside]
+        parts += [_section(entry, using.get(entry.file, [])) for entry in inside]
     if peers.exists():
         parts.append(f"## The same loss elsewhere\n\n{_below(peers.read_text(encoding='utf-8'))}\n")
     return "\n".join(parts)
@@ -186,9 +190,8 @@ def _overview(every: list[Entry]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _section(entry: Entry, conf: Path) -> str:
+def _section(entry: Entry, using: list[str]) -> str:
     papers = _cited(entry.papers) or f"of its parts: {_cited(entry.papers_of_parts)}"
-    using = [f"`method={name}`" for name in methods(entry.file, conf)]
     each = OVER[domain(signals_of(entry.callee))]
     facts = {
         "Gradient": gradient(entry.callee),
@@ -197,7 +200,7 @@ def _section(entry: Entry, conf: Path) -> str:
         "Chunked": "yes" if entry.chunked else "no",
         "Source": papers,
         "With": ", ".join(f"[{name}](#{name})" for name in entry.beside),
-        "Used by": ", ".join(using),
+        "Used by": ", ".join(f"`method={name}`" for name in using),
         "Code": f"`{entry.node['loss']['_target_']}`",
     }
     lines = [f"### {entry.heading}", "", entry.comment, "", f"    {formula(entry.callee)}", ""]
