@@ -5,17 +5,20 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kd.generators import Generator, Row
+from kd.generators.torch import Torch
 from kd.models.archives import locked
-from kd.models.generation import check_decoding, end_ids, generate
 from kd.models.language_model import LanguageModel
+from kd.models.sampling import Sampled
 from kd.models.sources import cache_root
 from kd.progress import progress_bar
 from kd.seeding import seeded
 from kd.sequences import encode_prompt, response_text
-from kd.types import Record, Response
+from kd.types import Record, Response, Written
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,14 @@ class Labeling:
     Args:
         samples: responses to each prompt.
         max_new_tokens: a response that long is cut off there, without an end token.
-        temperature: 0 takes the likeliest token each time (the paper's beam search is not done); above 0 samples.
+        temperature: 0 takes the likeliest token each time, or searches with the generator's beams, as the paper does,
+            and keeps the best `samples`; above 0 samples.
         top_p: see `kd.models.generation.generate`.
         keep_reference: whether the record's own responses stay, before the teacher's.
         drop_unfinished: leave out records with a response that was cut off. Text does not show where it was cut,
             so a student that learns on it learns to stop there.
-        batch_size: prompts decoded together.
+        batch_size: responses decoded together, beams counted.
+        generator: the engine that writes (`kd.generators`), in this process; None: our own.
 
     `teacher_tokens` counts what the teacher read and wrote for this, now or when the disk was told.
     """
@@ -50,8 +55,10 @@ class Labeling:
         keep_reference: bool = False,
         drop_unfinished: bool = False,
         batch_size: int = 16,
+        generator: Generator | None = None,
     ):
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        self.generator: Generator = Torch() if generator is None else generator
+        self.generator.check(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.max_new_tokens, self.temperature, self.top_p = samples, max_new_tokens, temperature, top_p
         self.keep_reference, self.drop_unfinished, self.batch_size = keep_reference, drop_unfinished, batch_size
         self.teacher_tokens = 0
@@ -82,6 +89,8 @@ class Labeling:
             "seed": seed if self.temperature else None,
             "records": [[record.skill, record.id, [dict(message) for message in record.prompt]] for record in records],
         }
+        if self.generator.settings:
+            asked["generator"] = dict(self.generator.settings)
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         return cache_root() / "augmentation" / f"{digest}.jsonl"
 
@@ -105,20 +114,24 @@ class Labeling:
     def _write(self, records: Sequence[Record], teacher: LanguageModel, seed: int) -> list[dict[str, Any]]:
         log.info("the teacher writes %d x %d responses", len(records), self.samples)
         prompts = [encode_prompt(record.prompt, teacher.tokenizer) for record in records]
-        bar = progress_bar("labeling", len(prompts) * self.samples)
-        with bar as advance, seeded(seed, "augmentation", "labeling"):
-            responses = generate(
+        each = self.samples if self.temperature == 0 else 1  # one search ends in several
+        asked = [prompt for prompt in prompts for _ in range(self.samples // each)]
+        with progress_bar("labeling", len(asked)) as advance, seeded(seed, "augmentation", "labeling"):
+            groups = self.generator(
                 teacher,
-                [prompt for prompt in prompts for _ in range(self.samples)],
+                asked,
+                samples=each,
                 max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
+                sampled=Sampled(self.temperature, self.top_p),
                 batch_size=self.batch_size,
+                source="teacher",
+                version=0,
                 progress=advance,
             )
-        groups = (responses[start : start + self.samples] for start in range(0, len(responses), self.samples))
-        written = zip(records, prompts, groups, strict=True)
-        return [_row(record, len(prompt), group, teacher) for record, prompt, group in written]
+        read = self.generator.read([len(prompt) for prompt in asked], [[len(one.ids) for one in g] for g in groups])
+        searches = self.samples // each
+        told = zip(records, _parts(groups, searches), _parts(read, searches), strict=True)
+        return [_row(record, [*chain(*found)], [*chain(*rows)], teacher) for record, found, rows in told]
 
     def _report_unfinished(self, rows: Sequence[dict[str, Any]]) -> None:
         cut = sum(not finished for row in rows for finished in row["finished"])
@@ -132,13 +145,16 @@ class Labeling:
             )
 
 
-def _row(record: Record, prompt: int, responses: list[list[int]], teacher: LanguageModel) -> dict[str, Any]:
-    ends = end_ids(teacher)
+def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _row(record: Record, written: list[Written], read: list[Row], teacher: LanguageModel) -> dict[str, Any]:
     return {
         "id": record.id,
-        "responses": [response_text(ids, teacher.tokenizer) for ids in responses],
-        "finished": [ids[-1] in ends for ids in responses],
-        "teacher_tokens": sum(prompt + len(ids) - 1 for ids in responses),  # the last one written is not read
+        "responses": [response_text(answer.ids, teacher.tokenizer) for answer in written],
+        "finished": [not answer.truncated for answer in written],
+        "teacher_tokens": sum(row.tokens for row in read),
     }
 
 

@@ -1,18 +1,44 @@
 """The engines that write where one model writes alone: our own, or another that is given the weights."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
 from kd.types import Source, Written
 
 
+class Row(NamedTuple):
+    """A prompt that was read once, and after it each of some responses but for its last token; in tokens."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Read in all."""
+        return self.prompt + sum(self.responses) - len(self.responses)
+
+
+def shared(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
+    """One reading of each prompt for all its responses."""
+    return [[Row(n, tuple(group))] for n, group in zip(prompts, responses, strict=True)]
+
+
 @runtime_checkable
 class Generator(Protocol):
     """Prompts in, responses out. One with something to tell has a `take_report` (`kd.types.Reports`)."""
 
-    reads_again: ClassVar[bool]  # whether the model reads what was written once more: what a budget counts
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its text depends on beside what it is called with, in plain Python; nothing for our own engine."""
+
+    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+        """Raises ValueError for what it would not write."""
+
+    def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
+        """What the model has read, by prompt, for the responses just written (all lengths in tokens): a budget counts
+        it."""
 
     def __call__(
         self,
@@ -25,6 +51,7 @@ class Generator(Protocol):
         batch_size: int,
         source: Source,
         version: int,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[Written]]:
         """`samples` responses of `model` to each prompt: outer the prompts, inner the samples.
 
@@ -37,4 +64,5 @@ class Generator(Protocol):
             batch_size: responses that the model writes, or reads, at a time.
             source: who is to be called their writer.
             version: optimizer steps that the weights have made; 0 for those that never change.
+            progress: called with the number of prompts just finished.
         """

@@ -1,14 +1,15 @@
 """What every engine with weights of its own has in common: it is given them, and what it says is checked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
+from kd.generators import Row, shared
 from kd.generators.second_reading import Reading, read_responses
 from kd.models.generation import check_decoding, end_ids
 from kd.models.language_model import LanguageModel
@@ -54,8 +55,6 @@ class Elsewhere(ABC):
         tolerance: largest mean distance of log-probabilities, in nats per token.
     """
 
-    reads_again: ClassVar[bool] = True
-
     def __init__(self, *, weights: Text, staleness: NonNegativeInt | None = 0, tolerance: PositiveFloat = 0.25):
         self.folder, self.staleness, self.tolerance = Path(weights).absolute(), staleness, tolerance
         self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
@@ -73,6 +72,7 @@ class Elsewhere(ABC):
         batch_size: int,
         source: Source = "student",
         version: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[Written]]:
         """See `kd.generators.Generator`.
 
@@ -80,9 +80,7 @@ class Elsewhere(ABC):
             OSError: the engine cannot be reached, or answers late (ConnectionError, TimeoutError).
             ValueError: it refuses, or writes what the model could not have written.
         """
-        check_decoding(
-            max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples
-        )
+        self.check(max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples)
         self._bring(model, version)
         if not prompts:
             return []
@@ -93,8 +91,24 @@ class Elsewhere(ABC):
         pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
         readings = read_responses(model, pairs, sampled, batch_size=batch_size)
         self._compare([one for group in found for one in group], readings, sampled, version)
+        if progress is not None:
+            progress(len(prompts))
         told = iter(readings)
         return [[_written(one, next(told), order, source) for one in group] for group in found]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `kd.generators.Generator`."""
+        return {"engine": "vllm"}
+
+    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+        """See `kd.generators.Generator`."""
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+
+    def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
+        """See `kd.generators.Generator`: as our own engine would, and each response once more, its prompt before it."""
+        again = ([Row(n, (length,)) for length in group] for n, group in zip(prompts, responses, strict=True))
+        return [[*once, *more] for once, more in zip(shared(prompts, responses), again, strict=True)]
 
     @abstractmethod
     def open(self, model: LanguageModel) -> None:

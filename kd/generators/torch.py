@@ -1,9 +1,10 @@
 """Our own engine: the model itself, in this process (`kd.models.generation`)."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from kd.models.generation import write
+from kd.generators import Row, shared
+from kd.models.generation import check_decoding, write
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
 from kd.types import Source, Written
@@ -12,7 +13,18 @@ from kd.types import Source, Written
 class Torch:
     """The weights that write are the ones that learn, so they are never behind, and nothing is read again."""
 
-    reads_again: ClassVar[bool] = False
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `kd.generators.Generator`."""
+        return {}
+
+    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+        """See `kd.generators.Generator`."""
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+
+    def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
+        """See `kd.generators.Generator`: a prompt once for all its samples."""
+        return shared(prompts, responses)
 
     def __call__(
         self,
@@ -25,6 +37,7 @@ class Torch:
         batch_size: int,
         source: Source = "student",
         version: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[Written]]:
         """See `kd.generators.Generator` and `kd.models.generation.write`."""
         if not prompts:
@@ -37,4 +50,5 @@ class Torch:
             choose=sampled,
             batch_size=batch_size,
             source=source,
+            progress=progress,
         )

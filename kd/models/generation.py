@@ -16,6 +16,7 @@ from kd.models.sampling import Choose, Sampled, logprobs_of
 from kd.types import Sequences, Source, Written
 
 _WORTH_PACKING = 16  # steps after which the copies of weights have paid
+DIVERGED = "the model's logits became NaN while it wrote, so it has diverged; lower optim.lr, or set optim.clip=1.0"
 
 
 def write(
@@ -51,7 +52,7 @@ def write(
         FloatingPointError: a reader's logits are no numbers.
     """
     check_decoding(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, samples=samples)
-    _check_prompts(prompts, batch_size)
+    check_prompts(prompts, batch_size)
     ends = torch.tensor(
         sorted({end for reader in readers for end in end_ids(reader)}), device=readers[0].network.device
     )
@@ -132,12 +133,11 @@ def _check_finite(responses: Mapping[int, Sequence[Written]]) -> None:
     written = [answer for group in responses.values() for answer in group if len(answer.ids)]
     told = [x for answer in written for x in (answer.old_logprobs, answer.behaviour_logprobs) if x is not None]
     if told and torch.cat(told).isnan().any():
-        raise FloatingPointError(
-            "the model's logits became NaN while it wrote, so it has diverged; lower optim.lr, or set optim.clip=1.0"
-        )
+        raise FloatingPointError(DIVERGED)
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
+    """Raises ValueError for prompts that nothing can be written after."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} decodes nothing; set it to 1 or more")
     for i, prompt in enumerate(prompts):

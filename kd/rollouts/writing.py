@@ -3,15 +3,15 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from kd.generators import Generator
+from kd.generators import Generator, Row, shared
 from kd.generators.torch import Torch
 from kd.models.flops import decoding_flops
-from kd.models.generation import check_decoding, write
+from kd.models.generation import write
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Choose, Sampled
 from kd.rollouts import Spent
@@ -40,6 +40,13 @@ class Writing:
         ValueError: a setting is out of range.
     """
 
+    ordered: ClassVar[bool] = False
+
+    @staticmethod
+    def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
+        """See `kd.rollouts.Rollout`."""
+        return settings.get("samples", 1)
+
     def __init__(
         self,
         *,
@@ -50,10 +57,10 @@ class Writing:
         batch_size: PositiveInt = 16,
         generator: Generator | None = None,
     ):
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        self.generator: Generator = Torch() if generator is None else generator
+        self.generator.check(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
         self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
         self.sampled = Sampled(temperature, top_p)
-        self.generator: Generator = Torch() if generator is None else generator
         self._spent = Spent()
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._recent: deque[bool] = deque(maxlen=RECENT)  # whether each was cut
@@ -87,10 +94,8 @@ class Writing:
             source=source,
             version=version,
         )
-        lengths = list(map(len, prompts))
-        self._account([model], lengths, responses, source, rooms, started)
-        if self.generator.reads_again:
-            self._account_reading(model, lengths, responses, source)
+        read = self.generator.read(list(map(len, prompts)), _lengths(responses))
+        self._account([model], read, responses, source, rooms, started)
         return responses
 
     def by_several(
@@ -110,7 +115,8 @@ class Writing:
             choose=choose,
             batch_size=self.batch_size,
         )
-        self._account(readers, list(map(len, prompts)), responses, "student", rooms, started)
+        read = shared(list(map(len, prompts)), _lengths(responses))
+        self._account(readers, read, responses, "student", rooms, started)
         return responses
 
     def spent(self) -> Spent:
@@ -131,23 +137,20 @@ class Writing:
     def _account(
         self,
         readers: Sequence[LanguageModel],
-        prompts: Sequence[int],
+        read: Sequence[Sequence[Row]],
         responses: Sequence[Sequence[Written]],
         source: Source,
         rooms: Sequence[int],
         started: float,
     ) -> None:
         self._spent = self._spent.plus(Spent(seconds=time.perf_counter() - started))
-        lengths = [[len(answer.ids) for answer in group] for group in responses]
-        written = sum(map(sum, lengths))
-        # the samples of a prompt share one reading of it, and nobody reads what is written last
-        read = sum(prompt + sum(group) - len(group) for prompt, group in zip(prompts, lengths, strict=True))
+        rows = [row for group in read for row in group]
+        tokens, written = sum(row.tokens for row in rows), sum(map(sum, _lengths(responses)))
         if source == "teacher":
-            self._spent = self._spent.plus(Spent(teacher_tokens=len(readers) * read))
+            self._spent = self._spent.plus(Spent(teacher_tokens=len(readers) * tokens))
         else:
-            pairs = zip(prompts, lengths, strict=True)
-            flops = sum(decoding_flops(readers[0], [prompt], group, samples=len(group)) for prompt, group in pairs)
-            self._spent = self._spent.plus(Spent(written, flops, (len(readers) - 1) * read))
+            costs = (decoding_flops(readers[0], [n], group, samples=len(group)) for n, group in rows)
+            self._spent = self._spent.plus(Spent(written, sum(costs), (len(readers) - 1) * tokens))
         ends = [
             answer.truncated or len(answer.ids) > room
             for group, room in zip(responses, rooms, strict=True)
@@ -157,17 +160,6 @@ class Writing:
         self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
         self._recent.extend(ends)
         self._warn()
-
-    def _account_reading(
-        self, model: LanguageModel, prompts: Sequence[int], responses: Sequence[Sequence[Written]], source: Source
-    ) -> None:
-        """Each response read once more, its prompt before it; that costs as writing does (`kd.models.flops`)."""
-        rows = [(n, len(answer.ids)) for n, group in zip(prompts, responses, strict=True) for answer in group]
-        if source == "teacher":
-            self._spent = self._spent.plus(Spent(teacher_tokens=sum(n + length - 1 for n, length in rows)))
-        else:
-            flops = decoding_flops(model, [n for n, _ in rows], [length for _, length in rows])
-            self._spent = self._spent.plus(Spent(decoding_flops=flops))
 
     def _warn(self) -> None:
         cut, count = sum(self._recent), len(self._recent)
@@ -181,6 +173,10 @@ class Writing:
             count,
             self.max_new_tokens,
         )
+
+
+def _lengths(responses: Sequence[Sequence[Written]]) -> list[list[int]]:
+    return [[len(answer.ids) for answer in group] for group in responses]
 
 
 def _rooms(encoder: Encoder, prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -7,8 +7,11 @@ import torch
 
 from kd.augmentation import Stage
 from kd.augmentation.labeling import Labeling
+from kd.generators.transformers import Transformers
 from kd.models.generation import generate
+from kd.models.sampling import Sampled
 from kd.models.sources import cache_root
+from kd.seeding import seeded
 from kd.sequences import encode_prompt, response_text
 from kd.types import Response
 from tests.tiny import record, records, tiny
@@ -97,6 +100,48 @@ def test_what_it_costs_the_teacher(teacher, mute):
         stage = Labeling(max_new_tokens=6, temperature=0.0)
         list(stage(GIVEN, teacher=asked, teacher_id="t", seed=0))
         assert stage.teacher_tokens == cost
+
+
+SEARCH = {"num_beams": 3, "length_penalty": 0.0}
+
+
+def test_a_search_writes_what_the_teacher_finds_likelier_and_counts_its_beams(teacher):
+    """Each of three beams reads each prompt, and each id but the last, as long as a batch of five goes on."""
+    prompts = [encode_prompt(kept.prompt, teacher.tokenizer) for kept in GIVEN]
+    engine = Transformers(options=SEARCH)
+    read = []
+    teacher.network.model.register_forward_pre_hook(
+        lambda _, args, named: read.append(
+            int(named["attention_mask"].sum()) if named["input_ids"].shape[1] > 1 else len(named["input_ids"])
+        ),
+        with_kwargs=True,
+    )
+    stage = Labeling(max_new_tokens=6, temperature=0.0, samples=2, generator=engine, batch_size=15)
+    labelled = list(stage(GIVEN, teacher=teacher, teacher_id="t", seed=0))
+    assert stage.teacher_tokens == sum(read)
+    asked = {"samples": 2, "max_new_tokens": 6, "sampled": Sampled(0.0), "batch_size": 15, "source": "teacher"}
+    found = engine(teacher, prompts, **asked)
+    assert texts(labelled) == [tuple(response_text(one.ids, teacher.tokenizer) for one in group) for group in found]
+    assert texts(labelled) != texts(label(teacher))
+
+
+@pytest.mark.parametrize("other", [None, {"num_beams": 4, "length_penalty": 0.0}, {"num_beams": 3}])
+def test_another_search_is_asked_for_anew(teacher, mute, other):
+    first = label(teacher, generator=Transformers(options=SEARCH))
+    assert label(mute, generator=Transformers(options={**SEARCH, "top_k": 0}), seed=1) == first
+    with pytest.raises(AssertionError, match="the teacher was asked"):
+        label(mute, generator=None if other is None else Transformers(options=other))
+
+
+def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
+    engine = Transformers(options={"top_k": 40})
+    stage = Labeling(max_new_tokens=6, temperature=1.0, samples=2, generator=engine)
+    labelled = list(stage(GIVEN, teacher=teacher, teacher_id="t", seed=0))
+    assert all(len(set(answers)) == 2 for answers in texts(labelled))
+    twice = [prompt for kept in GIVEN for prompt in [encode_prompt(kept.prompt, teacher.tokenizer)] * 2]
+    with seeded(0, "augmentation", "labeling"):
+        written = engine(teacher, twice, samples=1, max_new_tokens=6, sampled=Sampled(1.0), batch_size=16)
+    assert stage.teacher_tokens == sum(len(n) + len(one.ids) - 1 for n, (one,) in zip(twice, written, strict=True))
 
 
 # --- the disk ---

@@ -1,0 +1,313 @@
+"""The library's own `generate`, for decoding that ours does not have: beam search, n-gram bans, penalties."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, SequenceBiasLogitsProcessor
+
+from kd.eval_mode import eval_mode
+from kd.generators import Row
+from kd.generators.options import Options
+from kd.generators.second_reading import read_responses
+from kd.models.generation import DIVERGED, check_decoding, check_prompts, end_ids
+from kd.models.language_model import LanguageModel
+from kd.models.sampling import Sampled, logprobs_of
+from kd.types import Source, Written
+
+READS_TEXT = (NoRepeatNGramLogitsProcessor, SequenceBiasLogitsProcessor)  # and takes padding for a part of it
+
+
+class Transformers:
+    """The model that learns writes by the library's `generate`, in this process; `options` say how.
+
+    Slower than our own engine: a prompt is read for each of its samples, and finished rows stay until all have ended.
+    What a checkpoint's saved generation settings say does not count, ids beyond the tokenizer's are never written, and
+    padding changes nothing, as with ours; greedy text without options is the same.
+
+    `old_logprobs` are the model's own, at temperature 1, `behaviour_logprobs` those of what was drawn from after all
+    options; both are read off the steps themselves. A beam search draws nothing, so its responses have behaviour
+    log-probabilities of 0, as greedy ones; of a student's, `old_logprobs` come from one more reading.
+
+    Args:
+        options: see `kd.generators.options.Options`.
+    """
+
+    def __init__(self, *, options: Mapping[str, Any]):
+        self.options = Options(**options)
+        self._steps: list[int] = []  # of the search for each prompt, the last time
+        self._read_again = False  # whether its responses were, then
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `kd.generators.Generator`."""
+        return {"engine": "transformers", **self.options.chosen}
+
+    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+        """See `kd.generators.Generator`."""
+        distinct = 1 if self.options.num_beams > 1 else samples  # a search ends in several different responses
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=distinct)
+        self.options.check(temperature=temperature, top_p=top_p, samples=samples)
+
+    def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
+        """See `kd.generators.Generator`: one for each sample, or each beam as long as its batch went on."""
+        if self.options.num_beams == 1:
+            return [[Row(n, (length,)) for length in group] for n, group in zip(prompts, responses, strict=True)]
+        told = zip(prompts, responses, self._steps, strict=True)
+        return [
+            [Row(n, (steps,))] * self.options.num_beams
+            + [Row(n, (length,)) for length in (group if self._read_again else ())]
+            for n, group, steps in told
+        ]
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        sampled: Sampled,
+        batch_size: int,
+        source: Source = "student",
+        version: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Written]]:
+        """See `kd.generators.Generator`.
+
+        Raises:
+            ValueError: a setting is out of range, a prompt is empty, or the options leave no id to be written.
+            FloatingPointError: the model's logits are no numbers.
+        """
+        self.check(max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples)
+        check_prompts(prompts, batch_size)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        together = max(1, batch_size // max(self.options.num_beams, samples))
+        config = self._config(model, sampled, max_new_tokens)
+        found: dict[int, list[Written]] = {}
+        steps: dict[int, int] = {}
+        with eval_mode([model.network]), _nothing_saved(model.network):
+            for start in range(0, len(order), together):
+                places = order[start : start + together]
+                written, taken = self._write(model, [prompts[i] for i in places], samples, batch_size, config, source)
+                found |= dict(zip(places, written, strict=True))
+                steps |= dict.fromkeys(places, taken)
+                if progress is not None:
+                    progress(len(places))
+        self._steps = [steps[i] for i in range(len(prompts))]
+        return self._finished(model, prompts, [found[i] for i in range(len(prompts))], batch_size, source)
+
+    def _config(self, model: LanguageModel, sampled: Sampled, max_new_tokens: int) -> GenerationConfig:
+        ends = sorted(end_ids(model))
+        drawn = sampled.temperature > 0
+        how = {"temperature": float(sampled.temperature), "top_p": float(sampled.top_p), "top_k": 0} if drawn else {}
+        told = {**how, **self.options.chosen}
+        if "repetition_penalty" in told:  # an int is refused there
+            told["repetition_penalty"] = float(told["repetition_penalty"])
+        return GenerationConfig(
+            do_sample=drawn,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=ends[0],  # stands after the end alone
+            use_cache=True,
+            **told,
+        )
+
+    def _write(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        batch_size: int,
+        config: GenerationConfig,
+        source: Source,
+    ) -> tuple[list[list[Written]], int]:
+        """The samples of each prompt, and the steps that it took."""
+        if self.options.num_beams > 1:
+            config.num_return_sequences = samples
+            written, steps = _generate(model, prompts, config, source)
+            return [written[i : i + samples] for i in range(0, len(written), samples)], steps
+        groups: list[list[Written]] = [[] for _ in prompts]
+        steps = 0
+        for start in range(0, samples, batch_size):  # more than one part only where a prompt is alone
+            count = min(batch_size, samples - start)
+            rows = [i for i in range(len(prompts)) for _ in range(count)]
+            written, taken = _generate(model, [prompts[i] for i in rows], config, source)
+            steps = max(steps, taken)
+            for i, one in zip(rows, written, strict=True):
+                groups[i].append(one)
+        return groups, steps
+
+    def _finished(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        found: list[list[Written]],
+        batch_size: int,
+        source: Source,
+    ) -> list[list[Written]]:
+        """With a student's own log-probabilities of what its beams have found."""
+        self._read_again = self.options.num_beams > 1 and source != "teacher"
+        if not self._read_again:
+            return found
+        pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
+        told = iter(read_responses(model, pairs, Sampled(0.0), batch_size=batch_size))
+        return [
+            [Written(one.ids, source, one.behaviour_logprobs, next(told).own, one.truncated) for one in group]
+            for group in found
+        ]
+
+
+@contextmanager
+def _nothing_saved(network: Any) -> Iterator[None]:
+    """What a checkpoint's own settings say would fill in whatever is not said here."""
+    saved = network.generation_config
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = saved
+
+
+def _generate(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, source: Source
+) -> tuple[list[Written], int]:
+    """What `generate` returns for one batch, in its order, and the number of its steps."""
+    network: Any = model.network
+    width, beams = max(map(len, prompts)), config.num_beams or 1
+    padding = [width - len(prompt) for prompt in prompts]
+    tokens = torch.tensor([[0] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)])
+    mask = torch.arange(width) >= torch.tensor(padding)[:, None]
+    ends = torch.tensor(config.eos_token_id, device=network.device)
+    watched = _Watched(model.vocabulary, width, ends, beams, torch.tensor(padding).repeat_interleave(beams))
+
+    def decode(
+        network: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **rest: Any,
+    ) -> Tensor:
+        watched.processors = watched.unpadded(logits_processor)
+        search = type(network)._beam_search if beams > 1 else type(network)._sample
+        return search(network, input_ids, watched, stopping_criteria, generation_config, **rest)
+
+    sequences = network.generate(
+        tokens.to(network.device),
+        attention_mask=mask.long().to(network.device),
+        generation_config=config,
+        custom_generate=decode,
+    )
+    return _cut(sequences[:, width:], watched, config, source), watched.steps
+
+
+def _cut(ids: Int[Tensor, "b t"], watched: "_Watched", config: GenerationConfig, source: Source) -> list[Written]:
+    """Each row up to its end token, with what was watched where nothing was searched."""
+    searched = watched.beams > 1
+    own, drawn = (None, None) if searched else watched.told(ids)
+    written = []
+    for i, row in enumerate(ids.tolist()):
+        end = next((place for place, one in enumerate(row) if one in config.eos_token_id), None)
+        length = len(row) if end is None else end + 1
+        certain = torch.zeros(length)
+        written.append(
+            Written(
+                tuple(row[:length]),
+                source,
+                behaviour_logprobs=drawn[i, :length].clone() if config.do_sample and drawn is not None else certain,
+                old_logprobs=None if own is None else own[i, :length].clone(),
+                truncated=end is None,
+            )
+        )
+    return written
+
+
+class _Watched:
+    """The library's processors, and on either side of them what the model says and what its words are chosen from.
+
+    Only log-probabilities of chosen ids are kept: all logits of all steps, as the library would return them, take
+    gigabytes.
+    """
+
+    def __init__(self, vocabulary: int, width: int, ends: Tensor, beams: int, padding: Int[Tensor, " b"]):
+        self.vocabulary, self.width, self.ends, self.beams, self.padding = vocabulary, width, ends, beams, padding
+        self.processors: Any = LogitsProcessorList()
+        self.steps = 0
+        self._open: tuple[Tensor, Tensor] | None = None  # what was said, and made of it; an id is being chosen
+        self._own: list[Tensor] = []
+        self._drawn: list[Tensor] = []
+
+    def unpadded(self, processors: Sequence[LogitsProcessor]) -> LogitsProcessorList:
+        """The same, none of which sees padding."""
+        padded = bool(self.padding.any())
+        return LogitsProcessorList(
+            [_Unpadded(one, self.padding) if padded and isinstance(one, READS_TEXT) else one for one in processors]
+        )
+
+    def __call__(self, ids: Int[Tensor, "b s"], scores: Float[Tensor, "b V"]) -> Float[Tensor, "b V"]:
+        """What is chosen from."""
+        if self.beams == 1:
+            self._settle(ids[:, -1])
+        said = self._known(scores)
+        made = self.processors(ids, said)
+        self._check(ids, said, made)
+        self._open, self.steps = (said, made), self.steps + 1
+        return made
+
+    def told(self, ids: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:
+        """Log-probabilities of the ids, when all are chosen: the model's own, and of what they were drawn from."""
+        length = ids.shape[1]
+        if length == self.steps:  # else the library has taken back the last ones
+            self._settle(ids[:, -1])
+        own, drawn = (torch.stack(parts[:length], dim=1).cpu() for parts in (self._own, self._drawn))
+        return own, drawn
+
+    def _settle(self, ids: Int[Tensor, " b"]) -> None:
+        if self._open is not None:
+            said, made = self._open
+            self._own.append(logprobs_of(said, ids))
+            self._drawn.append(logprobs_of(made, ids))
+        self._open = None
+
+    def _known(self, scores: Float[Tensor, "b V"]) -> Float[Tensor, "b V"]:
+        """Nothing for ids beyond the tokenizer's; a search, which adds up log-probabilities, gets such."""
+        if scores.shape[-1] == self.vocabulary:
+            return scores
+        known = scores.clone()
+        known[:, self.vocabulary :] = -torch.inf
+        return known if self.beams == 1 else known.log_softmax(-1)
+
+    def _check(self, ids: Tensor, said: Tensor, made: Tensor) -> None:
+        """What is drawn from nothing, or from NaN, would be garbage; a GPU would end the process."""
+        lost = ~made.amax(-1).isfinite()
+        if self.beams > 1:
+            lost = lost.view(-1, self.beams).all(-1).repeat_interleave(self.beams)
+        else:
+            lost &= ~torch.isin(ids[:, self.width :], self.ends).any(-1)  # finished rows are dragged along
+        if not lost.any():
+            return
+        if said[lost].isnan().any():
+            raise FloatingPointError(DIVERGED)
+        raise ValueError(
+            f"generator.options leave no id to be written after {ids.shape[1] - self.width} tokens; let them ban less"
+        )
+
+
+class _Unpadded(LogitsProcessor):
+    """A processor that is shown each row from the start of its prompt."""
+
+    def __init__(self, processor: LogitsProcessor, padding: Int[Tensor, " b"]):
+        self.processor, self.padding = processor, padding
+
+    def __call__(self, input_ids: Int[Tensor, "b s"], scores: Float[Tensor, "b V"]) -> Float[Tensor, "b V"]:
+        """The rows of one padding together."""
+        made = torch.empty_like(scores)
+        for missing in self.padding.unique().tolist():
+            rows = (self.padding == missing).nonzero()[:, 0].to(scores.device)
+            made[rows] = self.processor(input_ids[rows, missing:], scores[rows])
+        return made
