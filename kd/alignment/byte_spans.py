@@ -79,6 +79,12 @@ def first_rows(spans: Spans) -> Pairs:
     return Pairs(spans.start, spans.teacher_start, spans.sequence)
 
 
+def with_ends(pairs: Pairs, batch: Batch, student: int, teacher: int) -> Pairs:
+    """The pairs, and at which of them a response ends; `student` and `teacher` are the two end tokens."""
+    ours, theirs = (s.labels[s.mask] for s in (batch.student, batch.teacher))
+    return pairs._replace(ends=(ours[pairs.student] == student) | (theirs[pairs.teacher] == teacher))
+
+
 def response_ids(sequences: Sequences) -> list[list[int]]:
     """The ids of each sequence's response."""
     labels, mask = sequences.labels.tolist(), sequences.mask.tolist()

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from kd.alignment.byte_spans import columns, response_ids, written_here
-from kd.alignment.spans import SpanAlignment
-from kd.alignment.vocabulary import nearest
+from kd.alignment.byte_spans import columns, response_ids, with_ends, written_here
+from kd.alignment.spans import Outside, SpanAlignment
+from kd.alignment.vocabulary import Distance, nearest
 from kd.types import Batch, Pairs
 
 
@@ -20,11 +20,18 @@ class MinEdit(SpanAlignment):
 
     A row is compared where the warping sets one token beside one token and these stand for each other; FuseLLM takes
     the label alone elsewhere, which is what a further term `sft` does here. What several of the teacher's ids share is
-    added up. Distances are between bytes; ids at a distance above 1 are not mapped (`vocabulary.nearest`).
+    added up. Distances are between bytes.
+
+    distance: the most edits between an id's spelling and its counterpart's; ids farther from all are not mapped, and
+              their probability is lost. None: no bound, as in FuseLLM (`vocabulary.nearest`).
     """
 
     provides = frozenset({"logits", "pairs", "id_map"})
     _warped: tuple[Batch, Pairs] | None = None  # the last batch's: warping is slow, and asked for more than once
+
+    def __init__(self, *, outside: Outside = "renormalise", distance: Distance = 1):
+        super().__init__(outside=outside)
+        self.distance = distance
 
     def pairs(self, batch: Batch) -> Pairs:
         """What the warping sets beside each other, one token to one token."""
@@ -39,7 +46,7 @@ class MinEdit(SpanAlignment):
             path = warped(self.student.of(ours, silent=silent), self.teacher.of(theirs, silent=silent))
             rows += [(first[0] + i, first[1] + j, sequence) for i, j in one_to_one(path)]
             first = [first[0] + len(ours), first[1] + len(theirs)]
-        return Pairs(*columns(rows, 3, batch))
+        return with_ends(Pairs(*columns(rows, 3, batch)), batch, self.student.end, self.teacher.end)
 
     def _aligned(self, batch: Batch, n: int) -> Bool[Tensor, " n"]:
         rows = self.pairs(batch).student
@@ -50,7 +57,7 @@ class MinEdit(SpanAlignment):
         return pairs.student, pairs.teacher
 
     def _mapped(self) -> Int[Tensor, " U"]:
-        return nearest(self.student, self.teacher)
+        return nearest(self.student, self.teacher, distance=self.distance)
 
 
 def warped(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from kd.alignment.byte_spans import columns
+from kd.alignment.byte_spans import columns, with_ends
 from kd.types import Batch, ModelOutput, Pairs
 
 
@@ -12,11 +12,14 @@ class Unaligned:
     provides: frozenset[str] = frozenset({"pairs"})
     translates = False
     summary = ""
+    ends = (-1, -1)  # the end tokens of student and teacher, once `check` was told them
+    _paired = (0, 0)  # of the student's response tokens, since the last report: those in a pair, and all
 
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
         """Any two tokenizers will do."""
+        self.ends = student.eos_token_id, teacher.eos_token_id
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
         """Nothing survives in the student's coordinates."""
@@ -29,4 +32,10 @@ class Unaligned:
         for sequence, (ours, theirs) in enumerate(zip(*lengths, strict=True)):
             rows += [(first[0] + k, first[1] + k, sequence) for k in range(min(ours, theirs))]
             first = [first[0] + ours, first[1] + theirs]
-        return Pairs(*columns(rows, 3, batch))
+        self._paired = self._paired[0] + len(rows), self._paired[1] + first[0]
+        return with_ends(Pairs(*columns(rows, 3, batch)), batch, *self.ends)
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The share of the student's response tokens in a pair (`aligned_tokens`), where pairs were asked for."""
+        (paired, tokens), self._paired = self._paired, (0, 0)
+        return {"aligned_tokens": (float(paired), float(tokens))} if tokens else {}

@@ -3,18 +3,19 @@
 from dataclasses import replace
 
 from jaxtyping import Float, Int
-from torch import Tensor, arange
+from torch import Tensor, arange, tensor
 from transformers import PreTrainedTokenizerBase
 
-from kd.alignment.byte_spans import first_rows, identity_spans
+from kd.alignment.byte_spans import first_rows, identity_spans, with_ends
+from kd.alignment.token_bytes import token_bytes
 from kd.sequences import same_text
-from kd.types import Batch, ModelOutput, Pairs, Spans
+from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
 
 class Same:
     """Nothing to translate: positions and ids are the same."""
 
-    provides = frozenset({"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map"})
+    provides = frozenset({"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map", "boundaries"})
     provides |= {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
     translates = False  # rows and ids are one and the same
     summary = ""
@@ -44,6 +45,7 @@ class Same:
                 "take alignment=shared_vocabulary"
             )
         self.size = len(theirs) if ids is None else ids[1]
+        self.tokenizer, self.known = student, sorted({*ours.values()} & {*theirs.values()})
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
         """The teacher's output in the student's coordinates.
@@ -62,11 +64,22 @@ class Same:
 
     def pairs(self, batch: Batch) -> Pairs:
         """Every row beside itself."""
-        return first_rows(identity_spans(batch))
+        end = self.tokenizer.eos_token_id
+        return with_ends(first_rows(identity_spans(batch)), batch, end, end)
 
     def id_map(self, batch: Batch) -> Int[Tensor, " U"]:
         """Every id stands for itself."""
         return arange(self.size, device=batch.student.mask.device)
+
+    def shared_ids(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:
+        """Ids that are in use, twice."""
+        ids = tensor([i for i in self.known if i < self.size])
+        return ids, ids
+
+    def boundaries(self, batch: Batch) -> Boundaries:
+        """Of the one tokenizer. Raises ValueError for one whose tokens are no pieces of a text's bytes."""
+        ids = token_bytes(self.tokenizer).boundary[: self.size].to(batch.student.mask.device)
+        return Boundaries(ids, ids)
 
 
 def repositioned(values: Float[Tensor, "B t"], batch: Batch) -> Float[Tensor, "B T"]:

@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kd.alignment.byte_spans import first_rows, spans_of
+from kd.alignment.byte_spans import first_rows, spans_of, with_ends
 from kd.alignment.token_bytes import token_bytes
 from kd.alignment.vocabulary import NOWHERE, same_bytes
 from kd.kernels.mapped import MappedLogits
 from kd.kernels.stretches import spread
-from kd.types import Batch, ModelOutput, Pairs, Spans
+from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
 Outside = Literal["renormalise", "spread"]
 
@@ -34,7 +34,7 @@ class SpanAlignment:
              Reported as `lost_teacher_mass`, a share per compared row, in any case.
     """
 
-    provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map"})
+    provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map", "boundaries"})
     translates = True  # rows and ids may differ
 
     def __init__(self, *, outside: Outside = "renormalise"):
@@ -95,11 +95,21 @@ class SpanAlignment:
 
     def pairs(self, batch: Batch) -> Pairs:
         """The rows at which the spans begin."""
-        return first_rows(self.spans(batch))
+        return with_ends(first_rows(self.spans(batch)), batch, self.student.end, self.teacher.end)
 
     def id_map(self, batch: Batch) -> Int[Tensor, " U"]:
         """The student's id of each of the teacher's ids, -1 where there is none."""
         return self.map.to(batch.student.mask.device)
+
+    def shared_ids(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:
+        """Ids of the student, and the teacher's that they stand for."""
+        theirs = (self.map != NOWHERE).nonzero()[:, 0]
+        return self.map[theirs], theirs
+
+    def boundaries(self, batch: Batch) -> Boundaries:
+        """Of both tokenizers, up to the ids that the heads know."""
+        sides = ((self.student, self.size), (self.teacher, len(self.map)))
+        return Boundaries(*(tokens.boundary[:size].to(batch.student.mask.device) for tokens, size in sides))
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """Shares of the student's response tokens: in a span (`aligned_tokens`), and standing for one token of the

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 END = b"\xff\xfe end"  # no text holds it: neither byte occurs in UTF-8
@@ -34,6 +37,15 @@ class TokenBytes:
         that is spelled plainly."""
         order = sorted(range(len(self.pieces)), key=self.preference, reverse=True)
         return {piece: i for i in order if (piece := self.pieces[i])}
+
+    @cached_property
+    def boundary(self) -> Bool[Tensor, " V"]:
+        """Ids before which a tokenizer cuts, whatever was before: special ones, and those that begin with a space, a
+        tab or a newline."""
+        begin = [
+            i in self.special or (piece or b"").startswith((b" ", b"\t", b"\n")) for i, piece in enumerate(self.pieces)
+        ]
+        return torch.tensor(begin)
 
     def preference(self, i: int) -> tuple[bool, int]:
         """Ids in the order in which they speak for their bytes: plain spellings first, then low ids."""

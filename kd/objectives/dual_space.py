@@ -11,14 +11,14 @@ The first teaches the student in its own space, the second the projection P (sg 
 does not move to please it), the third the student in the teacher's space. Arithmetic after the heads is in float32 or
 wider, in pieces of rows, so that no `[n, V]` tensor stays.
 
-DSKD: arXiv 2406.17328; with exact token alignment: arXiv 2504.11426 (DSKDv2, without its initialisation of P by a
-pseudo-inverse). Both weigh the sum with 0.5 beside 0.5 of the labels' cross-entropy, and use temperature 2 for the
-divergences without the factor temperature^2. Projections are the term's own: they learn at `optim.lr`, or with an
-optimizer apart at the term's `lr` (1e-3 there).
+DSKD: arXiv 2406.17328; with exact token alignment: arXiv 2504.11426 (DSKDv2). Both weigh the sum with 0.5 beside 0.5
+of the labels' cross-entropy, and use temperature 2 for the divergences without the factor temperature^2. Projections
+are the term's own: they learn at `optim.lr`, or with an optimizer apart at the term's `lr` (1e-3; in DSKDv2 5e-4).
 """
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,8 +29,11 @@ from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.kernels.products import wide_product
 from kd.objectives.divergence import Positive, forward_kl
+from kd.objectives.heads import Ids, carried
 from kd.objectives.layers import over_positions, through
 from kd.types import Head, Shape, Spans
+
+Start = Literal["random", "pseudo_inverse"]
 
 
 class _DualSpace(nn.Module):
@@ -85,7 +88,38 @@ class DualSpace(_DualSpace):
     """D(sg(p^), q) + CE(p^, y) + KL(p || q^), at rows where both models write the same token after the same text.
 
     That is exact token alignment. With one tokenizer these are all rows, which is DSKD for equal vocabularies.
+
+    start: random: as a linear layer begins (DSKD). pseudo_inverse: P = W_s^+ W_t and Q = W_t^+ W_s, of the heads' rows
+        at ids that both tokenizers know (DSKDv2): P g says in the student's space what g says in the teacher's, and
+        Q h in the teacher's what h says, as nearly as a linear map can; see `kd.objectives.heads.carried`. Both learn
+        from there.
+
+    In the authors' code of DSKDv2 P learns, while Q is made again from the student's head at every step; their
+    pseudo-inverse drops singular values below K 2^-23 of the largest (K ids), this one those below 1e-6. The teacher's
+    own most probable id stands for y in CE(p^, y) there, and the first divergence counts where p^ names it.
     """
+
+    def __init__(
+        self,
+        *,
+        divergence: Callable = forward_kl,
+        temperature: Positive = 2.0,
+        only_correct: bool = False,
+        start: Start = "random",
+    ) -> None:
+        super().__init__(divergence=divergence, temperature=temperature, only_correct=only_correct)
+        self.start = start
+
+    @torch.no_grad()
+    def begins_with(self, student: Head, teacher: Head, shared: tuple[Ids, Ids]) -> None:
+        """Set the projections by the two heads, at ids of the student and of the teacher that mean the same.
+
+        Raises ValueError for heads whose biases differ there.
+        """
+        if self.start == "pseudo_inverse":
+            ours, theirs = shared
+            self.to_student.weight.copy_(carried(teacher, theirs, student, ours))
+            self.to_teacher.weight.copy_(carried(student, ours, teacher, theirs))
 
     def forward(
         self,

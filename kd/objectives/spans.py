@@ -4,20 +4,23 @@ A span is worth the product of its tokens' probabilities, whatever number of tok
 student's first row of it; other rows are 0, and averages divide by all rows.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from kd.kernels.logits import label_logprobs
 from kd.kernels.stretches import spread
 from kd.objectives.divergence import NonNegative, Positive, forward_kl, kl, log_probs, mixture
 from kd.objectives.transport import sorted_difference
-from kd.types import Spans
+from kd.types import Boundaries, Spans
 
 Between = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 NEARLY_CERTAIN = -1e-6  # nats; log(1 - exp(x)) has no end at x = 0
 
 
@@ -31,8 +34,8 @@ def merged_spans(
     *,
     beta: Between = 0.5,
     temperature: Positive = 1.0,
-    matched_weight: NonNegative = 1.0,
-    unmatched_weight: NonNegative = 1.0,
+    matched_weight: NonNegative | None = 1.0,
+    unmatched_weight: NonNegative | None = 1.0,
 ) -> Float[Tensor, "*n"]:
     """matched_weight * JSD_beta(p~, q~ on shared ids) + unmatched_weight * sum_i |p~_(i) - q~_(i)| on the others.
 
@@ -41,8 +44,11 @@ def merged_spans(
     JSD_beta is the generalised Jensen-Shannon divergence of measures, as in `generalized_jsd` (beta weighs the
     teacher); the others are sorted and filled up as in `universal_logit`.
 
-    The general online logit distillation of TRL ("GOLD", its hybrid loss; not arXiv 2403.19754, which has the same
-    name). TRL weighs the parts with the shares of matched and unmatched ids where no weights are given.
+    matched_weight, unmatched_weight: None: the share of the teacher's ids that have a counterpart, or that have none.
+
+    The general online logit distillation of TRL ("GOLD", its hybrid loss, made of that of arXiv 2402.12030; another
+    paper has the same name), where both weights are None by default. It counts a padded head's ids among the teacher's,
+    and leaves the second part out where one side has no other ids.
     """
     q = _merged(log_probs(student_logits, temperature), labels, spans.start, spans.end)
     p = _merged(log_probs(native_teacher_logits, temperature), teacher_labels, spans.teacher_start, spans.teacher_end)
@@ -50,7 +56,10 @@ def merged_spans(
     ours = id_map[theirs]
     matched = _measures_jsd(p[:, theirs], q[:, ours], beta)
     unmatched = sorted_difference(_without(p, theirs).exp(), _without(q, ours).exp())
-    return _at_first(matched_weight * matched + unmatched_weight * unmatched, spans, len(student_logits))
+    share = len(theirs) / len(id_map)
+    matched = matched * (share if matched_weight is None else matched_weight)
+    unmatched = unmatched * (1 - share if unmatched_weight is None else unmatched_weight)
+    return _at_first(matched + unmatched, spans, len(student_logits))
 
 
 def approximate_likelihood(
@@ -64,14 +73,72 @@ def approximate_likelihood(
     """D((p^(1/tau), 1 - p^(1/tau)), (q^(1/tau), 1 - q^(1/tau))), p and q the likelihoods of a span, tau `temperature`.
 
     Approximate likelihood matching (arXiv 2503.20083, eq. 5): an f-divergence, binarised. Any divergence of this
-    project serves; the temperature keeps the likelihoods of long spans away from 0. Its spans are the minimal ones;
-    the paper's correction for spans at whose end a tokenizer would have gone on is not made.
+    project serves; the temperature keeps the likelihoods of long spans away from 0. Its spans are the minimal ones, and
+    nothing is done about those at whose end one tokenizer would have gone on: `debiased_likelihood` does.
     """
     q = _sums(student_logprobs, spans.start, spans.end)
     p = _sums(native_teacher_logprobs, spans.teacher_start, spans.teacher_end)
+    return _at_first(_between(p, q, divergence, temperature), spans, len(student_logprobs))
+
+
+def debiased_likelihood(
+    student_logits: Float[Tensor, "n V"],
+    native_teacher_logits: Float[Tensor, "m U"],
+    labels: Int[Tensor, " n"],
+    teacher_labels: Int[Tensor, " m"],
+    spans: Spans,
+    boundaries: Boundaries,
+    *,
+    divergence: Callable = forward_kl,
+    temperature: Positive = 100.0,
+    least: Share = 0.1,
+) -> Float[Tensor, "*n"]:
+    """D((p^(1/tau), 1 - p^(1/tau)), (q^(1/tau), 1 - q^(1/tau))), p and q the likelihoods of a span and its end.
+
+    A likelihood of "app" speaks of all texts that begin so where tokens are bytes, but where "apple" is a token, it
+    says that the text does not go on with "le". B are the ids before which every tokenizer cuts
+    (`kd.types.Boundaries`); to `approximate_likelihood`'s p and q the probability of B at the row after the span is
+    multiplied, 1 for the last span of a response. tau is `temperature`.
+
+    least: a span after which the teacher's B is not above it is joined with the next, for there both likelihoods are of
+        an event that hardly happens; 0: none is.
+
+    Approximate likelihood matching with its correction of chunks (arXiv 2503.20083), and its choice of chunks, as the
+    authors' code has them (`append_space`, `merge_by_space_prob` with 0.1; their loss is the cross-entropy, which has
+    the gradient of forward KL).
+    """
+    q, p = label_logprobs(student_logits, labels), label_logprobs(native_teacher_logits, teacher_labels)
+    more = spans.sequence == spans.sequence.roll(-1)
+    more[-1:] = False
+    ends = spans.end[more], spans.teacher_end[more]
+    q_stop = q.new_zeros(len(more)).masked_scatter(more, _mass(student_logits[ends[0]], boundaries.student))
+    p_stop = p.new_zeros(len(more)).masked_scatter(more, _mass(native_teacher_logits[ends[1]], boundaries.teacher))
+    last = p_stop > math.log(least) if least else torch.ones_like(more)
+    spans = _joined(spans, last)
+    q = _sums(q, spans.start, spans.end) + q_stop[last]
+    p = _sums(p, spans.teacher_start, spans.teacher_end) + p_stop[last]
+    return _at_first(_between(p, q, divergence, temperature), spans, len(student_logits))
+
+
+def _mass(logits: Float[Tensor, "S V"], ids: Bool[Tensor, " V"]) -> Float[Tensor, " S"]:
+    """log of the probability of the ids together."""
+    return log_probs(logits)[:, ids].logsumexp(-1).clamp(max=0)
+
+
+def _joined(spans: Spans, last: Bool[Tensor, " S"]) -> Spans:
+    """Spans that each end with one of the `last`, which holds the last of every response."""
+    first = torch.ones_like(last)
+    first[1:] = last[:-1]
+    ends = spans.end[last], spans.teacher_end[last]
+    return Spans(spans.start[first], ends[0], spans.teacher_start[first], ends[1], spans.sequence[last])
+
+
+def _between(
+    p: Float[Tensor, " S"], q: Float[Tensor, " S"], divergence: Callable, temperature: float
+) -> Float[Tensor, " S"]:
+    """Of log-likelihoods, each as one of two classes."""
     # a difference of one nat is one of 1/tau here, and its divergence 1/tau^2: below what float32 can tell apart
-    values = divergence(_binary(q.double() / temperature), _binary(p.double() / temperature))
-    return _at_first(values.to(q.dtype), spans, len(student_logprobs))
+    return divergence(_binary(q.double() / temperature), _binary(p.double() / temperature)).to(q.dtype)
 
 
 def _merged(

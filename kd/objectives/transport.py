@@ -24,12 +24,20 @@ def universal_logit(
     pairs: Pairs,
     *,
     temperature: Positive = 1.0,
+    end_token: bool = True,
 ) -> Float[Tensor, "*n"]:
     """sum_i |p_(i) - q_(i)|, both sorted from the largest down, the smaller vocabulary filled up with zeros.
 
     Universal logit distillation (arXiv 2402.12030, eq. 4): the Wasserstein distance where moving mass costs the same
     whatever the tokens. The paper adds the cross-entropy of the labels and weighs this term with 1.5.
+
+    end_token: False: pairs at which either side writes its end token are not compared, as in the authors' code (which
+        leaves out the last token of a response that was cut, too, and divides by the pairs that are left).
+
+    Raises ValueError if they are to be left out by an alignment that does not say which these are.
     """
+    if not end_token:
+        pairs = _inside(pairs)
     q = log_probs(student_logits, temperature)[pairs.student].exp()
     p = log_probs(native_teacher_logits, temperature)[pairs.teacher].exp()
     return over_rows(sorted_difference(p, q), pairs, student_logits)
@@ -96,6 +104,16 @@ def sinkhorn(cost: Float[Tensor, "N M"], *, epsilon: float, iterations: int) -> 
 def over_rows(values: Float[Tensor, " P"], pairs: Pairs, student_logits: Float[Tensor, "n V"]) -> Float[Tensor, "*n"]:
     """The values of pairs at the student's rows, 0 at those in no pair."""
     return values.new_zeros(len(student_logits)).index_add(0, pairs.student, values)
+
+
+def _inside(pairs: Pairs) -> Pairs:
+    """Those at which no response ends."""
+    if pairs.ends is None:
+        raise ValueError(
+            "end_token=false, but the alignment does not say where a response ends; set `ends` in its pairs"
+        )
+    kept = ~pairs.ends
+    return Pairs(pairs.student[kept], pairs.teacher[kept], pairs.sequence[kept], pairs.ends[kept])
 
 
 def _ranked(log: Float[Tensor, "r V"], top: int) -> Float[Tensor, "r K"]:

@@ -3,9 +3,13 @@
 Run: python -m pytest tests/alignment/test_alignments.py
 """
 
+import random
+import time
+
 import pytest
 import torch
 
+from kd.alignment.edit_scan import Words
 from kd.alignment.min_edit import MinEdit, edit_distance, one_to_one, warped
 from kd.alignment.none import Unaligned
 from kd.alignment.same import Same
@@ -235,13 +239,81 @@ def test_none_pairs_the_first_rows_of_each_response():
     student, teacher = byte_tokenizer(), smollm2()
     [batch] = batches(student, teacher, "apples", "no")
     lengths = [s.mask.sum(1).tolist() for s in (batch.student, batch.teacher)]
-    pairs = Unaligned().pairs(batch)
+    alignment = learnt(Unaligned, student, teacher)
+    pairs = alignment.pairs(batch)
     expected = [
         (lengths[0][0] * b + k, lengths[1][0] * b + k, b)
         for b in (0, 1)
         for k in range(min(lengths[0][b], lengths[1][b]))
     ]
-    assert list(zip(*(field.tolist() for field in pairs), strict=True)) == expected
+    assert list(zip(*(field.tolist() for field in pairs[:3]), strict=True)) == expected
+    # smollm2 is done first, beside some letter of the bytes: the last pair of each response
+    last = [b for _, _, b in expected]
+    assert pairs.ends.tolist() == [a != b for a, b in zip(last, [*last[1:], None], strict=True)]
+    assert alignment.take_report() == {"aligned_tokens": (len(expected), sum(lengths[0]))}
+    assert alignment.take_report() == {}
+
+
+@pytest.mark.parametrize("kind", [Same, *TRANSLATING])
+def test_pairs_say_where_responses_end(kind):
+    student = byte_level()
+    [batch] = batches(student, None, *ANSWERS)
+    alignment = learnt(kind, student, student)
+    pairs = alignment.pairs(batch)
+    labels = batch.student.labels[batch.student.mask]
+    assert labels[pairs.student[pairs.ends]].tolist() == [student.eos_token_id] * len(ANSWERS)
+    assert not (labels[pairs.student[~pairs.ends]] == student.eos_token_id).any()
+
+
+def test_a_response_that_was_cut_ends_nowhere():
+    student, teacher = smollm2(), byte_tokenizer()
+    [batch] = batches(student, teacher, "apples and pears and plums and nothing else", max_length=55)
+    cut = learnt(SpanAlignment, student, teacher).pairs(batch)
+    assert len(cut.ends)
+    assert not cut.ends.any()
+
+
+# ---- shared ids, and where tokenizers cut ---------------------------------------------------------------------------
+
+
+def test_shared_ids_are_those_of_the_map():
+    student, teacher = smollm2(), sentencepiece()
+    alignment = learnt(SpanAlignment, student, teacher)
+    ours, theirs = alignment.shared_ids()
+    assert torch.equal(alignment.map[theirs], ours)
+    assert len(ours) == int((alignment.map != NOWHERE).sum()) > 50
+    pieces = [[token_bytes(t).pieces[i] for i in ids.tolist()] for t, ids in ((student, ours), (teacher, theirs))]
+    assert pieces[0] == pieces[1]
+
+
+def test_ids_that_no_token_has_are_not_shared():
+    student = byte_level()
+    alignment = Same()
+    alignment.check(student, student, (len(student) + 3, len(student) + 3))
+    ours, theirs = alignment.shared_ids()
+    assert torch.equal(ours, theirs)
+    assert ours.tolist() == sorted(student.get_vocab().values())
+    alignment.check(student, student, (7, 7))
+    assert alignment.shared_ids()[0].tolist() == list(range(7))
+
+
+def test_boundaries_are_spaces_and_special_tokens():
+    student, teacher = smollm2(), sentencepiece()
+    [batch] = batches(student, teacher, "12 apples")
+    found = learnt(SpanAlignment, student, teacher).boundaries(batch)
+    assert (len(found.student), len(found.teacher)) == (len(token_bytes(student).pieces), len(teacher))
+    for tokenizer, ids, yes, no in (
+        (student, found.student, ["Ġthe", "Ġ", "Ċ", "ĉ", "<|im_end|>", "<|im_start|>"], ["the", "a", ".", "1"]),
+        (teacher, found.teacher, ["▁", "<0x0A>", "<0x09>", "<s>", "</s>"], ["a", "<0x61>"]),
+    ):
+        for words, expected in ((yes, True), (no, False)):
+            assert ids[tokenizer.convert_tokens_to_ids(words)].tolist() == [expected] * len(words)
+    cut = SpanAlignment()
+    cut.check(student, teacher, (300, 200))
+    assert [len(ids) for ids in cut.boundaries(batch)] == [300, 200]
+    same = learnt(Same, student, student)
+    assert torch.equal(same.boundaries(batch).student, found.student)
+    assert torch.equal(same.boundaries(batch).teacher, found.student)
 
 
 # ---- lost mass ------------------------------------------------------------------------------------------------------
@@ -285,6 +357,61 @@ def test_warping_by_hand():
     assert path == [(0, 0), (1, 1), (1, 2), (2, 3)]
     assert one_to_one(path) == [(0, 0), (2, 3)]
     assert warped([], [b"a"]) == []
+
+
+def test_many_edit_distances_at_once_are_those_of_one():
+    draw = random.Random(0)
+
+    def word(longest: int, letters: str) -> bytes:
+        return "".join(draw.choices(letters, k=draw.randint(1, longest))).encode()
+
+    for longest, letters in ((4, "ab"), (9, "abc"), (17, "abcdefé"), (40, "ab"), (64, "abcd")):
+        many = {word(longest, letters): k for k in range(60)}
+        words = Words(many)
+        for looked_for in [word(longest, letters)[:64] for _ in range(12)] + [b"z" * longest]:
+            distances = {k: edit_distance(looked_for, other) for other, k in many.items()}
+            least = min(distances.values())
+            expected = min(k for k, distance in distances.items() if distance == least)
+            assert words.nearest(looked_for, None, otherwise=-1) == expected
+            assert words.nearest(looked_for, least, otherwise=-1) == expected
+            assert words.nearest(looked_for, least - 1, otherwise=-1) == -1
+    assert Words({}).nearest(b"a", None, otherwise=-1) == -1
+
+
+@pytest.mark.parametrize("distance", [0, 1, 2, 3, None])
+def test_ids_up_to_a_distance(distance):
+    """The nearest plain spelling, the lowest id of several; beyond the distance none."""
+    student, teacher = token_bytes(byte_level()), token_bytes(sentencepiece())
+    ids, exact = nearest(student, teacher, distance=distance), same_bytes(student, teacher)
+    plain = [(i, piece) for piece, i in student.ids.items() if i not in student.special and len(piece) > 1]
+    for i, piece in enumerate(teacher.pieces):
+        if exact[i] != NOWHERE or i in teacher.special or len(piece or b"") < 3:
+            assert ids[i] == exact[i]
+            continue
+        away, nearby = min((edit_distance(piece, other), j) for j, other in plain)
+        assert ids[i] == (nearby if distance is None or away <= distance else NOWHERE)
+
+
+def test_more_distance_loses_less_mass():
+    student, teacher = byte_level(), sentencepiece()
+    [batch] = batches(student, teacher, *ANSWERS)
+    said, lost = native(batch, teacher), []
+    for distance in (0, 1, 2, None):
+        alignment = learnt(MinEdit, student, teacher, distance=distance)
+        all_rows(alignment(said, batch).logits)
+        total, rows = alignment.take_report()["lost_teacher_mass"]
+        lost.append(total / rows)
+    assert lost[0] > lost[1] > lost[2] > lost[3] > 0
+
+
+def test_a_large_vocabulary_is_searched_in_bounded_time():
+    """50 000 words, none of which is near: no word takes longer than all comparisons do."""
+    draw = random.Random(1)
+    many = {bytes(draw.choices(range(97, 123), k=draw.randint(2, 12))): k for k in range(50_000)}
+    words, before = Words(many), time.process_time()
+    for _ in range(20):
+        words.nearest(bytes(draw.choices(range(48, 58), k=9)), None, otherwise=-1)
+    assert (time.process_time() - before) / 20 < 0.1  # seconds; a few milliseconds
 
 
 def test_the_nearest_spelling():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd.kernels.logits import label_logprobs
 from kd.seeding import seeded
 from kd.signals import ROLES, ROW, is_row_wise, requires
-from kd.types import Head, Pairs, Progress, Shape, Spans
+from kd.types import Boundaries, Head, Pairs, Progress, Shape, Spans
 from tests.tiny import tiny
 
 OBJECTIVES = Path(__file__).parents[2] / "conf" / "objective"
@@ -93,6 +93,7 @@ class World:
     qkv: Mapping[str, tuple[tuple[Tensor, Tensor, Tensor], ...]]  # role -> of each layer [B, h, T, d]
     attentions: Mapping[str, tuple[Tensor, ...]]  # role -> layers of [B, h, T, T]
     head: Mapping[str, Head]  # role -> [V, D]
+    boundary: Tensor  # [V], ids before which a text is cut
     group_size: int = 2
     mask: Tensor | None = None  # [B, T]; None: all positions count
 
@@ -136,7 +137,7 @@ class World:
             "rewards": self.rewards,
             "progress": Progress(step=3, total=10),
         }
-        if name in ("spans", "pairs", "id_map"):
+        if name in ("spans", "pairs", "id_map", "boundaries"):
             return self.aligned(name)
         if name in ("behaviour_logprobs", "old_logprobs"):
             return self.logprobs("student").detach()
@@ -157,6 +158,9 @@ class World:
         sequence = rows // self.labels.shape[1]
         if name == "id_map":
             return torch.arange(self.logits["teacher"].shape[-1])
+        if name == "boundaries":
+            more = self.logits["teacher"].shape[-1] - len(self.boundary)  # ids that a test has added
+            return Boundaries(*[torch.nn.functional.pad(self.boundary, (0, more))] * 2)
         return Spans(rows, rows + 1, rows, rows + 1, sequence) if name == "spans" else Pairs(rows, rows, sequence)
 
     def logprobs(self, role: str) -> Tensor:
@@ -202,6 +206,7 @@ def world(batch: int = 4, length: int = 3, vocabulary: int = 17, width: int = 6,
         qkv={role: tuple((draw(*heads), draw(*heads), draw(*heads)) for _ in range(2)) for role in ROLES},
         attentions={role: tuple(draw(*square).tril().softmax(-1) for _ in range(2)) for role in ROLES},
         head={role: Head(draw(vocabulary, width)) for role in ROLES},
+        boundary=torch.arange(vocabulary) % 3 == 0,
     )
     given.logits["teacher"][:, 0].scatter_(-1, given.labels[:, :1], 8.0)
     return given

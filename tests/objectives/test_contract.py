@@ -125,7 +125,8 @@ def test_a_constant_added_to_logits_changes_nothing(term):
 def test_renaming_the_ids_changes_nothing(term):
     given = world(vocabulary=17)
     order = torch.randperm(17, generator=torch.Generator().manual_seed(1))
-    renamed = replace(given.map_logits(lambda z: z[..., order]), labels=order.argsort()[given.labels])
+    renamed = given.map_logits(lambda z: z[..., order])
+    renamed = replace(renamed, labels=order.argsort()[given.labels], boundary=given.boundary[order])
     (values, gradients), (same, permuted) = evaluate(term, given), evaluate(term, renamed)
     torch.testing.assert_close(values, same, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradients["logits"][..., order], permuted["logits"], rtol=1e-10, atol=1e-10)

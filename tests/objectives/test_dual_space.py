@@ -123,6 +123,77 @@ def test_rows_that_are_no_exact_match_are_nothing():
     assert values[1, 1] == 0
 
 
+# ---- projections that begin with what the heads say -----------------------------------------------------------------
+
+
+def mirrored(rows: int = 5) -> tuple[dict, torch.Tensor]:
+    """Two models of one width and one vocabulary under other ids; each head is the other's by an invertible map.
+
+    The second value is the student's id of each of the teacher's.
+    """
+    ids = torch.tensor([3, 0, 8, 1, 7, 2, 6, 4, 5])
+    theirs = Head(draw(9, 4, seed=2), scale=0.5)
+    ours = torch.empty(9, 4, dtype=torch.float64).index_copy(0, ids, theirs.weight @ draw(4, 4, seed=3))
+    mask = torch.ones(1, rows, dtype=torch.bool)
+    signals = grid(mask) | {"student_head": Head(ours), "native_teacher_head": theirs}
+    signals["native_teacher_hidden"] = (draw(1, rows, 4, seed=6),)
+    return signals, ids
+
+
+def begun(signals: dict, ids: torch.Tensor, **settings):
+    term = made(DualSpace, 4, 4, start="pseudo_inverse", **settings)
+    term.begins_with(signals["student_head"], signals["native_teacher_head"], (ids, torch.arange(9)))
+    return term
+
+
+def said(signals: dict, who: str) -> torch.Tensor:
+    head = signals[f"{who}_head"]
+    return head.scale * signals[f"{who}_hidden"][-1] @ head.weight.T
+
+
+def test_each_models_states_say_in_the_other_space_what_they_say_in_their_own():
+    """p^ = p and q^ = q, under the other's ids: the two divergences are both D(p, q), at the start."""
+    signals, ids = mirrored()
+    term = begun(signals, ids)
+    p, q = said(signals, "native_teacher"), said(signals, "student")[..., ids]
+    inverse = ids.argsort()
+    logprobs = log_probs(p[..., inverse]).gather(-1, signals["labels"][..., None])[..., 0]
+    expected = 2 * forward_kl(q, p, temperature=2.0) - logprobs
+    torch.testing.assert_close(term(**signals), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_student_that_says_what_the_teacher_says_is_at_no_distance():
+    signals, ids = mirrored()
+    term = begun(signals, ids)
+    signals["student_hidden"] = (signals["native_teacher_hidden"][-1] @ term.to_student.weight.T,)
+    p = said(signals, "native_teacher")
+    torch.testing.assert_close(said(signals, "student")[..., ids].softmax(-1), p.softmax(-1), rtol=1e-6, atol=1e-6)
+    logprobs = log_probs(p[..., ids.argsort()]).gather(-1, signals["labels"][..., None])[..., 0]
+    torch.testing.assert_close(term(**signals), -logprobs, rtol=1e-6, atol=1e-6)
+    term(**signals).sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in (term.to_student.weight,))  # by the labels
+    torch.testing.assert_close(term.to_teacher.weight.grad, torch.zeros(4, 4, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_a_random_start_does_not_look_at_heads():
+    signals, ids = mirrored()
+    term = made(DualSpace, 4, 4)
+    before = [p.clone() for p in term.parameters()]
+    term.begins_with(signals["student_head"], signals["native_teacher_head"], (ids, torch.arange(9)))
+    assert all(torch.equal(a, b) for a, b in zip(before, term.parameters(), strict=True))
+
+
+def test_only_ids_that_both_know_are_fitted():
+    signals, ids = mirrored()
+    whole = begun(signals, ids)
+    head = signals["student_head"]
+    head.weight[ids[-2:]] = 99.0  # the student's two ids that no teacher's id stands for
+    term = made(DualSpace, 4, 4, start="pseudo_inverse")
+    term.begins_with(head, signals["native_teacher_head"], (ids[:-2], torch.arange(7)))
+    for a, b in zip(whole.parameters(), term.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
 # ---- cross-model attention ------------------------------------------------------------------------------------------
 
 

@@ -323,19 +323,21 @@ def test_teds_student_learns_the_filtered_states_then():
     assert all((p.grad == 0).all() for p in term.filters.parameters())  # the target stands, and DDP sees a gradient
 
 
-def test_teds_targets_stand_after_stage_one():
+@pytest.mark.parametrize(("total", "spent"), [(4, (0.0, 0.25, 0.5)), (400, (0.2, 0.25, 0.5))], ids=["steps", "budget"])
+def test_teds_targets_stand_after_stage_one(total, spent):
     """An optimizer's momentum goes on moving filters whose gradient is zero."""
     term, given = ted()  # stage one is a quarter of the run
+    term(**given, progress=Progress(0, total, spent[0]))
     with torch.no_grad():
         for weight in term.filters.parameters():
             weight.mul_(2)
-    term.after_step(0.0, Progress(1, 4))  # the last step of stage one has been made
-    learnt = term(**given, progress=Progress(1, 4))
+    term.after_step(0.0, Progress(1, total, spent[1]))  # the last step of stage one has been made
+    learnt = term(**given, progress=Progress(1, total, spent[1]))
     with torch.no_grad():
         for weight in term.filters.parameters():
             weight.add_(1)
-    term.after_step(0.0, Progress(2, 4))
-    assert torch.equal(term(**given, progress=Progress(2, 4)), learnt)
+    term.after_step(0.0, Progress(2, total, spent[2]))
+    assert torch.equal(term(**given, progress=Progress(2, total, spent[2])), learnt)
     fresh, _ = ted()
     assert not torch.equal(fresh(**given, progress=LATER), learnt)
 

@@ -60,6 +60,25 @@ def test_counts_add_up_over_micro_batches():
     assert counts_of() == Counts(0.0, 0.0, 0.0)
 
 
+def test_what_the_student_wrote_is_counted_apart():
+    """Its are the first and the fourth of four responses: 3 + 2 of 6 tokens, 2 of 3 responses."""
+    written = replace(batch(MASK, group_size=2), written_by=torch.tensor([2, 1, 2, 2]))
+    counts = counts_of(written)
+    assert counts == replace(COUNTS, own_tokens=5.0, own_responses=2.0)
+    assert counts.among("all") is counts
+    assert counts.among("own") == Counts(5.0, 2.0, 0.0)
+    assert counts.among("given") == Counts(1.0, 1.0, 0.0)
+
+
+def test_rows_that_are_not_chosen_weigh_nothing():
+    chosen = MASK & torch.tensor([True, False, True, True])[:, None]
+    counts = Counts(5.0, 2.0, 0.0)
+    assert row_weights(MASK, counts, "token", chosen=chosen).tolist() == pytest.approx([0.2, 0.2, 0.2, 0, 0.2, 0.2])
+    by_response = row_weights(MASK, counts, "sequence", chosen=chosen)  # a half each, of 3 and 2 tokens
+    assert by_response.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0, 1 / 4, 1 / 4])
+    assert row_weights(MASK, counts, "sum", chosen=chosen).tolist() == [1, 1, 1, 0, 1, 1]
+
+
 @each_reduction
 @pytest.mark.parametrize("domain", [ROW, POSITION])
 def test_positions_by_hand(domain, reduction):

@@ -15,9 +15,9 @@ from kd.objectives.divergence import (
     reverse_kl,
     total_variation,
 )
-from kd.objectives.spans import approximate_likelihood, merged_spans
+from kd.objectives.spans import approximate_likelihood, debiased_likelihood, merged_spans
 from kd.objectives.transport import universal_logit
-from kd.types import Pairs, Spans
+from kd.types import Boundaries, Pairs, Spans
 from tests.objectives.cases import draw, logits_of
 
 
@@ -89,6 +89,17 @@ def test_measures_of_different_mass_are_never_closer_than_nothing():
         assert values[2] == 0
 
 
+def test_weights_by_the_share_of_ids_that_match():
+    """One of the teacher's three ids has a counterpart: a third and two thirds; of each alone, too."""
+    student, teacher = logits_of((0.7, 0.3)), logits_of((0.5, 0.2, 0.3), (0.1, 0.4, 0.5))
+    given = (student, teacher, torch.tensor([0]), torch.tensor([0, 1]), spans((0, 1, 0, 2)), torch.tensor([-1, -1, 1]))
+    parts = [merged_spans(*given, matched_weight=1 - w, unmatched_weight=w) for w in (0.0, 1.0)]
+    shares = merged_spans(*given, matched_weight=None, unmatched_weight=None)
+    torch.testing.assert_close(shares, parts[0] / 3 + 2 * parts[1] / 3)
+    torch.testing.assert_close(merged_spans(*given, unmatched_weight=None), parts[0] + 2 * parts[1] / 3)
+    torch.testing.assert_close(merged_spans(*given, matched_weight=None), parts[0] / 3 + parts[1])
+
+
 def test_gold_learns_through_the_later_tokens_too():
     student, teacher = draw(2, 5).requires_grad_(), draw(1, 5, seed=1)
     args = (teacher, torch.tensor([1, 2]), torch.tensor([1]), spans((0, 2, 0, 1)), torch.arange(5))
@@ -141,8 +152,74 @@ def test_a_span_pulls_all_its_tokens_alike():
     assert student.grad[0] == student.grad[1] == student.grad[2] < 0  # more likely
 
 
+# ---- alm with its correction -----------------------------------------------------------------------------------------
+
+WORDS = Boundaries(torch.tensor([False, False, True]), torch.tensor([False, True, True, False]))
+FIRST, SECOND = (0, 2, 0, 1), (2, 3, 1, 2)  # two of the student's tokens beside one, then one beside one
+
+
+def of_two_spans(*ranges, sequence=(0, 0), **settings):
+    """Students (a, b, then c), the teacher (ab, then c); ids c and its like begin with a space.
+
+    q(ab) = .5 * .6, stops with .2; q(c) = .2. p(ab) = .7, stops with .1 + .3 = .4; p(c) = .3.
+    """
+    student = logits_of((0.5, 0.3, 0.2), (0.3, 0.6, 0.1), (0.1, 0.7, 0.2))
+    teacher = logits_of((0.7, 0.1, 0.1, 0.1), (0.5, 0.1, 0.3, 0.1))
+    given = spans(*(ranges or (FIRST, SECOND)))._replace(sequence=torch.tensor(sequence))
+    labels, theirs = torch.tensor([0, 1, 2]), torch.tensor([0, 2])
+    return debiased_likelihood(student, teacher, labels, theirs, given, WORDS, **{"temperature": 1.0, **settings})
+
+
+def two_classes(p, q):
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.1, 0.39])
+def test_a_span_counts_with_stopping_after_it(least):
+    values = of_two_spans(least=least)
+    assert values.tolist() == pytest.approx([two_classes(0.7 * 0.4, 0.3 * 0.2), 0, two_classes(0.3, 0.2)])
+
+
+@pytest.mark.parametrize("least", [0.41, 0.9])
+def test_a_span_that_the_teacher_would_not_stop_at_is_joined_with_the_next(least):
+    assert of_two_spans(least=least).tolist() == pytest.approx([two_classes(0.7 * 0.3, 0.3 * 0.2), 0, 0])
+
+
+def test_the_last_span_of_a_response_needs_no_stop():
+    """Else the first row of the next response would have its say."""
+    values = of_two_spans(sequence=(0, 1), least=0.9)
+    assert values.tolist() == pytest.approx([two_classes(0.7, 0.3), 0, two_classes(0.3, 0.2)])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_where_every_id_is_a_boundary_there_is_nothing_to_correct(temperature):
+    student, teacher = draw(5, 7), draw(4, 9, seed=1)
+    labels, theirs = torch.tensor([0, 3, 6, 2, 1]), torch.tensor([0, 8, 2, 3])
+    ranges = spans((0, 2, 0, 1), (2, 3, 1, 3), (3, 5, 3, 4))
+    everything = Boundaries(torch.ones(7, dtype=torch.bool), torch.ones(9, dtype=torch.bool))
+    values = debiased_likelihood(student, teacher, labels, theirs, ranges, everything, temperature=temperature)
+    q, p = (z.log_softmax(-1).gather(1, y[:, None])[:, 0] for z, y in ((student, labels), (teacher, theirs)))
+    plain = approximate_likelihood(q, p, ranges, temperature=temperature)
+    torch.testing.assert_close(values, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_the_correction_teaches_where_to_stop():
+    """The row after a span learns beside its label: mass goes from ids that go on to ids that stop, or back."""
+    student, teacher = draw(3, 3).requires_grad_(), draw(2, 4, seed=1)
+    given = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), spans(FIRST, SECOND), WORDS)
+    assert torch.autograd.gradcheck(
+        lambda z: debiased_likelihood(z, teacher, *given, temperature=5.0, least=0.0), student
+    )
+    first = debiased_likelihood(student, teacher, *given, least=0.0)[0]
+    gradient = torch.autograd.grad(first, student)[0]
+    assert (gradient[2].abs() > 0).all()
+    assert gradient[2, 0] * gradient[2, 2] < 0
+
+
 def test_no_span_at_all():
     values = approximate_likelihood(torch.tensor([-1.0]), torch.tensor([-1.0]), spans())
     assert values.tolist() == [0]
+    id_ = torch.tensor([0])
+    assert debiased_likelihood(draw(1, 3), draw(1, 4), id_, id_, spans(), WORDS).tolist() == [0]
     args = (draw(1, 3), draw(1, 3), torch.tensor([0]), torch.tensor([0]), spans(), torch.arange(3))
     assert merged_spans(*args).tolist() == [0]

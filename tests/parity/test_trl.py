@@ -13,9 +13,10 @@ from kd.kernels import over_chunks
 from kd.kernels.logits import HeadLogits
 from kd.kernels.sparse import SparseLogits, evaluated
 from kd.objectives.divergence import forward_kl, generalized_jsd, reverse_kl
+from kd.objectives.spans import merged_spans
 from kd.objectives.transport import universal_logit
 from kd.signals import requires
-from kd.types import Head, Pairs
+from kd.types import Head, Pairs, Spans
 from tests.parity.pair import IGNORED, B, T, V, assert_equal, assert_same, ours, pair
 
 betas = pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -124,28 +125,83 @@ def test_the_tail_bucket(alpha, objective):
     assert_same(given, found.sum(), loss.sum(), 1e-6)
 
 
-def test_uld_is_the_sequence_mean_when_its_logits_are_shifted():
+class Vocabulary(dict):
+    """As much of a tokenizer as TRL asks."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return self
+
+
+def other_vocabulary() -> torch.Tensor:
+    """Logits of a teacher with six ids more."""
+    return torch.randn(B, T, V + 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+
+def their_uld(given, teacher, tokenizers=(None, None), **settings):
+    """TRL's loss between rows that stand beside each other."""
     from trl.experimental.gold.gold_trainer import ULDLoss
 
-    given = pair()
-    more = torch.randn(B, T, V + 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     config = SimpleNamespace(
         uld_crossentropy_weight=0.0,
         uld_distillation_weight=1.5,
         uld_student_temperature=1.0,
         uld_teacher_temperature=1.0,
-        uld_skip_student_eos=False,
-        uld_skip_teacher_eos=False,
+        **{"uld_skip_student_eos": False, "uld_skip_teacher_eos": False, **settings},
         use_extended_uld=False,
         uld_token_merge_strategy="bayesian",  # the default, "observed", compares logits one position late
     )
     labels = torch.cat([torch.full((B, 1), IGNORED), given.labels], 1)  # theirs are shifted by the loss
-    student, teacher = (torch.cat([z, torch.zeros_like(z[:, :1])], 1) for z in (given.student, more))
+    shifted = (torch.cat([z, torch.zeros_like(z[:, :1])], 1) for z in (given.student, teacher))
     ids = labels.clamp(min=0)
-    loss = ULDLoss(config)(student, teacher, labels, labels, ids, ids)
-    n = int(given.mask.sum())
+    return ULDLoss(config, *tokenizers)(*shifted, labels, labels, ids, ids)
+
+
+def beside(given) -> Pairs:
+    """Every row beside itself; the last of a sequence ends it."""
+    rows = torch.arange(int(given.mask.sum()))
     sequence = torch.arange(B)[:, None].expand(B, T)[given.mask]
-    pairs = Pairs(torch.arange(n), torch.arange(n), sequence)
-    rows = universal_logit(given.student[given.mask], more[given.mask], pairs)
-    lengths = given.mask.sum(-1, keepdim=True).expand_as(given.mask)[given.mask]
-    assert_same(given, 1.5 * (rows / lengths).sum() / B, loss)
+    return Pairs(rows, rows, sequence, ends=sequence != torch.cat([sequence[1:], torch.tensor([B])]))
+
+
+def lengths(given) -> torch.Tensor:
+    return given.mask.sum(-1, keepdim=True).expand_as(given.mask)[given.mask]
+
+
+def test_uld_is_the_sequence_mean_when_its_logits_are_shifted():
+    given, more = pair(), other_vocabulary()
+    rows = universal_logit(given.student[given.mask], more[given.mask], beside(given))
+    assert_same(given, 1.5 * (rows / lengths(given)).sum() / B, their_uld(given, more))
+
+
+def test_uld_without_the_end_token_is_the_mean_over_the_others():
+    given, more = pair(), other_vocabulary()
+    rows = universal_logit(given.student[given.mask], more[given.mask], beside(given), end_token=False)
+    loss = their_uld(given, more, uld_skip_student_eos=True, uld_skip_teacher_eos=True)
+    assert_same(given, 1.5 * (rows / (lengths(given) - 1).clamp(min=1)).sum() / B, loss)
+
+
+@pytest.mark.parametrize("weights", [(None, None), (0.7, 2.0)])
+@pytest.mark.parametrize("beta", [0.3, 0.5])
+def test_gold_weighs_its_parts_by_the_shares_of_ids_where_no_weights_are_given(weights, beta):
+    given, more = pair(), other_vocabulary()
+    ours = Vocabulary({f"student {i}": i for i in range(V)} | {f"both {i}": i for i in range(5, 20)})
+    theirs = Vocabulary({f"teacher {i}": i for i in range(V + 6)} | {f"both {i}": i + 9 for i in range(5, 20)})
+    ids = torch.full((V + 6,), -1)
+    ids[14:29] = torch.arange(5, 20)
+    rows, labels = beside(given), given.labels[given.mask]
+    found = merged_spans(
+        given.student[given.mask],
+        more[given.mask],
+        labels,
+        labels,
+        Spans(rows.student, rows.student + 1, rows.teacher, rows.teacher + 1, rows.sequence),
+        ids,
+        beta=beta,
+        matched_weight=weights[0],
+        unmatched_weight=weights[1],
+    )
+    names = ("uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight")
+    settings = {"uld_use_hybrid_loss": True, "beta": beta, **dict(zip(names, weights, strict=True))}
+    loss = their_uld(given, more, (ours, theirs), **settings)
+    # probabilities are no less than 1e-8 to them, and beta is a float32 number
+    assert_same(given, 1.5 * (found / lengths(given)).sum() / B, loss, 1e-6)
