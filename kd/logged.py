@@ -14,7 +14,8 @@ class Logged(lightning.LightningModule):
     """Of a training loop that counts its steps: what is accumulated in them, summed over ranks and logged.
 
     means: by name, sums over the steps since the last flush. reports: the same of pairs (sum, count), see
-    `kd.types.Reports`. Both are in the checkpoint, each rank's own.
+    `kd.types.Reports`. Both are in the checkpoint, each rank's own. spoken: of names that are not accumulated in every
+    step, in how many since the last flush; the same on all ranks.
     """
 
     step_count: int
@@ -24,6 +25,7 @@ class Logged(lightning.LightningModule):
         super().__init__()
         self.log_every = log_every
         self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
+        self.spoken = dict[str, int]()
         self.this_step = dict[str, Tensor]()  # of terms that are told their mean after each step
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -51,12 +53,13 @@ class Logged(lightning.LightningModule):
             self.this_step[name] = self.this_step[name].to(value.device) + value
 
     def flush(self) -> None:
-        """Log the means over the steps since the last call, over all ranks."""
+        """Log the means over the steps since the last call, over all ranks; of what was silent in them all, nothing."""
         norm = float(self.means.pop("grad_norm"))
         names = sorted(self.means)
         totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
-        told = dict(zip(names, (totals / self._steps_since_flush()).tolist(), strict=True))
-        self.means = {}
+        steps = totals.new_tensor([self.spoken.get(name, self._steps_since_flush()) for name in names])
+        told = dict(zip(names, (totals / steps).tolist(), strict=True))
+        self.means, self.spoken = {}, {}
         for name in sorted(self.reports):
             total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
             told |= {name: total / times} if times else {}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weight
 from kd.observation import dense_rows, mask_of, moved, rows, signals_of, whole
 from kd.optimization import Optimization
 from kd.rollouts import Spent
+from kd.schedules import Schedule
 from kd.seeding import seed_all
 from kd.sequences import Encoder
 from kd.signals import POSITION, ROW
@@ -64,6 +65,13 @@ class Distillation(Logged):
         self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hasattr(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
         self.demands = by_stream(objective)
+        self.weigh()
+
+    def weigh(self) -> None:
+        """Fix, for all of the step to come, what each term weighs and which are not silent."""
+        progress = self.progress
+        self.weights = {name: term.weight_at(progress) for name, term in self.objective.items()}
+        self.speaking = by_stream({name: term for name, term in self.objective.items() if self.weights[name]})
 
     @property
     def progress(self) -> Progress:
@@ -96,9 +104,17 @@ class Distillation(Logged):
         return self.models.teacher, self.alignment
 
     @property
-    def reaches_the_head(self) -> bool:
-        """Whether a gradient goes through all of the student; features alone may end in its middle."""
-        return bool(self.student_fields & {"logits", "logprobs"})
+    def reaches_everything(self) -> bool:
+        """Whether each step has a gradient for every parameter: features alone may end in the student's middle, and a
+        silent term gives none to its own."""
+        steady = [term for term in self.objective.values() if not term.may_be_silent]
+        to_the_head = any(term.student_fields & {"logits", "logprobs"} for term in steady)
+        return to_the_head and not any(
+            parameter.requires_grad
+            for name, loss in self.stateful.items()
+            if self.objective[name].may_be_silent
+            for parameter in loss.parameters()
+        )
 
     # ---- one optimizer step ------------------------------------------------------------------------------------------
 
@@ -110,8 +126,9 @@ class Distillation(Logged):
         """Learn from one window."""
         started = time.perf_counter()
         seed_all(self.seed, "step", window.step, self.global_rank)
+        self.weigh()
         written, before = self.rollout(window.batches, self.models, self.progress, self.encoder), self._wrote.seconds
-        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.demands})
+        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.speaking})
         counts = self.count([one for together in passes for one in together])
         for together in passes:
             with self.synchronised(together is passes[-1]):
@@ -129,11 +146,11 @@ class Distillation(Logged):
 
     def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
         """What each stream's averages are divided by in this step, over all ranks; also what the step costs."""
-        local = [count(batch for stream, batch in batches if stream == name) for name in self.demands]
+        local = [count(batch for stream, batch in batches if stream == name) for name in self.speaking]
         readings = getattr(self.models.teacher, "readings", 1)
-        teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.demands[stream].teacher)
+        teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.speaking[stream].teacher)
         flops = sum(training_flops(self.student, b.student) for _, b in batches)
-        flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.demands[s].reference)
+        flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.speaking[s].reference)
         real = sum(int(b.student.lengths.sum()) for _, b in batches)
         padded = sum(b.student.tokens.numel() for _, b in batches) - real
         before, self._wrote = self._wrote, self._spent_on_writing()
@@ -141,12 +158,13 @@ class Distillation(Logged):
         judging += self._learning_to_judge(batches)
         costs = torch.tensor([real, padded, teacher + read, generated, flops + decoding, judging], dtype=torch.float64)
         totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
-        spent, size = self.budget, 3 * len(local)
-        spent.rows += int(sum(totals[:size:3]))
+        each = len(fields(Counts))
+        spent, size = self.budget, each * len(local)
+        spent.rows += int(sum(totals[:size:each]))
         names = ("tokens", "padded", "teacher_tokens", "generated_tokens", "student_flops", "judge_flops")
         for name, value in zip(names, totals[size:], strict=True):
             setattr(spent, name, getattr(spent, name) + int(value))
-        return {name: Counts(*totals[3 * i : 3 * i + 3]) for i, name in enumerate(self.demands)}
+        return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.speaking)}
 
     def _spent_on_writing(self) -> Spent:
         """By rollout and reward, since they were made."""
@@ -156,12 +174,12 @@ class Distillation(Logged):
 
     def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:
         """FLOP of terms that learn with a network of their own."""
-        own = {s: [t.loss for t in d.terms.values() if hasattr(t.loss, "reading")] for s, d in self.demands.items()}
+        own = {s: [t.loss for t in d.terms.values() if hasattr(t.loss, "reading")] for s, d in self.speaking.items()}
         return sum(scoring_flops(*loss.reading(b.student), learning=True) for s, b in batches for loss in own[s])
 
     def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
         """Every signal that a term asked for; no model speaks that was not asked."""
-        demand = self.demands[stream]
+        demand = self.speaking[stream]
         said = {"student": self.student(batch.student, demand.student)}
         with torch.no_grad():
             if demand.teacher:
@@ -175,17 +193,20 @@ class Distillation(Logged):
     def loss(self, batch: Batch, signals: Mapping[str, Any], counts: Counts, stream: str = "main") -> Tensor:
         """This micro-batch's share of the step's loss. Row-wise terms share one chunked pass through the head."""
         mask, covered = batch.student.mask, signals.get("teacher_covered")
-        terms = self.demands[stream].terms
+        terms = self.speaking[stream].terms
         row_terms = {name: term for name, term in terms.items() if term.row_wise}
         total = torch.zeros((), device=self.device)
         if row_terms:
-            even = row_weights(mask, counts, self.reduction)
-            weights = {name: term.row_weights(even, covered, batch) for name, term in row_terms.items()}
+            even = {
+                whose: row_weights(mask, counts.among(whose), self.reduction, chosen=term.chosen(batch))
+                for whose, term in {term.responses: term for term in row_terms.values()}.items()
+            }
+            weights = {n: term.row_weights(even[term.responses], covered, batch) for n, term in row_terms.items()}
             total, values = over_chunks(
                 {name: term.loss for name, term in row_terms.items()},
                 signals["student_logits"],
                 {name: rows(signals[name], mask) for name in {"labels"}.union(*(t.wanted for t in row_terms.values()))},
-                {name: term.weight * weights[name] for name, term in row_terms.items()},
+                {name: self.weights[name] * weights[name] for name in row_terms},
                 {name: term.wanted for name, term in row_terms.items()},
             )
             for name, value in values.items():
@@ -194,17 +215,20 @@ class Distillation(Logged):
             if not term.row_wise:
                 mean = self.reduced(term, batch, signals, counts)
                 self.accumulate(name, mean.detach())
-                total = total + term.weight * mean
+                total = total + self.weights[name] * mean
         self.accumulate("loss", total.detach())
         return total
 
     def reduced(self, term: Term, batch: Batch, signals: Mapping[str, Any], counts: Counts) -> Tensor:
         """The mean of a term that is no sum over rows."""
-        mask, given = batch.student.mask, dense_rows if term.domain == ROW else whole
+        mask, chosen = batch.student.mask, term.chosen(batch)
+        given = dense_rows if term.domain == ROW else whole
         value = term.loss(**{name: given(signals[name], mask_of(name, batch)) for name in term.wanted})
         if (importance := term.importance(batch)) is not None and term.domain in (ROW, POSITION):
             value = value * rows(importance, mask) if term.domain == ROW else value * importance
-        return reduce(value, mask, counts, domain=term.domain, reduction=self.reduction)
+        if term.domain == ROW and chosen is not mask:
+            value = value[chosen[mask]]
+        return reduce(value, chosen, counts.among(term.responses), domain=term.domain, reduction=self.reduction)
 
     def step(self) -> None:
         """Clip, optimizers, schedules."""
@@ -218,7 +242,7 @@ class Distillation(Logged):
             optimizer.zero_grad()
             scheduler.step()
         self.step_count += 1
-        for name in self.this_step:
+        for name in (name for name in self.this_step if self.weights[name]):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
             self.this_step[name] = torch.zeros(())
@@ -230,6 +254,9 @@ class Distillation(Logged):
         told = reports_of(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
         if hasattr(self.rollout, "spent"):
             told["generation_share"] = (writing, seconds)
+        for name in (name for name, term in self.objective.items() if isinstance(term.weight, Schedule)):
+            told[f"{name}_weight"] = (self.weights[name], 1.0)
+            self.spoken[name] = self.spoken.get(name, 0) + bool(self.weights[name])
         self.take_down(told)
         world = self.trainer.world_size  # all ranks are to stop at the same step
         self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
@@ -306,7 +333,8 @@ class Distillation(Logged):
             "rollout": self.gathered(getattr(self.rollout, "state_dict", dict)()),
             "teacher": getattr(self.models.teacher, "carried_state", dict)(),
         }
-        checkpoint["distillation"] = {"step": self.step_count, "budget": asdict(self.budget), **told, **carried}
+        counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
+        checkpoint["distillation"] = {**counted, **told, **carried}
 
     def on_fit_end(self) -> None:
         """What training took of memory is known now."""
@@ -320,6 +348,7 @@ class Distillation(Logged):
         """Everything that `on_save_checkpoint` wrote."""
         state = checkpoint["distillation"]
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
+        self.spoken = dict(state["spoken"])
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
         if hasattr(self.rollout, "load_state_dict"):

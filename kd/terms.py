@@ -2,31 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from jaxtyping import Bool
 from torch import Tensor
 
+from kd.schedules import Schedule
 from kd.signals import FROM_ALIGNMENT, domain, is_row_wise, of_role, requires
-from kd.types import Batch
+from kd.types import WRITERS, Batch, Progress
 
 STREAMS = ("main", "lm")  # the skill's records after the rollout; plain text of the corpus
+Responses = Literal["all", "own", "given"]
 CORRECT_THEMSELVES = ("policy", "preference")  # kinds of terms that know how what they learn on was drawn
 
 
 @dataclass
 class Term:
-    """One summand of the objective; `weight` is absolute. `lr` gives the term's own parameters an optimizer apart.
+    """One summand of the objective. `lr` gives the term's own parameters an optimizer apart.
 
+    weight: absolute; a schedule for one that changes in the run. A term whose weight is 0 at a step is silent in it:
+    nobody is asked for its sake, it is not computed, logged or told, and its own parameters get no gradient.
+    responses: which it learns on, and is averaged over: all, the student's own, or those of anybody else ("given"; with
+    rollout=demonstrated the teacher's). The term sees them all, so a group's mean stays what it is.
     stream: on which batches it is computed. kind: what it is; terms of kinds other than "policy" and "preference" have
-    their values per token multiplied by `Batch.importance_weights` where a rollout gives them. (Values per response or
-    per pair stay as they are: a token's weight says nothing of them.)
+    their values per token multiplied by `Batch.importance_weights` where a rollout gives them, unless they ask for
+    `behaviour_logprobs`, by which they correct themselves. (Values per response or per pair stay as they are: a token's
+    weight says nothing of them.)
     """
 
     loss: Any
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     kind: str = "divergence"
     lr: float | None = None
     stream: str = STREAMS[0]
+    responses: Responses = "all"
 
     def __post_init__(self) -> None:
         self.wanted = requires(self.loss)
@@ -40,6 +49,29 @@ class Term:
         fields = of_role("student", self.wanted)
         return (fields - {"logprobs"}) | {"logits"} if self.row_wise else fields
 
+    @property
+    def may_be_silent(self) -> bool:
+        """Whether there is a moment at which its weight is 0."""
+        ends = (self.weight.start, self.weight.end) if isinstance(self.weight, Schedule) else (self.weight,)
+        return min(ends) <= 0 <= max(ends)
+
+    def weight_at(self, progress: Progress) -> float:
+        """In the step that comes after `progress.step` steps."""
+        return self.weight(progress) if isinstance(self.weight, Schedule) else self.weight
+
+    def chosen(self, batch: Batch) -> Bool[Tensor, "B T"]:
+        """The positions that it learns on; the batch's own mask where those are all.
+
+        Raises ValueError where only some are to be and nobody knows who wrote them.
+        """
+        mask = batch.student.mask
+        if self.responses == "all":
+            return mask
+        if batch.written_by is None:
+            raise ValueError(f"responses: {self.responses} asks who wrote each response, and the rollout does not say")
+        own = batch.written_by == WRITERS.index("student")
+        return mask & (own if self.responses == "own" else ~own)[:, None]
+
     def row_weights(self, weights: Tensor, covered: Tensor | None, batch: Batch) -> Tensor:
         """Of its rows: none where an alignment has no word of the teacher; what they are divided by stays the same."""
         if covered is not None and self.on_teacher:
@@ -49,7 +81,8 @@ class Term:
 
     def importance(self, batch: Batch) -> Tensor | None:
         """`[B T]`, or None where its values count as they are."""
-        return None if self.kind in CORRECT_THEMSELVES else batch.importance_weights
+        corrects = self.kind in CORRECT_THEMSELVES or "behaviour_logprobs" in self.wanted
+        return None if corrects else batch.importance_weights
 
 
 class Demand:

@@ -42,6 +42,7 @@ from kd.optimization import Optimization
 from kd.outlines import check_zeros, described
 from kd.preparation import targets_folder
 from kd.run_folder import RunFolder
+from kd.schedules import Schedule
 from kd.seeding import seeded
 from kd.sequences import Encoder, pad_id
 from kd.signals import introduce, of_role
@@ -89,7 +90,8 @@ def build(cfg: DictConfig) -> Parts:
         teacher.bind(student)
     words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
     alignment, encoder = _aligned(cfg, student, words)
-    objective = {str(name): _term(term, cfg.seed, str(name), student, teacher) for name, term in cfg.objective.items()}
+    models = (student, teacher, alignment)
+    objective = {str(name): _term(node, cfg.seed, str(name), *models) for name, node in cfg.objective.items()}
     reference = WhiteBox(copy.deepcopy(student)) if _asked_for("reference", objective) else None
     module = Distillation(
         student,
@@ -166,11 +168,13 @@ def _data(
     )
 
 
-def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any) -> Term:
+def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any, alignment: Any) -> Term:
     """A term with projections has them made now, for no layer may be lazy under DDP; one that cannot be says so."""
     with seeded(seed, "objective", name):
         parts = instantiate(node, _convert_="all")
-        introduce(parts["loss"], student, teacher)
+        introduce(parts["loss"], student, teacher, alignment)
+        if isinstance(parts.get("weight"), Mapping):
+            parts["weight"] = Schedule.of(parts["weight"])
         return Term(**parts)
 
 
@@ -285,7 +289,7 @@ def _trainer(
 ) -> lightning.Trainer:
     terminal = Console().is_terminal
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
-    if not module.reaches_the_head and _is_ddp(settings):  # nor, it may be, the last blocks
+    if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
         settings["strategy"] = "ddp_find_unused_parameters_true"
     return lightning.Trainer(
         **settings,

@@ -18,7 +18,7 @@ KD = ROOT / "kd"
 # A room may import from its own line and from those above it. A new file or folder of kd/ is placed here by whoever
 # makes it: low, if others shall stand on it.
 LAYERS = (
-    {"types", "signals", "seeding", "results", "run_folder", "progress", "ranks", "eval_mode"},
+    {"types", "signals", "schedules", "seeding", "results", "run_folder", "progress", "ranks", "eval_mode"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"corpora", "models", "generators", "rewards", "rollouts", "skills", "augmentation"},
     {

@@ -11,6 +11,11 @@ from tests import runs
 REDUCTIONS = ["token", "sequence", "sum"]
 EXACT = [*runs.EXACT, "optim.steps=4", "optim.clip=null", "checkpoint.validate=2"]
 DDP = "trainer=ddp_cpu"
+TURNS = [  # features, which teach nothing to the head, then logits
+    "objective=[minilm,fkl]",
+    "objective.minilm.weight={start:1,end:0,begin:0.5,until:0.5}",
+    "objective.fkl.weight={start:0,end:1,begin:0.5,until:0.5}",
+]
 FEATURES = "objective=minilm"  # which teaches nothing to the last feed-forward block, the last gain and the head
 INTERRUPTED = [DDP, runs.DROPOUT]
 GREEDY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 6, "temperature": 0.0}
@@ -54,10 +59,11 @@ def two_ranks(folder) -> None:
     whole = runs.job(folder / "whole", *INTERRUPTED, objective=runs.MIXED)
     stopped = runs.job(cut, *INTERRUPTED, objective=runs.MIXED, rollout=runs.scripted(cut, (step, 1, "SIGTERM")))
     features = runs.job(folder / "features", DDP, *EXACT, FEATURES)
+    turns = runs.job(folder / "turns", DDP, *EXACT, *TURNS)
     written = runs.job(folder / "written", DDP, *EXACT, objective=runs.MIXED, rollout=GREEDY)
     groups = runs.job(folder / "groups", DDP, *EXACT, *GROUPS, rollout=AGAIN)
     streams = runs.job(folder / "streams", DDP, *EXACT, *BLOCKS, objective=STREAMS, corpus=plain_text(folder))
-    first = runs.in_processes(*exact, apart, features, written, groups, streams, whole, stopped)
+    first = runs.in_processes(*exact, apart, features, turns, written, groups, streams, whole, stopped)
     shutil.copytree(cut / "checkpoints", folder / "stopped")
     second = runs.in_processes(runs.job(cut, *INTERRUPTED, objective=runs.MIXED))
     (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
@@ -99,6 +105,13 @@ def test_two_ranks_equal_one(ranks, tmp_path, reduction):
 def test_two_ranks_equal_one_where_the_last_blocks_learn_nothing(ranks, tmp_path):
     one_rank(tmp_path, FEATURES)
     assert relative(moments(tmp_path), moments(ranks / "features")) < 1e-12
+
+
+def test_two_ranks_equal_one_where_terms_take_turns(ranks, tmp_path):
+    one_rank(tmp_path, *TURNS)
+    assert relative(moments(tmp_path), moments(ranks / "turns")) < 1e-12
+    assert relative(runs.checkpoint(tmp_path)["state_dict"], runs.checkpoint(ranks / "turns")["state_dict"]) < 1e-9
+    assert float(runs.metrics(ranks / "turns")["4,train,fkl_weight"]) == 1
 
 
 def test_two_ranks_equal_one_where_the_student_writes(ranks, tmp_path):

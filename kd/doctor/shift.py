@@ -13,6 +13,7 @@ from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, count
 from kd.rollouts.offline import Offline
 from kd.sequences import Encoder
+from kd.signals import of_role
 from kd.terms import Term
 from kd.training import Parts
 from kd.types import Batch, Record, Sequences
@@ -44,8 +45,15 @@ def shift_self_test(parts: Parts, records: Sequence[Record]) -> Finding:
 
 
 def divergences(objective: Mapping[str, Term]) -> dict[str, Term]:
-    """The objective's divergences, each with weight 1; forward KL where there are none."""
-    found = {n: replace(t, weight=1.0) for n, t in objective.items() if t.kind == "divergence"}
+    """The objective's divergences on all responses, each with weight 1; forward KL where there are none.
+
+    Those from the student's starting point are left out: it teaches nothing, and nobody keeps it here.
+    """
+    found = {
+        name: replace(term, weight=1.0)
+        for name, term in objective.items()
+        if term.kind == "divergence" and term.responses == "all" and not of_role("reference", term.wanted)
+    }
     return found or {"fkl": Term(forward_kl)}
 
 

@@ -1,5 +1,6 @@
 """More of the student's own responses when it has become worse on the given ones (arXiv 2402.03898, section 3.2)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,6 @@ from kd.ranks import sum_over_ranks
 from kd.rollouts import Rollout
 from kd.rollouts.buffer import Buffer, merge, without_logprobs
 from kd.rollouts.offline import Offline
-from kd.rollouts.schedules import REPLAY, Decay
 from kd.rollouts.wrapping import Wrapping, records_of
 from kd.seeding import uniform
 from kd.sequences import Encoder
@@ -18,6 +18,12 @@ from kd.types import Batch, Models, Progress
 Branch = Literal["write", "replay", "given"]
 CPU = torch.device("cpu")
 BRANCHES: tuple[Branch, ...] = ("write", "replay", "given")
+Decay = Literal["decreasing", "constant", "increasing"]
+FRESH: Mapping[Decay, Callable[[float], float]] = {  # of what is not given, the share that is written anew
+    "decreasing": lambda fraction: 1 - fraction,
+    "constant": lambda fraction: 0.5,
+    "increasing": lambda fraction: fraction,
+}
 
 
 class Adaptive(Wrapping):
@@ -66,7 +72,7 @@ class Adaptive(Wrapping):
         if not 0 <= initial <= 1:
             raise ValueError(f"rollout.initial={initial} is no probability; set it between 0 and 1")
         self.seed, self.increase, self.metric, self.tolerance = seed, increase, metric, tolerance
-        self.fresh_share = REPLAY[written]
+        self.fresh_share = FRESH[written]
         self.threshold = initial  # phi
         self.level: float | None = None  # of the metric, which to exceed raises the threshold
         self.buffer, self.given = Buffer(capacity), Offline()

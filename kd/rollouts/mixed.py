@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
-from kd.rollouts.schedules import Linear
 from kd.rollouts.wrapping import Wrapping, records_of
+from kd.schedules import Schedule
 from kd.seeding import uniform
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Record
@@ -22,7 +22,9 @@ class Mixed(Wrapping):
         writer: the rollout that writes.
         seed: of the coins.
         share: lambda, between 0 and 1.
-        final_share: lambda at the end of the run, which it goes to in a straight line; None: it stays.
+        final_share: lambda at the end of the run; None: it stays.
+        shape: how the share of what is given, 1 - lambda, goes there: "linear", or "exponential", which from 1 to r is
+            r^(i/I) at step i of I (ImitKD, arXiv 2009.07253) and neither begins nor ends at 0.
         per: "batch" tosses one coin for all of an optimizer step, over all ranks, as the paper does; "sequence" one for
             each record and step, which needs one response to each, given or written.
     """
@@ -36,6 +38,7 @@ class Mixed(Wrapping):
         seed: int,
         share: float = 0.5,
         final_share: float | None = None,
+        shape: Literal["linear", "exponential"] = "linear",
         per: Literal["batch", "sequence"] = "batch",
     ):
         super().__init__(writer)
@@ -44,7 +47,8 @@ class Mixed(Wrapping):
                 f"rollout.per=sequence sets one given response beside rollout.writer.samples={self.samples} written "
                 "ones; set samples to 1, or per=batch"
             )
-        self.seed, self.share, self.per = seed, Linear(share, final_share), per
+        self.seed, self.per = seed, per
+        self.given_share = _given_share(share, share if final_share is None else final_share, shape)
         self.given = Offline()
         self.chosen, self.tossed = 0, 0  # coins since the last report
 
@@ -63,11 +67,28 @@ class Mixed(Wrapping):
         own = (record.id,) if self.per == "sequence" else ()
         return uniform(self.seed, "mixed", progress.step, *own) < self.share(progress)
 
+    def share(self, progress: Progress) -> float:
+        """Lambda at the step that comes after `progress.step` steps."""
+        return 1 - self.given_share(progress)
+
     def take_report(self) -> dict[str, tuple[float, float]]:
         """The writer's, and the share of records that it wrote for."""
         told = (float(self.chosen), float(self.tossed))
         self.chosen = self.tossed = 0
         return {**super().take_report(), "written_share": told}
+
+
+def _given_share(share: float, final_share: float, shape: Literal["linear", "exponential"]) -> Schedule:
+    """1 - lambda in the course of the run."""
+    for value in (share, final_share):
+        if not 0 <= value <= 1:
+            raise ValueError(f"a share of {value} is not between 0 and 1; set it to something that is")
+    if shape == "exponential" and 1 in (share, final_share):
+        raise ValueError(
+            f"rollout.share={share} to rollout.final_share={final_share}: what is given and falls exponentially is "
+            "never 0; keep both below 1, or take rollout.shape=linear"
+        )
+    return Schedule(1 - share, 1 - final_share, shape)
 
 
 def _part(window: list[Batch], kept: Sequence[bool], encoder: Encoder) -> list[Batch]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from kd.composition.choices import CONF, axes
 from kd.kernels.logits import label_logprobs
+from kd.schedules import Schedule
 from kd.sequences import Encoder
 from kd.types import WRITERS, Models, Progress
 from tests.objectives.cases import logits_of
@@ -38,9 +39,10 @@ def term(method: str, name: str, *overrides: str) -> Any:
     return instantiate(point(method, *overrides).objective[name].loss, _convert_="all")
 
 
-def weight(method: str, name: str) -> float:
-    """Of a term."""
-    return point(method).objective[name].weight
+def weight(method: str, name: str, now: Progress | None = None) -> float:
+    """Of a term, at a moment if it changes."""
+    given: Any = point(method).objective[name].weight
+    return Schedule.of(given)(now) if isinstance(given, DictConfig) else given
 
 
 def rollout(method: str, *overrides: str) -> Any:

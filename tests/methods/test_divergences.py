@@ -151,21 +151,22 @@ def test_dskd_compares_in_both_spaces():
 
 def test_uld_sorts():
     # (.1, .2, .7) sorts as p does: no distance. (.4, .4, .2): |.7 - .4| + |.2 - .4| + |.1 - .2| = .6
-    loss, pairs = term("uld", "uld"), Pairs(HERE, HERE, HERE)
+    loss, pairs = term("uld", "uld"), Pairs(HERE, HERE, HERE, ends=torch.tensor([False]))
     assert loss(logits_of((0.1, 0.2, 0.7)), logits_of(P), pairs).item() == pytest.approx(0.0, abs=1e-7)
     assert loss(logits_of(Q), logits_of(P), pairs).item() == pytest.approx(0.6)
+    assert loss(logits_of(Q), logits_of(P), pairs._replace(ends=torch.tensor([True]))).item() == 0  # the end token
     assert (weight("uld", "uld"), weight("uld", "sft")) == (1.5, 1.0)
 
 
 def test_gold_keeps_what_is_shared_and_sorts_the_rest():
-    """Id 0 is shared; the others are told by size alone. Both models are heated to 0.9 first."""
+    """Id 0 is shared, a third of all; the others are told by size alone. Both models are heated to 0.9 first."""
     p, q = ([x ** (1 / 0.9) / sum(y ** (1 / 0.9) for y in side) for x in side] for side in (P, Q))
     shared = torch.tensor([0, -1, -1])
     found = term("gold", "gold")(logits_of(Q), logits_of(P), HERE, HERE, ALONE, shared)
     m = 0.5 * (p[0] + q[0])
     matched = 0.5 * p[0] * log(p[0] / m) + 0.5 * q[0] * log(q[0] / m)
     unmatched = abs(p[1] - q[1]) + abs(p[2] - q[2])  # both are sorted as they stand
-    assert found.item() == pytest.approx(matched + unmatched)
+    assert found.item() == pytest.approx(matched / 3 + 2 * unmatched / 3)
 
 
 def test_sdft_is_jsd_on_all_ids():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kd.types import Shape
-from tests.methods.points import term, weight
+from tests.methods.points import at, term, weight
 
 YES = torch.ones(1, 2, dtype=torch.bool)
 FIRST = torch.tensor([[True, False]])
@@ -53,7 +53,11 @@ def test_tinybert_compares_scores_before_softmax_and_every_layer():
     student, teacher = ((ONE, 0 * ONE, ONE),), ((ONE, KEYS, ONE),)
     found = loss((ones, 3 * ones), (5 * ones, 2 * ones), student, teacher, YES, YES)
     assert found[0].tolist() == pytest.approx([9 + 16, 9 + 16 + log(3) ** 2 / 2])
-    assert weight("tinybert", "soft_ce") == 1.0  # the prediction layer
+
+
+def test_tinybert_learns_predictions_when_it_has_learnt_the_layers():
+    for step, expected in ((0, (1, 0)), (4, (1, 0)), (5, (0, 1)), (9, (0, 1))):
+        assert tuple(weight("tinybert", name, at(step)) for name in ("tinybert", "soft_ce")) == expected
 
 
 def test_pkd_compares_directions_below_the_last_layer():

@@ -9,7 +9,6 @@ from kd.rollouts import Rollout
 from kd.rollouts.mixed import Mixed
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.replay import Replay
-from kd.rollouts.schedules import Linear
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded, uniform
 from kd.sequences import Encoder
@@ -161,13 +160,20 @@ def test_an_engine_elsewhere_hears_of_every_step_of_every_rank():
     [(0, 0.2), (5, 0.5), (10, 0.8)],  # 0.2 + 0.6 * step / 10
 )
 def test_a_share_goes_in_a_straight_line(step, expected):
-    assert Linear(0.2, 0.8)(Progress(step, 10)) == pytest.approx(expected, abs=1e-15)
-    assert Linear(0.8, 0.2)(Progress(step, 10)) == pytest.approx(1 - expected, abs=1e-15)
-    assert Linear(0.3)(Progress(step, 10)) == 0.3
+    assert mixed(0.2, final_share=0.8).share(Progress(step, 10)) == pytest.approx(expected, abs=1e-15)
+    assert mixed(0.8, final_share=0.2).share(Progress(step, 10)) == pytest.approx(1 - expected, abs=1e-15)
+    assert mixed(0.3).share(Progress(step, 10)) == pytest.approx(0.3, abs=1e-15)
+
+
+@pytest.mark.parametrize(("step", "given"), [(0, 1.0), (5, 0.1), (10, 0.01)])  # .01^(step / 10)
+def test_what_is_given_may_fall_exponentially(step, given):
+    assert mixed(0.0, final_share=0.99, shape="exponential").share(Progress(step, 10)) == pytest.approx(1 - given)
+    upwards = mixed(0.99, final_share=0.0, shape="exponential")  # from .01 to 1
+    assert upwards.share(Progress(10 - step, 10)) == pytest.approx(1 - given)
 
 
 def test_a_budget_that_is_used_up_ends_the_line():
-    assert Linear(0.0, 1.0)(Progress(1, 10, spent=0.5)) == 0.5
+    assert mixed(0.0, final_share=1.0).share(Progress(1, 10, spent=0.5)) == 0.5
 
 
 def test_the_share_that_counts_is_that_of_the_step():
@@ -196,6 +202,7 @@ def test_what_the_writer_has_to_tell_goes_on():
     [
         ({"share": 1.5}, "a share of 1.5 is not between 0 and 1"),
         ({"share": 0.5, "final_share": -0.1}, "a share of -0.1"),
+        ({"share": 0.0, "final_share": 1.0, "shape": "exponential"}, "is never 0; keep both below 1"),
         ({"share": 0.5, "per": "sequence", "writer": Counting(samples=2)}, "rollout.writer.samples=2"),
         ({"share": 0.5, "writer": Replay(Counting(), uses=2)}, "Replay replays whole windows"),
     ],

@@ -138,7 +138,7 @@ def test_a_step_without_any_preference_keeps_a_group_that_says_nothing(encoder, 
     assert learnt([batch]) == {batch.records[0].id: [[]] * size}
     assert batch.teacher is batch.student
     assert not batch.old_logprobs.any()
-    assert count([batch]).tolist() == [0, 0, 0]
+    assert not count([batch]).any()
     assert ranked.take_report()["without_preference"] == (5, 5)
 
 

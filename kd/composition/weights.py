@@ -1,0 +1,41 @@
+"""What each term of an objective weighs in the course of a run: numbers and schedules, of which one is never 0."""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from kd.composition.signatures import check_call, shown
+from kd.schedules import Schedule
+
+
+def check_weight(path: str, weight: Any) -> None:
+    """Raises ValueError for a number that is not finite, and for a mapping that is no schedule or changes its sign.
+
+    What is neither a number nor a mapping is left to the check of the term's other keys.
+    """
+    if isinstance(weight, float) and not math.isfinite(weight):
+        raise ValueError(f"{path}={shown(weight)}: a weight is a finite number; 0 leaves the term out")
+    if not isinstance(weight, Mapping):
+        return
+    check_call(path, weight, Schedule, name="a schedule")
+    try:
+        schedule = Schedule.of(weight)
+    except ValueError as error:
+        raise ValueError(f"{path}={shown(weight)}: {error}") from None
+    if schedule.start * schedule.end < 0:
+        raise ValueError(f"{path}={shown(weight)}: a weight does not change its sign; keep both ends on one side of 0")
+
+
+def check_silence(weights: Mapping[str, Any]) -> None:
+    """Raises ValueError if there is a moment at which all weights are 0.
+
+    A weight that does not change its sign is 0 throughout or nowhere between two edges of schedules.
+    """
+    schedules = {n: Schedule.of(w if isinstance(w, Mapping) else {"start": w, "end": w}) for n, w in weights.items()}
+    edges = sorted({0.0, 1.0}.union(*({s.begin, s.until} for s in schedules.values())))
+    for moment in (moment for one, other in pairwise(edges) for moment in (one, (one + other) / 2)):
+        if not any(schedule.at(moment) for schedule in schedules.values()):
+            told = ", ".join(f"objective.{name}.weight={shown(weight)}" for name, weight in weights.items())
+            when = f" at {moment:g} of the run" if any(isinstance(w, Mapping) for w in weights.values()) else ""
+            raise ValueError(f"{told}: nothing is left to learn from{when}; give one term a weight")
