@@ -21,7 +21,7 @@ IN_SEQUENCES = ("tokens", "labels", "mask", "real")  # real: True at tokens, Fal
 FROM_SEQUENCES = frozenset(f"{role}{name}" for role in ("", "teacher_") for name in IN_SEQUENCES)
 FROM_REWARD = frozenset({"rewards", "advantages"})
 FROM_ROLLOUT = frozenset(field.name for field in fields(Batch)) - {"student", "teacher", "records"} - FROM_REWARD
-FROM_ALIGNMENT = frozenset({"spans", "pairs", "id_map"})
+FROM_ALIGNMENT = frozenset({"spans", "pairs", "id_map", "boundaries"})
 FROM_RUN = frozenset({"progress"})
 SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT | FROM_RUN
 
@@ -94,6 +94,21 @@ def checked_by(check: Callable[..., None]) -> Callable[[Objective], Objective]:
     return decorated
 
 
+def of_groups(check: Callable[..., None], *, in_order: bool = False) -> Callable[[Objective], Objective]:
+    """Decorates an objective that compares the responses to one prompt with one another.
+
+    check: called with how many there are to each prompt, and with those of the objective's hyperparameters that it
+        names; raises ValueError where these are too few or too many. Asked before a run starts, where that is known.
+    in_order: it takes the first response for the preferred one.
+    """
+
+    def decorated(objective: Objective) -> Objective:
+        objective.check_group, objective.in_order = check, in_order  # type: ignore[attr-defined]
+        return objective
+
+    return decorated
+
+
 def sized(objective: Callable) -> bool:
     """Whether `introduce` has anything to tell it."""
     return (
@@ -103,16 +118,20 @@ def sized(objective: Callable) -> bool:
     )
 
 
-def introduce(objective: Callable, student: Any, teacher: Any) -> None:
+def introduce(objective: Callable, student: Any, teacher: Any, alignment: Any = None) -> None:
     """Tell an objective what models it is for (their `shape`), before the first step.
 
     One with parameters of its own makes them, in its `sized_for`, or from the student itself, in its `starts_from`; a
-    function may have a check (`checked_by`). Raises ValueError where the two models do not fit.
+    function may have a check (`checked_by`). `alignment`: where the models have weights, and not only shapes; one that
+    begins with what the two heads say (`begins_with`) is told them, and which ids mean the same. What a checkpoint
+    holds comes later, and replaces all of it. Raises ValueError where the two models do not fit.
     """
     if hasattr(objective, "sized_for"):
         objective.sized_for(student.shape, None if teacher is None else teacher.shape)
     if hasattr(objective, "starts_from"):
         objective.starts_from(student)
+    if alignment is not None and hasattr(objective, "begins_with"):
+        objective.begins_with(student.head(), teacher.model.head(), alignment.shared_ids())
     if check := getattr(_innermost(objective), "check_shapes", None):
         settings = signature(objective).parameters  # as yaml and defaults have them
         named = {name: settings[name].default for name in signature(check).parameters if name in settings}

@@ -181,6 +181,14 @@ class Pairs(NamedTuple):
     student: Int[Tensor, " P"]
     teacher: Int[Tensor, " P"]
     sequence: Int[Tensor, " P"]
+    ends: Bool[Tensor, " P"] | None = None  # True where either side writes its end token; None: not told
+
+
+class Boundaries(NamedTuple):
+    """Ids before which a tokenizer cuts, whatever was before: special ones, and those that begin with white space."""
+
+    student: Bool[Tensor, " V"]
+    teacher: Bool[Tensor, " U"]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ BESIDE = {
     "reward=log_ratio": ("rollout=on_policy",),
     "generator=vllm": ("rollout=on_policy",),
     "generator=vllm_colocated": ("rollout=on_policy",),
+    "generator=transformers": ("rollout=on_policy",),
+    "generator=beam_search": ("rollout=teacher", "rollout.temperature=0.0"),
     "reward=discriminator": ("objective=gad", "rollout=demonstrated"),
     "reward=reward_model": ("reward.folder=outputs/preferences-0123456789ab",),
     "rollout=ranked": ("reward=verifier",),
@@ -258,6 +260,58 @@ def test_an_alias_of_an_architecture_is_known():
 
 
 # ---- demand and supply -----------------------------------------------------------------------------------------------
+
+
+SAMPLED = ["rollout=on_policy", "rollout.samples=2", "reward=verifier"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["objective=dpo", *SAMPLED], "dpo takes the first response to a prompt for the preferred one, but rollout"),
+        (
+            ["objective=simpo", "rollout=replay", "rollout.writer.samples=2"],
+            "but rollout Replay gives them in the order",
+        ),
+        (["objective=reward_model", *SAMPLED], "take rollout=ranked with a reward"),
+        (["objective=dpo", "rollout=paired", "rollout.samples=2"], "rollout Paired gives: group_size=3"),
+        (
+            ["objective=dpo", "rollout=ranked", "rollout.keep=all", "reward=verifier"],
+            "rollout Ranked gives: group_size=4",
+        ),
+        (["objective=grpo", "rollout=on_policy", "reward=verifier"], "set rollout.samples=4"),
+        (
+            ["objective=reinforce", "rollout=on_policy", "reward=verifier"],
+            "take objective=reinforce with baseline=none",
+        ),
+        (["objective=rrhf", "rollout=replay", "reward=verifier"], "there is nothing to rank"),
+    ],
+)
+def test_responses_that_cannot_be_compared_are_refused(words, part):
+    assert part in refused(composed(*words))
+
+
+@pytest.mark.parametrize("setting", ["rollout.capacity=8", "rollout.max_age=1"])
+def test_a_window_is_used_as_a_whole_by_what_remembers_it(setting):
+    words = ["objective=ppo", "rollout=replay", "reward=verifier"]
+    check(composed(*words))
+    assert "ppo judges each window by its head as it was" in refused(composed(*words, setting))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["objective=dpo"],  # of records, whose pairs are for the data to tell
+        ["objective=dpo", "rollout=paired"],
+        ["objective=dpo", "rollout=ranked", "reward=verifier"],
+        ["objective=reward_model", "rollout=ranked", "rollout.keep=all", "reward=verifier"],
+        ["objective=reinforce", "objective.reinforce.loss.baseline=none", "rollout=on_policy", "reward=verifier"],
+        ["objective=grpo", *SAMPLED],
+        ["objective=rrhf", "rollout=replay", "rollout.writer.samples=3", "reward=verifier"],
+    ],
+)
+def test_responses_that_can_be_compared_are_taken(words):
+    check(composed(*words))
 
 
 def test_an_objective_without_its_teacher():

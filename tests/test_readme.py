@@ -125,8 +125,7 @@ def test_readme_shows_the_objective_that_it_explains(tmp_path: Path) -> None:
     """The function and the yaml of "Add an objective", as they stand there, make a run."""
     function, description = fenced("python")[0], fenced("yaml")[0]
     imports = (
-        "from jaxtyping import Float\nfrom torch import Tensor\n"
-        "from kd.objectives.divergence import forward_kl, reverse_kl\n\n"
+        "from jaxtyping import Float\nfrom torch import Tensor\nfrom kd.objectives.divergence import kl, log_probs\n\n"
     )
     (tmp_path / "my_losses.py").write_text(imports + function)
     (tmp_path / "conf" / "objective").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Two streams of batches, limits on the budget, weights of importance: what the module does beside its terms."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -78,16 +79,19 @@ def test_the_corpus_moves_on_and_is_dealt_to_ranks(tmp_path):
 # ---- limits ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["student_flops", "tokens", "seconds"])
+@pytest.mark.parametrize("name", ["student_flops", "tokens", "seconds", "generated_tokens"])
 def test_a_run_stops_after_the_step_that_crosses_a_limit(tmp_path, name):
-    whole = runs.train(runs.config(), tmp_path / "whole").module
+    rollout = ["rollout=on_policy", "rollout.max_new_tokens=6"] if name == "generated_tokens" else []
+    whole = runs.train(runs.config(*rollout), tmp_path / "whole").module
     assert whole.step_count == runs.STEPS
     spent = getattr(whole.budget, name)
     limit = spent * 0.55
-    part = runs.train(runs.config(f"budget.{name}={limit}"), tmp_path / "part").module
+    part = runs.train(runs.config(*rollout, f"budget.{name}={limit}"), tmp_path / "part").module
     assert getattr(part.budget, name) >= limit
     if name != "seconds":  # the steps differ in time
-        before = runs.train(runs.config(f"optim.steps={part.step_count - 1}"), tmp_path / "before").module
+        # the schedule ends elsewhere, and so do the weights: what those write is of other lengths
+        steps = f"optim.steps={part.step_count - 1}"
+        before = runs.train(runs.config(*rollout, steps), tmp_path / "before").module
         assert getattr(before.budget, name) < limit
         assert 1 < part.step_count < runs.STEPS
     log = pd.read_csv(tmp_path / "part/metrics.csv")
@@ -161,6 +165,17 @@ def test_values_are_weighted_but_what_divides_them_is_not(kind):
     assert loss.item() == pytest.approx(
         (-(logprobs * weights).sum() / batch.student.mask.sum()).item(), rel=1e-6
     )  # counts are float32
+
+
+def test_a_term_that_corrects_itself_is_not_weighted_again():
+    """kdrl is of kind divergence, and has min(q/b, cap) in its value."""
+    cfg = runs.config("objective=kdrl", "rollout=on_policy", "rollout.samples=2", "reward=verifier")
+    term = runs.build(cfg).module.objective["kdrl"]
+    assert term.kind == "divergence"
+    batch = next(iter(runs.build(runs.config()).data.windows())).batches[0]
+    weighted = replace(batch, importance_weights=torch.full(batch.student.mask.shape, 0.5))
+    assert term.importance(weighted) is None
+    assert runs.build(runs.config("objective=fkl")).module.objective["fkl"].importance(weighted) is not None
 
 
 def module_counts(batch):

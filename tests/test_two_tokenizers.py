@@ -30,6 +30,7 @@ POINTS = [
     ("multi_level_ot", "spans"),
     ("gold", "spans"),
     ("alm", "spans"),
+    ("alm_debiased", "spans"),
     ("dskd", "spans"),
     ("dskd_cma", "none"),
     ("fkl", "spans"),
@@ -66,9 +67,14 @@ def test_a_term_without_a_bound_where_the_teacher_has_no_id(vocabulary):
         build(cfg)
 
 
-def test_a_term_on_many_rows_meets_rows_without_a_teacher(vocabulary):
-    with pytest.raises(ValueError, match="selected_hardest looks at many rows at once, but alignment SpanAlignment"):
-        check(config(vocabulary, "selected_hardest", "spans"))
+WRITTEN = (["rollout=paired"], ["rollout=on_policy", "rollout.samples=2"])
+
+
+@pytest.mark.parametrize("name", ["selected_hardest", "opd_discounted", "margin", "listwise", "margin_mse", "dpkd"])
+def test_a_term_on_many_rows_meets_rows_without_a_teacher(vocabulary, name):
+    """There a log-probability of 0 would be certainty: the sum over a response must not take it for the teacher's."""
+    with pytest.raises(ValueError, match=f"{name} looks at many rows at once, but alignment SpanAlignment"):
+        check(config(vocabulary, name, "spans", *WRITTEN[name != "dpkd"]))
 
 
 @pytest.mark.parametrize("stopped", [3, 5])
@@ -85,6 +91,47 @@ def test_reports_resume(vocabulary, tmp_path, stopped):
             signals = []
     assert runs.differences(tmp_path / "whole", tmp_path / "cut") == []
     assert "3,validation,matched_tokens" in runs.metrics(tmp_path / "whole")
+
+
+PSEUDO_INVERSE = "objective.dskd.loss.start=pseudo_inverse"
+
+
+@pytest.mark.parametrize("alignment", ["spans", "same"])
+def test_projections_begin_with_what_both_heads_say(vocabulary, alignment):
+    """At the ids that both tokenizers know; a checkpoint's own replace them."""
+    overrides = [] if alignment == "spans" else ["teacher.model.tokenizer=${student.model.tokenizer}"]
+    cfg = config(vocabulary, "dskd", alignment, PSEUDO_INVERSE, *overrides)
+    parts = build(cfg)
+    ours, theirs = parts.module.alignment.shared_ids()
+    assert len(ours) > 50
+    heads = [
+        model.head().weight.detach().double()[ids]
+        for model, ids in ((parts.module.student, ours), (parts.teacher, theirs))
+    ]
+    term = parts.module.objective["dskd"].loss
+    for layer, onto, of in ((term.to_student, *heads), (term.to_teacher, *heads[::-1])):
+        expected = torch.linalg.pinv(onto) @ of
+        torch.testing.assert_close(layer.weight.double(), expected, rtol=1e-4, atol=1e-5)
+    again = build(cfg).module
+    for a, b in zip(term.parameters(), again.objective["dskd"].loss.parameters(), strict=True):
+        assert torch.equal(a, b)  # as every rank has it
+    with torch.no_grad():
+        term.to_student.weight.add_(1.0)
+    again.load_state_dict(parts.module.state_dict(), strict=again.strict_loading)
+    assert torch.equal(again.objective["dskd"].loss.to_student.weight, term.to_student.weight)
+
+
+def test_projections_that_have_learnt_are_not_begun_again(vocabulary, tmp_path):
+    for name, signals in (("whole", []), ("cut", [(2, 0, "SIGTERM")])):
+        path = tmp_path / name
+        for _ in range(2 if signals else 1):
+            cfg = config(vocabulary, "dskd", "spans", PSEUDO_INVERSE, "optim.steps=4")
+            with open_dict(cfg):
+                cfg.rollout = OmegaConf.create(runs.scripted(path, *signals))
+            with contextlib.suppress(SystemExit):
+                runs.train(cfg, path)
+            signals = []
+    assert runs.differences(tmp_path / "whole", tmp_path / "cut") == []
 
 
 @pytest.mark.parametrize(("objective", "alignment"), POINTS)

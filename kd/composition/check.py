@@ -20,6 +20,8 @@ from kd.composition.sections import GROUPS, check_sections, check_trainer
 from kd.composition.signatures import check_call, joined, located, suggestion
 from kd.composition.supply import check_objective, check_other_runs, check_supply
 from kd.composition.targets import check_targets
+from kd.generators.options import Options, check_known
+from kd.generators.transformers import Transformers
 from kd.objectives.reduction import Reduction
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
@@ -115,6 +117,9 @@ def _check_node(path: str, node: Mapping[str, Any]) -> None:
     check_call(path, node, callee, besides=FOR_THE_RUN.get(place, frozenset()))
     if callee.__module__ == "kd.models.networks":
         _check_network(path, node)
+    if callee is Transformers:
+        check_known(joined(path, "options"), node["options"])
+        check_call(joined(path, "options"), node["options"], Options, name="the generator")
 
 
 def _check_network(path: str, node: Mapping[str, Any]) -> None:

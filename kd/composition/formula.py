@@ -13,6 +13,7 @@ from inspect import Parameter
 from typing import Any
 
 from kd.composition.signatures import FOR_HYDRA, located, shown
+from kd.schedules import Schedule
 
 END = r"(?:;|\.(?=\s+(?:[A-Z(`]|\w-[A-Z]|arXiv))|\.?$)"  # of a clause; "eq. 6" goes on, and "f-Distill" begins anew
 GRADIENT = re.compile(r"(?:phi'|φ′|dL/d\w+) = .*?(?=" + END + ")")
@@ -96,13 +97,23 @@ def composed(objective: Mapping[str, Any]) -> str:
 
 
 def _summand(name: str, term: Mapping[str, Any]) -> str:
-    loss, weight = term["loss"], float(term.get("weight", 1.0))
+    loss = term["loss"]
+    sign, weight = _weight(term.get("weight", 1.0))
     callee = located(f"objective.{name}.loss", loss["_target_"])
     what, *where = _clauses(formula(callee) or loss["_target_"].rpartition(".")[2])
     letters = [clause for clause in where if " = " in clause]
-    notes = [name, *letters, *_settings(callee, loss, " ".join([what, *letters]))]
+    who = [f"{term['responses']} responses"] if term.get("responses", "all") != "all" else []
+    notes = [name, *who, *letters, *_settings(callee, loss, " ".join([what, *letters]))]
     whole = f"({what})" if re.search(r" [+−] ", _outside(what)) else what
-    return f"{'−' if weight < 0 else '+'} {abs(weight)} · {whole} [{', '.join(notes)}]"
+    return f"{sign} {weight} · {whole} [{', '.join(notes)}]"
+
+
+def _weight(weight: Any) -> tuple[str, str]:
+    """Its sign, and the rest: "0.5", or "(0.005 → 0.001)" where it changes."""
+    if not isinstance(weight, Mapping):
+        return "−" if weight < 0 else "+", str(abs(float(weight)))
+    ends = {key: abs(weight[key]) for key in ("start", "end")}
+    return "−" if min(weight["start"], weight["end"]) < 0 else "+", f"({Schedule.of({**weight, **ends})})"
 
 
 def _clauses(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from kd.composition.signatures import shown
 
 PAGE = CONF.parent / "docs" / "methods.md"
 COLUMNS = ("objective", "rollout", "reward", "augmentation")
-ELSEWHERE = ("teacher", "alignment", "corpus")  # axes that few methods choose
+ELSEWHERE = ("teacher", "generator", "alignment", "corpus")  # axes that few methods choose
 HEAD = """\
 # Methods
 

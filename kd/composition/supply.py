@@ -4,7 +4,6 @@ Both are read from the functions and classes that `_target_` names, so no weight
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,10 +11,22 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kd.composition.choices import CONF, choices
+from kd.composition.engines import check_generator
+from kd.composition.groups import check_groups, check_windows
 from kd.composition.sections import prepared_roles
 from kd.composition.signatures import check_call, joined, located, shown
-from kd.generators.torch import Torch
-from kd.signals import FROM_ALIGNMENT, FROM_REWARD, FROM_ROLLOUT, FROM_SEQUENCES, domain, is_row_wise, of_role, requires
+from kd.composition.weights import check_silence, check_weight
+from kd.signals import (
+    FROM_ALIGNMENT,
+    FROM_REWARD,
+    FROM_ROLLOUT,
+    FROM_SEQUENCES,
+    PAIR,
+    domain,
+    is_row_wise,
+    of_role,
+    requires,
+)
 from kd.terms import STREAMS, Term
 
 Node = Mapping[str, Any]
@@ -31,16 +42,13 @@ def check_objective(objective: Node) -> None:
         path = f"objective.{name}"
         if not isinstance(term, Mapping):
             raise ValueError(f"{path}={shown(term)}: a term is a mapping with weight, kind and loss")
+        check_weight(f"{path}.weight", term.get("weight", 1.0))
         check_call(path, term, Term, name="a term")
         _check_term(path, term)
-    if not any(term.get("weight", 1.0) for term in objective.values()):
-        weights = ", ".join(f"objective.{name}.weight=0" for name in objective)
-        raise ValueError(f"{weights}: nothing is left to learn from; give one term a weight")
+    check_silence({name: term.get("weight", 1.0) for name, term in objective.items()})
 
 
 def _check_term(path: str, term: Node) -> None:
-    if not math.isfinite(term.get("weight", 1.0)):
-        raise ValueError(f"{path}.weight={shown(term['weight'])}: a weight is a finite number; 0 leaves the term out")
     if (kind := term.get("kind", KINDS[0])) not in KINDS:
         raise ValueError(f"{path}.kind={shown(kind)}: terms are of one kind of {', '.join(KINDS)}")
     if not isinstance(term["loss"], Mapping) or term["loss"].get("_target_") is None:
@@ -48,6 +56,12 @@ def _check_term(path: str, term: Node) -> None:
     if (stream := term.get("stream", STREAMS[0])) not in STREAMS:
         raise ValueError(f"{path}.stream={shown(stream)}: terms learn on one stream of {', '.join(STREAMS)}")
     _check_loss(f"{path}.loss", term["loss"], term.get("lr"))
+    who, loss = term.get("responses", "all"), located(f"{path}.loss", term["loss"]["_target_"])
+    if who != "all" and domain(signals_of(loss)) == PAIR:
+        raise ValueError(
+            f"{path}.responses={who}: {loss.__qualname__} has one value for a prompt or a pair, whoever wrote its "
+            "responses; leave responses out"
+        )
 
 
 def _check_loss(path: str, node: Node, lr: float | None) -> None:
@@ -82,13 +96,18 @@ def check_supply(config: Node) -> None:
         _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
         _require(who, "reward", {name: name for name in names & FROM_REWARD}, config)
     _check_streams(config)
+    for name, term in config["objective"].items():
+        if term.get("stream", STREAMS[0]) == STREAMS[0]:
+            callee = located(f"objective.{name}.loss", term["loss"]["_target_"])
+            check_groups(name, term["loss"], signals_of(callee), config["rollout"])
+            check_windows(name, callee, config["rollout"])
     _check_reward(config)
-    _check_generator(config)
+    check_generator(config)
     _check_readers(config)
     alignment = located("alignment", config["alignment"]["_target_"])
     for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
         loss = signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
-        if "teacher_logits" in requires(loss) and not is_row_wise(loss):
+        if of_role("teacher", requires(loss)) and not is_row_wise(loss):
             raise ValueError(
                 f"{name} looks at many rows at once, but alignment {alignment.__qualname__} has no word of the teacher "
                 f"about some of them; take alignment=same, or a term on single rows instead of {name}"
@@ -127,24 +146,6 @@ def _check_reward(config: Node) -> None:
         )
 
 
-def _check_generator(config: Node) -> None:
-    """An engine of its own writes where one model writes alone: the rollout, or its writer, takes it."""
-    generator = located("generator", config["generator"]["_target_"])
-    writers = list(_classes("rollout", {key: v for key, v in config["rollout"].items() if key != "generator"}))
-    if generator is Torch or any("generator" in inspect.signature(writer).parameters for writer in writers):
-        return
-    rollout = located("rollout", config["rollout"]["_target_"])
-    reason = (
-        "has nothing written"
-        if getattr(rollout, "keeps_responses", False)
-        else "has student and teacher choose each token together"
-    )
-    raise ValueError(
-        f"generator {generator.__qualname__} writes for one model alone, but rollout {rollout.__qualname__} {reason}; "
-        "take generator=torch, or rollout=on_policy"
-    )
-
-
 def _check_streams(config: Node) -> None:
     """A term on plain text needs a corpus, and none of what a rollout knows; else something is to be rolled out."""
     plain = {name: term for name, term in config["objective"].items() if term.get("stream") == "lm"}
@@ -156,8 +157,7 @@ def _check_streams(config: Node) -> None:
     if len(plain) == len(config["objective"]):
         raise ValueError(f"{', '.join(plain)}: no term learns on the skill; add one with stream: main")
     for name, term in plain.items():
-        asked = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
-        if lacking := asked & (FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT):
+        if lacking := _asked(name, term) & (FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT):
             raise ValueError(f"{name} needs {_listed(lacking)}, which plain text does not have; set its stream to main")
 
 
@@ -195,13 +195,19 @@ def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
 def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
     if group == "objective":
         for name, term in node.items():
-            yield name, requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+            yield name, _asked(name, term)
     elif group in ("rollout", "reward"):
         yield from _parts(group, group, node)
     else:
         for i, stage in enumerate(node["stages"]):
             found = located(f"augmentation.stages[{i}]", stage["_target_"])
             yield f"augmentation stage {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+
+
+def _asked(name: str, term: Node) -> frozenset[str]:
+    """The signals of a term, and who wrote each response where it learns on some of them."""
+    signals = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+    return signals if term.get("responses", "all") == "all" else signals | {"written_by"}
 
 
 def _parts(path: str, what: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:

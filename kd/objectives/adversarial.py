@@ -25,8 +25,8 @@ class Discriminator(nn.Module):
     D is a network of its own: the student as it is before the first step, with a scalar head, on the last token of the
     response (the end token of what was finished). Weights, their gradients and optimizer states are there twice then,
     and each sequence is read by it once more to learn and once to judge; both are counted in the run's `judge_flops`,
-    not in its `student_flops`. Left out of the paper's method: the warm-up, in which D learns while the student is
-    tuned on the teacher's texts (tune the student first, by `student.prepare`).
+    not in its `student_flops`. In the paper's warm-up D learns while the student is tuned on the teacher's texts: a
+    policy term that is silent at first, and one of `sft` with `responses: given` that falls silent (`method=gad`).
     """
 
     network: nn.Module

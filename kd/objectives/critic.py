@@ -1,6 +1,6 @@
 """A learnt baseline: what the rest of a response will be worth, read from the student's last hidden states."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,9 +19,9 @@ class PPO(nn.Module):
 
     V_t = v h_t + c reads the student's last hidden state before y_t; the reward comes at the last token. Advantages
     and returns R = A + V_old are made with the head as it was when the window was written: a copy that is renewed
-    every `uses` steps. The hidden states that it reads are today's, so V_old moves with the student while a window is
-    used again. The head begins at 0. With a group's mean for a baseline instead of a head: objective=grpo with
-    by_deviation=false.
+    every `uses` steps, so a replay must neither mix windows nor end one early (capacity, max_age). The hidden states
+    that it reads are today's, so V_old moves with the student while a window is used again. The head begins at 0. With
+    a group's mean for a baseline instead of a head: objective=grpo with by_deviation=false.
 
     Args:
         discount: gamma, for a token.
@@ -34,6 +34,7 @@ class PPO(nn.Module):
         cap: bound on w = q_old/b, which corrects for sampling that is not the student's at temperature 1.
     """
 
+    whole_windows: ClassVar[bool] = True
     value: nn.Linear
     held_weight: Tensor
     held_bias: Tensor

@@ -22,6 +22,7 @@ from torch import Tensor
 LOG_ZERO = -100.0  # nats; e^-100 is below the smallest normal float32, so it carries no mass
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]  # at 1 both sides of a skewed divergence are the same
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -156,7 +157,7 @@ def skew_forward_kl(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],
     *,
-    alpha: Fraction = 0.1,
+    alpha: BelowOne = 0.1,
     temperature: Positive = 1.0,
     temperature_squared: bool = False,
 ) -> Float[Tensor, "*n"]:
@@ -172,7 +173,7 @@ def skew_reverse_kl(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],
     *,
-    alpha: Fraction = 0.1,
+    alpha: BelowOne = 0.1,
     mixture_gradient: bool = True,
     temperature: Positive = 1.0,
     temperature_squared: bool = False,

@@ -92,6 +92,7 @@ class TaskAwareFilters(nn.Module):
     def __init__(self, *, stage_one: Share = 0.25, layers: LayerMap = "uniform") -> None:
         super().__init__()
         self.stage_one, self.layers = stage_one, layers
+        self.learnt = False  # in this step
 
     def sized_for(self, student: Shape, teacher: Shape) -> None:
         """Make the filters, one for each model and pair of layers."""
@@ -113,7 +114,7 @@ class TaskAwareFilters(nn.Module):
         progress: Progress,
     ) -> Float[Tensor, "B T"]:
         """A value for each position that predicts a response."""
-        learning = progress.fraction < self.stage_one
+        learning = self.learnt = progress.fraction < self.stage_one
         given = tuple(h.detach() for h in student_hidden) if learning else student_hidden
         values = torch.zeros((), device=mask.device)
         learnt_filters = [self.get_buffer(f"learnt_{i}") for i in range(len(self.filters))]
@@ -132,7 +133,7 @@ class TaskAwareFilters(nn.Module):
 
     def after_step(self, value: float, progress: Progress) -> None:
         """Keep what stage one learnt: an optimizer's momentum moves idle filters on, and would move the targets."""
-        if Progress(progress.step - 1, progress.total).fraction < self.stage_one:
+        if self.learnt:
             for i, weight in enumerate(self.filters.parameters()):
                 self.get_buffer(f"learnt_{i}").copy_(weight.detach())
 

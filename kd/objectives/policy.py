@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kd.objectives.divergence import Fraction, NonNegative, Positive
-from kd.objectives.returns import Baseline, group_advantages, returns
+from kd.objectives.returns import Baseline, check_peers, group_advantages, returns
+from kd.signals import of_groups
 from kd.types import WRITERS
 
 MAX_LOG_RATIO = 20.0  # nats; nobody draws a token that is e^20 times less probable than the student has it
@@ -114,6 +115,7 @@ def opd_discounted(
     return surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
 
 
+@of_groups(check_peers)
 def reinforce(
     student_logprobs: Float[Tensor, "B T"],
     behaviour_logprobs: Float[Tensor, "B T"],
@@ -132,6 +134,7 @@ def reinforce(
     return surrogate(log_ratio, advantages[:, None].expand_as(log_ratio))
 
 
+@of_groups(check_peers)
 def grpo(
     student_logprobs: Float[Tensor, "B T"],
     old_logprobs: Float[Tensor, "B T"],
@@ -162,6 +165,7 @@ def grpo(
     )
 
 
+@of_groups(check_peers)
 def grpo_among_own(
     student_logprobs: Float[Tensor, "B T"],
     old_logprobs: Float[Tensor, "B T"],
@@ -178,8 +182,8 @@ def grpo_among_own(
     """-w min(rho A, clip(rho) A), A = (r - mean(r))/std(r) over a group's responses by the student, 0 for others'.
 
     `grpo` where groups hold responses of others, too, which the student's are compared with (GAD, arXiv 2511.10643):
-    those are in no mean and no deviation, and nothing is learnt from them. They do count among the tokens and responses
-    that a reduction divides by.
+    those are in no mean and no deviation, and nothing is learnt from them. They count among the tokens and responses
+    that a reduction divides by, unless the term says `responses: own`.
     """
     own = written_by == WRITERS.index("student")
     advantages = group_advantages(rewards, group_size, by_deviation=by_deviation, members=own)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd.objectives.divergence import NonNegative, Positive, log_probs
+from kd.signals import of_groups
 
 NoiseRate = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -32,16 +33,21 @@ def response_logprobs(
     return total / mask.sum(-1).clamp(min=1) if length_normalised else total
 
 
-def paired(values: Float[Tensor, " B"], group_size: int) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-    """Those of the preferred responses, and those of the others.
-
-    Raises ValueError if prompts have not two responses each.
-    """
+def check_pair(group_size: int) -> None:
+    """Raises ValueError for other than two responses to a prompt."""
     if group_size != 2:
         raise ValueError(
             f"group_size={group_size}: a preference is between two responses to one prompt, the preferred one first; "
             "give each record two, or take an objective that ranks more (rrhf, pro, listwise)"
         )
+
+
+def paired(values: Float[Tensor, " B"], group_size: int) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
+    """Those of the preferred responses, and those of the others.
+
+    Raises ValueError if prompts have not two responses each.
+    """
+    check_pair(group_size)
     preferred, other = values.view(-1, 2).unbind(-1)
     return preferred, other
 
@@ -65,6 +71,7 @@ def margins(
 # ---- against a reference ---------------------------------------------------------------------------------------------
 
 
+@of_groups(check_pair, in_order=True)
 def dpo(
     student_logprobs: Float[Tensor, "B T"],
     reference_logprobs: Float[Tensor, "B T"],
@@ -84,6 +91,7 @@ def dpo(
     return -(1 - label_smoothing) * functional.logsigmoid(h) - label_smoothing * functional.logsigmoid(-h)
 
 
+@of_groups(check_pair, in_order=True)
 def ipo(
     student_logprobs: Float[Tensor, "B T"],
     reference_logprobs: Float[Tensor, "B T"],
@@ -103,6 +111,7 @@ def ipo(
     return (h - 1 / (2 * tau)).square()
 
 
+@of_groups(check_pair, in_order=True)
 def rso(
     student_logprobs: Float[Tensor, "B T"],
     reference_logprobs: Float[Tensor, "B T"],
@@ -142,6 +151,7 @@ def apo_zero(
 # ---- against the teacher ---------------------------------------------------------------------------------------------
 
 
+@of_groups(check_pair, in_order=True)
 def dpkd(
     student_logprobs: Float[Tensor, "B T"],
     teacher_logprobs: Float[Tensor, "B T"],
@@ -181,6 +191,7 @@ def _difference(log: Float[Tensor, "*n V"], first: Int[Tensor, "*n 1"], second: 
 # ---- without a reference ---------------------------------------------------------------------------------------------
 
 
+@of_groups(check_pair, in_order=True)
 def cpo(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, beta: Positive = 0.1
 ) -> Float[Tensor, " P"]:
@@ -188,6 +199,7 @@ def cpo(
     return -functional.logsigmoid(beta * margins(student_logprobs, None, mask, group_size))
 
 
+@of_groups(check_pair, in_order=True)
 def simpo(
     student_logprobs: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
@@ -203,6 +215,7 @@ def simpo(
     return -functional.logsigmoid(beta * h - gamma)
 
 
+@of_groups(check_pair, in_order=True)
 def orpo(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int) -> Float[Tensor, " P"]:
     """-log sigma(o(w) - o(l)), o(y) = log(P/(1 - P)), P = exp(log q(y)/|y|); the odds ratio of ORPO (arXiv 2403.07691,
     eq. 7). P is the geometric mean of a response's token probabilities; above e^-1e-6 it counts as that.
@@ -211,6 +224,7 @@ def orpo(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], grou
     return -functional.logsigmoid(_log_odds(preferred) - _log_odds(other))
 
 
+@of_groups(check_pair, in_order=True)
 def slic(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, delta: NonNegative = 1.0
 ) -> Float[Tensor, " P"]:
@@ -220,6 +234,7 @@ def slic(
     return (delta - margins(student_logprobs, None, mask, group_size)).relu()
 
 
+@of_groups(check_pair, in_order=True)
 def chosen_likelihood(
     student_logprobs: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],

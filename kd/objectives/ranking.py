@@ -11,6 +11,16 @@ from torch import Tensor
 
 from kd.objectives.divergence import NonNegative, Positive, kl
 from kd.objectives.preference import response_logprobs
+from kd.signals import of_groups
+
+
+def check_group(group_size: int) -> None:
+    """Raises ValueError for one response to a prompt."""
+    if group_size < 2:
+        raise ValueError(
+            f"group_size={group_size}: there is nothing to rank; give each record at least two responses, or let the "
+            "rollout write them with rollout.samples=4"
+        )
 
 
 def grouped(values: Float[Tensor, " B"], group_size: int) -> Float[Tensor, "P G"]:
@@ -18,11 +28,7 @@ def grouped(values: Float[Tensor, " B"], group_size: int) -> Float[Tensor, "P G"
 
     Raises ValueError if prompts have one response each.
     """
-    if group_size < 2:
-        raise ValueError(
-            f"group_size={group_size}: there is nothing to rank; give each record at least two responses, or let the "
-            "rollout write them with rollout.samples=4"
-        )
+    check_group(group_size)
     return values.view(-1, group_size)
 
 
@@ -36,6 +42,7 @@ def scores(
 # ---- in the order of the rewards -------------------------------------------------------------------------------------
 
 
+@of_groups(check_group)
 def rrhf(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], rewards: Float[Tensor, " B"], group_size: int
 ) -> Float[Tensor, " P"]:
@@ -47,6 +54,7 @@ def rrhf(
     return ((s.unsqueeze(-1) - s.unsqueeze(-2)).relu() * worse).sum((-2, -1))
 
 
+@of_groups(check_group)
 def pro(
     student_logprobs: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
@@ -72,6 +80,7 @@ def pro(
     return terms[:, :-1].sum(-1)
 
 
+@of_groups(check_group)
 def best_likelihood(
     student_logprobs: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
@@ -89,6 +98,7 @@ def best_likelihood(
 # ---- in the order of the teacher's scores ----------------------------------------------------------------------------
 
 
+@of_groups(check_group)
 def listwise(
     student_logprobs: Float[Tensor, "B T"],
     teacher_logprobs: Float[Tensor, "B T"],
@@ -107,6 +117,7 @@ def listwise(
     return kl((u / tau).log_softmax(-1), (s / tau).log_softmax(-1))
 
 
+@of_groups(check_group)
 def margin(
     student_logprobs: Float[Tensor, "B T"],
     teacher_logprobs: Float[Tensor, "B T"],
@@ -125,6 +136,7 @@ def margin(
     return (s.unsqueeze(-2) - s.unsqueeze(-1) + least).relu().triu(1).sum((-2, -1))
 
 
+@of_groups(check_group)
 def margin_mse(
     student_logprobs: Float[Tensor, "B T"],
     teacher_logprobs: Float[Tensor, "B T"],

@@ -6,7 +6,7 @@ nothing.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kd.signals import PAIR, POSITION, RESPONSE, ROW
-from kd.types import Batch
+from kd.types import WRITERS, Batch
 
 Reduction = Literal["token", "sequence", "sum"]
+STUDENT = WRITERS.index("student")
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,45 @@ class Counts:
     tokens: float  # response tokens
     responses: float  # responses that have at least one such token
     groups: float  # prompts, or pairs, that have at least one such response
+    own_tokens: float = 0.0  # of the responses that the student wrote
+    own_responses: float = 0.0
+
+    def among(self, responses: Literal["all", "own", "given"]) -> "Counts":
+        """Of the student's own responses alone, or of all the others; their groups are not counted."""
+        if responses == "all":
+            return self
+        if responses == "own":
+            return Counts(self.own_tokens, self.own_responses, 0.0)
+        return Counts(self.tokens - self.own_tokens, self.responses - self.own_responses, 0.0)
 
 
-def count(batches: Iterable[Batch]) -> Float[Tensor, "3"]:
-    """This rank's tokens, responses and groups, to be summed over ranks and given to `Counts`."""
-    totals = torch.zeros(3, dtype=torch.float64)
+def count(batches: Iterable[Batch]) -> Float[Tensor, "5"]:
+    """The rank's tokens, responses, groups, and own of the first two; to be summed over ranks and given to `Counts`."""
+    totals = torch.zeros(len(fields(Counts)), dtype=torch.float64)
     for batch in batches:
         mask = batch.student.mask
         answers = mask.any(-1)
         groups = answers.view(-1, batch.group_size).any(-1)
-        totals += torch.tensor([x.sum().item() for x in (mask, answers, groups)], dtype=torch.float64)
+        own = torch.zeros_like(answers) if batch.written_by is None else batch.written_by == STUDENT
+        counted = (mask, answers, groups, mask[own], answers[own])
+        totals += torch.tensor([x.sum().item() for x in counted], dtype=torch.float64)
     return totals
 
 
-def row_weights(mask: Bool[Tensor, "B T"], counts: Counts, reduction: Reduction) -> Float[Tensor, " n"]:
+def row_weights(
+    mask: Bool[Tensor, "B T"], counts: Counts, reduction: Reduction, *, chosen: Bool[Tensor, "B T"] | None = None
+) -> Float[Tensor, " n"]:
     """The weight of each loss row (the True positions of `mask`, in order), so that sum(weights * values) is
 
     token:    the mean over all response tokens of the step (DistiLLM, TRL)
     sequence: the mean over responses of each response's mean (GKD's 1/L_y, DistiLLM-2)
     sum:      the plain sum.
+
+    chosen: those of these positions that count, by `counts`; the others weigh nothing. None: all.
     """
+    if chosen is not None and chosen is not mask:
+        weights = row_weights(chosen, counts, reduction)
+        return weights.new_zeros(int(mask.sum())).masked_scatter(chosen[mask], weights)
     lengths = mask.sum(-1, keepdim=True).expand_as(mask)[mask].to(torch.float32)
     if reduction == "token":
         return torch.full_like(lengths, 1.0 / max(counts.tokens, 1.0))

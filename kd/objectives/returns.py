@@ -49,6 +49,15 @@ def at_the_end(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float
     return torch.where(last, rewards[:, None], 0.0)
 
 
+def check_peers(group_size: int, *, baseline: Baseline = "group") -> None:
+    """Raises ValueError for one response to a prompt where its peers are asked for."""
+    if group_size < 2 and baseline != "none":
+        raise ValueError(
+            "group_size=1: a response has no peers to be compared with; set rollout.samples=4 (at least 2), "
+            "or take objective=reinforce with baseline=none"
+        )
+
+
 def group_advantages(
     rewards: Float[Tensor, " B"],
     group_size: int,
@@ -65,11 +74,7 @@ def group_advantages(
     Raises ValueError where a group has one member and its peers are asked for.
     """
     wide = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
-    if group_size < 2 and (by_deviation or baseline != "none"):
-        raise ValueError(
-            "group_size=1: a response has no peers to be compared with; set rollout.samples=4 (at least 2), "
-            "or take objective=reinforce with baseline=none"
-        )
+    check_peers(group_size, baseline="group" if by_deviation else baseline)
     groups = wide.view(-1, group_size)
     inside = torch.ones_like(groups, dtype=torch.bool) if members is None else members.view(-1, group_size)
     count, peers = ((inside.sum(-1, keepdim=True) - less).clamp(min=1).to(groups) for less in (0, 1))

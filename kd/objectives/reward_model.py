@@ -13,7 +13,17 @@ from torch.nn.functional import logsigmoid
 
 from kd.objectives.features import wide
 from kd.objectives.layers import through
+from kd.signals import of_groups
 from kd.types import Shape
+
+
+def check_comparable(group_size: int) -> None:
+    """Raises ValueError for groups of one."""
+    if group_size < 2:
+        raise ValueError(
+            "there is one response to each prompt and nothing to compare it with; take rollout=paired, "
+            "or records with two responses, the preferred one first"
+        )
 
 
 class RewardModel(nn.Module):
@@ -33,6 +43,7 @@ class RewardModel(nn.Module):
         """Make the head."""
         self.head = scalar_head(student.width)
 
+    @of_groups(check_comparable, in_order=True)
     def forward(
         self, student_hidden: tuple[Float[Tensor, "B T D"], ...], mask: Bool[Tensor, "B T"], group_size: int
     ) -> Float[Tensor, " P"]:
@@ -67,11 +78,7 @@ def bradley_terry(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor,
 
     Raises ValueError for groups of one.
     """
-    if group_size < 2:
-        raise ValueError(
-            "there is one response to each prompt and nothing to compare it with; take rollout=paired, "
-            "or records with two responses, the preferred one first"
-        )
+    check_comparable(group_size)
     of_group = scores.view(-1, group_size)
     better, worse = torch.triu_indices(group_size, group_size, offset=1, device=scores.device)
     return -logsigmoid(of_group[:, better] - of_group[:, worse]).mean(-1)

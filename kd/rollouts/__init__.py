@@ -34,6 +34,9 @@ class Rollout(Protocol):
     A rollout may have more to it; the module asks:
     keeps_responses: True where the records' own responses stay as they are.
     uses: how many steps in a row get the same window (1).
+    ordered: whether the first response to a prompt is the preferred one, as far as the rollout decides on it.
+    responses_each(settings, written) -> int | None: static; how many responses a prompt has under these settings of the
+        config, where its `writer` gives it `written`. None: as many as the records, or not always the same.
     spent() -> Spent, and take_report() as in `kd.types.Reports`.
     after_validation(metrics): told what was measured, on every rank, by name without "validation/".
     state_dict() and load_state_dict(state): plain Python and tensors, each rank's own; what the next step depends on.

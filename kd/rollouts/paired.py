@@ -1,7 +1,8 @@
 """The student's own responses beside one that is better: for objectives that compare."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
@@ -35,6 +36,12 @@ class Paired(Writing):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
     requires: ClassVar[frozenset[str]] = frozenset()
+    ordered: ClassVar[bool] = True
+
+    @staticmethod
+    def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
+        """Those written, and the preferred one."""
+        return settings.get("samples", 1) + 1
 
     def __init__(
         self,

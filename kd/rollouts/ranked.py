@@ -1,5 +1,6 @@
 """Responses in the order of their rewards: preferences from a verifier, a reward model or the teacher."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +30,12 @@ class Ranked(Wrapping):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
     requires: ClassVar[frozenset[str]] = frozenset({"rewards"})
+    ordered: ClassVar[bool] = True
+
+    @staticmethod
+    def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
+        """Two, or as many as are written."""
+        return 2 if settings.get("keep", "best_and_worst") == "best_and_worst" else written
 
     def __init__(
         self, writer: Rollout, *, keep: Literal["best_and_worst", "all"] = "best_and_worst", margin: float = 0.0

@@ -1,6 +1,6 @@
 """Responses that are learnt from more than once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -39,6 +39,11 @@ class Replay(Wrapping):
         {"group_size", "written_by", "behaviour_logprobs", "old_logprobs", "importance_weights"}
     )
     adds: ClassVar[frozenset[str]] = frozenset({"importance_weights"})
+
+    @staticmethod
+    def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
+        """As many as are written."""
+        return written
 
     def __init__(
         self,

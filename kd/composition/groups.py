@@ -1,0 +1,61 @@
+"""How many responses each prompt will have, whether the best stands first, how often they come: what terms go by."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from kd.composition.signatures import joined, located
+
+Node = Mapping[str, Any]
+
+
+def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
+    """Raises ValueError where the term `name` compares responses that the rollout does not write, or not in order.
+
+    node: the settings of its loss. loss: what takes the signals.
+    """
+    found = located("rollout", rollout["_target_"])
+    if getattr(loss, "in_order", False) and not _ordered("rollout", rollout):
+        raise ValueError(
+            f"{name} takes the first response to a prompt for the preferred one, but rollout {found.__qualname__} "
+            "gives them in the order in which they were written; take rollout=ranked with a reward, rollout=paired, "
+            "or rollout=offline on records with two"
+        )
+    size, check = _responses_each("rollout", rollout), getattr(loss, "check_group", None)
+    if check is None or size is None:
+        return
+    defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
+    named = {key: node.get(key, defaults[key]) for key in signature(check).parameters if key in defaults}
+    try:
+        check(**{**named, "group_size": size})
+    except ValueError as error:
+        raise ValueError(f"{name}, of what rollout {found.__qualname__} gives: {error}") from None
+
+
+def check_windows(name: str, loss: Any, rollout: Node) -> None:
+    """Raises ValueError where the term `name` keeps what it thought of a window, and the rollout mixes windows."""
+    for key in ("capacity", "max_age"):
+        if getattr(loss, "whole_windows", False) and rollout.get(key) is not None:
+            raise ValueError(
+                f"rollout.{key}={rollout[key]}: {name} judges each window by its head as it was when the window was "
+                f"written, so all of a window's uses come one after the other; set rollout.{key}=null"
+            )
+
+
+def _ordered(path: str, node: Node) -> bool:
+    """Decided by the outermost that has a say in it."""
+    decides = getattr(located(path, node["_target_"]), "ordered", None)
+    if decides is not None:
+        return decides
+    return _ordered(joined(path, "writer"), node["writer"]) if _writes(node) else True
+
+
+def _responses_each(path: str, node: Node) -> int | None:
+    written = _responses_each(joined(path, "writer"), node["writer"]) if _writes(node) else None
+    found = located(path, node["_target_"])
+    return found.responses_each(node, written) if hasattr(found, "responses_each") else None
+
+
+def _writes(node: Node) -> bool:
+    """Whether another rollout writes for it."""
+    return isinstance(node.get("writer"), Mapping) and node["writer"].get("_target_") is not None
