@@ -348,7 +348,7 @@ class Distillation(Logged):
         """Everything that `on_save_checkpoint` wrote."""
         state = checkpoint["distillation"]
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
-        self.spoken = dict(state["spoken"])
+        self.spoken = dict(state.get("spoken", {}))
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
         if hasattr(self.rollout, "load_state_dict"):

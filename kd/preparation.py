@@ -126,7 +126,7 @@ def variant(cfg: DictConfig, **choices: str) -> DictConfig:
 
 def _defaults(*overrides: str) -> DictConfig:
     """The default config but for these overrides, to be read. Hydra takes a quarter of a second for each, so once."""
-    known = _composed.setdefault(GlobalHydra.instance().hydra, {})
+    known = _composed.setdefault(hydra, {}) if (hydra := GlobalHydra.instance().hydra) else {}
     if overrides not in known:
         known[overrides] = compose(config_name="config", overrides=list(overrides))
     return known[overrides]

@@ -118,19 +118,20 @@ def sized(objective: Callable) -> bool:
     )
 
 
-def introduce(objective: Callable, student: Any, teacher: Any, alignment: Any = None) -> None:
+def introduce(objective: Any, student: Any, teacher: Any, alignment: Any = None) -> None:
     """Tell an objective what models it is for (their `shape`), before the first step.
 
     One with parameters of its own makes them, in its `sized_for`, or from the student itself, in its `starts_from`; a
     function may have a check (`checked_by`). `alignment`: where the models have weights, and not only shapes; one that
-    begins with what the two heads say (`begins_with`) is told them, and which ids mean the same. What a checkpoint
-    holds comes later, and replaces all of it. Raises ValueError where the two models do not fit.
+    begins with what the two heads say (`begins_with_heads`) is told them, and which ids mean the same, in its
+    `begins_with`. What a checkpoint holds comes later, and replaces all of it. Raises ValueError where the two models
+    do not fit.
     """
     if hasattr(objective, "sized_for"):
         objective.sized_for(student.shape, None if teacher is None else teacher.shape)
     if hasattr(objective, "starts_from"):
         objective.starts_from(student)
-    if alignment is not None and hasattr(objective, "begins_with"):
+    if hasattr(alignment, "shared_ids") and getattr(objective, "begins_with_heads", False):
         objective.begins_with(student.head(), teacher.model.head(), alignment.shared_ids())
     if check := getattr(_innermost(objective), "check_shapes", None):
         settings = signature(objective).parameters  # as yaml and defaults have them

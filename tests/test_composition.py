@@ -115,6 +115,7 @@ COMPANIONS = (
     ("rollout=on_policy",),
     ("rollout=on_policy", "rollout.samples=2", "reward=verifier"),
     ("rollout=paired",),
+    ("rollout=demonstrated", "reward=discriminator"),
     ("rollout=teacher_mixed", "reward=log_ratio", "corpus=docstrings"),
 )
 
@@ -274,6 +275,7 @@ SAMPLED = ["rollout=on_policy", "rollout.samples=2", "reward=verifier"]
             "but rollout Replay gives them in the order",
         ),
         (["objective=reward_model", *SAMPLED], "take rollout=ranked with a reward"),
+        (["objective=gad", "rollout=on_policy", "rollout.samples=4", "reward=discriminator"], "rollout=paired or"),
         (["objective=dpo", "rollout=paired", "rollout.samples=2"], "rollout Paired gives: group_size=3"),
         (
             ["objective=dpo", "rollout=ranked", "rollout.keep=all", "reward=verifier"],

@@ -24,7 +24,7 @@ class SpanAlignment:
     logits:   at spans of one token on both sides, if these stand for each other. There, both have read the same text,
               and both name what comes next by one id. Ids are mapped by their bytes.
     logprobs: at all spans. The teacher's log-likelihood of a span is shared evenly among the student's tokens of it,
-              so that sums over spans, and over responses, are the teacher's.
+              so that sums over spans are the teacher's. Rows in no span have 0: terms on whole responses are refused.
     `covered` are the rows of the former where logits are asked for, else those of the latter.
 
     The prompt takes no part: templates, special tokens and a beginning token may differ.

@@ -25,11 +25,10 @@ def check_generator(config: Node) -> None:
     if generator is Torch or any(node["generator"] == config["generator"] for node in writers.values()):
         return
     rollout = located("rollout", config["rollout"]["_target_"])
-    reason = (
-        "has nothing written"
-        if getattr(rollout, "keeps_responses", False)
-        else "has student and teacher choose each token together"
-    )
+    takes = any("generator" in inspect.signature(located(at, n["_target_"])).parameters for at, n in _wrapped(config))
+    reason = "has student and teacher choose each token together"
+    if takes or getattr(rollout, "keeps_responses", False):
+        reason = "has nothing written by it" if takes else "has nothing written"
     raise ValueError(
         f"generator {generator.__qualname__} writes for one model alone, but rollout {rollout.__qualname__} {reason}; "
         "take generator=torch, or rollout=on_policy"
@@ -38,12 +37,18 @@ def check_generator(config: Node) -> None:
 
 def _writers(config: Node) -> Iterator[tuple[str, Node]]:
     """Who is given an engine, and where."""
-    rollout = config["rollout"]
-    nodes = {"rollout": rollout, "rollout.writer": rollout.get("writer")}
-    nodes |= {f"augmentation.stages.{i}": stage for i, stage in enumerate(config["augmentation"]["stages"])}
-    for path, node in nodes.items():
-        if isinstance(node, Mapping) and isinstance(node.get("generator"), Mapping):
+    stages = ((f"augmentation.stages.{i}", stage) for i, stage in enumerate(config["augmentation"]["stages"]))
+    for path, node in (*_wrapped(config), *stages):
+        if isinstance(node.get("generator"), Mapping):
             yield path, node
+
+
+def _wrapped(config: Node) -> Iterator[tuple[str, Node]]:
+    """The rollout, who writes for it, who writes for that one."""
+    path, node = "rollout", config["rollout"]
+    while isinstance(node, Mapping) and node.get("_target_") is not None:
+        yield path, node
+        path, node = f"{path}.writer", node.get("writer")
 
 
 def _check_writer(path: str, node: Node) -> None:
@@ -60,4 +65,6 @@ def _check_writer(path: str, node: Node) -> None:
     try:
         Transformers(options=node["generator"]["options"]).check(**asked)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(
+            f"{path}: {error}; or set {path}.generator=null, so that our own engine writes there"
+        ) from None

@@ -18,8 +18,8 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
     if getattr(loss, "in_order", False) and not _ordered("rollout", rollout):
         raise ValueError(
             f"{name} takes the first response to a prompt for the preferred one, but rollout {found.__qualname__} "
-            "gives them in the order in which they were written; take rollout=ranked with a reward, rollout=paired, "
-            "or rollout=offline on records with two"
+            "gives them in the order in which they were written; take rollout=ranked with a reward, rollout=paired or "
+            "demonstrated, or rollout=offline on records with two"
         )
     size, check = _responses_each("rollout", rollout), getattr(loss, "check_group", None)
     if check is None or size is None:

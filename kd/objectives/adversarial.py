@@ -10,9 +10,19 @@ from torch.nn.functional import logsigmoid, pad
 
 from kd.eval_mode import eval_mode
 from kd.objectives.reward_model import at_end, ends, scalar_head
+from kd.signals import of_groups
 from kd.types import Sequences
 
 HIDDEN = frozenset({"hidden"})
+
+
+def check_demonstrated(group_size: int) -> None:
+    """Raises ValueError for groups of one."""
+    if group_size < 2:
+        raise ValueError(
+            "the discriminator compares a teacher's response with the student's own to the same prompt, but each "
+            "prompt has one response; take rollout=demonstrated"
+        )
 
 
 class Discriminator(nn.Module):
@@ -42,6 +52,7 @@ class Discriminator(nn.Module):
         self.network = copied
         self.head = scalar_head(student.shape.width)
 
+    @of_groups(check_demonstrated, in_order=True)
     def forward(
         self,
         tokens: Int[Tensor, "B T"],
@@ -51,11 +62,7 @@ class Discriminator(nn.Module):
         group_size: int,
     ) -> Float[Tensor, " P"]:
         """A value for each group. Raises ValueError for groups of one."""
-        if group_size < 2:
-            raise ValueError(
-                "the discriminator compares a teacher's response with the student's own to the same prompt, but each "
-                "prompt has one response; take rollout=demonstrated"
-            )
+        check_demonstrated(group_size)
         scores = self.score(tokens, labels, mask, real).view(-1, group_size)
         return -logsigmoid(scores[:, :1] - scores[:, 1:]).mean(-1)
 

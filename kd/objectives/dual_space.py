@@ -110,16 +110,20 @@ class DualSpace(_DualSpace):
         super().__init__(divergence=divergence, temperature=temperature, only_correct=only_correct)
         self.start = start
 
+    @property
+    def begins_with_heads(self) -> bool:
+        """Whether `begins_with` is to be called."""
+        return self.start == "pseudo_inverse"
+
     @torch.no_grad()
     def begins_with(self, student: Head, teacher: Head, shared: tuple[Ids, Ids]) -> None:
         """Set the projections by the two heads, at ids of the student and of the teacher that mean the same.
 
         Raises ValueError for heads whose biases differ there.
         """
-        if self.start == "pseudo_inverse":
-            ours, theirs = shared
-            self.to_student.weight.copy_(carried(teacher, theirs, student, ours))
-            self.to_teacher.weight.copy_(carried(student, ours, teacher, theirs))
+        ours, theirs = shared
+        self.to_student.weight.copy_(carried(teacher, theirs, student, ours))
+        self.to_teacher.weight.copy_(carried(student, ours, teacher, theirs))
 
     def forward(
         self,

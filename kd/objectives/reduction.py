@@ -61,7 +61,8 @@ def row_weights(
     sequence: the mean over responses of each response's mean (GKD's 1/L_y, DistiLLM-2)
     sum:      the plain sum.
 
-    chosen: those of these positions that count, by `counts`; the others weigh nothing. None: all.
+    chosen: those of these positions that count, by `counts`; the others weigh 0, so a value must be finite there too.
+        None: all.
     """
     if chosen is not None and chosen is not mask:
         weights = row_weights(chosen, counts, reduction)

@@ -41,7 +41,7 @@ class Paired(Writing):
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
         """Those written, and the preferred one."""
-        return settings.get("samples", 1) + 1
+        return settings["samples"] + 1 if "samples" in settings else None
 
     def __init__(
         self,

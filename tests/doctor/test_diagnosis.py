@@ -163,3 +163,12 @@ def test_the_default_passes(capsys):
     assert line(out, "chat template (student)").startswith("PASS")
     assert line(out, "self-test").startswith("PASS")
     assert "'<|im_end|>'" in line(out, "end token")
+
+
+@pytest.mark.parametrize("start", ["random", "pseudo_inverse"])
+def test_a_term_that_begins_with_both_heads_is_no_obstacle(start):
+    """The models of a diagnosis are read, and nothing is aligned between them."""
+    with toy("objective=dskd", f"objective.dskd.loss.start={start}") as cfg:
+        code, text = told(cfg)
+    assert "Traceback" not in text
+    assert code == 0, text

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 from hydra import initialize_config_dir
+from omegaconf import open_dict
 from transformers import GenerationConfig
 
 from kd.composition.check import check, resolved
@@ -49,6 +50,21 @@ def test_where_one_model_writes_any_engine_may(choices, generator):
 def test_elsewhere_it_is_refused(rollout, reason):
     with pytest.raises(ValueError, match=f"generator Server.*{reason}; take generator=torch, or rollout=on_policy"):
         check(composed(f"rollout={rollout}", "generator=vllm"))
+
+
+@pytest.mark.parametrize("rollout", ["paired", "ranked", "replay"])
+def test_it_writes_for_whoever_writes_in_the_end(rollout):
+    check(composed(f"rollout={rollout}", "generator=transformers", "reward=verifier"))
+
+
+def test_it_writes_two_levels_down():
+    cfg = composed("rollout=ranked", "generator=transformers", "reward=verifier")
+    with open_dict(cfg):
+        cfg.rollout = {"_target_": "kd.rollouts.mixed.Mixed", "seed": 1, "share": 0.5, "writer": cfg.rollout}
+    check(cfg)
+    cfg.rollout.writer.writer.generator = None
+    with pytest.raises(ValueError, match="Mixed has nothing written by it"):
+        check(cfg)
 
 
 def test_the_rollout_gets_the_engine(tmp_path):
