@@ -28,7 +28,8 @@ class Words:
     def nearest(self, word: bytes, bound: int | None, *, otherwise: int) -> int:
         """What the nearest word stands for (the least of several), or `otherwise` where none is within `bound` edits.
 
-        No bound: no word of at most twice the length is as far as one of no letter in common and of no more length.
+        No bound: the shortest word is at most as far away as the longer of the two is long, and a word whose length
+        differs by more than that is farther.
         """
         if not len(self.ids):
             return otherwise

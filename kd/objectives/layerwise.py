@@ -88,11 +88,12 @@ class TaskAwareFilters(nn.Module):
 
     targets: LayerMatch
     filters: nn.ModuleList
+    learning: Tensor
 
     def __init__(self, *, stage_one: Share = 0.25, layers: LayerMap = "uniform") -> None:
         super().__init__()
         self.stage_one, self.layers = stage_one, layers
-        self.learnt = False  # in this step
+        self.register_buffer("learning", torch.tensor(stage_one > 0))  # whether filters do, in the step to come
 
     def sized_for(self, student: Shape, teacher: Shape) -> None:
         """Make the filters, one for each model and pair of layers."""
@@ -111,10 +112,9 @@ class TaskAwareFilters(nn.Module):
         teacher_head: Head,
         labels: Int[Tensor, "B T"],
         mask: Bool[Tensor, "B T"],
-        progress: Progress,
     ) -> Float[Tensor, "B T"]:
         """A value for each position that predicts a response."""
-        learning = self.learnt = progress.fraction < self.stage_one
+        learning = bool(self.learning)
         given = tuple(h.detach() for h in student_hidden) if learning else student_hidden
         values = torch.zeros((), device=mask.device)
         learnt_filters = [self.get_buffer(f"learnt_{i}") for i in range(len(self.filters))]
@@ -133,9 +133,10 @@ class TaskAwareFilters(nn.Module):
 
     def after_step(self, value: float, progress: Progress) -> None:
         """Keep what stage one learnt: an optimizer's momentum moves idle filters on, and would move the targets."""
-        if self.learnt:
+        if self.learning:
             for i, weight in enumerate(self.filters.parameters()):
                 self.get_buffer(f"learnt_{i}").copy_(weight.detach())
+        self.learning.fill_(progress.fraction < self.stage_one)
 
 
 def _score_error(
