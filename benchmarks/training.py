@@ -117,7 +117,7 @@ def fit(module: Any, records: list, case: Mapping[str, Any], callback: Any) -> N
     import lightning
     from omegaconf import OmegaConf
 
-    import kd.training  # noqa: F401  quiets Lightning as run.py does
+    import kd.trainer  # noqa: F401  quiets Lightning as run.py does
     from benchmarks.losses import CONF
     from kd.data import Data
 

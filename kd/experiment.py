@@ -131,7 +131,8 @@ def check_launch(cfg: DictConfig) -> None:
 def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
     from kd.export import export_objective
-    from kd.training import build, fit, place, summarise
+    from kd.trainer import summarise
+    from kd.training import build, fit, place
 
     beside = None if cfg.compare is None else baseline_results(cfg)
     parts = build(prepared(cfg, train_only))  # and nothing else: what is told of the run is the config as composed
@@ -144,7 +145,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
     results = evaluation.results(beside)
-    summarise(parts, results)
+    summarise(parts.module.trainer.loggers, results)
     _export(cfg, parts, results, folder.path / "student")
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
     (folder.checkpoints / "last.ckpt").unlink(missing_ok=True)  # nothing goes on from a run that is DONE

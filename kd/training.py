@@ -2,30 +2,21 @@
 
 import copy
 import json
-import logging
-import re
 import signal
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import lightning
 import torch
-import transformers
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from kd.audit import Audit
 from kd.budget import Limits
-from kd.callbacks import ProgressLines, Saving, WholeFiles
+from kd.callbacks import Saving
 from kd.composition.targets import kept
 from kd.corpora.blocks import Blocks, blocks
 from kd.data import Data
@@ -47,23 +38,8 @@ from kd.seeding import seeded
 from kd.sequences import Encoder, pad_id
 from kd.signals import introduce, of_role
 from kd.terms import Term
+from kd.trainer import audits, loggers, trainer_of
 from kd.types import Record, Skill
-
-# Lightning's advice that does not apply to us, and why.
-QUIET = [
-    "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
-    "The '.*_dataloader' does not have many workers",  # windows are encoded once and cached
-    r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
-    "Found .* module\\(s\\) in eval mode",  # set in on_fit_start
-    "You're resuming from a checkpoint that ended before the epoch",  # a window is a function of the step
-    "Checkpoint directory .* exists and is not empty",  # that is what resuming is
-    "It is recommended to use `self.log",  # the module sums over ranks before it logs
-]
-for message in QUIET:
-    warnings.filterwarnings("ignore", message)
-for name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second between ours
 
 
 @dataclass
@@ -269,7 +245,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
-    trainer = _trainer(cfg, folder, [log, *loggers(cfg, folder)], saving, parts.module)
+    trainer = trainer_of(cfg, folder, [log, *loggers(cfg, folder)], saving, parts.module)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:  # it came before `saving` listened, so before the first step
@@ -282,87 +258,3 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if cfg.checkpoint.use == "best":
         state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
-
-
-def _trainer(
-    cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving, module: Distillation
-) -> lightning.Trainer:
-    terminal = Console().is_terminal
-    settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
-    if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
-        settings["strategy"] = "ddp_find_unused_parameters_true"
-    return lightning.Trainer(
-        **settings,
-        max_epochs=1,  # one pass over `steps` windows
-        logger=to,
-        callbacks=[best(cfg, folder), saving, *audits(cfg), *([] if terminal else [ProgressLines()])],
-        plugins=[WholeFiles()],
-        enable_progress_bar=terminal,
-        default_root_dir=folder.path,
-        val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,  # the module logs when it has something to say
-        use_distributed_sampler=False,  # windows are dealt to the ranks already
-        enable_model_summary=False,
-    )
-
-
-def _is_ddp(settings: Mapping[str, Any]) -> bool:
-    """Whether Lightning takes its plain DDP, by name or for want of another."""
-    devices = settings["devices"]
-    count = (
-        len(devices) if isinstance(devices, list) else {"auto": torch.cuda.device_count(), -1: 2}.get(devices, devices)
-    )
-    several = int(count) * settings.get("num_nodes", 1) > 1
-    return settings["strategy"] == "ddp" or (settings["strategy"] == "auto" and several)
-
-
-def audits(cfg: DictConfig) -> list[Audit]:
-    """What compares the kept part of the teacher with all of it, where the config asks for that."""
-    audit = cfg.get("targets", {}).get("audit")
-    return [] if audit is None or audit.every is None else [Audit(**audit)]
-
-
-def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
-    """Keeps `best.ckpt`, weights only."""
-    return ModelCheckpoint(
-        folder.checkpoints,
-        "best",
-        monitor=cfg.checkpoint.monitor,
-        save_weights_only=True,
-        save_on_train_epoch_end=False,  # what Lightning would make of validating at every step
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-
-
-def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
-    """Loggers beside metrics.csv, as `conf/logger` names them."""
-    if "wandb" not in cfg.logger:
-        return []
-    settings: Mapping[str, Any] = cfg.logger.wandb
-    name = folder.path.name
-    config = OmegaConf.to_container(cfg, resolve=True)
-    again = [str(folder.old_runs)] if folder.old_runs else []  # after run.force=true, not into the old run's curves
-    return [
-        WandbLogger(
-            project=settings["project"],
-            group=settings["group"] or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
-            tags=list(settings["tags"]),
-            mode=settings["mode"],
-            offline=settings["mode"] == "offline",
-            name=name,
-            id="-".join([folder.config_hash, *again]),
-            job_type="train",
-            save_dir=str(folder.path),
-            config=config,
-        )
-    ]
-
-
-def summarise(parts: Parts, results: Mapping[str, Any]) -> None:
-    """The final scores, what they cost and the gap that was closed, in the summary of the W&B run if there is one."""
-    pages = {name: results[name] for name in ("scores", "gap_closed", "agreement", "budget")}
-    for logger in parts.module.trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(pages)

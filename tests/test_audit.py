@@ -109,7 +109,7 @@ def test_an_audit_changes_nothing(tmp_path):
 
 
 def test_audits_are_made_as_the_config_says():
-    from kd.training import audits
+    from kd.trainer import audits
 
     assert audits(runs.config()) == []
     assert audits(runs.config("targets=topk", "targets.audit.every=null")) == []

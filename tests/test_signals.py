@@ -47,7 +47,7 @@ def preference(student_logprobs: Float[Tensor, "B T"], *, beta: float = 0.1) -> 
     raise NotImplementedError
 
 
-def sequence_score(student_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, "B"]:
+def sequence_score(student_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
     raise NotImplementedError
 
 

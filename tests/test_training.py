@@ -1,3 +1,4 @@
+import contextlib
 import math
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,7 +14,8 @@ from kd.models.identity import weights_digest
 from kd.rollouts.offline import Offline
 from kd.run_folder import RunFolder
 from kd.sequences import Encoder, encode
-from kd.training import build, loggers, reads_packed, summarise
+from kd.trainer import loggers, summarise
+from kd.training import build, reads_packed
 from kd.types import Batch, Models, Progress
 from tests import runs
 
@@ -94,7 +96,7 @@ class Recorded(WandbLogger):
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
-    monkeypatch.setattr("kd.training.WandbLogger", Recorded)
+    monkeypatch.setattr("kd.trainer.WandbLogger", Recorded)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return Recorded
 
@@ -144,12 +146,13 @@ def test_the_final_scores_are_in_the_summary_of_the_wandb_run(tmp_path):
     with isolated():
         cfg = runs.config("logger=wandb", "logger.wandb.mode=offline", "optim.steps=1", "checkpoint.validate=1")
         parts = runs.train(cfg, tmp_path / f"toy-{'0' * 12}")
-        summarise(parts, {**page, "agreement": None, "digests": {"data_order": "o"}})
+        summarise(parts.module.trainer.loggers, {**page, "agreement": None, "digests": {"data_order": "o"}})
         summary = dict(wandb.run.summary)
     assert summary["scores"]["toy"]["after"]["value"] == 0.5
     assert summary["train/loss"] > 0  # of the same run
     assert "digests" not in summary
-    summarise(runs.train(runs.config("optim.steps=1"), tmp_path / "alone"), {**page, "agreement": None})
+    alone = runs.train(runs.config("optim.steps=1"), tmp_path / "alone")
+    summarise(alone.module.trainer.loggers, {**page, "agreement": None})
 
 
 # ---- what is told ----------------------------------------------------------------------------------------------------
@@ -199,8 +202,8 @@ def test_the_logged_loss_is_the_mean_since_the_last_row(watched):
     assert {key.split(",")[0] for key in told if "train" in key} == {"3", "6", "9", "10"}
 
 
-def test_validation_is_the_likelihood_of_the_references_in_bits_per_byte(watched):
-    parts, told, _ = watched
+def measured(parts: Any) -> tuple[float, float]:
+    """Bits per byte of the validation split's references, and forward KL per token, by the book."""
     student, nats, size, kls = parts.module.student.eval(), 0.0, 0, []
     for record in parts.skill.load("validation")[:7]:
         answer = record.responses[0].text
@@ -212,8 +215,31 @@ def test_validation_is_the_likelihood_of_the_references_in_bits_per_byte(watched
         nats -= q.gather(-1, ids[row.prompt :, None]).sum().item()
         size += len(answer.encode())
         kls.append((p.exp() * (p - q)).sum(-1))
-    assert float(told["10,validation,bits_per_byte"]) == pytest.approx(nats / size / math.log(2), rel=1e-9)
-    assert float(told["10,validation,forward_kl"]) == pytest.approx(torch.cat(kls).mean().item(), rel=1e-9)
+    return nats / size / math.log(2), torch.cat(kls).mean().item()
+
+
+def test_validation_is_the_likelihood_of_the_references_in_bits_per_byte(watched):
+    parts, told, _ = watched
+    bits, kl = measured(parts)
+    assert float(told["10,validation,bits_per_byte"]) == pytest.approx(bits, rel=1e-9)
+    assert float(told["10,validation,forward_kl"]) == pytest.approx(kl, rel=1e-9)
+
+
+def test_a_look_before_the_first_step_is_of_the_untouched_student_and_changes_nothing(tmp_path):
+    """Once, also where the run was stopped and goes on; the student has dropout again when it learns."""
+    overrides = (runs.DROPOUT, *runs.EXACT, "objective=sft")
+    runs.train(runs.config(*overrides), tmp_path / "without")
+    first = (*overrides, "checkpoint.validate_first=true")
+    with contextlib.suppress(SystemExit):
+        signal = runs.scripted(tmp_path / "cut", (4, 0, "SIGTERM"))
+        runs.train(runs.config(*first, rollout=signal), tmp_path / "cut")
+    runs.train(runs.config(*first), tmp_path / "cut")
+    told = runs.metrics(tmp_path / "cut")
+    looked = {key: told.pop(key) for key in [*told] if key.startswith("0,")}
+    assert told == runs.metrics(tmp_path / "without")
+    bits, kl = measured(build(runs.config(*overrides)))
+    assert float(looked["0,validation,bits_per_byte"]) == pytest.approx(bits, rel=1e-9)
+    assert float(looked["0,validation,forward_kl"]) == pytest.approx(kl, rel=1e-9)
 
 
 def test_the_learning_rate_and_the_norm_are_told(watched):

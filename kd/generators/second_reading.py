@@ -55,7 +55,7 @@ def _read(
 def _of_ids(logits: Float[Tensor, "c V"], ids: Int[Tensor, " c"], sampled: Sampled) -> tuple[Tensor, Tensor]:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = logprobs_of(wide, ids)
-    if sampled.temperature == 0 or (sampled.temperature == 1 and sampled.top_p == 1):
+    if sampled.temperature == 0 or sampled.untempered:
         return own, own
     tempered = (wide / sampled.temperature).log_softmax(-1)
     drawn = tempered.gather(-1, ids[:, None])[:, 0]

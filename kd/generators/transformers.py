@@ -124,21 +124,19 @@ class Transformers:
         config: GenerationConfig,
         source: Source,
     ) -> tuple[list[list[Written]], int]:
-        """The samples of each prompt, and the steps that it took."""
+        """The samples of each prompt, and the steps of their search, if it was one."""
         if self.options.num_beams > 1:
             config.num_return_sequences = samples
             written, steps = _generate(model, prompts, config, source)
             return [written[i : i + samples] for i in range(0, len(written), samples)], steps
         groups: list[list[Written]] = [[] for _ in prompts]
-        steps = 0
         for start in range(0, samples, batch_size):  # more than one part only where a prompt is alone
             count = min(batch_size, samples - start)
             rows = [i for i in range(len(prompts)) for _ in range(count)]
-            written, taken = _generate(model, [prompts[i] for i in rows], config, source)
-            steps = max(steps, taken)
+            written, _ = _generate(model, [prompts[i] for i in rows], config, source)
             for i, one in zip(rows, written, strict=True):
                 groups[i].append(one)
-        return groups, steps
+        return groups, 0
 
     def _finished(
         self,

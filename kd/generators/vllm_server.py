@@ -7,8 +7,10 @@ from typing import Any
 import requests
 import torch
 import torch.distributed as dist
+from jaxtyping import UInt8
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from requests.adapters import HTTPAdapter, Retry
+from torch import Tensor
 
 from kd.generators.elsewhere import Completion, Elsewhere, Order, Text
 from kd.models.language_model import LanguageModel
@@ -87,6 +89,14 @@ class Server(Elsewhere):
     def save(self, model: LanguageModel) -> None:
         """The checkpoint, from the first rank; all ranks have the same weights."""
         self._first_rank(lambda: super(Server, self).save(model), model.network.device)
+
+    def held(self) -> dict[str, UInt8[Tensor, " bytes"]]:
+        """The checkpoint's files, in the first rank's state alone."""
+        return super().held() if _is_first_rank() else {}
+
+    def restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
+        """The files again, from the first rank."""
+        self._first_rank(lambda: super(Server, self).restore(model, files), model.network.device)
 
     def load(self, model: LanguageModel) -> None:
         """The server reads the folder. Raises ValueError if it does not say that it has."""
@@ -174,7 +184,7 @@ class Server(Elsewhere):
     def _first_rank(self, action: Callable[[], None], device: torch.device) -> None:
         """Done by the first rank while the others wait. Raises on all of them if it fails."""
         error: Exception | None = None
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if _is_first_rank():
             try:
                 action()
             except (OSError, ValueError) as caught:
@@ -184,3 +194,7 @@ class Server(Elsewhere):
             raise error
         if failed:
             raise RuntimeError(f"the first rank could not give its weights to {self.url}; its own message says why")
+
+
+def _is_first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0

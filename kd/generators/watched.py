@@ -48,10 +48,12 @@ class Watched:
         return made
 
     def told(self, ids: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:
-        """Log-probabilities of the ids, when all are chosen: the model's own, and of what they were drawn from."""
+        """Log-probabilities of the ids, when all are chosen: the model's own, and of what they were drawn from.
+
+        The library may have taken back the last ones, of which nothing is told.
+        """
         length = ids.shape[1]
-        if length == self.steps:  # else the library has taken back the last ones
-            self._settle(ids[:, -1])
+        self._settle(ids[:, -1])
         own, drawn = (torch.stack(parts[:length], dim=1).cpu() for parts in (self._own, self._drawn))
         return own, drawn
 

@@ -203,7 +203,8 @@ class _Batches:
         sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
         for place in range(self.max_new_tokens):
             ids, behaviour = self.choose(logits)
-            going = sheet.put(place, ids, behaviour, logprobs_of(logits[0], ids))
+            own = behaviour if getattr(self.choose, "untempered", False) else logprobs_of(logits[0], ids)
+            going = sheet.put(place, ids, behaviour, own)
             if not len(going) or place + 1 == self.max_new_tokens:
                 break
             if len(going) < len(ids):

@@ -28,6 +28,11 @@ class Sampled:
     def __init__(self, temperature: float = 1.0, top_p: float = 1.0):
         self.temperature, self.top_p = temperature, top_p
 
+    @property
+    def untempered(self) -> bool:
+        """Whether it draws from what the reader says, so that the log-probabilities are the reader's own."""
+        return self.temperature == self.top_p == 1
+
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:
         """One id for each row."""
         if self.temperature == 0:

@@ -36,8 +36,9 @@ class Adaptive(Wrapping):
         else:                                              the window as it is
 
     After a validation, phi grows by `increase` if the metric is at least `tolerance` above the level, which then
-    becomes the new level; a metric that falls does not lower it. The first validation sets the level. (The paper's code
-    looks once before training, and draws u for each micro-batch and rank.)
+    becomes the new level; a metric that falls does not lower it. The first validation sets the level: with
+    `checkpoint.validate_first`, as in the paper's code, the one before training. (That code draws u for each
+    micro-batch and rank.)
 
     u is a function of seed and step, so the same on all ranks; phi goes by metrics over all ranks; a buffer counts as
     full when every rank's is: all ranks take the same branch. Each rank has a buffer of its own. It keeps ids, masks,

@@ -45,7 +45,8 @@ class Wrapping:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python and tensors."""
-        return {"writer": self.writer.state_dict()} if hasattr(self.writer, "state_dict") else {}
+        state = self.writer.state_dict() if hasattr(self.writer, "state_dict") else {}
+        return {"writer": state} if state else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""

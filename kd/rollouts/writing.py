@@ -130,6 +130,15 @@ class Writing:
         theirs = self.generator.take_report() if hasattr(self.generator, "take_report") else {}
         return {"response_length": (tokens, responses), "truncation_rate": (cut, responses), **theirs}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the generator has to keep."""
+        return {"generator": self.generator.state_dict()} if hasattr(self.generator, "state_dict") else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        if "generator" in state:
+            self.generator.load_state_dict(state["generator"])  # type: ignore[attr-defined]
+
     def _bound(self, rooms: Sequence[int]) -> int:
         """What is longer than the shortest prompt leaves room for would be cut off again."""
         return min(self.max_new_tokens, max(rooms, default=1))

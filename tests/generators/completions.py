@@ -52,15 +52,16 @@ class Served:
         assert body["ignore_eos"]
         assert body["stop_token_ids"] == [self.model.tokenizer.eos_token_id]
         sampled = Sampled(body["temperature"], body["top_p"])
-        torch.manual_seed(body["seed"])
-        (written,) = write(
-            [self.model],
-            [body["prompt"]],
-            samples=body["n"],
-            max_new_tokens=body["max_tokens"],
-            choose=sampled,
-            batch_size=16,
-        )
+        with torch.random.fork_rng():  # of the process, which is the run's
+            torch.manual_seed(body["seed"])
+            (written,) = write(
+                [self.model],
+                [body["prompt"]],
+                samples=body["n"],
+                max_new_tokens=body["max_tokens"],
+                choose=sampled,
+                batch_size=16,
+            )
         found = []
         for index, one in enumerate(written):
             own = not self.processed or sampled.temperature == 0

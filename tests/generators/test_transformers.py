@@ -339,6 +339,34 @@ def test_a_search_is_the_same_in_every_batch(die, batch_size):
     assert ids_of(asked(library(**SEARCH), die, prompts, samples=2, batch_size=batch_size)) == expected
 
 
+def test_a_batch_holds_so_many_beams(die):
+    """Two prompts of five beams each in ten or eleven rows, one in nine; a prompt's own beams stay together."""
+
+    def batches(size):
+        told = []
+        library(**SEARCH)(
+            die,
+            [[1, 3, 2], [4], [0, 5], [2, 2]],
+            samples=2,
+            max_new_tokens=2,
+            sampled=GREEDY,
+            batch_size=size,
+            progress=told.append,
+        )
+        return told
+
+    assert [batches(size) for size in (2, 9, 10, 11, 15)] == [[1] * 4, [1] * 4, [2, 2], [2, 2], [3, 1]]
+
+
+def test_a_search_goes_on_with_the_beams_that_have_something_left(coin):
+    """After 0 there is nothing, so a beam with it has come to its end without one."""
+    [group] = asked(library(num_beams=3, bad_words_ids=[[0, 0], [0, 1], [0, 2]]), coin, [[1]], samples=3, new=3)
+    assert len({one.ids for one in group}) == 3
+    assert all(0 not in one.ids[:-1] for one in group)
+    with pytest.raises(ValueError, match="leave no id to be written after 0 tokens"):
+        asked(library(num_beams=2, suppress_tokens=[0, 1, 2]), coin, [[0]], new=3)
+
+
 # ---- budget ----------------------------------------------------------------------------------------------------------
 
 

@@ -166,6 +166,22 @@ def test_the_students_weights_may_be_ahead_and_the_distance_is_told(connect, ser
     assert ids_of(asked(generator, student, version=2)) == ids_of(asked(Torch(), student))
 
 
+def test_what_it_held_outlives_a_run_that_goes_on_without_writing(connect, served, student, tmp_path):
+    """Saved, loaded, saved again before anything was written, loaded: then it writes with those weights."""
+    generator = connect(staleness=2)
+    expected = ids_of(asked(generator, student))
+    states = [generator.state_dict()]
+    for folder in ("again", "once more"):
+        generator = connect(staleness=2, weights=str(tmp_path / folder))
+        generator.load_state_dict(states[-1])
+        states.append(generator.state_dict())
+    moved(student)
+    moved(served.model)
+    assert ids_of(asked(generator, student, version=2)) == expected
+    assert ids_of(asked(generator, student, version=3)) == ids_of(asked(Torch(), student)) != expected
+    assert connect().state_dict() == {}  # without staleness there is nothing to hold
+
+
 def test_adapters_are_given_merged(connect, served, tmp_path):
     from kd.models.networks import pretrained
 

@@ -111,6 +111,17 @@ def test_logprobs_are_those_of_one_pass_over_the_text(name):
             assert ((inside > -1e-5) & (inside < -torch.log(torch.tensor(0.9)) + 1e-5)).all()
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.6), (0.7, 1.0), (0.0, 1.0)])
+def test_the_models_own_logprobs_know_nothing_of_the_sampling(temperature, top_p):
+    model = tiny()
+    for prompt, group in zip(
+        prompts_of(), written(model, prompts_of(), samples=1, choose=Sampled(temperature, top_p)), strict=True
+    ):
+        own = at(forced(model, prompt, group[0].ids), group[0].ids)
+        torch.testing.assert_close(group[0].old_logprobs.double(), own, atol=1e-5, rtol=1e-5)
+        assert torch.allclose(group[0].behaviour_logprobs.double(), own, atol=1e-5) == (temperature == top_p == 1)
+
+
 # --- what a response carries ---
 
 
