@@ -24,7 +24,7 @@ from benchmarks.losses import CONTENDERS, SETTINGS, deviations, problem, referen
 
 GATE = {"fp32": {"loss": 1e-6, "hidden": 1e-5, "weight": 1e-5}, "bf16": {"loss": 2e-2, "hidden": 2e-2, "weight": 2e-2}}
 GATE_ROWS = 320  # two and a half chunks
-PROBES = (128, 256)  # rows from which the memory of a case is estimated before it is tried
+PROBES = (256, 1024)  # rows from which the memory of a case is estimated before it is tried
 MARGIN = 0.8  # of the available memory
 FOREIGN = 0.15  # share of the machine used by others above which a wall time does not count
 

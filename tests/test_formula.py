@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd.composition.choices import CONF, choices
 from kd.composition.formula import composed, formula, gradient, sources, typeset
 from kd.composition.reference import PAGE, arguments, entries, main, methods, page
-from kd.composition.supply import signals_of
+from kd.composition.terms import signals_of
 from kd.signals import ROW, domain
 
 ENTRIES = entries()

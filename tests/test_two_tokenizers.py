@@ -328,7 +328,7 @@ def test_the_points_are_all_the_objectives_of_two_tokenizers():
 
 def _native(path) -> bool:
     from kd.composition.signatures import located
-    from kd.composition.supply import signals_of
+    from kd.composition.terms import signals_of
     from kd.signals import requires
 
     terms = {name: term for name, term in OmegaConf.load(path).items() if name != "defaults"}

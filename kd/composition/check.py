@@ -18,8 +18,9 @@ from kd.composition.formula import composed
 from kd.composition.overrides import check_overrides, flattened
 from kd.composition.sections import GROUPS, check_sections, check_trainer
 from kd.composition.signatures import check_call, joined, located, suggestion
-from kd.composition.supply import check_objective, check_other_runs, check_supply
+from kd.composition.supply import check_other_runs, check_supply
 from kd.composition.targets import check_targets
+from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
 from kd.generators.transformers import Transformers
 from kd.objectives.reduction import Reduction

@@ -22,7 +22,7 @@ from kd.composition import methods as method_pages
 from kd.composition.choices import CONF, axes, choices
 from kd.composition.formula import formula, gradient, in_short, prose, sources, typeset
 from kd.composition.signatures import in_words, located, shown
-from kd.composition.supply import signals_of
+from kd.composition.terms import signals_of
 from kd.signals import domain, is_row_wise, requires
 
 PAGE = CONF.parent / "docs" / "objectives.md"

@@ -1,0 +1,72 @@
+"""Whether a term of the objective is one: its keys, weight and kind, and a loss that takes signals."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kd.composition.signatures import check_call, located, shown
+from kd.composition.weights import check_silence, check_weight
+from kd.signals import PAIR, domain, requires
+from kd.terms import STREAMS, Term
+
+Node = Mapping[str, Any]
+
+KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference", "transport")
+
+
+def check_objective(objective: Node) -> None:
+    """Raises ValueError for a term that is no term: its keys, weight and kind, and what its loss is."""
+    if not objective:
+        raise ValueError("the objective has no terms; give objective=fkl, or several as 'objective=[fkl,sft]'")
+    for name, term in objective.items():
+        path = f"objective.{name}"
+        if not isinstance(term, Mapping):
+            raise ValueError(f"{path}={shown(term)}: a term is a mapping with weight, kind and loss")
+        check_weight(f"{path}.weight", term.get("weight", 1.0))
+        check_call(path, term, Term, name="a term")
+        _check_term(path, term)
+    check_silence({name: term.get("weight", 1.0) for name, term in objective.items()})
+
+
+def _check_term(path: str, term: Node) -> None:
+    if (kind := term.get("kind", KINDS[0])) not in KINDS:
+        raise ValueError(f"{path}.kind={shown(kind)}: terms are of one kind of {', '.join(KINDS)}")
+    if not isinstance(term["loss"], Mapping) or term["loss"].get("_target_") is None:
+        raise ValueError(f"{path}.loss: names no _target_; give the dotted path of a function or an nn.Module")
+    if (stream := term.get("stream", STREAMS[0])) not in STREAMS:
+        raise ValueError(f"{path}.stream={shown(stream)}: terms learn on one stream of {', '.join(STREAMS)}")
+    _check_loss(f"{path}.loss", term["loss"], term.get("lr"))
+    who, loss = term.get("responses", "all"), located(f"{path}.loss", term["loss"]["_target_"])
+    if who != "all" and domain(signals_of(loss)) == PAIR:
+        raise ValueError(
+            f"{path}.responses={who}: {loss.__qualname__} has one value for a prompt or a pair, whoever wrote its "
+            "responses; leave responses out"
+        )
+
+
+def _check_loss(path: str, node: Node, lr: float | None) -> None:
+    callee = located(path, node["_target_"])
+    stateful = isinstance(callee, type)
+    if stateful == bool(node.get("_partial_")):
+        what = "a class, made once; leave _partial_ out" if stateful else "a function of signals; set _partial_: true"
+        raise ValueError(f"{path}._partial_={shown(node.get('_partial_'))}: {callee.__qualname__} is {what}")
+    if lr is not None and not stateful:
+        raise ValueError(
+            f"{path.removesuffix('.loss')}.lr={shown(lr)}: {callee.__qualname__} is a function and has no "
+            "parameters of its own to learn at that rate; set optim.lr for the student's"
+        )
+    try:
+        signals = requires(signals_of(callee))
+        domain(signals_of(callee))
+    except ValueError as error:
+        raise ValueError(f"{path}._target_={node['_target_']}: {error}") from None
+    for key in () if stateful else sorted(signals & node.keys()):
+        raise ValueError(f"{path}.{key}={shown(node[key])}: {key} is a signal, supplied at each step; leave it out")
+
+
+def signals_of(loss: Callable) -> Callable:
+    """What of a loss takes the signals: a module's `forward`, or the function itself."""
+    if not isinstance(loss, type):
+        return loss
+    if not hasattr(loss, "forward"):
+        raise ValueError(f"{loss.__qualname__} has no forward that takes signals; make it an nn.Module")
+    return loss.forward
