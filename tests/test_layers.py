@@ -37,7 +37,7 @@ LAYERS = (
         "terms",
         "validation",
     }
-    | {"outlines", "preparation", "training"}  # one run
+    | {"outlines", "preparation", "trainer", "training"}  # one run
     | {"composition"}  # what a command asks for, checked
     | {"cache", "doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )

@@ -17,12 +17,14 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from kd.kernels.logits import label_logprobs
+from kd.objectives.layerwise import TaskAwareFilters
 from kd.seeding import seeded
 from kd.signals import ROLES, ROW, is_row_wise, requires
 from kd.types import Boundaries, Head, Pairs, Progress, Shape, Spans
 from tests.tiny import tiny
 
 OBJECTIVES = Path(__file__).parents[2] / "conf" / "objective"
+MIDDLE = Progress(step=3, total=10)
 SHARED = {"temperature": 1.0, "temperature_squared": False}  # the knobs of conf/config.yaml that terms interpolate
 
 
@@ -46,6 +48,8 @@ def _sized(loss: Any) -> Any:
         with seeded(0, "a term"):
             loss.sized_for(Shape(width=6, layers=2), Shape(width=6, layers=2))
         loss.double()
+    if isinstance(loss, TaskAwareFilters):
+        loss.after_step(0.0, MIDDLE)  # stage two, in which the student learns
     if hasattr(loss, "starts_from"):
         with seeded(0, "a term"):
             loss.starts_from(tiny())
@@ -135,7 +139,7 @@ class World:
             "teacher_real": torch.ones_like(self.labels, dtype=torch.bool),
             "group_size": self.group_size,
             "rewards": self.rewards,
-            "progress": Progress(step=3, total=10),
+            "progress": MIDDLE,
         }
         if name in ("spans", "pairs", "id_map", "boundaries"):
             return self.aligned(name)
