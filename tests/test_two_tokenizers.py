@@ -315,7 +315,11 @@ def test_a_student_with_smollm2s_tokens_learns_from_gemma(tmp_path):
         *("objective=fkl", "alignment=spans", "skill=spell_backward", "trainer=cpu", "compare=null"),
         *("optim.steps=12", "optim.lr=3e-3", "checkpoint.validate=12", "checkpoint.validate_first=true"),
     )
-    runs.train(cfg, tmp_path)
+    parts = runs.train(cfg, tmp_path)
+    [batch] = encoder(parts).batches(records(4))
+    spans = parts.module.alignment.spans(batch)
+    assert spans.end[-1] == batch.student.mask.sum()
+    assert torch.equal(spans.start[1:], spans.end[:-1])
     told = runs.metrics(tmp_path)
     assert float(told["12,train,aligned_tokens"]) > 0.5
     assert float(told["12,validation,forward_kl"]) < float(told["0,validation,forward_kl"])
