@@ -4,7 +4,7 @@ Models are laid out on the device "meta", where tensors have shapes and nothing 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.targets import bears_zeros
 from kd.models.own import Own
+from kd.models.sources import model_folder
 from kd.seeding import seeded
 from kd.signals import introduce, requires, sized
 
@@ -80,11 +81,25 @@ def _text(node: DictConfig) -> str:
     return json.dumps(described(content), sort_keys=True)
 
 
+def _sources(node: Any) -> Iterator[dict[str, Any]]:
+    """Every address below a config node, with the keys beside it."""
+    if isinstance(node, Mapping):
+        if "address" in node:
+            yield dict(node)
+        for child in node.values():
+            yield from _sources(child)
+
+
 @lru_cache(maxsize=8)
 def _outline(node: str) -> Any:
-    """The model of a config node without its weights; None where there is none."""
+    """The model of a config node without its weights; None where there is none.
+
+    Its sources are fetched and converted before, by ordinary means: a conversion reads weights.
+    """
     content = json.loads(node)
     if content.get("_target_") is None:
         return None
+    for source in _sources(content):
+        model_folder(**source)
     with torch.device("meta"):
         return instantiate(content, _convert_="all")

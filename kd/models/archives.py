@@ -1,7 +1,6 @@
 """A wheel or source distribution pinned by its sha256: fetched by pip, kept, and read member by member."""
 
 import hashlib
-import logging
 import re
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from typing import IO
 
 from filelock import FileLock
 
-log = logging.getLogger(__name__)
+from kd.progress import activity
 
 SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".zip")}
 
@@ -69,29 +68,46 @@ def _download(pin: Pin, folder: Path) -> Path:
     partial = folder / ".part"
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
-    log.info("downloading %s into %s", pin, folder)
     # with a --hash pip itself compares, and that early: before it runs the build backend of an sdist
     requirement = partial / "requirements.txt"
     requirement.write_text(f"{pin.name}=={pin.version} --hash=sha256:{pin.sha256}\n")
-    options = ["--no-input", "--progress-bar=off", f"--dest={partial}", f"-r{requirement}"]
-    command = [sys.executable, "-m", "pip", *pin.pip_command.split(), *options]
+    options = ["--no-input", "--progress-bar=raw", f"--dest={partial}", f"-r{requirement}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        printed = _run_pip([*pin.pip_command.split(), *options], f"downloading {pin}, once")
         found = _cached(pin, partial)
         if found is None:
-            raise _download_error(pin, folder, done.stderr)
+            raise _download_error(pin, folder, printed)
         return found.replace(folder / found.name)
     finally:
         shutil.rmtree(partial)
 
 
-def _download_error(pin: Pin, folder: Path, stderr: str) -> Exception:
-    if got := re.search(r"Got\s+([0-9a-f]{64})", stderr):
+def _run_pip(arguments: Sequence[str], what: str) -> str:
+    """What pip prints on both streams, without its lines of progress ("Progress 1024 of 4096"), which are shown."""
+    command = [sys.executable, "-m", "pip", *arguments]
+    lines = []
+    with (
+        activity(what) as update,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as pip,
+    ):
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if progress := re.fullmatch(r"Progress (\d+) of (\d+)\n", line):
+                update(int(progress[1]), int(progress[2]))
+            else:
+                lines.append(line)
+    return "".join(lines)
+
+
+def _download_error(pin: Pin, folder: Path, printed: str) -> Exception:
+    if got := re.search(r"Got\s+([0-9a-f]{64})", printed):
         return ValueError(
             f"{pin} has sha256 {got[1]}, not {pin.sha256}; "
             "correct the sha256 if you trust this archive, else do not use it"
         )
-    errors = re.findall(r"^ERROR: (.+)", stderr, flags=re.MULTILINE) or [stderr.strip()]
+    errors = re.findall(r"^ERROR: (.+)", printed, flags=re.MULTILINE) or [printed.strip()]
     return FileNotFoundError(
         f"{pin} is not in the cache and pip could not fetch it ({errors[-1]}); with a connection run "
         f"`python -m pip {pin.pip_command} --dest {shlex.quote(str(folder))} {pin.name}=={pin.version}`, "

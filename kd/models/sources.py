@@ -5,12 +5,13 @@ moved into place, so that what exists is whole; several processes may ask for th
 """
 
 import hashlib
+import io
 import json
-import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -18,10 +19,10 @@ from typing import IO
 import platformdirs
 
 from kd.models.archives import SUFFIXES, Pin, archive, file_sha256, locked, no_member, read
-
-log = logging.getLogger(__name__)
+from kd.progress import activity, size
 
 CONVERSION = "1"  # part of every digest: raise it when the same address is to be written differently
+LARGE = 1 << 30  # bytes that take seconds to hash
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _FORMS = {  # scheme: (what follows the colon, how it is written, what is often forgotten)
@@ -227,8 +228,17 @@ def _content_sha256(source: _Source) -> str:
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
     base = root if root.is_dir() else root.parent
     named = sorted((file.relative_to(base).as_posix(), file) for file in files if file.is_file())
-    lines = [f"{file_sha256(file)}  {name}\n" for name, file in named]  # as sha256sum prints them
+    lines = [f"{sha256}  {name}\n" for name, sha256 in _hashed(source, named)]  # as sha256sum prints them
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _hashed(source: _Source, named: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
+    """Names with the sha256 of their files; a bar is shown where there is much to read."""
+    sizes = [file.stat().st_size for _, file in named]
+    with activity(f"checking {source}") if sum(sizes) >= LARGE else nullcontext(lambda done, total: None) as update:
+        for i, (name, file) in enumerate(named):
+            yield name, file_sha256(file)
+            update(sum(sizes[: i + 1]), sum(sizes))
 
 
 # --- what is written ---
@@ -268,23 +278,30 @@ def _check_gguf(source: _Source, path: Path) -> None:
 
 
 def _convert_gguf(source: _Source, gguf: Path, folder: Path) -> None:
-    """Write the model, its generation config, and the tokenizer with its chat template."""
+    """Write the model, its generation config, and the tokenizer with its chat template.
+
+    Weights are read into memory whatever the caller's default device is: `from_pretrained` refuses the device "meta",
+    on which configurations are checked.
+    """
     import torch  # these imports take seconds, and a data file needs none of them
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    log.info("converting %s to safetensors (about half a minute), once, in %s", gguf.name, folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        # without it the weights stay in quantised blocks, which save_pretrained refuses
-        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
-    )
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    disable_progress_bar()
+    what = f"converting {gguf.name} ({size(gguf.stat().st_size)}), once"
+    with activity(what), redirect_stderr(io.StringIO()), torch.device("cpu"):  # a bar of tensors, beside ours
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            # without it the weights stay in quantised blocks, which save_pretrained refuses
+            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+        )
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     for weights in partial.glob("*.safetensors"):  # written for the owner alone; a cache may be shared
         shutil.copymode(partial / "config.json", weights)
     origin = {"address": str(source), "member": source.members, "sha256": source.sha256}
