@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,8 @@ from kd.corpora.licences import permissive_licence
 from kd.corpora.prose import Novelty, prose
 from kd.models.archives import locked
 from kd.models.sources import cache_root
+from kd.progress import activity
 from kd.run_folder import write_atomically
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of the cache's key: raise it when the same packages are to give other texts
 
@@ -76,8 +74,8 @@ class Docstrings:
         if not path.exists():
             with locked(path):
                 if not path.exists():  # another process may have read them while this one waited
-                    log.info("reading the documentation of %s", names)
-                    write_atomically(path, json.dumps(list(self._read())))
+                    with activity(f"reading the documentation of {names}, once"):
+                        write_atomically(path, json.dumps(list(self._read())))
         texts = tuple(json.loads(path.read_text(encoding="utf-8")))
         if not texts:
             raise ValueError(
