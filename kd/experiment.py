@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.composition.check import check as check_config
 from kd.composition.check import describe
+from kd.composition.components import instantiate
 from kd.composition.targets import asks_teacher, same_rows
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory

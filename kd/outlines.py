@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kd.composition.components import instantiate
 from kd.composition.targets import bears_zeros
 from kd.models.own import Own
 from kd.models.sources import model_folder

@@ -17,11 +17,12 @@ from weakref import WeakKeyDictionary
 import filelock
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import kd
+from kd.composition.components import instantiate
 from kd.composition.sections import Prepare, prepared_roles
+from kd.composition.signatures import located
 from kd.export import licence_of
 from kd.models.sources import cache_root, digest
 from kd.models.target_store import FORMAT
@@ -201,7 +202,7 @@ def _digests(node: Any) -> dict[str, str]:
     if "address" in node:
         own[node["address"]] = digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})
     if (target := node.get("_target_")) and not target.startswith("kd."):
-        file = inspect.getsourcefile(get_object(target))
+        file = inspect.getsourcefile(located("", target))
         own[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
     own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
     return own | {k: v for child in node.values() for k, v in _digests(child).items()}

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.budget import Limits
 from kd.callbacks import Saving
+from kd.composition.components import instantiate
+from kd.composition.signatures import located
 from kd.composition.targets import kept
 from kd.corpora.blocks import Blocks, blocks
 from kd.data import Data
@@ -192,7 +193,7 @@ def load_teacher(node: DictConfig) -> Any:
     if node.get("_target_") is None:
         return None
     text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
-    return _made(text) if get_class(node._target_) is Own else _shared_teacher(text)
+    return _made(text) if located("teacher", node._target_) is Own else _shared_teacher(text)
 
 
 @lru_cache(maxsize=1)

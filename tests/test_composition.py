@@ -65,6 +65,16 @@ def base(overrides: tuple[str, ...]) -> DictConfig:
     return compose("config", overrides=list(overrides))
 
 
+@cache
+def whole(overrides: tuple[str, ...]) -> DictConfig:
+    return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def composed_whole(name: str, overrides: list[str], return_hydra_config: bool) -> DictConfig:
+    """As `hydra.compose`, once for all tests."""
+    return whole(tuple(overrides)).copy()
+
+
 def composed(*choices: str, **values: Any) -> DictConfig:
     """The composed config; `values` are set afterwards, dots written as two underscores."""
     cfg = base(choices).copy()
@@ -548,6 +558,7 @@ def test_annotations_in_words(annotation, words):
 
 
 def test_a_package_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_ALLOW", "needs_more")
     (tmp_path / "needs_more.py").write_text("import package_that_nobody_has\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="needs the package package_that_nobody_has; install it"):
@@ -573,7 +584,7 @@ def command_line(tmp_path, monkeypatch):
         GlobalHydra.instance().clear()
         try:
             if files is None:  # what Hydra composes from conf/ it composes once for all tests
-                monkeypatch.setattr("kd.composition.overrides.compose", lambda _, overrides: composed(*overrides))
+                monkeypatch.setattr("kd.composition.overrides.compose", composed_whole)
             check_overrides(arguments, CONF if files is None else with_files(tmp_path / "conf", files))
         finally:
             GlobalHydra.instance().hydra = ours
@@ -627,6 +638,10 @@ def with_files(conf: Path, files: dict[str, str]) -> Path:
         ("-m method=gkd,kd objective=jsd", ["method=kd means objective=fkl", "objective=jsd"]),
         ("-m method=gkd objective=jsd,rkl", ["method=gkd means objective=jsd", "objective=rkl"]),
         ("method=gkd objective=[jsd,sft]", ["objective=[jsd,sft]"]),
+        ("hydra/launcher=no_such", ["hydra/launcher=no_such", "cannot be composed", "Could not find"]),
+        ("--config-dir elsewhere objective=theirs", ["elsewhere is no folder"]),
+        ("--multirnu seed=1", ["--multirnu", "did you mean --multirun?"]),
+        ("seed=1 --config-name config optim.lr=1", ["optim.lr=1 stands apart", "flags first"]),
     ],
 )
 def test_a_wrong_override_is_answered(line, parts, command_line):
@@ -642,7 +657,7 @@ def test_a_wrong_override_is_answered(line, parts, command_line):
         "",
         "--help",
         "--cfg job",
-        "hydra.verbose=true hydra/launcher=no_such",
+        "hydra.verbose=true hydra/launcher=basic",
         "objective=[fkl,sft] objective.sft.weight=.5",
         "objective=jsd objective.jsd.loss.beta=.1,.5 -m",
         "method=gkd objective=jsd rollout.writer.samples=2",
@@ -652,7 +667,6 @@ def test_a_wrong_override_is_answered(line, parts, command_line):
         "teacher.model.source={address:local:x} teacher.model.source.address=y",
         "augmentation=labeling augmentation.stages.0.samples=2",
         "seed=range(1,4) optim.lr=interval(0.1,1)",
-        "--config-dir elsewhere objective=theirs",
     ],
 )
 def test_a_right_override_passes(line, command_line):

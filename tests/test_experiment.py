@@ -99,6 +99,7 @@ def test_the_hash_sees_the_code_of_a_foreign_objective(tmp_path: Path, monkeypat
     module = tmp_path / "their_losses.py"
     module.write_text("def loss(student_logits, teacher_logits):\n    return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("KD_ALLOW", "their_losses")
     cfg = config("objective.fkl.loss._target_=their_losses.loss")
     before = preparation.identity(cfg)
     assert preparation.identity(cfg) == before

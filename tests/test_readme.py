@@ -131,7 +131,8 @@ def test_readme_shows_the_objective_that_it_explains(tmp_path: Path) -> None:
     (tmp_path / "conf" / "objective").mkdir(parents=True)
     (tmp_path / "conf" / "objective" / "jeffreys.yaml").write_text(description)
     assert yaml.safe_load(description)["jeffreys"]["kind"] == "divergence"
-    command = f"python run.py --config-dir {tmp_path / 'conf'} objective=jeffreys"
+    (shown,) = re.findall(r"^\$ PYTHONPATH=\. (python .*)$", "\n".join(fenced("console")), flags=re.MULTILINE)
+    command = shown.replace("my_conf", str(tmp_path / "conf"))
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     more = [*SMALL, *SHORT, "compare=null", "trainer=cpu", f"run.root={tmp_path / 'outputs'}"]
     done = run(command, more, {"PYTHONPATH": path, "KD_CACHE": str(tmp_path / "cache")})

@@ -6,17 +6,18 @@ against what the others give (`supply.py`).
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.composition.choices import CONF, choices
+from kd.composition.allowed import check_allowing
+from kd.composition.choices import choices, file_of
+from kd.composition.components import calls, check_code
 from kd.composition.formula import composed
 from kd.composition.overrides import check_overrides, flattened
-from kd.composition.sections import GROUPS, check_sections, check_trainer
+from kd.composition.sections import GROUPS, check_sections, check_trainer, prepared_roles
 from kd.composition.signatures import check_call, joined, located, suggestion
 from kd.composition.supply import check_other_runs, check_supply
 from kd.composition.targets import check_targets
@@ -36,9 +37,12 @@ FOR_THE_RUN = {  # keys that stand beside those of the class
 def check(cfg: DictConfig) -> None:
     """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run."""
     config = resolved(cfg)
+    check_code("", config)
     check_sections(config)
+    check_allowing(config["run"].get("allow") or ())
+    _check_other_files(config)
     check_objective(config["objective"])
-    for path, node in _calls("", config):
+    for path, node in calls("", config):
         _check_node(path, node)
     check_trainer(config["trainer"], config["optim"]["window"])
     check_targets(config)
@@ -87,29 +91,24 @@ def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> 
     user, owner = path.partition(".")[0], missing[0].partition(".")[0]
     if user not in GROUPS or owner not in GROUPS:
         return f"{told}; {suggestion(missing[0], known)}"
-    without = [name for name in choices(user) if missing[0] not in _file(user, name).read_text(encoding="utf-8")]
-    having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(_file(owner, name))})]
+    without = [name for name in choices(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
+    having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
     others = [f"{group}={' or '.join(names)}" for group, names in ((user, without), (owner, having)) if names]
     return f"{told}; try {', or '.join([*others, f'give {path} a value of its own'])}"
 
 
-def _file(group: str, name: str) -> Path:
-    return CONF / group / f"{name}.yaml"
+def _check_other_files(config: Mapping[str, Any]) -> None:
+    """The code that runs beside this one would execute: its baseline's, and that of what prepares its models."""
+    files = {("objective", config["compare"]): "compare"}
+    for role, node in prepared_roles(config).items():
+        for group in ("objective", "skill"):
+            files[group, (node.get("prepare") or {}).get(group)] = f"{role}.prepare.{group}"
+    for (group, name), path in files.items():
+        if name is not None:
+            check_code(f"{path}={name}", OmegaConf.to_container(OmegaConf.load(file_of(group, name)), resolve=False))
 
 
 # ---- names, types, bounds --------------------------------------------------------------------------------------------
-
-
-def _calls(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node with a `_target_`, and its path."""
-    if isinstance(value, Mapping):
-        if value.get("_target_") is not None:
-            yield path, value
-        for key, child in value.items():
-            yield from _calls(joined(path, key), child)
-    elif isinstance(value, list):
-        for i, child in enumerate(value):
-            yield from _calls(f"{path}[{i}]", child)
 
 
 def _check_node(path: str, node: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
+OF_HYDRA = ("hydra", "schema")  # entries of the search path that are not the user's
 
 Names = tuple[str, ...]  # what is chosen of one group: one file, or several as in objective=[fkl,sft]
 File = tuple[str, str]  # group and name
@@ -27,10 +28,25 @@ class Choice:
     alternatives: Sequence[Names]
 
 
-def choices(group: str, conf: Path = CONF) -> list[str]:
-    """Names of the files of a group."""
-    folder = conf / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+def folders() -> tuple[Path, ...]:
+    """The config folders that Hydra was started with, those of `--config-dir` after the project's; else CONF alone."""
+    if not GlobalHydra.instance().is_initialized():
+        return (CONF,)
+    entries = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    found = [entry.path.removeprefix("file://") for entry in entries if entry.provider not in OF_HYDRA]
+    return tuple(Path(path) for path in found if "://" not in path) or (CONF,)
+
+
+def choices(group: str, conf: Path | None = None) -> list[str]:
+    """Names of the files of a group, in `conf` or in all `folders`."""
+    places = [place / group for place in ((conf,) if conf else folders())]
+    return sorted({path.relative_to(at).with_suffix("").as_posix() for at in places for path in at.rglob("*.yaml")})
+
+
+def file_of(group: str, name: str, conf: Path | None = None) -> Path:
+    """The yaml of a choice: the first there is, as Hydra takes it."""
+    paths = [place / group / f"{name.removesuffix('.yaml')}.yaml" for place in ((conf,) if conf else folders())]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def parsed(line: str) -> Override:
@@ -45,9 +61,10 @@ def parsed(line: str) -> Override:
         ) from None
 
 
-def is_group(override: Override, conf: Path) -> bool:
+def is_group(override: Override) -> bool:
     """Whether it chooses files, rather than sets a value."""
-    return (conf / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
+    there = any((place / override.key_or_group).is_dir() for place in folders())
+    return there and not isinstance(override.value(), dict)
 
 
 def alternatives(override: Override) -> list[Names]:
@@ -63,10 +80,10 @@ def _names(value: Any) -> Names:
     return (value.text if isinstance(value, QuotedString) else str(value),)
 
 
-def check_choice(override: Override, conf: Path) -> None:
+def check_choice(override: Override) -> None:
     """Raises ValueError, with the nearest choice and all of them, if the group has no such file."""
     group = override.key_or_group
-    known = choices(group, conf)
+    known = choices(group)
     listed = ", ".join(known) or "none yet"
     if override.value() is None and not override.is_delete():
         raise ValueError(f"{override.input_line}: a group cannot be null; write ~{group}, or choose from {listed}")
@@ -80,16 +97,16 @@ def check_choice(override: Override, conf: Path) -> None:
             raise ValueError(f"{group}={name}: conf/{group} has no {name}.yaml; {question}choices: {listed}")
 
 
-def sweeps_of(chosen: Mapping[str, Choice], conf: Path) -> Iterator[tuple[str, Override]]:
+def sweeps_of(chosen: Mapping[str, Choice]) -> Iterator[tuple[str, Override]]:
     """What the chosen files sweep over with `hydra.sweeper.params`, and which file does."""
     for group, choice in chosen.items():
         for name in dict.fromkeys(name for names in choice.alternatives for name in names):
-            parameters = OmegaConf.select(_content(group, name, conf), "hydra.sweeper.params") or {}
+            parameters = OmegaConf.select(_content(group, name), "hydra.sweeper.params") or {}
             for key, value in parameters.items():
                 yield f"{group}={name}", parsed(f"{key}={value}")
 
 
-def check_owners(chosen: Mapping[str, Choice], conf: Path) -> None:
+def check_owners(chosen: Mapping[str, Choice]) -> None:
     """Raises ValueError if two files choose the same axis, or if a method's axis is chosen otherwise beside it.
 
     Hydra would silently keep one of the two, and a table would call by a method's name what is another.
@@ -97,13 +114,13 @@ def check_owners(chosen: Mapping[str, Choice], conf: Path) -> None:
     choosing = [
         [[(group, name) for name in names] for names in choice.alternatives]
         for group, choice in chosen.items()
-        if any(axes(group, name, conf) for names in choice.alternatives for name in names)
+        if any(axes(group, name) for names in choice.alternatives for name in names)
     ]
     for job in product(*choosing):
-        _check_job([file for files in job for file in files], chosen, conf)
+        _check_job([file for files in job for file in files], chosen)
 
 
-def axes(group: str, name: str, conf: Path) -> dict[str, Names]:
+def axes(group: str, name: str, conf: Path | None = None) -> dict[str, Names]:
     """The groups that a file chooses for others with `override /group: choice`, and what it chooses."""
     entries = _content(group, name, conf).get("defaults") or []
     pairs = [pair for entry in entries if OmegaConf.is_dict(entry) for pair in entry.items()]
@@ -111,18 +128,18 @@ def axes(group: str, name: str, conf: Path) -> dict[str, Names]:
     return {key.strip().lstrip("/"): _names(value) for key, value in overriding}
 
 
-def _content(group: str, name: str, conf: Path) -> Any:
-    path = conf / group / f"{name.removesuffix('.yaml')}.yaml"
+def _content(group: str, name: str, conf: Path | None = None) -> Any:
+    path = file_of(group, name, conf)
     content = OmegaConf.load(path) if path.exists() else None
     return content if isinstance(content, DictConfig) else OmegaConf.create()
 
 
-def _check_job(files: list[File], chosen: Mapping[str, Choice], conf: Path) -> None:
+def _check_job(files: list[File], chosen: Mapping[str, Choice]) -> None:
     owners: dict[str, tuple[str, Names]] = {}
     waiting = list(files)
     while waiting:
         group, name = waiting.pop(0)
-        for axis, names in axes(group, name, conf).items():
+        for axis, names in axes(group, name).items():
             if axis in owners:
                 other, theirs = owners[axis]
                 raise ValueError(

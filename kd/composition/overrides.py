@@ -4,65 +4,123 @@ What is known is taken from the files of `conf/` and from the config that the ch
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.composition.choices import CONF, Choice, alternatives, check_choice, check_owners, is_group, parsed, sweeps_of
+from kd.composition.allowed import allow_typed, check_hydra
+from kd.composition.choices import (
+    CONF,
+    Choice,
+    alternatives,
+    check_choice,
+    check_owners,
+    folders,
+    is_group,
+    parsed,
+    sweeps_of,
+)
 
 
 def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
-    """Whether the overrides of a command line name what there is. Flags and `hydra.*` are left to Hydra.
+    """Whether the overrides of a command line name what there is, in `conf/` and the folders of `--config-dir`.
 
-    Raises ValueError, in one sentence: a choice without a file, a key that is not in the config, two files that choose
-    the same axis, a method and a choice that contradicts it.
+    The code that a typed `run.allow` names is allowed from here on. Values of `hydra.*` are left to Hydra.
+
+    Raises ValueError, in one sentence: a flag that Hydra does not have, a choice without a file, a key that is not in
+    the config, two files that choose the same axis, a method and a choice that contradicts it, a file whose section `hydra`
+    would execute what the user did not allow.
     """
-    if not (conf / "config.yaml").exists():
-        raise ValueError(f"there is no {conf / 'config.yaml'}; run from a clone, installed with pip install -e")
-    flags = get_args_parser().parse_known_args(list(arguments))[0]
-    if not flags.overrides or flags.config_dir or flags.config_path:  # whoever brings a conf of their own knows it
+    flags = _flags(arguments)
+    elsewhere = str(flags.config_path or "").startswith("pkg://") or flags.experimental_rerun
+    if flags.shell_completion or flags.hydra_help or elsewhere:
         return
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf.absolute())):
-        given = {"the command line": [o for o in map(parsed, flags.overrides) if not _of_hydra(o)]}
-        for override in (o for o in given["the command line"] if is_group(o, conf)):
-            check_choice(override, conf)
+    with started(conf.parent / (flags.config_path or conf), flags.config_dir):
+        typed = list(map(parsed, flags.overrides))
+        allow_typed(typed)
+        given = {"the command line": [o for o in typed if not _of_hydra(o)]}
+        for override in (o for o in given["the command line"] if is_group(o)):
+            check_choice(override)
         told = {override.key_or_group for override in given["the command line"]}
-        for source, override in sweeps_of(_chosen(given, conf), conf):
+        for source, override in sweeps_of(_chosen(given)):
             if override.key_or_group not in told:
                 given.setdefault(source, []).append(override)
-        _check_all(given, flags.config_name or "config", conf)
+        _check_all(given, [o for o in typed if _of_hydra(o)], flags.config_name or "config")
+
+
+def _flags(arguments: Sequence[str]) -> Any:
+    """The flags of Hydra's command line. Raises ValueError for one that it does not have."""
+    parser = get_args_parser()
+    flags, others = parser.parse_known_args(list(arguments))
+    for word in others:
+        if "=" in word and not word.startswith("-"):
+            raise ValueError(f"{word} stands apart from other overrides; write flags first, then all overrides")
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        near = get_close_matches(word, known, n=1)
+        question = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise ValueError(f"{word}: there is no such flag; {question}")
+    return flags
+
+
+@contextmanager
+def started(conf: str | Path = CONF, more: str | Path | None = None) -> Iterator[None]:
+    """Hydra on the config folder `conf` and, after it, `more`, as `--config-dir` adds it.
+
+    Raises ValueError if either is no folder.
+    """
+    for folder in (Path(conf), *([Path(more)] if more else [])):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder, but configs were to be read there; give one that holds yamls")
+    if not (Path(conf) / "config.yaml").exists():
+        raise ValueError(f"there is no {Path(conf) / 'config.yaml'}; run from a clone, installed with pip install -e")
+    with initialize_config_dir(version_base="1.3", config_dir=str(Path(conf).absolute())):
+        if more:
+            places = create_config_search_path(str(Path(conf).absolute()))
+            places.prepend("command-line", f"file://{Path(more).absolute()}", anchor="schema")
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2(task_name="app", config_search_path=places)
+        yield
 
 
 def _of_hydra(override: Override) -> bool:
     return override.is_hydra_override() or override.key_or_group == "hydra"
 
 
-def _chosen(given: Mapping[str, Sequence[Override]], conf: Path) -> dict[str, Choice]:
+def _chosen(given: Mapping[str, Sequence[Override]]) -> dict[str, Choice]:
     """The groups that are chosen at their own place, and by whom."""
     return {
         override.key_or_group: Choice(source, alternatives(override))
         for source, overrides in given.items()
         for override in overrides
-        if is_group(override, conf) and not override.is_delete() and override.package is None
+        if is_group(override) and not override.is_delete() and override.package is None
     }
 
 
-def _check_all(given: Mapping[str, Sequence[Override]], config_name: str, conf: Path) -> None:
+def _check_all(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Override], config_name: str) -> None:
     overrides = [override for several in given.values() for override in several]
-    groups = [override for override in overrides if is_group(override, conf)]
+    groups = [override for override in overrides if is_group(override)]
     for override in groups:
-        check_choice(override, conf)
-    check_owners(_chosen(given, conf), conf)
-    keys = [override for override in overrides if not is_group(override, conf)]
-    _check_keys(keys, _compositions(groups, keys), config_name, conf)
+        check_choice(override)
+    check_owners(_chosen(given))
+    keys = [override for override in overrides if not is_group(override)]
+    compositions = _compositions(groups, keys)
+    plugins = [override.input_line or "" for override in of_hydra if is_group(override)]
+    configs = [_composed(config_name, [*lines, *plugins]) for lines in compositions]
+    for cfg in configs:
+        with open_dict(cfg):
+            check_hydra(cfg.pop("hydra"), [override.key_or_group for override in of_hydra])
+    _check_keys(keys, compositions, configs)
 
 
 def flattened(node: Any, path: str = "") -> dict[str, Any]:
@@ -100,15 +158,14 @@ def _lines(override: Override) -> list[str]:
 
 def _composed(config_name: str, lines: Sequence[str]) -> DictConfig:
     try:
-        return compose(config_name, overrides=list(lines))
+        return compose(config_name, overrides=list(lines), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).partition("\n\n")[0].split())
         raise ValueError(f"{' '.join(lines) or config_name} cannot be composed: {reason}") from None
 
 
-def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], config_name: str, conf: Path) -> None:
+def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], configs: Sequence[DictConfig]) -> None:
     """Raises ValueError for a key that a composition does not have, or has already where it is to be added."""
-    configs = [_composed(config_name, lines) for lines in compositions]
     for override in keys:
         known = [flattened(cfg) for cfg in configs]
         for lines, here in zip(compositions, known, strict=True):
@@ -118,7 +175,7 @@ def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], con
                     raise ValueError(
                         f"{override.input_line}: {missing} does not exist with {' '.join(lines)}; drop one"
                     )
-                raise ValueError(_no_key(override, missing, here, conf))
+                raise ValueError(_no_key(override, missing, here))
         for cfg in configs:
             _update(cfg, override)
 
@@ -155,7 +212,7 @@ def _missing(key: str, override: Override, known: Mapping[str, Any]) -> list[str
     return [inner for inner in merged if inner not in known and known.get(inner.rpartition(".")[0])]
 
 
-def _no_key(override: Override, key: str, known: Mapping[str, Any], conf: Path) -> str:
+def _no_key(override: Override, key: str, known: Mapping[str, Any]) -> str:
     line = (override.input_line or "").lstrip("~")
     parent = key
     while parent and parent not in known:
@@ -170,8 +227,8 @@ def _no_key(override: Override, key: str, known: Mapping[str, Any], conf: Path) 
     if key.startswith("trainer.") and (where := _elsewhere(key.removeprefix("trainer."))):
         return f"{line}: this is said elsewhere; set {where}"
     others = [path for path in known if not key.startswith(f"{path}.")]
-    folders = [path.name for path in conf.iterdir() if path.is_dir() and path.name not in known]
-    if near := _nearest(key, [*others, *folders]):
+    groups = [path.name for place in folders() for path in place.iterdir() if path.is_dir() and path.name not in known]
+    if near := _nearest(key, [*others, *groups]):
         return f"{line}: the config has no {key}; did you mean {near}?"
     inside = [name for name in known if name.rpartition(".")[0] == parent]
     there = f"{parent or 'the top level'} has {', '.join(name.rpartition('.')[2] for name in inside) or 'no keys'}"

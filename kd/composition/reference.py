@@ -15,11 +15,11 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kd.composition import methods as method_pages
 from kd.composition.choices import CONF, axes, choices
+from kd.composition.components import instantiate
 from kd.composition.formula import formula, gradient, in_short, prose, sources, typeset
 from kd.composition.signatures import in_words, located, shown
 from kd.composition.terms import signals_of

@@ -94,6 +94,7 @@ class Run:
     root: Text
     force: bool
     prerequisites_only: bool
+    allow: Sequence[Text] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from pydantic.fields import FieldInfo
 
+from kd.composition.allowed import check_found, check_named
+
 FOR_HYDRA = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -40,10 +42,12 @@ def shown(value: Any) -> str:
 def located(path: str, dotted: Any) -> Callable:
     """The function or class of the node at `path`, whose `_target_` is `dotted`.
 
-    Raises ValueError, with the nearest name, if there is no such thing or it cannot be imported or called.
+    Raises ValueError, with the nearest name, if there is no such thing or it cannot be imported or called, and if it is
+    not for a config to name (`kd.composition.allowed`).
     """
     if not isinstance(dotted, str):
         raise ValueError(f"{path}._target_={shown(dotted)} names no function or class; give its dotted path")
+    check_named(path, dotted)
     first, *rest = dotted.split(".")
     found: Any = _imported(path, dotted, first, None)
     for i, name in enumerate(rest, start=1):
@@ -55,6 +59,7 @@ def located(path: str, dotted: Any) -> Callable:
             found = getattr(found, name)
     if not callable(found):
         raise ValueError(f"{path}._target_={dotted} is no function or class; name one inside it")
+    check_found(path, dotted, found)
     return found
 
 

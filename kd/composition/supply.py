@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kd.composition.choices import CONF, choices
+from kd.composition.choices import choices, file_of
 from kd.composition.engines import check_generator
 from kd.composition.groups import check_groups, check_windows
 from kd.composition.sections import prepared_roles
@@ -246,7 +246,7 @@ def _needs_none(group: str, name: str) -> bool:
 
 def _content(group: str, name: str) -> Any:
     """A file of `group`, after those of the same group that stand under its `defaults`."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=False)
+    own: Any = OmegaConf.to_container(OmegaConf.load(file_of(group, name)), resolve=False)
     bases = [base for base in own.pop("defaults", ()) if base != "_self_" and "@" not in base]  # @: put elsewhere
     return {key: value for part in (*(_content(group, base) for base in bases), own) for key, value in part.items()}
 

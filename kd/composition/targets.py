@@ -8,9 +8,9 @@ from inspect import signature
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
+from kd.composition.components import instantiate
 from kd.composition.signatures import located, shown
 from kd.composition.supply import demands
 from kd.models.targets import Targets

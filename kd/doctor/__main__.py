@@ -35,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="as for run.py: objective=rkl skill=spell_backward")
     parser.add_argument("-n", type=int, default=2, help="number of records to print (default 2)")
     parser.add_argument("--measure", action="store_true", help="run two real steps and print their peak memory")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     disable_progress_bar()
     try:
-        with composed(options.overrides) as cfg:
+        with composed(options.overrides, more=options.config_dir) as cfg:
             return diagnose(cfg, console, options.n, options.measure)
     except (ValueError, OSError, HydraException, TemplateError) as error:
         # Hydra wraps what a part says; the part's own sentence is the one that helps

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.composition.check import check
 from kd.composition.choices import CONF
-from kd.composition.overrides import check_overrides
+from kd.composition.components import instantiate
+from kd.composition.overrides import check_overrides, started
 from kd.composition.sections import prepared_roles
+from kd.composition.signatures import located
 from kd.doctor.findings import Finding
 from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
@@ -35,20 +36,15 @@ class Subject:
 
 
 @contextmanager
-def composed(overrides: Sequence[str], conf: Path = CONF) -> Iterator[DictConfig]:
+def composed(overrides: Sequence[str], conf: Path = CONF, more: str | None = None) -> Iterator[DictConfig]:
     """The checked config of a command line. Inside the block, further files of `conf/` can be composed.
 
-    Raises:
-        FileNotFoundError: `conf/` does not stand beside `kd/`.
-        ValueError: the config cannot be run, in one sentence.
+    more: a folder of configs beside `conf`, as `--config-dir` names it.
+
+    Raises ValueError, in one sentence: the config cannot be run, or `conf/` does not stand beside `kd/`.
     """
-    if not (conf / "config.yaml").is_file():
-        raise FileNotFoundError(
-            f"there is no {conf / 'config.yaml'}; conf/ is found beside kd/, so run from a clone installed with "
-            "`pip install -e .`"
-        )
-    check_overrides(overrides, conf)
-    with initialize_config_dir(str(conf), version_base="1.3", job_name="doctor"):
+    check_overrides([*(["--config-dir", more] if more else []), *overrides], conf)
+    with started(conf, more):
         cfg = compose("config", overrides=list(overrides))
         check(cfg)
         yield cfg
@@ -81,7 +77,7 @@ def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
 
 def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
     """The config without the augmentation's stages that have the teacher write, which takes long."""
-    stages = [s for s in cfg.augmentation.stages if "teacher" not in getattr(get_class(s._target_), "requires", ())]
+    stages = [s for s in cfg.augmentation.stages if "teacher" not in _requires(s)]
     if len(stages) == len(cfg.augmentation.stages):
         return cfg, []
     cfg = cfg.copy()
@@ -89,6 +85,10 @@ def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
         cfg.augmentation.stages = stages
     told = "the teacher writes nothing for a diagnosis; the records' own responses are shown and measured"
     return cfg, [Finding("WARN", "augmentation", told, "expect other lengths in the run")]
+
+
+def _requires(stage: DictConfig) -> Any:
+    return getattr(located("augmentation.stages", stage._target_), "requires", ())
 
 
 def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:

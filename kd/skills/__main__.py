@@ -7,27 +7,23 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kd.composition.allowed import KEY, allow_typed
+from kd.composition.choices import CONF, choices, file_of, parsed
+from kd.composition.overrides import started
+from kd.composition.signatures import located
+from kd.jobs import USER_ERRORS, sentence
 from kd.types import Record, Skill
-
-FOLDER = Path(__file__).parents[2] / "conf" / "skill"
 
 
 def members() -> dict[str, Path]:
-    """The skill files, by name.
-
-    Raises:
-        FileNotFoundError: `conf/` does not stand beside `kd/`.
-    """
-    if not FOLDER.is_dir():
-        raise FileNotFoundError(f"{FOLDER} does not exist; run from a clone installed with `pip install -e .`.")
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    """The skill files, by name."""
+    return {name: file_of("skill", name) for name in choices("skill")}
 
 
 def read(name: str, overrides: list[str]) -> dict[str, Any]:
@@ -53,8 +49,7 @@ def read(name: str, overrides: list[str]) -> dict[str, Any]:
 def build(settings: dict[str, Any]) -> Skill:
     """The skill that the settings describe; its errors arrive as they are, where Hydra would wrap them."""
     arguments = {key: value for key, value in settings.items() if key not in ("_target_", "_convert_")}
-    skill: Skill = get_class(settings["_target_"])(**arguments)
-    return skill
+    return located("skill", settings["_target_"])(**arguments)
 
 
 def _nearest(name: str, known: Iterable[Any]) -> str:
@@ -68,11 +63,19 @@ def summary() -> Table:
         table.add_column(column, no_wrap=column not in ("what", "licence"))
     for name, path in members().items():
         config: Any = OmegaConf.load(path)
-        skill: Any = get_class(config["_target_"])
         what = escape(path.read_text().splitlines()[0].removeprefix("# "))
-        counts = f"{config.train}/{config.validation}/{config.test}"
-        table.add_row(name, what, skill.metric, skill.licence, skill.group_key, counts)
+        counts = "/".join(str(config.get(split, "–")) for split in ("train", "validation", "test"))
+        table.add_row(name, what, *_facts(config), counts)
     return table
+
+
+def _facts(config: Any) -> tuple[str, str, str]:
+    """The metric, licence and group key that its class names; nothing is read of one that is not allowed."""
+    try:
+        skill: Any = located("skill", config["_target_"])
+    except ValueError:
+        return "–", escape(f"{config['_target_']}: add {KEY}=[...] to import it"), "–"
+    return skill.metric, skill.licence, skill.group_key
 
 
 def show(console: Console, record: Record) -> None:
@@ -92,17 +95,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the skill, as in task=gcd options.max_value=9")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
     parser.add_argument("-n", type=int, default=3, help="number of records to print")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     try:
-        if options.skill is None:
-            console.print(summary())
-            return
-        skill = build(read(options.skill, options.overrides))
-        for record in skill.load(options.split)[: options.n]:
-            show(console, record)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        with started(CONF, options.config_dir):
+            _print(console, options)
+    except USER_ERRORS as error:
+        parser.exit(1, f"{sentence(error)}\n")
+
+
+def _print(console: Console, options: argparse.Namespace) -> None:
+    """The list, or records of one skill."""
+    words = [word for word in (options.skill, *options.overrides) if word is not None]
+    allow_typed(parsed(word) for word in words if word.startswith(f"{KEY}="))
+    name, *overrides = [word for word in words if not word.startswith(f"{KEY}=")] or [None]
+    if name is None:
+        console.print(summary())
+        return
+    skill = build(read(name, overrides))
+    for record in skill.load(options.split)[: options.n]:
+        show(console, record)
 
 
 if __name__ == "__main__":
