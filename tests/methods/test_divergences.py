@@ -51,11 +51,12 @@ def test_gkds_beta_weighs_the_teacher_in_the_mixture():
     assert on_three_ids("gkd", "jsd", "objective.jsd.loss.beta=0.1") == pytest.approx(tenth)
 
 
-def test_gkd_takes_the_mean_of_each_response_first():
+@pytest.mark.parametrize("method", ["gkd", "skd", "distillm2", "fdistill"])
+def test_the_mean_of_each_response_comes_first(method):
     # Responses of one token and of three, values 6 and 1, 2, 3: (6 + 2)/2 = 4, and not 12/4 = 3.
     mask = torch.tensor([[True, False, False], [True, True, True]])
     values = torch.tensor([6.0, 1.0, 2.0, 3.0])
-    found = reduce(values, mask, Counts(4.0, 2.0, 2.0), domain="*n", reduction=point("gkd").reduction)
+    found = reduce(values, mask, Counts(4.0, 2.0, 2.0), domain="*n", reduction=point(method).reduction)
     assert found.item() == pytest.approx(4.0)
 
 

@@ -4,13 +4,15 @@ Run: python -m pytest tests/methods/test_files.py
 """
 
 import re
+from collections.abc import Iterator
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from kd.composition.check import check
 from kd.composition.choices import CONF, axes, choices
-from kd.composition.methods import PAGE, comment, omissions, page, settings
+from kd.composition.methods import PAGE, comment, omissions, page, settings, sources_read
 from kd.composition.sections import GROUPS
 from kd.training import build
 from tests import runs
@@ -37,6 +39,46 @@ def test_every_method_says_whose_it_is_and_what_sets_it_apart(name):
     theirs = [block for block in others if block.startswith("Theirs: ")]
     assert all(re.search(r"\[(code|read|unconfirmed)\]", block) for block in theirs), "say how a number was found"
     assert theirs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_says_which_code_was_read(name):
+    """A commit and files of it, or that there is none, and then no number of it is said to be from code."""
+    [read] = [block for block in comment(name) if block.startswith("Read: ")]
+    if found := sources_read(name):
+        assert re.search(r"\w\.(py|sh|md|yaml)\b|/\w+", read.rpartition(found[-1].commit)[2]), "name the files"
+    else:
+        assert "no code of the authors' is public" in read
+        assert not any("[code]" in block for block in comment(name))
+
+
+PLACE = re.compile(r"\w\.(py|sh|md|yaml)\b|\b(eqs?|section|table|algorithm)\.? \d|\[(read|unconfirmed)\]|\bours\b")
+
+
+def numbers_of(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Every number of a yaml file, however deep."""
+    if isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            yield from numbers_of(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from numbers_of(value)
+    elif re.fullmatch(r"[-+]?\d[\d_]*\.?\d*(e[-+]?\d+)?", node.value):
+        yield node
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_names_the_place_that_it_comes_from(name):
+    text = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for number in numbers_of(yaml.compose(text)):
+        line = lines[number.start_mark.line]
+        assert PLACE.search(line.partition("#")[2]), f"{line.strip()}: file, section or equation, or ours"
+
+
+def test_numbers_are_found_wherever_they_stand():
+    found = numbers_of(yaml.compose("a: {b: [1, 5e-3], c: -2.0, d: true, e: null, f: k2}\ng: 1_000"))
+    assert [number.value for number in found] == ["1", "5e-3", "-2.0", "1_000"]
 
 
 @pytest.mark.parametrize("name", NAMES)
