@@ -16,6 +16,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from kd.corpora.blocks import Blocks
+from kd.evaluation.references import references
 from kd.seeding import permutation
 from kd.sequences import Encoder
 from kd.types import Batch, Record
@@ -127,7 +128,10 @@ class Ahead:
 
 
 class Data(lightning.LightningDataModule):
-    """Training windows and validation batches for a `Trainer`."""
+    """Training windows and validation batches for a `Trainer`.
+
+    Raises ValueError for validation records of which none is scored (`kd.evaluation.references`).
+    """
 
     trainer: Any
 
@@ -148,6 +152,7 @@ class Data(lightning.LightningDataModule):
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
         self.uses, self.plain = uses, plain
+        self.references = references(encoder, validation)  # what of `validation` is scored
 
     def windows(self, rank: int = 0, ranks: int = 1) -> Windows:
         """A rank's share of every step."""
@@ -184,12 +189,24 @@ class Data(lightning.LightningDataModule):
         seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
         return [windows.records[i] for i in seen]
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Records of each split, and how many of them `data.max_length` leaves out or truncates (`kd.results`)."""
+        windows = self.windows()
+        rows = [windows.encoder.encode(record) or () for record in windows.records]
+        truncated = sum(any(row.truncated or (row.teacher or row).truncated for row in group) for group in rows)
+        train = {"given": len(self.train), "left_out": len(self.train) - len(windows.records), "truncated": truncated}
+        scored = len(self.references)
+        return {
+            "train": train,
+            "validation": {"given": len(self.validation), "left_out": len(self.validation) - scored},
+        }
+
     def val_dataloader(self) -> DataLoader:
-        """This rank's micro-batches of the validation records."""
-        fitting, ranks = [r for r in self.validation if self.encoder.encode(r)], self.trainer.world_size
-        if 0 < len(fitting) < ranks:
+        """This rank's micro-batches of the validation records that are scored."""
+        ranks = self.trainer.world_size
+        if 0 < len(self.references) < ranks:
             raise ValueError(
-                f"{len(fitting)} validation records cannot be dealt to {ranks} ranks; raise checkpoint.records"
+                f"{len(self.references)} validation records cannot be dealt to {ranks} ranks; raise checkpoint.records"
             )
-        batches = self.encoder.batches(fitting[self.trainer.global_rank :: ranks])
+        batches = self.encoder.batches(self.references[self.trainer.global_rank :: ranks])
         return DataLoader([Window(0, [batch]) for batch in batches], batch_size=None)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
 from kd.outlines import check_models
 from kd.preparation import choice, identity, prepared, unprepared, variant
+from kd.reports.table import lost_records
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
@@ -140,6 +142,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
         fit(cfg, parts, folder)
         raise SystemExit(0)  # evaluation and reports belong to the first rank
     evaluation = Evaluated(cfg, parts, folder)
+    print_lost(evaluation.records)
     evaluation.measure("before")
     fit(cfg, parts, folder)
     place(cfg, parts)  # Lightning leaves the student on the CPU
@@ -187,6 +190,12 @@ class Evaluated:
         self.measured: dict[str, Any] = {}
         self.initial = model_digest(parts.module.student)
 
+    @cached_property
+    def records(self) -> dict[str, dict[str, int]]:
+        """What data.max_length does to the records of each split (`kd.results.Records`)."""
+        left_out = self.session.left_out
+        return {**self.parts.data.counts(), "test": {"given": len(self.session.items) + left_out, "left_out": left_out}}
+
     def measure(self, system: str) -> None:
         """Score the student as it is now."""
         student = self.parts.module.student
@@ -215,6 +224,7 @@ class Evaluated:
             "budget": self._budget(),
             "digests": self._digests(),
             "omits": list(self.cfg.omits),
+            "records": self.records,
         }
 
     def _by_metric(self) -> dict[str, dict[str, Any]]:
@@ -259,8 +269,15 @@ def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
     from kd.training import build, fit
 
     parts = build(cfg)
+    print_lost(parts.data.counts())
     fit(cfg, parts, folder)
     _export(cfg, parts, {}, export_to)
+
+
+def print_lost(records: Mapping[str, Mapping[str, int]]) -> None:
+    """Print what data.max_length leaves out or truncates, if anything."""
+    for sentence in lost_records(records) if is_rank_zero() else ():
+        print(sentence, flush=True)
 
 
 def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Path) -> None:

@@ -29,6 +29,8 @@ from kd.signals import POSITION, ROW
 from kd.terms import Term, by_stream
 from kd.types import Batch, Models, Progress
 
+VERSION = 2  # validation scores whole references alone
+
 
 class Distillation(Logged):
     """A student, perhaps a teacher, and what is compared between them.

@@ -101,6 +101,27 @@ class Digests(_Page):
     evaluation_items: str
 
 
+class SplitRecords(_Page):
+    """What `data.max_length` does to a split's records.
+
+    given: how many there are. left_out: of training, whose prompt leaves no room for a response; of validation and
+    test, whose first response does not fit whole, and is not scored. truncated: of training, how many of the others
+    have a response that is cut.
+    """
+
+    given: NonNegativeInt
+    left_out: NonNegativeInt
+    truncated: NonNegativeInt = 0
+
+
+class Records(_Page):
+    """The records of a run: those that it may learn from, and the references that are scored."""
+
+    train: SplitRecords
+    validation: SplitRecords
+    test: SplitRecords
+
+
 class Results(_Page):
     """`results.json` of a run that reached its end."""
 
@@ -114,6 +135,7 @@ class Results(_Page):
     budget: Budget
     digests: Digests
     omits: list[str] = []  # what its method lacks of the paper
+    records: Records | None = None  # None: from before they were counted
 
 
 class Failure(_Page):

@@ -15,12 +15,16 @@ MAX_PADDING = 0.1  # share of a window's tokens
 
 @dataclass(frozen=True)
 class Encoded:
-    """One prompt with one response. `ids[prompt:]` is the response and its end token."""
+    """One prompt with one response. `ids[prompt:]` is the response and its end token.
+
+    truncated: whether `max_length` cut off the end token, or more.
+    """
 
     ids: tuple[int, ...]
     prompt: int
     written: Written | None = None  # the response as it came, where it came as ids
     teacher: "Encoded | None" = None  # as the teacher reads it, where that differs
+    truncated: bool = False
 
     @property
     def longest(self) -> int:
@@ -64,7 +68,8 @@ def encode(
     answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], *([tokenizer.eos_token_id] if ended else [])]
     if len(prompt) >= max_length:
         return None
-    return Encoded(tuple(prompt + answer)[:max_length], len(prompt))
+    ids = tuple(prompt + answer)
+    return Encoded(ids[:max_length], len(prompt), truncated=len(ids) > max_length)
 
 
 def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -168,10 +173,9 @@ class Encoder:
         rows = self.encode(record)
         if rows is None:
             return None
-        whole = (row.ids[-1] == self.student.eos_token_id for row in rows)
         return [
-            Written(row.ids[row.prompt :], response.source, truncated=not ended)
-            for row, response, ended in zip(rows, record.responses, whole, strict=True)
+            Written(row.ids[row.prompt :], response.source, truncated=row.truncated)
+            for row, response in zip(rows, record.responses, strict=True)
         ]
 
     def encode(self, record: Record) -> list[Encoded] | None:

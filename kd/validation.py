@@ -20,6 +20,7 @@ LOGITS = frozenset({"logits"})
 def sums(batch: Batch, student: LanguageModel, teacher: Any, alignment: Any) -> Tensor:
     """`[5]`, float64: nats of the references, nats between the models, rows compared, bytes, rows.
 
+    The batch is one of whole references (`kd.evaluation.references`), or bytes would be counted that were not read.
     `teacher` is one that says all of its logits, or None: then nothing is compared.
     """
     mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]

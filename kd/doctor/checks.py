@@ -199,11 +199,7 @@ def lengths(reader: Reader, records: Sequence[Record]) -> Finding:
     """What data.max_length cuts and leaves out, over all training records."""
     check, limit = f"lengths ({reader.role})", reader.encoder.max_length
     dropped = [record for record in records if not reader.encoder.encode(record)]
-    cut = [
-        record
-        for record in records
-        if any(row.ids[-1] != reader.tokenizer.eos_token_id for row in reader.encoder.encode(record) or ())
-    ]
+    cut = [record for record in records if any(row.truncated for row in reader.encoder.encode(record) or ())]
     if not dropped and not cut:
         return Finding("PASS", check, f"all {len(records)} records fit data.max_length={limit}")
     unbounded = Encoder(reader.tokenizer, None, max_length=UNBOUNDED, max_tokens=UNBOUNDED)

@@ -1,4 +1,4 @@
-"""Which records are measured on their references, and what of them the measurement depends on."""
+"""Which records are scored on their references, in validation and evaluation alike, and what a score depends on."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +10,18 @@ from kd.types import Record
 def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
     """The records whose prompt and first response fit whole, each with that response alone.
 
-    A reference that is cut at `max_length` has no end token and fewer tokens than its bytes tell: it is left out.
+    Any other would be scored on another text than its bytes are counted of: nats per byte would depend on
+    `max_length`. They are fewer by what is left out, and by records without a response.
 
     Raises:
-        ValueError: two records have one id, or none fits.
+        ValueError: two records have one id, or no reference fits.
     """
     ids = {record.id for record in records}
     if len(ids) < len(records):
         raise ValueError(f"{len(records)} records have {len(ids)} different ids; give every record its own id")
     firsts = (replace(record, responses=record.responses[:1]) for record in records)
     kept = [record for record in firsts if _fits(encoder, record)]
-    if records and not kept:
+    if any(record.responses for record in records) and not kept:
         raise ValueError(
             f"no reference of {len(records)} records fits data.max_length={encoder.max_length} whole; "
             "raise data.max_length"
@@ -50,8 +51,9 @@ def size(record: Record) -> int:
 
 
 def _fits(encoder: Encoder, record: Record) -> bool:
+    """In the student's tokens; a teacher with others reads what fits there, however long it is in its own."""
     rows = encoder.encode(record)
-    return rows is not None and rows[0].ids[-1] == encoder.student.eos_token_id
+    return rows is not None and not rows[0].truncated
 
 
 def _row(encoder: Encoder, record: Record) -> Encoded:

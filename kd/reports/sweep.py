@@ -20,6 +20,11 @@ DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 ONE_SEED = "One seed: there is no interval over seeds."
 OF_TRAINING = "Costs are of training: seconds are wall clock, without validation and evaluation."
+LOST = "left out\n+ truncated"
+OF_LOST = (
+    "Left out + truncated: records that do not fit data.max_length. Training leaves out those whose prompt leaves no "
+    "room and truncates responses; validation and test leave out every reference that does not fit whole."
+)
 COSTS = {  # of a run's budget, in the order of the columns
     "student_flops": "student\nFLOPs",
     "tokens": "tokens",
@@ -64,6 +69,8 @@ def _flat(job: Job) -> dict[str, Any]:
         row |= {f"gap_closed.{skill}.{metric}": gap for metric, gap in gaps.items()}
     for page in ("budget", "digests"):
         row |= {f"{page}.{key}": value for key, value in job.results[page].items()}
+    for split, counts in (job.results.get("records") or {}).items():
+        row |= {f"records.{split}.{key}": value for key, value in counts.items()}
     return row | {"omits": "; ".join(job.results.get("omits", ()))}
 
 
@@ -93,12 +100,22 @@ def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
     for metric in metrics:
         header += [HEADERS.get(metric, metric), "gap closed"]
     header += [HEADERS["forward_kl"], *(COSTS[name] for name in costs), "weights/order/items"]
+    losing = any(map(_lost, jobs))
+    header += [LOST] if losing else []
     rows = []
     for job in jobs:
         status = job.status if job.reason is None else f"{job.status}: {job.reason}"
         chosen = [job.overrides.get(key, "") for key in keys]
-        rows.append([job.label, *chosen, status, *_result_cells(job, metrics, costs)])
-    return Grid(f"{len(jobs)} jobs", header, rows, notes)
+        lost = ["\n".join(_lost(job))] if losing else []
+        rows.append([job.label, *chosen, status, *_result_cells(job, metrics, costs), *lost])
+    return Grid(f"{len(jobs)} jobs", header, rows, [*notes, *([OF_LOST] if losing else [])])
+
+
+def _lost(job: Job) -> list[str]:
+    """What data.max_length left out or truncated, by split: "train 57 + 3 of 64"."""
+    records = (job.results or {}).get("records") or {}
+    counts = {split: (n["left_out"], n["truncated"], n["given"]) for split, n in records.items()}
+    return [f"{split} {left} + {cut} of {given}" for split, (left, cut, given) in counts.items() if left or cut]
 
 
 def _result_cells(job: Job, metrics: Sequence[str], costs: Sequence[str]) -> list[str]:

@@ -40,8 +40,20 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     ]
     rows.append(["gap closed", *(gap for _, _, gap in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
-    notes += lacking("The method", results.get("omits", ()))
+    notes += [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
+
+
+def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
+    """A sentence for each split (`kd.results.Records`) of which data.max_length leaves out or truncates records."""
+    sentences = []
+    for split, counts in (records or {}).items():
+        given, left_out, truncated = (counts.get(key, 0) for key in ("given", "left_out", "truncated"))
+        why = "leave no room for a response" if split == "train" else "do not fit whole and are not scored"
+        parts = [f"{left_out} of {given} records {why}"] if left_out else []
+        parts += [f"{truncated} of {given} have a truncated response"] if truncated else []
+        sentences += [f"data.max_length, {split}: {', '.join(parts)}."] if parts else []
+    return sentences
 
 
 def lacking(who: str, omits: Sequence[str]) -> list[str]:
