@@ -7,6 +7,7 @@ one process for all, joblib, submitit) leaves the same trace, and the end of a s
 import functools
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -88,7 +89,8 @@ class Job:
 
         Raises:
             BlockingIOError: another process works in the folder, and `wait` is False.
-            ValueError: `work` returned what does not fit the schema of results.json.
+            ValueError: `work` returned what does not fit the schema of results.json, or the folder is DONE and its
+                results cannot be read.
         """
         if not is_rank_zero():
             return folder.results() if folder.done and not force else work(folder)
@@ -102,9 +104,17 @@ class Job:
         return results
 
     def _stored(self, folder: RunFolder, omits: Sequence[str]) -> Mapping[str, Any]:
+        try:
+            results = folder.results()
+        except ValueError as error:
+            aside = f"{folder.path}.old-{folder.old_runs + 1}"
+            raise ValueError(
+                f"{folder.path} is DONE, but its results cannot be read: {error}; "
+                f"to run it again, move it aside: mv {shlex.quote(str(folder.path))} {shlex.quote(aside)}"
+            ) from None
         print(f"{folder.path} is DONE: skipped; run.force=true runs it again", flush=True)
         self.status, self.omits = "skipped", list(omits)
-        return {**folder.results(), "omits": self.omits}
+        return {**results, "omits": self.omits}
 
     def _worked(self, folder: RunFolder, work: Work, config_yaml: str) -> Mapping[str, Any]:
         folder.start(config_yaml, self.overrides)

@@ -4,7 +4,10 @@ Units: bits per byte for `bits_per_byte`, a skill's own metric between 0 and 1, 
 seconds. A number that does not exist (NaN, infinite) is null.
 """
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -153,8 +156,49 @@ def validated(results: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: names the first field that does not fit the schema.
     """
+    return _checked(Results, finite(results))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a run folder's results.json, of a finished or of a failed run, with defaults filled in.
+
+    Raises:
+        ValueError: in one sentence, which names the file: it is missing, torn, of another schema, or of another run
+            than its folder.
+    """
+    path = folder / "results.json"
     try:
-        return Results.model_validate(finite(results)).model_dump(mode="json", exclude_none=False)
+        page = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except ValueError as error:  # also of bytes that are no text
+        raise ValueError(f"{path} is torn ({error})") from None
+    version = page.get("schema_version") if isinstance(page, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema_version {version}, and this version of kd reads {SCHEMA_VERSION}")
+    try:
+        page = _checked(Failure if page.get("status") == "failed" else Results, page)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    _check_hash(folder, page["config_hash"])
+    return page
+
+
+def _check_hash(folder: Path, found: str) -> None:
+    """Against the folder's name, where that ends with a hash, and its DONE."""
+    named = re.search(r"-([0-9a-f]{12})(\.old-\d+)?$", folder.absolute().name)
+    done = folder / "DONE"
+    for where, expected in (
+        ("the folder's name", named[1] if named else found),
+        ("DONE", done.read_text(encoding="utf-8", errors="replace").strip() if done.exists() else found),
+    ):
+        if expected != found:
+            raise ValueError(f"{folder / 'results.json'} is of the run {found}, and {where} of {expected or 'none'}")
+
+
+def _checked(schema: type[BaseModel], page: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return schema.model_validate(page).model_dump(mode="json", exclude_none=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

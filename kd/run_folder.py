@@ -21,7 +21,7 @@ from typing import Any
 
 import filelock
 
-from kd.results import Failure, finite, validated
+from kd.results import Failure, finite, read_results, validated
 
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
@@ -138,8 +138,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def results(self) -> dict[str, Any]:
-        """The content of results.json."""
-        return json.loads((self.path / "results.json").read_text(encoding="utf-8"))
+        """The content of results.json. Raises ValueError as `kd.results.read_results`."""
+        return read_results(self.path)
 
     @contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[None]:

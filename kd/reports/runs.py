@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from kd.results import read_results
+
+RECORD = ("num", "overrides", "status", "reason", "run_folder", "seconds")  # what a report reads of a job's record
 TIDY = ("run", "config_hash", "seed", "skill", "metric", "system", "value", "n", "low", "high")
 
 
@@ -18,7 +22,8 @@ TIDY = ("run", "config_hash", "seed", "skill", "metric", "system", "value", "n",
 class Job:
     """A run as a report sees it: a job of a sweep, or a run folder by itself.
 
-    `status` is done, skipped, failed, interrupted, waiting or unfinished; `results` is there for the first two.
+    `status` is done, skipped, failed, interrupted, waiting, unfinished or unreadable; `results` is there for the first
+    two. `problem` is a sentence on what of it could not be read.
     """
 
     label: str
@@ -28,6 +33,7 @@ class Job:
     seconds: float | None = None
     folder: Path | None = None
     results: Mapping[str, Any] | None = None
+    problem: str | None = None
 
 
 def is_sweep(path: Path) -> bool:
@@ -37,7 +43,7 @@ def is_sweep(path: Path) -> bool:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is a run folder, finished or not."""
-    return (path / "config.yaml").is_file() or (path / "results.json").is_file()
+    return any((path / name).is_file() for name in ("config.yaml", "results.json", "DONE"))
 
 
 def run_folders(path: str | PathLike[str]) -> list[Path]:
@@ -65,8 +71,8 @@ def read_jobs(path: str | PathLike[str]) -> list[Job]:
     path = Path(path)
     if is_run(path) or not is_sweep(path):
         return [_from_folder(folder) for folder in run_folders(path)]
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in (path / "jobs").glob("*.json")]
-    return [_from_record(record, path) for record in sorted(records, key=lambda record: record["num"])]
+    files = sorted((path / "jobs").glob("*.json"), key=lambda file: (len(file.name), file.name))  # 2 before 10
+    return [_from_record(file, path) for file in files]
 
 
 def read_runs(paths: Iterable[str | PathLike[str]]) -> pd.DataFrame:
@@ -75,9 +81,22 @@ def read_runs(paths: Iterable[str | PathLike[str]]) -> pd.DataFrame:
     Agreement with the teacher is the metrics top1, forward_kl and reverse_kl of the empty skill.
     """
     folders = dict.fromkeys(folder for path in paths for folder in run_folders(path))
-    jobs = (_from_folder(folder) for folder in folders)
-    rows = [row for job in jobs if job.results is not None for row in _tidy_rows(job.label, job.results)]
+    jobs = [_from_folder(folder) for folder in folders]
+    for problem in problems(jobs):
+        warnings.warn(problem, stacklevel=2)
+    return tidy(jobs)
+
+
+def tidy(jobs: Iterable[Job]) -> pd.DataFrame:
+    """The frame of `read_runs` from what was read, each run once."""
+    finished = {job.folder: job.results for job in jobs if job.folder is not None and job.results is not None}
+    rows = [row for folder, results in finished.items() for row in _tidy_rows(folder.name, results)]
     return pd.DataFrame(rows, columns=list(TIDY))
+
+
+def problems(jobs: Iterable[Job]) -> list[str]:
+    """A sentence for each run or job of which something could not be read."""
+    return [f"Not read: {job.problem}." for job in jobs if job.problem is not None]
 
 
 def _tidy_rows(run: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -90,44 +109,74 @@ def _tidy_rows(run: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]
 
 
 def _from_folder(folder: Path) -> Job:
-    results = _results(folder)
-    done = (folder / "DONE").exists() and results is not None
+    results, problem = None, None
+    done = (folder / "DONE").exists()
+    if done or (folder / "results.json").exists():
+        results, problem = _read(read_results, folder)
+    overrides, unreadable = _read(_overrides, folder)
     failed = results is not None and results["status"] == "failed"
+    finished = done and results is not None and not failed
+    status = "done" if finished else "failed" if failed else "unreadable" if problem else "unfinished"
     return Job(
         label=folder.name,
-        status="done" if done else "failed" if failed else "unfinished",
-        overrides=_by_key(_yaml_list(folder / "overrides.yaml")),
+        status=status,
+        overrides=_by_key(overrides or []),
         reason=results["reason"] if failed and results else None,
-        seconds=results["budget"]["seconds"] if done and results else None,
+        seconds=results["budget"]["seconds"] if finished and results else None,
         folder=folder,
-        results=results if done else None,
+        results=results if finished else None,
+        problem=problem or unreadable,
     )
 
 
-def _from_record(record: Mapping[str, Any], sweep: Path) -> Job:
+def _from_record(file: Path, sweep: Path) -> Job:
+    record, problem = _read(_record, file)
+    if record is None:
+        return Job(label=file.stem, status="unreadable", problem=problem)
     folder = None if record["run_folder"] is None else (sweep / record["run_folder"]).resolve()
     finished = record["status"] in ("done", "skipped") and folder is not None
-    results = _results(folder) if finished and folder else None
+    results, problem = _read(read_results, folder) if finished and folder else (None, None)
     if results is not None and record.get("omits") is not None:  # skipped: another method's run may have written them
         results["omits"] = record["omits"]
     return Job(
         label=str(record["num"]),
-        status=record["status"],
+        status="unreadable" if problem else record["status"],
         overrides=_by_key(record["overrides"]),
         reason=record["reason"],
         seconds=record["seconds"],
         folder=folder,
         results=results,
+        problem=problem,
     )
 
 
-def _results(folder: Path) -> dict[str, Any] | None:
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read(reader: Callable[[Path], Any], path: Path) -> tuple[Any, str | None]:
+    """What `reader` gives, or None and why it gives nothing."""
+    try:
+        return reader(path), None
+    except (ValueError, OSError) as error:
+        return None, " ".join(str(error).split())
 
 
-def _yaml_list(path: Path) -> list[str]:
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is torn ({error})") from None
+    if missing := [key for key in RECORD if not isinstance(record, dict) or key not in record]:
+        raise ValueError(f"{file} is no record of a job: it has no {missing[0]}")
+    return record
+
+
+def _overrides(folder: Path) -> list[str]:
+    path = folder / "overrides.yaml"
+    try:
+        found = (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is torn ({error})") from None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"{path} is torn: it is no list of overrides")
+    return found
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

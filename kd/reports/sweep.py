@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Group
 from scipy import stats
 
 from kd.reports.grid import Grid, number, share, with_interval
-from kd.reports.runs import Job, read_jobs
+from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.table import HEADERS, LOSS_METRIC, lacking
 from kd.run_folder import write_atomically
 
@@ -44,12 +45,12 @@ def write_sweep(sweep: Path) -> None:
     """Write sweep.csv (numbers) and sweep.md (the tables) into the sweep folder, each atomically."""
     jobs = read_jobs(sweep)
     write_atomically(sweep / "sweep.csv", sweep_frame(jobs).to_csv(index=False))
-    write_atomically(sweep / "sweep.md", "\n".join(grid.markdown() for grid in _grids(jobs)))
+    write_atomically(sweep / "sweep.md", "\n".join(grid.markdown() for grid in grids_of(jobs)))
 
 
 def sweep_grids(path: str | PathLike[str]) -> list[Grid]:
     """The table of jobs and, where overrides were run with several seeds, the table of means."""
-    return _grids(read_jobs(path))
+    return grids_of(read_jobs(path))
 
 
 def sweep_frame(jobs: Sequence[Job]) -> pd.DataFrame:
@@ -58,7 +59,7 @@ def sweep_frame(jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def _flat(job: Job) -> dict[str, Any]:
-    row: dict[str, Any] = {"job": job.label, **job.overrides, "status": job.status, "reason": job.reason}
+    row: dict[str, Any] = {"job": job.label, **job.overrides, "status": job.status, "reason": job.reason or job.problem}
     row |= {"seconds": job.seconds, "run": job.folder.name if job.folder else None}
     if job.results is None:
         return row
@@ -82,12 +83,15 @@ def _estimates(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, A
         yield f"agreement.{metric}", systems["after"]
 
 
-def _grids(jobs: Sequence[Job]) -> list[Grid]:
+def grids_of(jobs: Sequence[Job]) -> list[Grid]:
+    """The tables of jobs that were read; what could not be read is named under the last one."""
     seeds = _seeds_grid(jobs)
     notes = [] if seeds else [ONE_SEED] if _finished(jobs) else []
     costs = [OF_TRAINING] if _finished(jobs) else []
     grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *costs, *_same_digests(jobs), *notes, *_omissions(jobs)])]
-    return [*grids, seeds] if seeds else grids
+    grids += [seeds] if seeds else []
+    last = grids[-1]
+    return [*grids[:-1], replace(last, notes=[*last.notes, *problems(jobs)])]
 
 
 def _finished(jobs: Sequence[Job]) -> list[Job]:

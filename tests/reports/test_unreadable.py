@@ -1,0 +1,168 @@
+"""What is torn, missing, of another run or of another schema is named, hides no other run, and is never overwritten."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd.jobs import Job
+from kd.reports.runs import read_jobs, read_runs
+from kd.reports.sweep import sweep_grids, write_sweep
+from kd.results import read_results
+from kd.run_folder import RunFolder
+from tests.reports.test_reports import add_job, add_run, page, program
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def torn(folder: Path) -> None:
+    whole = (folder / "results.json").read_bytes()
+    (folder / "results.json").write_bytes(whole[: len(whole) // 2])
+
+
+def no_text(folder: Path) -> None:
+    (folder / "results.json").write_bytes(b"\xff\xfe\x00")
+
+
+def missing(folder: Path) -> None:
+    (folder / "results.json").unlink()
+
+
+def changed(**fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        page = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**page, **fields}))
+
+    return change
+
+
+def without_digests(folder: Path) -> None:
+    page = json.loads((folder / "results.json").read_text())
+    del page["digests"]
+    (folder / "results.json").write_text(json.dumps(page))
+
+
+def another_done(folder: Path) -> None:
+    (folder / "DONE").write_text("f" * 12 + "\n")
+
+
+def torn_overrides(folder: Path) -> None:
+    (folder / "overrides.yaml").write_text("- [a\n")
+
+
+DAMAGED = {
+    "torn": (torn, "results.json is torn"),
+    "no text": (no_text, "results.json is torn"),
+    "a list": (lambda folder: (folder / "results.json").write_text("[]"), "schema_version None"),
+    "missing": (missing, "results.json is missing"),
+    "older schema": (changed(schema_version=0), "has schema_version 0, and this version of kd reads 1"),
+    "a field less": (without_digests, "results.json: digests: Field required"),
+    "another run's": (
+        changed(config_hash="e" * 12),
+        "is of the run eeeeeeeeeeee, and the folder's name of 000000000002",
+    ),
+    "another run's DONE": (another_done, "is of the run 000000000002, and DONE of ffffffffffff"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGED.values(), ids=DAMAGED)
+def test_it_is_named_and_the_others_are_shown(damage: Callable, says: str, tmp_path: Path) -> None:
+    """In the tables of a folder, of a sweep and of the run itself, in runs.csv, and for readers of the frame."""
+    sweep = tmp_path / "outputs" / "sweeps" / "today"
+    whole, bad = (add_job(sweep, number, [f"a={number}"]) for number in (1, 2))
+    damage(bad.path)
+    for path in (sweep, tmp_path / "outputs"):
+        (table,) = sweep_grids(path)
+        status = table.header.index("status")
+        assert [row[status] for row in table.rows] == ["done", "unreadable"]
+        (named,) = [note for note in table.notes if note.startswith("Not read: ")]
+        assert str(bad.path) in named
+        assert says in named
+        assert table.notes[-1] == named
+    with pytest.warns(UserWarning, match="Not read") as warned:
+        assert set(read_runs([tmp_path / "outputs"])["run"]) == {whole.path.name}
+    assert len(warned) == 1
+    write_sweep(sweep)
+    assert says in (sweep / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGED.values(), ids=DAMAGED)
+def test_a_run_that_is_done_says_so_and_how_to_go_on(damage: Callable, says: str, tmp_path: Path) -> None:
+    """It is neither skipped without its table nor overwritten; what the sentence says works."""
+    folder = add_run(tmp_path, 2, [])
+    damage(folder.path)
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(ValueError, match="is DONE, but its results cannot be read") as refused:
+        Job([]).run(folder, lambda folder: pytest.fail("it ran"), config_yaml="")
+    assert says in str(refused.value)
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    command = str(refused.value).rpartition(": ")[2]
+    assert command.startswith("mv ")
+    subprocess.run(command, shell=True, check=True)
+    assert Job([]).run(folder, lambda folder: page(), config_yaml="")["status"] == "done"
+    assert folder.old_runs == 1
+    assert [job.label for job in read_jobs(tmp_path)] == [folder.path.name]
+
+
+def test_a_record_of_a_job_that_is_torn_hides_no_other(tmp_path: Path) -> None:
+    sweep = tmp_path / "outputs" / "sweeps" / "today"
+    for number in (0, 2, 10):
+        add_job(sweep, number, [f"a={number}"])
+    (sweep / "jobs" / "2.json").write_text('{"num": 2, "over')
+    (sweep / "jobs" / "3.json").write_text('{"num": 3}')
+    jobs = read_jobs(sweep)
+    told = [(job.label, job.status) for job in jobs]
+    assert told == [("0", "done"), ("2", "unreadable"), ("3", "unreadable"), ("10", "done")]
+    first, second = [note for note in sweep_grids(sweep)[-1].notes if note.startswith("Not read")]
+    assert "2.json is torn" in first
+    assert "3.json is no record of a job: it has no overrides" in second
+
+
+def test_overrides_that_are_torn_are_named_and_the_results_shown(tmp_path: Path) -> None:
+    torn_overrides(add_run(tmp_path, 1, ["a=1"]).path)
+    (job,) = read_jobs(tmp_path)
+    assert (job.status, dict(job.overrides)) == ("done", {})
+    assert "overrides.yaml is torn" in str(job.problem)
+
+
+def test_the_program_ends_with_1_after_the_tables(tmp_path: Path) -> None:
+    folders = [add_run(tmp_path, number, [f"a={number}"]) for number in (1, 2, 3)]
+    torn(folders[1].path)
+    shown = program(tmp_path, "--out", tmp_path / "report")
+    assert shown.returncode == 1
+    assert "Traceback" not in shown.stderr
+    assert shown.stdout.count("Not read: ") == 1
+    assert all(folder.path.name in shown.stdout for folder in folders)
+    assert "Not read: " in (tmp_path / "report" / "tables.md").read_text()
+    named = {line.partition(",")[0] for line in (tmp_path / "report" / "runs.csv").read_text().splitlines()[1:]}
+    assert named == {folders[0].path.name, folders[2].path.name}
+    alone = program(folders[1].path)
+    assert (alone.returncode, alone.stdout.count("Not read: ")) == (1, 1)
+    assert program(folders[0].path).returncode == 0
+
+
+def test_a_folder_that_was_renamed_is_read(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, 1, [])
+    for name in ("my best run", f"{folder.path.name}.old-3"):
+        moved = folder.path.rename(tmp_path / name)
+        assert read_results(moved)["status"] == "done"
+        folder = RunFolder(moved)
+
+
+def test_a_thousand_runs_are_read_in_seconds(tmp_path: Path) -> None:
+    for number in range(1000):
+        folder = tmp_path / f"toy-{number:012x}"
+        folder.mkdir()
+        if number == 0:
+            made = add_run(tmp_path / "first", 0, ["a=0", "seed=1"])
+            content = json.loads((made.path / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**content, "config_hash": f"{number:012x}"}))
+        (folder / "DONE").write_text(f"{number:012x}\n")
+        (folder / "overrides.yaml").write_text(f"- a={number}\n- seed=1\n")
+    started = time.process_time()
+    assert len(sweep_grids(tmp_path)[0].rows) == 1000
+    assert time.process_time() - started < 20  # 1.5 s where nothing else runs
