@@ -133,6 +133,15 @@ class RunFolder:
         return (self.path / "DONE").exists()
 
     @property
+    def readable(self) -> bool:
+        """Whether the results can be read."""
+        try:
+            self.results()
+        except ValueError:
+            return False
+        return True
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints belong."""
         return self.path / "checkpoints"

@@ -147,12 +147,46 @@ def test_make_targets_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-def test_ci_makes_the_tests_and_the_long_ones() -> None:
-    """One after the other: every test stands in one of the two."""
-    made = re.findall(r"^make (\S+)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
-    assert made == ["lint", "test", "test-long"]
+EMPTY = ("HOME", "KD_CACHE", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+
+
+def ci(script: str, tmp_path: Path, **environment: str) -> list[dict[str, str]]:
+    """The calls of `make` that a script of .ci makes: their words, and the folders that they would find full."""
+    listing = tmp_path / "calls"
+    (tmp_path / "make").write_text(
+        f'#!/usr/bin/env bash\necho "$*" >> {listing}\n'
+        + "".join(f'echo "{name} ${name} $(ls -A "${name}" 2>/dev/null | wc -l)" >> {listing}\n' for name in EMPTY)
+    )
+    (tmp_path / "make").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    subprocess.run([ROOT / ".ci" / script], env={**os.environ, **environment, "PATH": path}, check=True, timeout=60)
+    lines = listing.read_text().splitlines()
+    return [
+        {"make": lines[i], **dict(line.split(" ", 1) for line in lines[i + 1 : i + 1 + len(EMPTY)])}
+        for i in range(0, len(lines), 1 + len(EMPTY))
+    ]
+
+
+def test_ci_starts_as_a_newcomer_does(tmp_path: Path) -> None:
+    """The README's two commands, the first one whole, where HOME and every cache are empty folders of their own."""
+    places = tmp_path / "tmp"
+    places.mkdir()
+    full = {name: str(tmp_path) for name in EMPTY}
+    calls = ci("run", tmp_path, TMPDIR=str(places), HF_HUB_CACHE=str(tmp_path), **full)
+    assert [call["make"].split()[0] for call in calls] == ["lint", "run", "test"]
+    assert re.fullmatch(r"run ARGS=run\.root=\S+", calls[1]["make"])  # no fewer steps, nothing else than the default
+    for call in calls:
+        found = {name: call[name].rpartition(" ") for name in EMPTY}
+        assert all(Path(place).is_relative_to(places) and count == "0" for place, _, count in found.values())
+        assert len({place for place, _, _ in found.values()}) == len(EMPTY)
+    assert list(places.iterdir()) == []  # nothing stays
+
+
+def test_every_test_is_in_one_of_the_two_scripts_of_ci(tmp_path: Path) -> None:
+    made = [call["make"].split()[0] for script in ("run", "full") for call in ci(script, tmp_path)[-1:]]
+    assert made == ["test", "test-long"]
     chosen = []
-    for target in made[1:]:
+    for target in made:
         told = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         chosen += re.findall(r"-m pytest .*-m (\"[\w ]+\"|\w+)", told)
     assert chosen == ['"not long"', "long"]

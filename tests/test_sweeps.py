@@ -143,6 +143,19 @@ def test_a_sweep_started_again_skips_what_is_done(app: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
+def test_a_job_that_is_done_with_results_that_cannot_be_read_fails_and_the_others_go_on(app: Path) -> None:
+    assert run(app, "x=3").returncode == 0
+    (page,) = app.glob("outputs/toy-*/results.json")
+    page.write_text(page.read_text()[:100])
+    again = run(app, "-m", "x=3,4")
+    assert again.returncode == 1
+    assert statuses(sweeps(app)[-1]) == ["failed", "done"]
+    reason = records(sweeps(app)[-1])[0]["reason"]
+    assert "is DONE, but its results cannot be read" in reason
+    assert "results.json is torn" in reason
+    assert len(page.read_text()) == 100
+
+
 def test_what_a_skipped_job_omits_is_known_before_any_starts(app: Path) -> None:
     assert run(app, "x=3").returncode == 0
     again = run(app, "-m", "x=3", "+omits=[the warm-up]")

@@ -75,7 +75,7 @@ class CheckedSweeper(BasicSweeper):
 
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir).absolute()
-        if isinstance(folder, RunFolder) and folder.done:
+        if isinstance(folder, RunFolder) and folder.done and folder.readable:  # else the job fails with the reason
             Job(overrides, sweep, num, "skipped", os.path.relpath(folder.path, sweep), omits=omits).write()
         else:
             Job(overrides, sweep, num, "waiting").write()
