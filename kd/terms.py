@@ -28,6 +28,7 @@ class Term:
     their values per token multiplied by `Batch.importance_weights` where a rollout gives them, unless they ask for
     `behaviour_logprobs`, by which they correct themselves. (Values per response or per pair stay as they are: a token's
     weight says nothing of them.)
+    importance_weighted: false leaves those weights out of this term.
     """
 
     loss: Any
@@ -36,6 +37,7 @@ class Term:
     lr: float | None = None
     stream: str = STREAMS[0]
     responses: Responses = "all"
+    importance_weighted: bool = True
 
     def __post_init__(self) -> None:
         self.wanted = requires(self.loss)
@@ -82,7 +84,7 @@ class Term:
     def importance(self, batch: Batch) -> Tensor | None:
         """`[B T]`, or None where its values count as they are."""
         corrects = self.kind in CORRECT_THEMSELVES or "behaviour_logprobs" in self.wanted
-        return None if corrects else batch.importance_weights
+        return batch.importance_weights if self.importance_weighted and not corrects else None
 
 
 class Demand:

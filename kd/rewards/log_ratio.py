@@ -13,26 +13,31 @@ from kd.objectives.returns import returns
 from kd.ranks import sum_over_ranks
 from kd.types import Batch, Models
 
+VERSION = 2  # defaults as in the authors' code; tokens without later rewards are not whitened
+
 TINY = 1e-8  # added to a variance
 
 
 class LogRatio:
     """Advantages of tokens from r_t = log p(y_t) - log q_old(y_t), the reward of reverse KL: MiniLLM, arXiv 2306.08543.
 
-    The paper's R_{t+1}, which stands before grad log q(y_t), is the mean of r over the tokens that come after y_t (0
-    after the last one): the sum would favour short responses. It leaves out r_t itself, for what y_t changes of its
-    own step's divergence is the single-step term of the objective, in full vocabulary. With `length_normalised` and
-    `whiten` off the two parts together are the gradient of KL(q || p) over whole responses.
+    The defaults are those of the authors' code (github.com/microsoft/LMOps at 4f2a9de, minillm/minillm/losses.py and
+    sampler.py, with the settings of minillm/scripts/gpt2/minillm/train_base_xl.sh): r_t is divided by `scale` and
+    clipped, A_t = (1/(T - t + 1)) sum_{t' >= t} discount^(t' - t) r_t', and A is whitened. The sum begins with r_t
+    itself, so the last token is judged by its own reward. The code whitens a micro-batch over all ranks, padding
+    included; here it is all response tokens of the step, so that how a step is cut changes nothing.
 
-    What the authors' code does differently, all of it available here: `include_current`, so that the mean begins with
-    r_t (and single-step divergences count twice); `scale` 0.5, by which r is divided; `clip` 100; `discount` 0.95 by
-    default, the discounted sum divided by the number of its terms all the same. It whitens a micro-batch, padding
-    included; here it is all response tokens of the step, over all ranks, so that how a step is cut changes nothing.
+    The paper's R_{t+1} is `include_current=false discount=1 scale=1 clip=null whiten=false`: the mean of r over the
+    tokens that come after y_t, 0 after the last one. It leaves out r_t, for what y_t changes of its own step's
+    divergence is the single-step term of the objective, in full vocabulary; with `length_normalised=false` the two
+    parts together are the gradient of KL(q || p) over whole responses. Without `include_current` a last token has
+    nothing to be judged by: its advantage is 0, and it takes no part in the whitening, which would make a constant
+    bonus for ending of that 0.
 
     Args:
         length_normalised: the mean of what is summed, not the sum.
         include_current: sum from r_t, not from r_{t+1}.
-        discount: of a token's reward for the one before it; 1 in the paper.
+        discount: of a token's reward for the one before it; the sum is divided by the number of its terms all the same.
         scale: rewards are divided by it, before they are clipped.
         clip: bound on |r_t|; null: none.
         whiten: shift and scale the step's advantages to mean 0 and variance 1.
@@ -45,10 +50,10 @@ class LogRatio:
         self,
         *,
         length_normalised: bool = True,
-        include_current: bool = False,
-        discount: Fraction = 1.0,
-        scale: Positive = 1.0,
-        clip: Positive | None = None,
+        include_current: bool = True,
+        discount: Fraction = 0.95,
+        scale: Positive = 0.5,
+        clip: Positive | None = 100.0,
         whiten: bool = True,
     ):
         self.length_normalised, self.include_current = length_normalised, include_current
@@ -64,10 +69,10 @@ class LogRatio:
         not the student's.
         """
         device = models.student.network.device  # a live teacher of the student's own shows no parameters
-        masks = [batch.student.mask for batch in batches]
         found = [self._advantages(batch, self._rewards(batch, models, device)) for batch in batches]
         if self.whiten:
-            found = whitened(found, masks, device)
+            judged = [self._terms(batch.student.mask) > 0 for batch in batches]
+            found = whitened(found, judged, device)
         return [replace(batch, advantages=values) for batch, values in zip(batches, found, strict=True)]
 
     def take_report(self) -> dict[str, tuple[float, float]]:
@@ -107,11 +112,16 @@ class LogRatio:
     def _advantages(self, batch: Batch, rewards: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """R_{t+1}, or R_t, before whitening."""
         mask = batch.student.mask
-        total, terms = returns(rewards, mask, discount=self.discount), remaining(mask)
+        total, terms = returns(rewards, mask, discount=self.discount), self._terms(mask)
         if not self.include_current:
-            total, terms = total - rewards, terms - 1
+            total = total - rewards
         values = total / terms.clamp(min=1) if self.length_normalised else total
         return torch.where(mask, values, 0.0)
+
+    def _terms(self, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """How many rewards each position's return sums; none at a last token where its own is left out."""
+        later = remaining(mask) if self.include_current else remaining(mask) - 1
+        return torch.where(mask, later, 0.0)
 
 
 def remaining(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -122,7 +132,7 @@ def remaining(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
 def whitened(
     values: list[Float[Tensor, "_ _"]], masks: list[Bool[Tensor, "_ _"]], device: torch.device
 ) -> list[Float[Tensor, "_ _"]]:
-    """(x - mean)/sqrt(variance + 1e-8) over all response tokens of all micro-batches and ranks; 0 elsewhere.
+    """(x - mean)/sqrt(variance + 1e-8) over the positions of `masks` of all micro-batches and ranks; 0 elsewhere.
 
     device: where sums over ranks are made.
     """

@@ -15,6 +15,7 @@ from kd.models.teacher import WhiteBox
 from kd.rollouts.teacher_mixed import weigh
 from kd.seeding import seeded, uniform
 from kd.signals import introduce
+from kd.terms import Term
 from kd.types import WRITERS, Batch, ModelOutput, Models, Sequences
 from tests.methods.points import P, Q, at, logprobs, point, reward, rollout, term, weight, written
 from tests.objectives.cases import logits_of
@@ -201,18 +202,21 @@ class Told(nn.Module):
         return ModelOutput(logprobs=self.said)
 
 
-@pytest.mark.parametrize(("whiten", "found"), [(False, (4, 6, 0)), (True, (0.26726, 1.06904, -1.33631))])
-def test_minillms_returns_are_means_over_what_remains(whiten, found):
-    """r = log p - log q_old = 1, 2, 6: after the first token (2 + 6)/2 = 4, after the second 6, after the last nothing.
-
-    Whitened: mean 10/3, variance ((2/3)^2 + (8/3)^2 + (10/3)^2)/3 = 56/9, so (4 - 10/3)/2.4944 = .2673, and so on.
+def test_minillms_returns_are_the_authors_codes():
+    """r = (log p - log q_old)/.5 = 2, 4, 12; discounted by .95 from each token on, over 3, 2 and 1 terms: 5.54333, 7.7,
+    12; mean 8.41444, variance 7.20331. The last token's own reward is all that judges it.
     """
     mask = torch.ones(1, 3, dtype=torch.bool)
     own = Sequences(torch.zeros(1, 3).long(), torch.zeros(1, 3).long(), mask, torch.tensor([3]))
-    teacher = Told(torch.tensor([[1.0, 2.0, 6.0]], dtype=torch.float64))
-    judge = reward("minillm", whiten=whiten) if not whiten else reward("minillm")
-    [batch] = judge([Batch(own, own, old_logprobs=torch.zeros(1, 3).double())], Models(tiny(), teacher))
-    assert batch.advantages[0].tolist() == pytest.approx(found, abs=1e-4)
+    batch = Batch(own, own, old_logprobs=torch.zeros(1, 3).double())
+
+    def judged(*rewards: float) -> list[float]:
+        teacher = Told(torch.tensor([rewards], dtype=torch.float64))
+        return reward("minillm")([batch], Models(tiny(), teacher))[0].advantages[0].tolist()
+
+    assert judged(1.0, 2.0, 6.0) == pytest.approx([x / 7.20331**0.5 for x in (-2.87111, -0.71444, 3.58556)], abs=1e-4)
+    assert judged(1.0, 2.0, -6.0)[-1] < 0
+    assert judged(-1.0, -2.0, 6.0)[-1] > 0
 
 
 def test_minillms_long_part_is_clipped_and_learnt_from_four_times():
@@ -221,7 +225,20 @@ def test_minillms_long_part_is_clipped_and_learnt_from_four_times():
     values = term("minillm", "minillm_long")(student, behaviour, torch.tensor([1.0, -1.0]))
     assert values.tolist() == pytest.approx([-1.2, 1.5])
     assert rollout("minillm").uses == 4
-    assert {point("minillm").objective[name].weight for name in point("minillm").objective} == {1.0}
+    weights = {name.removeprefix("minillm_"): term.weight for name, term in point("minillm").objective.items()}
+    assert weights == {"single": 1.0, "long": 1.0, "lm": 0.5, "lm_teacher": 0.5}  # kd_ratio 0.5
+
+
+def test_minillms_single_step_is_not_weighted():
+    """The authors' code multiplies by q/p~ in the long part alone."""
+    chances, mask = torch.ones(3), torch.ones(1, 3, dtype=torch.bool)
+    own = Sequences(torch.zeros(1, 3).long(), torch.zeros(1, 3).long(), mask, torch.tensor([3]))
+    batch = Batch(own, own, importance_weights=torch.tensor([[0.5, 2.0, 1.0]]))
+    for weighted, found in ((False, [1, 1, 1]), (True, [0.5, 2, 1])):
+        single = point("minillm", f"objective.minillm_single.importance_weighted={weighted}").objective.minillm_single
+        term = Term(instantiate(single.loss), kind=single.kind, importance_weighted=single.importance_weighted)
+        assert term.row_weights(chances, None, batch).tolist() == found
+    assert not point("minillm").objective.minillm_single.importance_weighted
 
 
 def test_opd_is_the_ratio_times_the_teachers_advantage():

@@ -25,7 +25,8 @@ from tests.objectives import trees
 from tests.objectives.trees import LABELS, MASK, STUDENT, TEACHER, expected, gradient, logprobs
 
 HERE = SimpleNamespace(network=SimpleNamespace(device=torch.device("cpu")))  # of the student only where it is
-PLAIN = {"length_normalised": False, "whiten": False}
+PAPER = {"include_current": False, "discount": 1.0, "scale": 1.0, "clip": None, "whiten": False}
+PLAIN = PAPER | {"length_normalised": False}
 
 
 class Told(nn.Module):
@@ -65,13 +66,15 @@ def test_it_is_a_reward():
     [
         # r = 1, 2, 6: what follows is 8, 6, nothing
         (PLAIN, (8, 6, 0)),
-        ({"whiten": False}, (8 / 2, 6, 0)),
-        ({"whiten": False, "include_current": True}, (9 / 3, 8 / 2, 6)),
+        (PAPER, (8 / 2, 6, 0)),
+        (PAPER | {"include_current": True}, (9 / 3, 8 / 2, 6)),
         (PLAIN | {"include_current": True}, (9, 8, 6)),
         (PLAIN | {"scale": 0.5}, (16, 12, 0)),
         (PLAIN | {"scale": 0.5, "clip": 5.0}, (4 + 5, 5, 0)),  # 2, 4, 12 -> 5
         (PLAIN | {"discount": 0.5}, (0.5 * 2 + 0.25 * 6, 0.5 * 6, 0)),
         (PLAIN | {"discount": 0.5, "include_current": True}, (1 + 1 + 1.5, 2 + 3, 6)),
+        # the authors' code: r = 2, 4, 12, then (2 + .95 * 4 + .95^2 * 12)/3, (4 + .95 * 12)/2, 12
+        ({"whiten": False}, (16.63 / 3, 15.4 / 2, 12)),
     ],
 )
 def test_returns_by_hand(settings, found):
@@ -79,15 +82,37 @@ def test_returns_by_hand(settings, found):
 
 
 def test_the_mean_of_what_follows_does_not_grow_with_it():
-    assert advantages([-1.0] * 3, whiten=False) == [-1, -1, 0]
-    assert advantages([-1.0] * 6, whiten=False) == [-1, -1, -1, -1, -1, 0]
+    assert advantages([-1.0] * 3, **PAPER) == [-1, -1, 0]
+    assert advantages([-1.0] * 6, **PAPER) == [-1, -1, -1, -1, -1, 0]
 
 
 def test_whitened_by_hand():
-    # 4, 6, 0: mean 10/3, variance (16 + 36)/3 - 100/9 = 56/9
-    deviation = math.sqrt(56 / 9)
-    expected_values = [(x - 10 / 3) / deviation for x in (4, 6, 0)]
-    assert advantages([1.0, 2.0, 6.0]) == pytest.approx(expected_values, rel=1e-8)
+    # r = 1, 2, 6, summed from r_t on, over 3, 2 and 1 terms: 3, 4, 6. Mean 13/3, variance (9 + 16 + 36)/3 - 169/9 = 14/9
+    deviation = math.sqrt(14 / 9)
+    expected_values = [(x - 13 / 3) / deviation for x in (3, 4, 6)]
+    assert advantages([1.0, 2.0, 6.0], discount=1.0) == pytest.approx(expected_values, rel=1e-8)
+
+
+def test_the_authors_code_by_hand():
+    # 16.63/3 = 5.54333, 7.7, 12 (see above): mean 8.41444, squared deviations 8.24328, .51043, 12.85621: 7.20331
+    expected_values = [(x - 8.414444) / math.sqrt(7.203306) for x in (5.543333, 7.7, 12.0)]
+    assert advantages([1.0, 2.0, 6.0]) == pytest.approx(expected_values, rel=1e-6)
+
+
+def test_a_last_token_is_judged_by_its_own_reward():
+    """Worse or better than the rest of its response, it is lowered or raised."""
+    for last in (-9.0, 3.0):
+        assert math.copysign(1.0, advantages([-1.0, -1.5, -0.5, last])[-1]) == math.copysign(1.0, last)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_last_token_without_rewards_of_its_own_has_no_advantage(whiten):
+    """The others' rewards, all poor, are no reason to end: what is whitened are the tokens that something follows."""
+    found = advantages([-1.0, -2.0, -6.0, -9.0], **PAPER | {"whiten": whiten})
+    assert found[-1] == 0.0
+    # followed by -17/3, -15/2, -9: mean -7.38889, deviations 1.72222, -.11111, -1.61111, whose squares' mean is 1.85802
+    if whiten:
+        assert found[:-1] == pytest.approx([x / math.sqrt(1.858025) for x in (1.722222, -0.111111, -1.611111)], rel=1e-5)
 
 
 def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():
@@ -106,7 +131,7 @@ def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():
 
 def test_to_include_the_current_reward_counts_single_steps_twice():
     given = batch(MASK, logprobs(STUDENT), LABELS)
-    (judged,) = LogRatio(**PLAIN, include_current=True)([given], Models(HERE, Told(logprobs(TEACHER))))
+    (judged,) = LogRatio(**PLAIN | {"include_current": True})([given], Models(HERE, Told(logprobs(TEACHER))))
 
     def long(student: Tensor) -> Tensor:
         return expected(policy_gradient(logprobs(student), logprobs(STUDENT), judged.advantages), STUDENT)
