@@ -23,6 +23,14 @@ from pydantic import (
 SCHEMA_VERSION: Final = 1
 SYSTEMS = ("uniform", "floor", "before", "sft", "after", "teacher")  # in the order of a report's rows
 
+UNBOUNDED: Final = ("bits_per_byte", "forward_kl", "reverse_kl")  # above; never below 0
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have; a skill's own metric lies between 0 and 1."""
+    return (0.0, math.inf if metric in UNBOUNDED else 1.0)
+
+
 ConfigHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 

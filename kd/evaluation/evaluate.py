@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
@@ -13,16 +14,19 @@ from transformers import PreTrainedTokenizerBase
 from kd.evaluation.answers import judged, write_answers
 from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.floor import Unconditional, uniform, unigram
-from kd.evaluation.intervals import Score, mean, ratio
 from kd.evaluation.likelihood import AGREEMENT, score_references, tabulate
 from kd.evaluation.measured import Measured, samples
 from kd.evaluation.references import content, references
 from kd.evaluation.teacher_rows import Rows, rows_of
+from kd.intervals import NAN, Score, mean, ratio
 from kd.models.ensemble import Ensemble
 from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
+from kd.results import bounds
 from kd.sequences import Encoder, encode_prompt, same_text
 from kd.types import Record, Skill
+
+VERSION = 2  # no interval of a share is a point
 
 Baseline = Literal["unigram", "uniform"]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
@@ -122,7 +126,8 @@ class Session:
         """
         table, seconds = self._system_references(system, identity)
         answers, more_seconds = self._answers(system, identity)
-        return self._measured(table, answers, seconds + more_seconds)
+        found = self._measured(table, answers, seconds + more_seconds)
+        return _by_definition(found) if _named(system, identity) == self.teacher_name else found
 
     def floor(self) -> Measured | None:
         """The baseline on the references; it does not answer. None if the evaluation has no baseline."""
@@ -196,7 +201,9 @@ class Session:
         groups = self._groups(self.items)
         scores = {"bits_per_byte": ratio(table["nll"] / math.log(2), table["bytes"], groups, **self._interval)}
         if not table["top1"].isna().any():
-            scores |= {name: ratio(table[name], table["tokens"], groups, **self._interval) for name in AGREEMENT}
+            for name in AGREEMENT:
+                share = bounds(name) == (0.0, 1.0)
+                scores[name] = ratio(table[name], table["tokens"], groups, share=share, **self._interval)
         return scores
 
     @property
@@ -211,6 +218,12 @@ class Session:
 def _named(system: LanguageModel | Ensemble, identity: str) -> str:
     """The same weights read in another precision are another system."""
     return f"{identity} {next(system.parameters()).dtype}"
+
+
+def _by_definition(teacher: Measured) -> Measured:
+    """The teacher's agreement with itself without an interval, for no other problems would change it."""
+    exact = {name: teacher.scores[name]._replace(low=NAN, high=NAN) for name in AGREEMENT if name in teacher.scores}
+    return replace(teacher, scores={**teacher.scores, **exact})
 
 
 def _score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: Rows) -> pd.DataFrame:

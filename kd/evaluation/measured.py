@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.evaluation.intervals import Score
+from kd.intervals import Score
 from kd.types import Record
 
 

@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Group
-from scipy import stats
 
+from kd.intervals import over_seeds
 from kd.reports.grid import Grid, number, share, with_interval
 from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.table import HEADERS, LOSS_METRIC, lacking
+from kd.results import bounds
 from kd.run_folder import write_atomically
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
+SEED_INTERVALS = (
+    "Brackets are 95 % t intervals over seeds, on a scale that stays within the metric's bounds; they leave out what "
+    "other problems would have changed."
+)
 ONE_SEED = "One seed: there is no interval over seeds."
 OF_TRAINING = "Costs are of training: seconds are wall clock, without validation and evaluation."
 LOST = "left out\n+ truncated"
@@ -201,7 +206,7 @@ def _is_seed(key: str) -> bool:
 
 
 def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
-    """Mean and 95 % t interval over the seeds of otherwise equal overrides, and mean costs; None with one seed each."""
+    """Mean and 95 % interval over the seeds of otherwise equal overrides, and mean costs; None with one seed each."""
     groups: dict[tuple[tuple[str, str], ...], dict[int, Job]] = {}
     for job in _finished(jobs):
         rest = tuple((key, value) for key, value in job.overrides.items() if not _is_seed(key))
@@ -212,29 +217,21 @@ def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
     names = list(dict.fromkeys(name for job in _finished(jobs) for name, _ in _estimates(job.results or {})))
     costs, rows = _costs(jobs), []
     for rest, group in groups.items():
-        values = [[_after(job, name) for job in group.values()] for name in names]
+        means = [_mean_cell(name.rpartition(".")[2], [_after(job, name) for job in group.values()]) for name in names]
         spent = [_cost(name, float(np.mean([_spent(job, name) for job in group.values()]))) for name in costs]
-        rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *map(_mean_cell, values), *spent])
+        rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *means, *spent])
     header = [*keys, "seeds", *(name.partition(".")[2] for name in names), *(COSTS[name] for name in costs)]
-    return Grid("Means over seeds", header, rows, ["Brackets are 95 % t intervals over seeds.", OF_TRAINING])
+    return Grid("Means over seeds", header, rows, [SEED_INTERVALS, OF_TRAINING])
 
 
-def _after(job: Job, name: str) -> float | None:
-    return dict(_estimates(job.results or {})).get(name, {}).get("value")
+def _after(job: Job, name: str) -> Mapping[str, Any]:
+    return dict(_estimates(job.results or {})).get(name, {})
 
 
-def _mean_cell(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
+def _mean_cell(metric: str, estimates: Sequence[Mapping[str, Any]]) -> str:
+    known = [estimate for estimate in estimates if estimate.get("value") is not None]
     if not known:
         return "–"
-    mean, low, high = mean_and_t_interval(known)
-    return f"{number(mean)} (one seed)" if low is None else f"{number(mean)} [{number(low)}, {number(high)}]"
-
-
-def mean_and_t_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean and its two-sided 95 % Student t interval; no interval for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None, None
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    values, counts = [estimate["value"] for estimate in known], [estimate["n"] for estimate in known]
+    mean, low, high = over_seeds(values, counts, bounds(metric))
+    return f"{number(mean)} (one seed)" if len(known) == 1 else f"{number(mean)} [{number(low)}, {number(high)}]"

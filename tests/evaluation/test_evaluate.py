@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 import kd
 from kd.evaluation.cache import content_key, once, remembered
 from kd.evaluation.evaluate import Evaluation
-from kd.evaluation.intervals import proportion, ratio
 from kd.evaluation.measured import gap_closed
+from kd.intervals import proportion, ratio
 from kd.models.language_model import LanguageModel
 from kd.models.tokenizers import byte_tokenizer
 from kd.sequences import Encoder
@@ -76,6 +76,8 @@ def test_scores_by_hand(session, student, teacher, test_records):
 def test_second_time_no_model_runs(session, student, teacher):
     first = session()
     before, ceiling = first.measure(student, identity="student"), first.measure(teacher, identity="teacher")
+    assert ceiling.scores["top1"].value == 1.0
+    assert math.isnan(ceiling.scores["top1"].low)  # other problems would not change it
     again = session(teacher=silenced(teacher))
     for measured, model, name in ((before, student, "student"), (ceiling, teacher, "teacher")):
         repeated = again.measure(silenced(model), identity=name)

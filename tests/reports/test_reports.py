@@ -20,7 +20,7 @@ from kd.reports.sweep import (
     ITEM_INTERVALS,
     OF_TRAINING,
     ONE_SEED,
-    mean_and_t_interval,
+    SEED_INTERVALS,
     sweep_grids,
     sweep_table,
     write_sweep,
@@ -209,13 +209,6 @@ def test_numbers(value: float | None, shown: str) -> None:
 # --- the tables of a sweep -----------------------------------------------------------------------------------
 
 
-def test_student_t_by_hand() -> None:
-    # mean 2, sample deviation 1, t(0.975, 2 degrees) = 4.3027: half width 4.3027 / sqrt(3) = 2.4841
-    mean, low, high = mean_and_t_interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == (2.0, pytest.approx(-0.4841, abs=1e-4), pytest.approx(4.4841, abs=1e-4))
-    assert mean_and_t_interval([1.5]) == (1.5, None, None)
-
-
 def test_a_sweep_with_one_seed(sweep: Path) -> None:
     add_job(sweep, 0, ["objective=fkl", "steps=9"])
     add_job(sweep, 1, ["objective=rkl", "steps=9"], after=1.5)
@@ -244,9 +237,28 @@ def test_a_sweep_with_seeds(sweep: Path) -> None:
     bits = seeds.header.index("sums.bits_per_byte")
     assert seeds.header[:2] == ["objective", "seeds"]
     assert [(*row[:2], row[bits]) for row in seeds.rows] == [
-        ("fkl", "3", "2.00 [-0.484, 4.48]"),
+        ("fkl", "3", "2.00 [0.578, 6.93]"),  # 2 exp(-+ t / sqrt(3) / 2), t(0.975, 2 degrees) = 4.3027
         ("rkl", "1", "7.00 (one seed)"),
     ]
+    assert SEED_INTERVALS in seeds.notes
+
+
+def test_a_share_over_seeds_stays_one(sweep: Path) -> None:
+    """None right in any seed is no proof that none can be; nor is a share above 1 where seeds differ widely."""
+    found = {"fkl": (0.0, 0.0, 0.0), "rkl": (0.2, 0.9, 1.0)}
+    for name, values in found.items():
+        for seed, value in enumerate(values, 1):
+            folder = add_job(sweep, 3 * (name == "rkl") + seed, [f"objective={name}", f"seed={seed}"], seed=seed)
+            results = page(seed=seed)
+            estimate = {"value": value, "n": 32, "low": None, "high": None}
+            results["scores"]["sums"]["accuracy"]["after"] = results["agreement"]["top1"]["after"] = estimate
+            folder.finish(results)
+    _, seeds = sweep_grids(sweep)
+    for name in ("sums.accuracy", "top1"):
+        place = seeds.header.index(name)
+        # t = 4.30265; 0 of 96: t^2/(96 + t^2) = .162; the others: v = .19/3, n = .21/v = 3.3158, a = 1 + t^2/n = 6.5832
+        # (.7 + t^2/(2 n))/a -+ t/a sqrt(v + t^2/(4 n^2)) = .53038 -+ .45483; the plain t interval is [-.383, 1.78]
+        assert [row[place] for row in seeds.rows] == ["0.00 [0.00, 0.162]", "0.700 [0.0755, 0.985]"]
 
 
 def test_what_a_method_cost_over_seeds_stands_beside_what_it_reached(sweep: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_mean_of_what_follows_does_not_grow_with_it():
 
 
 def test_whitened_by_hand():
-    # r = 1, 2, 6, summed from r_t on, over 3, 2 and 1 terms: 3, 4, 6. Mean 13/3, variance (9 + 16 + 36)/3 - 169/9 = 14/9
+    # r = 1, 2, 6, summed from r_t on, over 3, 2 and 1 terms: 3, 4, 6; mean 13/3, variance 61/3 - 169/9 = 14/9
     deviation = math.sqrt(14 / 9)
     expected_values = [(x - 13 / 3) / deviation for x in (3, 4, 6)]
     assert advantages([1.0, 2.0, 6.0], discount=1.0) == pytest.approx(expected_values, rel=1e-8)
@@ -110,9 +110,10 @@ def test_a_last_token_without_rewards_of_its_own_has_no_advantage(whiten):
     """The others' rewards, all poor, are no reason to end: what is whitened are the tokens that something follows."""
     found = advantages([-1.0, -2.0, -6.0, -9.0], **PAPER | {"whiten": whiten})
     assert found[-1] == 0.0
-    # followed by -17/3, -15/2, -9: mean -7.38889, deviations 1.72222, -.11111, -1.61111, whose squares' mean is 1.85802
     if whiten:
-        assert found[:-1] == pytest.approx([x / math.sqrt(1.858025) for x in (1.722222, -0.111111, -1.611111)], rel=1e-5)
+        # followed by -17/3, -15/2, -9: mean -133/18, deviations 31/18, -2/18, -29/18, variance 1806/(3 * 324)
+        deviation = math.sqrt(1806 / 972)
+        assert found[:-1] == pytest.approx([x / 18 / deviation for x in (31, -2, -29)], rel=1e-6)
 
 
 def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():

@@ -1,7 +1,10 @@
-"""Every number with its interval: how far it might have come out elsewhere, had other problems been drawn.
+"""Every number with its interval: how far it might have come out elsewhere, had other problems or seeds been drawn.
 
 Problems that come from one source (a template, a document) are not independent: `groups` names the source of each
 item, and whole groups are what is resampled. Without it every item stands for itself.
+
+No interval leaves the range of its metric, and none of a share is a point: where all outcomes are alike, Wilson's
+interval says what that many of them allow.
 """
 
 from collections.abc import Sequence
@@ -32,6 +35,7 @@ def ratio(
     denominator: Numbers,
     groups: Groups = None,
     *,
+    share: bool = False,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -41,6 +45,9 @@ def ratio(
     The percentiles are moved outward so that for a mean of normal values the interval is as wide as Student's t
     interval (the expanded percentile interval of Hesterberg 2015, arXiv 1411.5279); plain percentiles are too narrow
     where groups are few. From one group alone no interval can be told: NaN. The same seed gives the same interval.
+
+    share: no group's ratio is below 0 or above 1. Where all of them are the same, so that a bootstrap has no spread,
+        the interval is Wilson's for that share of as many items as there are groups.
     """
     above, below = _group_sums(numerator, groups), _group_sums(denominator, groups)
     n, count = len(numerator), len(above)
@@ -58,17 +65,21 @@ def ratio(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Score(float(value), n, float(interval.low), float(interval.high))
+    low, high = float(interval.low), float(interval.high)
+    if share and np.isclose(low, high, rtol=1e-9, atol=0):
+        low, high = wilson(float(np.clip(value, 0, 1)), count, confidence)
+    return Score(float(value), n, low, high)
 
 
 def mean(
     scores: Numbers, groups: Groups = None, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Score:
-    """Mean of the scores: as a proportion if all are 0 or 1, else as a ratio of sums."""
+    """Mean of the scores: as a proportion if all are 0 or 1, else as a ratio of sums (a share's if between 0 and 1)."""
     values = np.asarray(scores, dtype=float)
     if np.isin(values, (0.0, 1.0)).all():
         return proportion(values, groups, confidence=confidence)
-    return ratio(values, np.ones_like(values), groups, confidence=confidence, resamples=resamples, seed=seed)
+    settings = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    return ratio(values, np.ones_like(values), groups, share=_within(values, 0.0, 1.0), **settings)
 
 
 def proportion(outcomes: Numbers, groups: Groups = None, *, confidence: float = 0.95) -> Score:
@@ -86,12 +97,50 @@ def proportion(outcomes: Numbers, groups: Groups = None, *, confidence: float = 
     return Score(p, len(values), low, high)
 
 
+def over_seeds(
+    values: Numbers, counts: Sequence[int], bounds: tuple[float, float], *, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of one value for each seed and the ends of its interval, NaN for a single seed.
+
+    The interval is Student's t interval with a degree of freedom less than there are seeds, on a scale that stays
+    within `bounds`, v being the variance of the mean as estimated from the seeds:
+
+        (0, 1)     all q with |p - q| <= t sqrt(q (1 - q) / n), n = p (1 - p) / v: Wilson's interval with an effective
+                   number of items (Franco et al. 2019, PMC6690503) and t for z (Korn & Graubard 1998). Where all seeds
+                   have the same share, v is 0, and n is the number of items over all seeds: 0 of 96 has [0, 0.16].
+        (0, inf)   m exp(-+ t sqrt(v) / m), the t interval of log m (delta method).
+        else       m -+ t sqrt(v); also where a value is outside of the bounds.
+
+    counts: items behind each value.
+    """
+    found = np.asarray(values, dtype=float)
+    mean, count = float(found.mean()), len(found)
+    if count < 2:
+        return mean, NAN, NAN
+    t, error = float(stats.t.ppf((1 + confidence) / 2, count - 1)), float(found.std(ddof=1) / np.sqrt(count))
+    if not _within(found, *bounds) or bounds[0] != 0:
+        return mean, mean - t * error, mean + t * error
+    if bounds[1] == 1:
+        spread = mean * (1 - mean)
+        alike = np.ptp(found) <= 1e-12 or spread == 0  # but for rounding
+        return mean, *_score_interval(mean, sum(counts) if alike else spread / error**2, t)
+    ratio = np.exp(t * error / mean) if mean > 0 else 1.0
+    return mean, float(mean / ratio), float(mean * ratio)
+
+
 def wilson(p: float, n: float | int, confidence: float = 0.95) -> tuple[float, float]:
     """Ends of Wilson's interval for a share p of n: all q with |p - q| <= z sqrt(q (1 - q) / n)."""
-    z = stats.norm.ppf((1 + confidence) / 2)
+    return _score_interval(p, n, float(stats.norm.ppf((1 + confidence) / 2)))
+
+
+def _score_interval(p: float, n: float | int, z: float) -> tuple[float, float]:
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _within(values: np.ndarray, low: float, high: float) -> bool:
+    return bool(((values >= low) & (values <= high)).all())
 
 
 def _effective_count(values: np.ndarray, groups: Groups) -> float | int:
