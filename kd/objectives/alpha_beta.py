@@ -4,22 +4,30 @@ p is the teacher, q the student, as in `kd.objectives.divergence`. Cichocki, Cru
 as an objective ABKD, arXiv 2505.04560.
 """
 
+import math
+from typing import Annotated
+
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from kd.objectives.divergence import Positive, log_probs, temperature_scale
 
+VERSION = 2  # powers above e^35 are computed, and those beyond float32 have a gradient
+
+Exponent = Annotated[float, Field(ge=-10, le=10)]
+
 NEAR_ZERO = 0.01  # an exponent below it loses digits in a^c - b^c; above it expm1 may overflow
-LARGEST = 35.0  # nats; a negative exponent's power stops here, so that sums of products of two stay float32 numbers
+ROOM = 18.0  # nats below the largest number of a dtype: 200 000 ids, divided by two exponents, add up to a number still
 
 
 def alpha_beta(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],
     *,
-    alpha: float = 0.2,
-    beta: float = 0.7,
+    alpha: Exponent = 0.2,
+    beta: Exponent = 0.7,
     temperature: Positive = 1.0,
     temperature_squared: bool = False,
 ) -> Float[Tensor, "*n"]:
@@ -35,9 +43,14 @@ def alpha_beta(
     (1, 0) is forward KL, (0, 1) reverse KL, (1, 1) half the squared distance, (1/2, 1/2) four times Hellinger's squared
     distance, alpha + beta = 1 the alpha-divergence. ABKD's code has 1/alpha in place of 1/alpha^2 in its limits.
 
-    Computed as sum [D_s(q, p) - p^alpha D_beta(q, p)] / alpha, D_c(a, b) = (a^c - b^c)/c (log a - log b at c = 0): the
-    limits need no formula of their own, and it is exactly 0 at p = q. Exchanging the roles together with alpha and
-    beta gives the same divergence, so the larger of the two divides.
+    Any exponents between -10 and 10. With alpha, beta and s between 0 and 1 every power is at most 1. Outside, an id
+    that one model all but excludes has a power of 1/p or 1/q: at alpha = 2, beta = -1 a student 40 nats below the
+    teacher has value and gradient near e^40, which `optim.clip` scales down together with all other tokens. Powers are
+    exact up to e^70 in float32 (e^691 in float64); beyond, value and gradient are those at that bound.
+
+    Computed as sum [D_s(q, p) - p^alpha D_beta(q, p)] / alpha, D_c(a, b) = (a^c - b^c)/c (log a - log b at c = 0), a
+    product of powers as one power: the limits need no formula of their own, and it is exactly 0 at p = q. Exchanging
+    the roles together with alpha and beta gives the same divergence, so the larger of the two divides.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     if abs(alpha) < abs(beta):
@@ -45,7 +58,9 @@ def alpha_beta(
     if alpha == 0.0:
         values = 0.5 * (p - q).square()
     else:
-        values = (_difference(q, p, alpha + beta) - _power(p, alpha) * _difference(q, p, beta)) / alpha
+        s, apart = alpha + beta, q - p
+        both = _difference(s * p, s * q, apart, s)
+        values = (both - _difference(s * p, s * p + beta * apart, apart, beta)) / alpha
     return values.sum(-1) * temperature_scale(temperature, temperature_squared)
 
 
@@ -53,14 +68,15 @@ def alpha_divergence(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],
     *,
-    alpha: float = 0.5,
+    alpha: Annotated[float, Field(ge=-9, le=10)] = 0.5,
     temperature: Positive = 1.0,
     temperature_squared: bool = False,
 ) -> Float[Tensor, "*n"]:
     """[sum p^alpha q^(1 - alpha) - 1] / (alpha (alpha - 1)); phi' = -(1/alpha) (p/q)^alpha.
 
     alpha -> 1 is forward KL, alpha -> 0 reverse KL, 1/2 four times Hellinger's squared distance, 2 half of chi^2.
-    Amari, Differential-Geometrical Methods in Statistics, 1985. It is alpha + beta = 1 in `alpha_beta`.
+    Amari, Differential-Geometrical Methods in Statistics, 1985. It is alpha + beta = 1 in `alpha_beta`, which says what
+    becomes of alpha outside of [0, 1], from -9 to 10.
     """
     return alpha_beta(
         student_logits,
@@ -72,16 +88,18 @@ def alpha_divergence(
     )
 
 
-def _power(log: Float[Tensor, "*n V"], exponent: float) -> Float[Tensor, "*n V"]:
-    """x^exponent of log x <= 0. Beyond e^LARGEST, where only a negative exponent leads, it is constant."""
-    scaled = exponent * log
-    return (scaled if exponent >= 0 else scaled.clamp(max=LARGEST)).exp()
+def _difference(
+    low: Float[Tensor, "*n V"], high: Float[Tensor, "*n V"], apart: Float[Tensor, "*n V"], c: float
+) -> Float[Tensor, "*n V"]:
+    """(e^high - e^low) / c, high = low + c `apart`; e^low `apart` at c = 0."""
+    if c == 0.0:
+        return _power(low) * apart
+    if abs(c) < NEAR_ZERO:
+        return _power(low) * torch.expm1(c * apart) / c
+    return (_power(high) - _power(low)) / c
 
 
-def _difference(a_log: Float[Tensor, "*n V"], b_log: Float[Tensor, "*n V"], exponent: float) -> Float[Tensor, "*n V"]:
-    """(a^exponent - b^exponent) / exponent, log a - log b at exponent 0."""
-    if exponent == 0.0:
-        return a_log - b_log
-    if abs(exponent) < NEAR_ZERO:
-        return _power(b_log, exponent) * torch.expm1(exponent * (a_log - b_log)) / exponent
-    return (_power(a_log, exponent) - _power(b_log, exponent)) / exponent
+def _power(log: Float[Tensor, "*n V"]) -> Float[Tensor, "*n V"]:
+    """e^log; from the largest that adds up to a number on, value and gradient stay as they are there."""
+    bound = math.log(torch.finfo(log.dtype).max) - ROOM
+    return (log - (log - log.clamp(max=bound)).detach()).exp()

@@ -9,7 +9,11 @@ from math import log, sqrt
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from mpmath import mp, mpf
 
+from kd.composition.check import check
+from kd.composition.choices import CONF
 from kd.objectives.adaptive import FIRST_LOOK, adaptive_kl, todi
 from kd.objectives.alpha_beta import alpha_beta, alpha_divergence
 from kd.objectives.decoupled import dkd
@@ -156,6 +160,81 @@ def test_saturated_logits_are_finite_with_any_exponents(at):
     loss = partial(alpha_beta, alpha=at[0], beta=at[1])
     assert loss(student, teacher).isfinite().all()
     assert gradient(loss, student, teacher).isfinite().all()
+
+
+def closed_form(student: list[float], teacher: list[float], a: float, b: float) -> tuple[float, list[float], float]:
+    """Value, dL/dz_i = q_i (phi'_i - sum_j q_j phi'_j), sum_j q_j |phi'_j| of the docstring's formulas; 80 digits."""
+    with mp.workdps(80):
+        a, b = mpf(a), mpf(b)
+        s = a + b if abs(a + b) > mpf(10) ** -12 else mpf(0)  # of exponents that add up to 0 but for rounding
+        p, q = ([mp.exp(z) / mp.fsum(map(mp.exp, zs)) for z in zs] for zs in (teacher, student))
+        of = {
+            "both": lambda p, q: mp.log(p / q) ** 2 / 2,
+            "beta": lambda p, q: (p**a * mp.log(p**a / q**a) - p**a + q**a) / a**2,
+            "alpha": lambda p, q: (q**b * mp.log(q**b / p**b) - q**b + p**b) / b**2,
+            "sum": lambda p, q: (mp.log(q**a / p**a) + p**a / q**a - 1) / a**2,
+            "none": lambda p, q: -(p**a * q**b - (a * p**s + b * q**s) / s) / (a * b),
+        }["both" if a == b == 0 else "beta" if b == 0 else "alpha" if a == 0 else "sum" if s == 0 else "none"]
+        phi = [y ** (b - 1) * (mp.log(y / x) if a == 0 else -(x**a - y**a) / a) for x, y in zip(p, q, strict=True)]
+        mean = mp.fsum(y * f for y, f in zip(q, phi, strict=True))
+        slopes = [float(y * (f - mean)) for y, f in zip(q, phi, strict=True)]
+        size = mp.fsum(abs(y * f) for y, f in zip(q, phi, strict=True))
+        return float(mp.fsum(of(x, y) for x, y in zip(p, q, strict=True))), slopes, float(size)
+
+
+EXPONENTS = [(2.0, -1.0), (-1.0, 2.0), (1.5, -0.5), (3.0, -2.0), (-0.5, 1.5), (1.0, -1.0), (-0.2, -0.7), (2.5, 1.5)]
+EXPONENTS += [(2.0, 0.0), (0.0, 2.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 0.0), (0.3, -0.3)]  # limits
+EXPONENTS += [(0.2, 0.7), (0.5, 0.5), (1.0, 0.005), (-0.005, 1.0)]
+
+
+@pytest.mark.parametrize("at", EXPONENTS)
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ([-40.0, 0.0], [0.0, 0.0]),  # what the teacher says half of the time the student all but excludes
+        ([0.0, 0.0], [-30.0, 0.0]),
+        ([-17.0, 0.0, 15.0, 1.0], [15.0, -20.0, 0.0, 1.0]),
+        ([1.0, 0.0, -1.0], [1.5, -0.5, -1.0]),
+    ],
+)
+def test_any_exponents_have_the_closed_forms_value_and_gradient(student, teacher, at):
+    found, slopes, size = closed_form(student, teacher, *at)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+        if dtype == torch.float32 and max(size, found) > 1e30:
+            continue
+        z = torch.tensor([student], dtype=dtype, requires_grad=True)
+        values = alpha_beta(z, torch.tensor([teacher], dtype=dtype), alpha=at[0], beta=at[1])
+        assert values.item() == pytest.approx(found, rel=tolerance, abs=tolerance)
+        values.sum().backward()
+        assert z.grad[0].tolist() == pytest.approx(slopes, rel=tolerance, abs=tolerance * max(size, 1.0))
+
+
+def test_chi_square_teaches_what_the_student_all_but_excludes():
+    """q = (e^-40, 1), p = (1/2, 1/2): value p^2/q/2, slope q phi' = -p^2/q/2 = -e^40/8 = -2.94e16."""
+    z = torch.tensor([[-40.0, 0.0]], requires_grad=True)
+    alpha_divergence(z, torch.zeros(1, 2), alpha=2.0).sum().backward()
+    assert z.grad[0].tolist() == pytest.approx([-2.9423e16, 2.9423e16], rel=1e-4)
+
+
+@pytest.mark.parametrize("far", [-75.0, -90.0, -1e4, -torch.inf])
+def test_beyond_the_largest_power_the_slope_keeps_its_direction(far):
+    """A number of float32 and not 0, however far the student is; -inf is the student's own mask."""
+    z = torch.tensor([[far, 0.0, 1.0]], requires_grad=True)
+    values = alpha_divergence(z, torch.zeros(1, 3), alpha=2.0)
+    values.sum().backward()
+    assert 1e28 < values.item() < 1e32
+    if far > -torch.inf:
+        assert -1e32 < z.grad[0, 0].item() < -1e28
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("value", ["1e300", ".nan", "11", "-.inf"])
+def test_exponents_out_of_range_are_refused_before_anything_loads(value):
+    overrides = ["teacher=tiny", "student=tiny", "skill=spell_backward", "objective=ab"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("config", overrides=[*overrides, f"objective.ab.loss.alpha={value}"])
+    with pytest.raises(ValueError, match=r"objective\.ab\.loss\.alpha=.* between -10 and 10"):
+        check(config)
 
 
 # ---- adaptive KL ----
