@@ -17,7 +17,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Optimization:
-    """steps: optimizer steps. window: records per step, over micro-batches and ranks. warmup: share of the steps.
+    """steps: optimizer steps. window: records per step, over micro-batches and ranks.
+
+    warmup: share of the steps over which the learning rate rises to lr: of W such steps the k-th has k/W of it, the
+    first lr/W. (The first step of transformers' own schedules has 0 and learns nothing.) After them the schedule is
+    transformers': lr at step W + 1, and its end would be in the step after the last.
 
     clip: largest gradient norm, or None. AdamW itself does not care about a loss's scale, clipping does; comparisons of
     objectives whose scales differ leave it off, or set an lr for each.
@@ -54,10 +58,13 @@ class Optimization:
         )
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         warmup = round(self.warmup * self.steps)
-        by_step = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
-        if fraction is None:
-            return optimizer, by_step
-        factor = by_step.lr_lambdas[0]
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
+        factor = theirs.lr_lambdas[0]
         for group in optimizer.param_groups:  # as if no schedule had been there
             group["lr"] = group.pop("initial_lr")
-        return optimizer, LambdaLR(optimizer, lambda step: factor(max(step, fraction() * self.steps)))
+
+        def at(step: int) -> float:
+            done = step if fraction is None else max(step, fraction() * self.steps)
+            return float(factor(min(done + 1, warmup) if done < warmup else done))
+
+        return optimizer, LambdaLR(optimizer, at)

@@ -411,3 +411,17 @@ def test_a_teacher_that_is_shown_more_reads_the_same_response():
         assert torch.equal(batch.teacher.labels[batch.teacher.mask], batch.student.labels[batch.student.mask])
         longer = [len("a hint, and ") if r.id == "0" else 0 for r in batch.records]
         assert (batch.teacher.lengths - batch.student.lengths).tolist() == longer
+
+
+def test_a_given_response_that_was_cut_is_truncated_and_ends_for_nobody():
+    """Room for "se" of "seven", for all of it but its end token, and for the end token, too."""
+    prompt = len(encode_prompt(record(0).prompt, BYTES))
+    for room, truncated in ((2, True), (5, True), (6, False), (9, False)):
+        encoder = Encoder(BYTES, with_template("x"), max_length=prompt + room, max_tokens=1000)
+        [answer] = encoder.given(record(0, "2 + 2 = ?", "seven"))
+        assert answer.ids == (*ids("seven"), BYTES.eos_token_id)[:room]
+        assert answer.truncated is truncated
+        wide = Encoder(BYTES, with_template("x"), max_length=prompt + 50, max_tokens=1000)
+        [batch] = wide.written([record(0, "2 + 2 = ?", "seven")], [[answer]])
+        for sequences in (batch.student, batch.teacher):
+            assert (BYTES.eos_token_id in sequences.labels[sequences.mask].tolist()) is not truncated

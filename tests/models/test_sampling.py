@@ -103,6 +103,37 @@ def test_a_nucleus_is_what_its_definition_says(ids, scale, top_p):
     assert torch.allclose(values.exp()[:, 0], logits.softmax(-1).amax(-1))
 
 
+def test_each_row_of_a_batch_has_its_own_nucleus():
+    """A sure row and one that needs thousands of ids, together as alone: the sort goes as far as the widest needs."""
+    rows = [random_logits(1, 5000, scale) for scale in (20.0, 0.3, 4.0)]
+    values, order = nucleus(torch.cat(rows).log_softmax(-1), 0.9)
+    together = [set(ids[kept].tolist()) for ids, kept in zip(order, values > -torch.inf, strict=True)]
+    assert together == [found for row in rows for found in plain_nucleus(row, 0.9)]
+    assert len(together[0]) < 10 < 2000 < len(together[1])
+
+
+@pytest.mark.parametrize(
+    ("chances", "top_p", "count"),
+    [
+        ((0.5, 0.25, 0.25), 0.5, 1),  # reached exactly: no further id
+        ((0.25, 0.25, 0.25, 0.25), 0.5, 2),  # of ids that are as likely, the fewest
+        ((0.25, 0.25, 0.25, 0.25), 0.6, 3),
+        ((0.5, 0.125, 0.125, 0.125, 0.125), 0.75, 3),
+        ([1 / 1024] * 1024, 0.5, 512),  # more than are looked at first
+    ],
+)
+def test_a_nucleus_among_equals_holds_the_fewest_that_reach_the_share(chances, top_p, count):
+    values, order = nucleus(torch.tensor([chances], dtype=torch.float64).log(), top_p)
+    kept = order[values > -torch.inf].tolist()
+    assert len(kept) == len(set(kept)) == count
+    assert sum(chances[i] for i in kept) >= top_p > sum(chances[i] for i in kept[:-1])
+    with seeded(1, "draws"):
+        ids, logprobs = drawn_from_nucleus(torch.tensor([chances]).log().expand(50, -1), top_p)
+    assert set(ids.tolist()) <= set(kept)
+    shares = torch.tensor([chances[i] for i in ids.tolist()]) / sum(chances[i] for i in kept)
+    assert torch.allclose(logprobs, shares.log(), atol=1e-5)
+
+
 @pytest.mark.parametrize(("top_p", "ids"), [(0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (1e-9, 1)])
 def test_a_nucleus_ends_with_the_id_that_reaches_the_share(top_p, ids):
     assert int(nucleus(THIRDS, top_p)[0].isfinite().sum()) == ids
