@@ -8,7 +8,7 @@ interval says what that many of them allow.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -78,7 +78,7 @@ def mean(
     values = np.asarray(scores, dtype=float)
     if np.isin(values, (0.0, 1.0)).all():
         return proportion(values, groups, confidence=confidence)
-    settings = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     return ratio(values, np.ones_like(values), groups, share=_within(values, 0.0, 1.0), **settings)
 
 
