@@ -1,5 +1,6 @@
 # make run: set up, then run the embedded default.   make test: set up, then the tests, without the long ones, which are
-# make test-long; make test-all is both. (.ci/run is lint, run and test from empty caches; .ci/full is test-long.)   ARGS="objective=rkl" is passed on to any of them.
+# make test-long; make test-all is both.   ARGS="objective=rkl" is passed on to any of them.
+# .ci/run: lint, run and test, with empty HOME and caches.   .ci/full: test-long.
 # make docs: write docs/objectives.md and docs/methods.md anew from docstrings and conf.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv

@@ -18,10 +18,12 @@ GRID = ["skill=spell_backward", "skill.train=40", "hydra.sweeper.params.seed=1",
 PREPARED = ["teacher.prepare.steps=2", "student.prepare.steps=2"]
 BY_PROCESSES = "python run.py -m objective=rkl,fkl"  # left to the default launcher; the other sweeps are in one process
 REPORTS = "python -m kd.reports outputs"  # run on outputs that are there
-# the dearest; what they go through, runs of tests/methods, tests/rollouts and the sweep of five methods do as well
+# One command of each kind is among the shorter tests. The others go through what tests/methods, tests/rollouts,
+# tests/skills, test_two_tokenizers, test_targets_refused and test_ensemble_run do as well; `make run` is the first one.
 LONG = (
-    *("student=lora", "experiment=", "seed=1,2,3", "rollout=offline,on_policy", "method=sft,kd,gkd,opd"),
-    *("objective=ab,akl,taid,minilm2", "rollout=ranked", "rollout=replay"),
+    *("student=lora", "experiment=", "-m method=", "rollout=offline,on_policy", "method=seqkd", "teacher=ensemble"),
+    *("objective=ab,akl,taid,minilm2", "rollout=ranked", "rollout=replay", "skill=reasoning_gym", "start: 1, end: 0"),
+    *("alignment=spans", "targets.tail=tail_bucket"),
 )
 ENSEMBLE = ("first", "second")  # the members of conf/teacher/ensemble.yaml
 
@@ -74,7 +76,8 @@ def launcher(command: str) -> list[str]:
 
 
 def marks(command: str) -> list[pytest.MarkDecorator]:
-    long = [pytest.mark.long] if any(words in command for words in LONG) else []
+    is_long = command == "python run.py" or any(words in command for words in LONG)
+    long = [pytest.mark.long] if is_long else []
     return [*long, pytest.mark.archive] if needs_archive(command) else long
 
 
