@@ -346,6 +346,17 @@ def test_what_is_no_model_is_refused_with_the_remedy(tmp_path):
         model_folder(f"local:{tmp_path}", member="sub/m.gguf")
 
 
+def test_hashing_what_is_large_is_shown(tmp_path, monkeypatch, capsys):
+    """With its bytes, and to the same digest."""
+    (tmp_path / "model.safetensors").write_bytes(b"w" * 4000)
+    (tmp_path / "config.json").write_bytes(b"c" * 96)
+    silent = digest(f"local:{tmp_path}")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("kd.models.sources.LARGE", 4096)
+    assert digest(f"local:{tmp_path}") == silent
+    assert re.search(rf"^checking local:{tmp_path}: 4.1 kB in \d+ s$", capsys.readouterr().err, flags=re.MULTILINE)
+
+
 # --- a model in the registry ---
 
 
