@@ -20,6 +20,7 @@ from kd.outlines import check_models
 from kd.preparation import choice, identity, prepared, unprepared, variant
 from kd.reports.table import lost_records
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
+from kd.sandbox import calls, mechanism
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
 LOWER_IS_BETTER = ("bits_per_byte", "forward_kl", "reverse_kl")
@@ -188,6 +189,7 @@ class Evaluated:
             told = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher writes other tokens than the student: {told}", flush=True)
         self.measured: dict[str, Any] = {}
+        self.calls = calls()
         self.initial = model_digest(parts.module.student)
 
     @cached_property
@@ -225,7 +227,15 @@ class Evaluated:
             "digests": self._digests(),
             "omits": list(self.cfg.omits),
             "records": self.records,
+            "sandbox": mechanism() if calls() > self.calls else None,
+            "verifier_errors": self._verifier_errors(),
         }
+
+    def _verifier_errors(self) -> dict[str, int]:
+        found = {name: measured.verifier_errors for name, measured in self.measured.items() if measured.verifier_errors}
+        for name, count in found.items():
+            print(f"{count} answers of {name} got no verdict and count as wrong; samples.jsonl has the reasons")
+        return found
 
     def _by_metric(self) -> dict[str, dict[str, Any]]:
         table: dict[str, dict[str, Any]] = {}

@@ -147,6 +147,8 @@ class Results(_Page):
     digests: Digests
     omits: list[str] = []  # what its method lacks of the paper
     records: Records | None = None  # None: from before they were counted
+    sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # what confined verifiers; None: none was needed
+    verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict
 
 
 class Failure(_Page):

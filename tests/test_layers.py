@@ -29,6 +29,7 @@ LAYERS = (
         "ranks",
         "eval_mode",
         "intervals",
+        "sandbox",
     },
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"corpora", "models", "generators", "rewards", "rollouts", "skills", "augmentation"},

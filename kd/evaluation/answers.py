@@ -1,6 +1,7 @@
 """What a model answers to the skill's prompts, and what the skill gives for it."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -8,13 +9,14 @@ from kd.models.generation import end_ids, generate
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
 from kd.sequences import encode_prompt, response_text
+from kd.skills.scoring import scored
 from kd.types import Record, Skill
 
 
 def score_answers(
     model: LanguageModel, skill: Skill, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
 ) -> pd.DataFrame:
-    """One row per record: id, text, tokens, truncated, score. The answers are greedy."""
+    """One row per record: id, text, tokens, truncated, score, error. The answers are greedy."""
     return judged(write_answers(model, records, max_new_tokens=max_new_tokens, batch_size=batch_size), skill, records)
 
 
@@ -39,6 +41,20 @@ def write_answers(
 
 
 def judged(answers: pd.DataFrame, skill: Skill, records: Sequence[Record]) -> pd.DataFrame:
-    """The answers with the skill's score of each, between 0 (wrong) and 1 (right)."""
-    scores = [skill.score(record, text) for record, text in zip(records, answers["text"], strict=True)]
-    return answers.assign(score=scores)
+    """The answers with the skill's `score` of each, between 0 (wrong) and 1 (right), and `error`.
+
+    error: why the verifier returned no score, which counts as 0; None where it did.
+
+    Raises:
+        ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference, too.
+    """
+    found = [
+        scored(skill, record, text, reference=partial(_reference, record))
+        for record, text in zip(records, answers["text"], strict=True)
+    ]
+    errors = pd.Series([one.error for one in found], index=answers.index, dtype=object)
+    return answers.assign(score=[one.score for one in found], error=errors)
+
+
+def _reference(record: Record) -> str | None:
+    return record.responses[0].text if record.responses else None

@@ -18,7 +18,7 @@ class Measured:
     scores: by metric: bits_per_byte; top1, forward_kl and reverse_kl where there was a teacher to compare with; the
         skill's own metric under its own name. A metric that was not measured is absent.
     references, answers: the tables they come from, one row per record (None: not asked for).
-    samples: id, prompt, response, reference, score, tokens, truncated of each answer.
+    samples: id, prompt, response, reference, score, tokens, truncated, verifier_error of each answer.
     seconds: what computing it took, also if that was in another run and this one read it from the cache.
     """
 
@@ -37,6 +37,11 @@ class Measured:
     def generated_tokens(self) -> int:
         """Tokens that were written."""
         return 0 if self.answers is None else int(self.answers["tokens"].sum())
+
+    @property
+    def verifier_errors(self) -> int:
+        """Answers for which the verifier returned no score; they count as wrong."""
+        return 0 if self.answers is None else int(self.answers["error"].notna().sum())
 
 
 def gap_closed(
@@ -67,6 +72,7 @@ def samples(answers: pd.DataFrame, records: Sequence[Record]) -> list[dict[str, 
             "score": float(row["score"]),
             "tokens": int(row["tokens"]),
             "truncated": bool(row["truncated"]),
+            "verifier_error": row["error"],
         }
         for record, row in zip(records, answers.to_dict("records"), strict=True)
     ]

@@ -1,12 +1,14 @@
 """The skill's own verdict."""
 
 from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 
-from kd.rewards.verdicts import Verdicts, finite
-from kd.types import Batch, Models, Skill
+from kd.rewards.verdicts import Verdicts
+from kd.skills.scoring import Scored, scored
+from kd.types import Batch, Models, Record, Skill
 
 
 class Verifier(Verdicts):
@@ -14,7 +16,11 @@ class Verifier(Verdicts):
 
     It reads what was written, a response that was cut off included: whatever it says by then counts. The skill is shown
     the record without responses, for the record's own may have given way to the one that is judged; `meta` has what it
-    needs.
+    needs. A response for which the verifier returns nothing (it raises, leaves, or is stopped at a limit) is wrong, and
+    the share of these is logged as `verifier_errors`.
+
+    Raises:
+        ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference, too.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
@@ -23,12 +29,29 @@ class Verifier(Verdicts):
     def __init__(self, skill: Skill):
         super().__init__()
         self.skill = skill
+        self._failures = (0.0, 0.0)  # how many, of how many
 
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`."""
         return [self.give(batch, self._scores(batch)) for batch in batches]
 
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """The means of each writer, and the share of responses without a verdict."""
+        failures, self._failures = self._failures, (0.0, 0.0)
+        return {**super().take_report(), "verifier_errors": failures}
+
     def _scores(self, batch: Batch) -> torch.Tensor:
-        bare = [(replace(record, responses=()), record.responses) for record in batch.records]
-        scores = [self.skill.score(record, answer.text) for record, answers in bare for answer in answers]
-        return finite(torch.tensor(scores, dtype=torch.float32), f"the verifier of skill {self.skill.name}")
+        found = [self._scored(record, answer.text) for record in batch.records for answer in record.responses]
+        failures, count = self._failures
+        self._failures = failures + sum(one.error is not None for one in found), count + len(found)
+        return torch.tensor([one.score for one in found], dtype=torch.float32)
+
+    def _scored(self, record: Record, text: str) -> Scored:
+        return scored(
+            self.skill, replace(record, responses=()), text, reference=lambda: self._references.get(record.id)
+        )
+
+    @cached_property
+    def _references(self) -> dict[str, str]:
+        """A right answer to each record that is trained on."""
+        return {record.id: record.responses[0].text for record in self.skill.load("train") if record.responses}

@@ -1,13 +1,15 @@
 """Any task of the package reasoning-gym, judged by the package's own verifier."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import count
 from typing import Any
 
+from kd.sandbox import NoVerdict, mechanism, verdict
+from kd.skills.gym_verifier import gym_verifier
 from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct
 from kd.types import Record, Response, Split
 
@@ -58,7 +60,8 @@ class ReasoningGym:
         options: the task's own settings (`max_digits: 2`), None for the package's defaults.
 
     Raises:
-        ValueError: the task cannot serve as a skill, a count is negative, or the options set seed or size.
+        ValueError: the task cannot serve as a skill, a count is negative, the options set seed or size, or the machine
+            has no sandbox to judge a model's text in.
     """
 
     metric = "verifier_score"  # some verifiers give part of the credit
@@ -84,6 +87,7 @@ class ReasoningGym:
         if reserved := {"seed", "size"} & set(self.options):
             raise ValueError(f"options of {task} set {sorted(reserved)}; the skill does, from `seed` and the counts.")
         self._splits: dict[Split, tuple[Record, ...]] = {}
+        mechanism()
 
     def load(self, split: Split) -> tuple[Record, ...]:
         """Records of one split, drawn at the first call.
@@ -97,20 +101,24 @@ class ReasoningGym:
         return self._splits[split]
 
     def score(self, record: Record, text: str) -> float:
-        """What the package's verifier gives for the stripped text, between 0 and 1.
+        """What the package's verifier gives for the stripped text, between 0 and 1, in a sandbox (docs/sandbox.md).
 
-        A few verifiers evaluate the text as Python: see docs/skills.md before judging untrusted models.
+        For the verifiers parse a text with int(), json, sympy and eval, and a few run it.
+
+        Raises:
+            NoVerdict: the verifier raised, left, was stopped at a limit, or returned something else.
         """
         entry = {"question": problem(record), **record.meta}
-        try:
-            value = float(self._verifier.score_answer(text.strip(), entry))
-        except Exception:  # the verifiers parse a model's text with int(), json, sympy, eval: anything may come
-            return 0.0
-        return min(max(value, 0.0), 1.0)
+        value = verdict(gym_verifier, (text.strip(), entry), setup=(self.name, self.options))
+        if not (isinstance(value, float) and 0 <= value <= 1):  # a text that is evaluated can return anything
+            raise NoVerdict("range", f"the verifier returned {value!r:.40}, which is no number between 0 and 1")
+        return value
 
     @cached_property
-    def _verifier(self) -> Any:
-        return self._generator(seed=0, size=1)
+    def _verifier(self) -> Callable[[str, Mapping[str, Any]], float]:
+        """The same outside of the sandbox, for the package's own references."""
+        self._generator(seed=0, size=1)  # its checks, with their messages
+        return gym_verifier(self.name, self.options)
 
     def _take(self, split: Split) -> tuple[Record, ...]:
         before = PRIORITY[: PRIORITY.index(split)]
@@ -158,7 +166,15 @@ class ReasoningGym:
             responses=(response,),
             meta={"answer": entry["answer"], "metadata": entry["metadata"]},
         )
-        return record if self.score(record, response.text) == 1.0 else None
+        return record if self._own_score(record, response.text) == 1.0 else None
+
+    def _own_score(self, record: Record, reference: str) -> float:
+        try:
+            return self._verifier(reference, {"question": problem(record), **record.meta})
+        except Exception as error:
+            raise ValueError(
+                f"record {record.id}: the verifier of reasoning_gym task {self.name!r} fails on the reference: {error!r}"
+            ) from error
 
     def _generator(self, *, seed: int, size: int) -> Any:
         from reasoning_gym.factory import DATASETS  # 1.4 s

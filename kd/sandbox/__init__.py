@@ -1,0 +1,6 @@
+"""Model-written text and code are evaluated in a process of its own, which can do little else (docs/sandbox.md)."""
+
+from kd.sandbox.limits import Limits, NoVerdict, Outcome, SandboxError
+from kd.sandbox.pool import CODE, VERDICT, calls, mechanism, run, verdict
+
+__all__ = ["CODE", "VERDICT", "Limits", "NoVerdict", "Outcome", "SandboxError", "calls", "mechanism", "run", "verdict"]

@@ -1,0 +1,25 @@
+"""The verifiers of the package reasoning-gym, for the sandbox: this module imports nothing else of kd."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def gym_verifier(task: str, options: Mapping[str, Any]) -> Callable[[str, Mapping[str, Any]], float]:
+    """(text, entry) -> the score that the package's verifier of `task` returns for the text.
+
+    An entry is `{"question", "answer", "metadata"}` as the package generates it. What a verifier imports and caches when
+    it is first used is in place afterwards: it has judged one reference.
+
+    Raises:
+        Exception: whatever the package raises for options that it does not accept.
+    """
+    from reasoning_gym.factory import DATASETS  # 1.4 s
+
+    dataset, config = DATASETS[task]
+    judge = dataset(config(seed=0, size=1, **options))
+    try:
+        entry = judge[0]
+        judge.score_answer(entry["answer"], entry)
+    except Exception:
+        pass  # a warm-up and no verdict: some tasks give up on some problems
+    return lambda text, entry: float(judge.score_answer(text, entry))

@@ -1,0 +1,55 @@
+"""A skill's verdict on a text, checked: a number between 0 and 1, or why there is none."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kd.sandbox import NoVerdict, SandboxError
+from kd.types import Record, Skill
+
+
+class Scored(NamedTuple):
+    """The score of one text. `error`: why the verifier returned none, which counts as wrong; None where it did."""
+
+    score: float
+    error: str | None = None
+
+
+def scored(skill: Skill, record: Record, text: str, *, reference: Callable[[], str | None]) -> Scored:
+    """What the skill's verifier gives for `text`; 0 with the reason where it raises, leaves or is stopped.
+
+    reference: looks up a right answer to the record. A verifier that fails on this one, too, is at fault itself.
+
+    Raises:
+        ValueError: names the record: the score is not between 0 and 1, or the verifier fails on the reference (or on
+            the text, and there is no reference).
+        SandboxError: no verdict can be had from a sandbox.
+    """
+    outcome = _outcome(skill, record, text)
+    if isinstance(outcome, float):
+        return Scored(outcome)
+    right = reference()
+    if right is None:
+        raise ValueError(f"{_where(skill, record)} fails on a response, and there is no reference to try: {outcome}")
+    if isinstance(again := _outcome(skill, record, right), str):
+        raise ValueError(f"{_where(skill, record)} fails on the reference: {again}; mend its `score`")
+    return Scored(0.0, outcome)
+
+
+def _where(skill: Skill, record: Record) -> str:
+    return f"record {record.id}: the verifier of skill {skill.name}"
+
+
+def _outcome(skill: Skill, record: Record, text: str) -> float | str:
+    """The score, or why there is none."""
+    try:
+        score = float(skill.score(record, text))
+    except SandboxError:
+        raise
+    except NoVerdict as error:
+        return f"{error.status}: {error}"
+    except (Exception, SystemExit) as error:
+        return f"raised: {type(error).__name__}: {error}"
+    if not (math.isfinite(score) and 0 <= score <= 1):
+        raise ValueError(f"{_where(skill, record)} gives {score}; a score lies between 0 and 1")
+    return score
