@@ -53,7 +53,9 @@ class Skill(Protocol):
         """Records of one split, the same on every call and machine."""
 
     def score(self, record: Record, text: str) -> float:
-        """Between 0 (wrong) and 1 (right)."""
+        """Between 0 (wrong) and 1 (right). A text on which it raises is wrong and counted; one that is to be evaluated
+        goes into `kd.sandbox`.
+        """
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 from kd.sandbox.limits import Limits
 from kd.sandbox.pool import run
 
-LIMITS = Limits(cpu_seconds=1, seconds=15, memory=256 << 20, file_size=8 << 20, disk=24 << 20, output=64 << 10)
+LIMITS = Limits(cpu_seconds=1, seconds=15.0, memory=256 << 20, file_size=8 << 20, disk=24 << 20, output=64 << 10)
 MARK = "ESCAPED"
 
 
@@ -91,7 +91,7 @@ ATTACKS: dict[str, str] = {
     "signal through a pipe's owner": (
         "import fcntl, os, struct; r, w = os.pipe(); fcntl.fcntl(r, 15, struct.pack('ii', 1, T.victim)); print(MARK)"
     ),
-    "limits of another process": "import resource; resource.prlimit(T.victim, resource.RLIMIT_CORE, (0, 0)); print(MARK)",
+    "limits of another process": "import resource as r; r.prlimit(T.victim, r.RLIMIT_CORE, (0, 0)); print(MARK)",
     "priority of another process": "import os; os.setpriority(os.PRIO_PROCESS, T.victim, 5); print(MARK)",
     "raise its own limits": (
         "import resource; resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2); print(MARK)"

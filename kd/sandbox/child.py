@@ -41,11 +41,11 @@ def serve(descriptors: tuple[int, int, int, int, int], settings: Settings, prepa
             settings.confinement.apply()
         with os.fdopen(FIRST, "rb") as stream:
             request = pickle.load(stream)
-        answer = _answer(request, settings.scratch, prepared)
+        answer = json.dumps(_answer(request, settings.scratch, prepared))
     except BaseException as error:
-        answer = {"status": "raised", "error": described(error)}
+        answer = json.dumps({"status": "raised", "error": described(error)})
     try:
-        os.write(FIRST + 1, json.dumps(answer).encode() + b"\n")
+        os.write(FIRST + 1, answer.encode() + b"\n")
     finally:
         os._exit(0)
 

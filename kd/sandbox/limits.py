@@ -16,7 +16,8 @@ class Limits:
         memory: address space in bytes, the interpreter and imported packages included.
         file_size: bytes of one file.
         disk: bytes of the scratch folder.
-        output: bytes of standard output, and as many of standard error, that are kept; what follows is dropped.
+        output: bytes of standard output, and as many of standard error, that are kept; what follows is dropped. Also
+            the bytes of a called function's value; one that is longer is no value.
     """
 
     cpu_seconds: int = 2

@@ -73,9 +73,9 @@ class Worker:
         try:
             self._write(LENGTH.pack(len(body)) + body)
             deadline = time.monotonic() + self.limits.seconds + PATIENCE
-            answer: dict[str, Any] = json.loads(self._read(*LENGTH.unpack(self._read(LENGTH.size, deadline)), deadline))
+            (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
+            answer: dict[str, Any] = json.loads(self._read(length, deadline))
         except OSError as error:
-            self.close()
             raise Broken(self._last_words() or str(error)) from None
         return answer
 
@@ -111,6 +111,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.log.close()
         if self.scratch != SCRATCH:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -273,7 +274,7 @@ def verdict(
     setup: tuple[Any, ...] | None = None,
     limits: Limits = VERDICT,
 ) -> Any:
-    """What `function(*args)` returns in a fresh sandboxed process, or with `setup` what `function(*setup)(*args)` does.
+    """What `function(*args)` returns in a fresh sandboxed process; with `setup`, what `function(*setup)(*args)` does.
 
     function: lives in a module's top level; the module is imported in the worker, so it should import little.
     args: anything that pickles. setup: trusted; `function(*setup)` is called once, outside of the sandbox's limits.
@@ -288,7 +289,7 @@ def verdict(
     module = function.__module__
     if module == "__main__" or "<locals>" in function.__qualname__:
         raise SandboxError(
-            f"{function.__qualname__} of {module} cannot be imported; a verdict's function is one of a module"
+            f"{module}.{function.__qualname__} cannot be imported; give a function that a module defines"
         )
     target = pickle.dumps((module, function.__qualname__, setup))
     request = {"kind": "call", "target": target, "arguments": pickle.dumps(args)}

@@ -19,7 +19,6 @@ import struct
 import sys
 import time
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ class Child:
                     poller.unregister(descriptor)
                     open_.discard(descriptor)
         texts = {name: kept[end].decode(errors="replace") for name, end in (("stdout", self.out), ("stderr", self.err))}
-        answer = {} if fault else _parsed(bytes(kept[self.result]))
+        answer = {} if fault else _parsed(bytes(kept[self.result]), self.limits.output)
         return {**texts, **answer, "fault": fault, "seconds": time.monotonic() - start}
 
     def _full(self) -> bool:
@@ -119,13 +118,17 @@ class Child:
         return status, usage
 
 
-def _parsed(result: bytes) -> dict[str, Any]:
-    """The child's answer; what is not one counts as none, for the text may have written it."""
+def _parsed(result: bytes, longest: int) -> dict[str, Any]:
+    """The child's answer; nothing where there is none. A text that is evaluated may have written anything there."""
+    if len(result) == longest:
+        return {"status": "raised", "error": f"its value is longer than {longest} bytes"}
+    if not result:
+        return {}
     try:
         answer = json.loads(result)
-        return {key: answer[key] for key in ("status", "error", "value") if key in answer}
-    except (ValueError, TypeError, RecursionError):
-        return {}
+        return {key: answer[key] for key in ("status", "error", "value") if key in answer or key == "status"}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {"status": "raised", "error": "it wrote something else in the place of its answer"}
 
 
 def explained(answer: dict[str, Any], status: int, usage: resource.struct_rusage, limits: Limits) -> None:
@@ -172,7 +175,9 @@ class Server:
             return None
         try:
             module, name, setup = pickle.loads(target)
-            function = reduce(getattr, name.split("."), importlib.import_module(module))
+            function: Any = importlib.import_module(module)
+            for part in name.split("."):
+                function = getattr(function, part)
             self.prepared[target] = function if setup is None else function(*setup)
         except Exception as error:
             return {"status": "broken", "error": described(error)}

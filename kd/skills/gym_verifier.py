@@ -7,8 +7,8 @@ from typing import Any
 def gym_verifier(task: str, options: Mapping[str, Any]) -> Callable[[str, Mapping[str, Any]], float]:
     """(text, entry) -> the score that the package's verifier of `task` returns for the text.
 
-    An entry is `{"question", "answer", "metadata"}` as the package generates it. What a verifier imports and caches when
-    it is first used is in place afterwards: it has judged one reference.
+    An entry is `{"question", "answer", "metadata"}` as the package generates it. The verifier has judged one reference
+    already, so that what it imports and caches at its first use is in place.
 
     Raises:
         Exception: whatever the package raises for options that it does not accept.

@@ -173,7 +173,7 @@ class ReasoningGym:
             return self._verifier(reference, {"question": problem(record), **record.meta})
         except Exception as error:
             raise ValueError(
-                f"record {record.id}: the verifier of reasoning_gym task {self.name!r} fails on the reference: {error!r}"
+                f"record {record.id}: the verifier of task {self.name!r} fails on its reference: {error!r}"
             ) from error
 
     def _generator(self, *, seed: int, size: int) -> Any:

@@ -1,8 +1,9 @@
+import pandas as pd
 import pytest
 import torch
 
-from kd.evaluation.answers import score_answers
-from kd.evaluation.measured import samples
+from kd.evaluation.answers import judged, score_answers
+from kd.evaluation.measured import Measured, samples
 from kd.progress import progress_bar
 from kd.sequences import encode_prompt
 from tests.evaluation.conftest import TenIntegers, greedy, tiny
@@ -40,7 +41,29 @@ def test_an_answer_without_end_token_is_truncated(student):
         "score": 0.0,
         "tokens": LIMIT,
         "truncated": True,
+        "verifier_error": None,
     }
+
+
+def test_an_answer_that_the_verifier_fails_on_is_wrong_and_says_why(student):
+    class Picky(TenIntegers):
+        def score(self, record, text):
+            if text != "7":
+                raise KeyError(text)
+            return 1.0
+
+    skill = Picky(student, LIMIT, right=())
+    seven = skill.load("test")[7:8]
+    assert seven[0].responses[0].text == "7"
+    answers = pd.DataFrame({"id": ["ten/7"] * 2, "text": ["7", "8"], "tokens": 1, "truncated": False})
+    table = judged(answers, skill, [*seven, *seven])
+    assert table["score"].tolist() == [1.0, 0.0]
+    assert [row["verifier_error"] for row in samples(table, [*seven, *seven])] == [None, "raised: KeyError: '8'"]
+    assert Measured({}, None, table, [], 0.0).verifier_errors == 1
+    with pytest.raises(
+        ValueError, match=r"record ten/3: the verifier of skill .* fails on the reference: raised: KeyError"
+    ):
+        judged(answers[1:], skill, skill.load("test")[3:4])
 
 
 def _always(token):

@@ -74,29 +74,56 @@ def test_what_each_writer_got_is_told_once(encoder):
     answers = [written(encoder, "4"), written(encoder, "5"), replace(written(encoder, "4"), source="teacher")]
     reward(encoder.written([problem], [answers]), NOBODY)
     reward(encoder.written([problem], [[written(encoder, "4")]]), NOBODY)
-    assert reward.take_report() == {"reward_reference": (0, 0), "reward_teacher": (1, 1), "reward_student": (2, 3)}
-    assert reward.take_report()["reward_student"] == (0, 0)
+    means = {"reward_reference": (0, 0), "reward_teacher": (1, 1), "reward_student": (2, 3)}
+    assert reward.take_report() == {**means, "verifier_errors": (0, 4)}
+    assert reward.take_report() == {**dict.fromkeys(means, (0, 0)), "verifier_errors": (0, 0)}
 
 
 class Sum(runs.Toy):
-    """Whether the text is "4"; there is a text that it cannot judge."""
+    """Whether the text is "4"; there are texts that it cannot judge."""
 
     name = "sum"
 
+    def load(self, split):
+        return [record(0, "2 + 2 = ?", "4")]
+
     def score(self, problem, text: str) -> float:
-        return float("nan") if text == "?" else float(text == "4")
+        if text == "exit":
+            raise SystemExit
+        return {"?": float("nan"), "much": 1.5}.get(text, 0.0) or float(int(text) == 4)
 
 
-def test_a_verdict_that_is_no_number_is_refused(encoder):
-    batches = encoder.written([record(0)], [[written(encoder, "?")]])
-    with pytest.raises(ValueError, match="the verifier of skill sum gives nan"):
+@pytest.mark.parametrize(("text", "value"), [("?", "nan"), ("much", "1.5")])
+def test_a_verdict_outside_its_range_is_refused_with_the_record(text, value, encoder):
+    batches = encoder.written([record(0)], [[written(encoder, text)]])
+    with pytest.raises(ValueError, match=f"record 0: the verifier of skill sum gives {value}; a score lies between"):
         Verifier(Sum())(batches, NOBODY)
+
+
+def test_a_text_that_the_verifier_fails_on_is_wrong_and_counted(encoder):
+    reward = Verifier(Sum())
+    texts = ("4", "four", "exit", "5")
+    [batch] = reward(encoder.written([record(0)], [[written(encoder, text) for text in texts]]), NOBODY)
+    assert batch.rewards.tolist() == [1, 0, 0, 0]
+    assert reward.take_report()["verifier_errors"] == (2, 4)
+
+
+def test_a_verifier_that_fails_on_the_reference_is_named_with_the_record(encoder):
+    class Broken(Sum):
+        def load(self, split):
+            return [record(0, "2 + 2 = ?", "four")]
+
+    batches = encoder.written([record(0)], [[written(encoder, "vier")]])
+    with pytest.raises(
+        ValueError, match="record 0: the verifier of skill sum fails on the reference: raised: ValueError"
+    ):
+        Verifier(Broken())(batches, NOBODY)
 
 
 def test_a_response_is_not_measured_by_itself(encoder):
     """A skill that looks for the reference among the responses finds what the student wrote, so it is shown none."""
     batches = encoder.written([record(0)], [[written(encoder, "wrong")]])
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match=r"record 0: the verifier of skill toy fails on .*IndexError"):
         Verifier(runs.Toy())(batches, NOBODY)
 
 

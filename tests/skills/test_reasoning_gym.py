@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -5,7 +6,10 @@ import sys
 
 import pytest
 
+from kd.sandbox import NoVerdict
+from kd.skills.gym_verifier import gym_verifier
 from kd.skills.reasoning_gym import REFUSED, UNTOLD, ReasoningGym
+from kd.skills.scoring import scored
 from kd.types import Skill
 
 SPLITS = ("train", "validation", "test")
@@ -25,6 +29,12 @@ TASKS = (
     "maze",
     "tower_of_hanoi",
 )
+
+
+def tasks():
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(DATASETS)
 
 
 def make(task="chain_sum", train=12, validation=6, test=6, **settings):
@@ -50,7 +60,8 @@ def test_references_score_one_and_problems_are_distinct(task):
         for record in skill.load(split):
             assert skill.score(record, record.responses[0].text) == 1.0
             assert skill.score(record, f"\n {record.responses[0].text} \n") == 1.0
-            assert 0.0 <= skill.score(record, "surely wrong") < 0.5
+            wrong = scored(skill, record, "surely wrong", reference=lambda own=record: own.responses[0].text)
+            assert 0.0 <= wrong.score < 0.5
 
 
 @pytest.mark.parametrize(("task", "told"), [("bf", "bf_program"), ("sentence_reordering", None)])
@@ -78,12 +89,113 @@ def test_wrong_answers_score_zero():
         assert skill.score(record, "") == 0.0
 
 
-def test_a_text_that_breaks_the_verifier_scores_zero():
+def test_a_text_that_breaks_the_verifier_is_no_verdict():
     skill = make("prime_factorization")
     record = skill.load("test")[0]
     with pytest.raises(ValueError, match="invalid literal"):  # what the package does with it
-        skill._verifier.score_answer("hello", {"question": "", **record.meta})
-    assert skill.score(record, "hello") == 0.0
+        gym_verifier("prime_factorization", {})("hello", {"question": "", **record.meta})
+    with pytest.raises(NoVerdict, match="ValueError: invalid literal"):
+        skill.score(record, "hello")
+
+
+CALL = "__import__('pathlib').Path('{path}').touch()"
+ESCAPES = {
+    "binary_matrix": f"{CALL} or [[1]]",
+    "n_queens": f"{CALL} or [[1]]",
+    "spiral_matrix": f"[{CALL}]",
+    "string_insertion": f"[str({CALL})]",
+    "countdown": CALL,
+    "puzzle24": CALL,
+    "simple_integration": CALL,
+}
+
+
+@pytest.mark.parametrize("task", ESCAPES)
+def test_a_text_that_is_evaluated_reaches_nothing(task, tmp_path):
+    """Each of these verifiers runs the text: outside of the sandbox it makes a file, inside it does not."""
+    skill = make(task, train=0, validation=0, test=1)
+    record = skill.load("test")[0]
+    text = ESCAPES[task].format(path=tmp_path / "escaped")
+    with contextlib.suppress(NoVerdict):
+        assert skill.score(record, text) < 0.5
+    assert not (tmp_path / "escaped").exists()
+    with contextlib.suppress(Exception):
+        gym_verifier(task, {})(text, {"question": "", **record.meta})
+    assert (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "status"),
+    [
+        ("spiral_matrix", "[__import__('sys').exit(0)]", "raised"),
+        ("spiral_matrix", "[(_ for _ in ()).throw(KeyboardInterrupt)]", "raised"),
+        ("countdown", "9**9**9**9", "timeout"),
+        ("string_insertion", "['a' * 10**10]", "raised"),
+    ],
+)
+def test_a_text_that_would_end_or_stop_the_run_is_no_verdict(task, text, status):
+    skill = make(task, train=0, validation=0, test=1)
+    record = skill.load("test")[0]
+    found = scored(skill, record, text, reference=lambda: record.responses[0].text)
+    assert found.score == 0.0
+    if found.error is not None:  # some verifiers catch what their text raises
+        assert found.error.startswith(status)
+    else:
+        assert status == "raised"
+
+
+def test_a_verdict_that_the_text_forged_is_bounded():
+    """`eval` and the verifier share a process, so that a text can have it return anything; but no run ends by that."""
+    skill = make("spiral_matrix", train=0, validation=0, test=1)
+    record = skill.load("test")[0]
+    for value, shown in (("NaN", "nan"), ("7.0", "7.0"), ("-1.0", "-1.0"), ('"much"', "'much'")):
+        answer = f'{{"status": "ok", "value": {value}}}'
+        encoder = f"type('E', (), {{'encode': lambda self, _: '{answer}'}})()"
+        text = f"[__import__('json').__dict__.__setitem__('_default_encoder', {encoder})]"
+        with pytest.raises(NoVerdict, match=f"the verifier returned {shown}, which is no number between 0 and 1"):
+            skill.score(record, text)
+
+
+WRONG = ("", "hello", "0", "-1.5", "[1, 2]", "[[1, 2], [3, 4]]", '{"a": 1}', "1 + 2", "A", "no\nnewline", "(((")
+
+
+def outside(judge, text, entry):
+    try:
+        return judge(text.strip(), entry)
+    except Exception as error:
+        return type(error).__name__
+
+
+def inside(skill, record, text):
+    try:
+        return skill.score(record, text)
+    except NoVerdict as error:
+        return str(error).partition(":")[0]
+
+
+def same_inside_as_outside(task, count):
+    skill = make(task, train=0, validation=0, test=count)
+    records = skill.load("test")
+    judge = gym_verifier(task, {})
+    references = [record.responses[0].text for record in records]
+    for record, other in zip(records, references[::-1], strict=True):
+        own = record.responses[0].text
+        texts = (own, f" {own}\n", own.lower(), own[:-1], f"{own} {own}", f"The answer is {own}.", other, *WRONG)
+        entry = {"question": record.prompt[0]["content"], **record.meta}
+        expected = [outside(judge, text, entry) for text in texts]
+        assert [inside(skill, record, text) for text in texts] == expected, record.id
+        assert expected[0] == 1.0
+
+
+@pytest.mark.parametrize("task", [*TASKS, *ESCAPES])
+def test_scores_are_the_same_inside_as_outside(task):
+    same_inside_as_outside(task, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", [name for name in tasks() if name not in {*REFUSED, *TASKS, *ESCAPES}])
+def test_scores_of_every_other_task_are_the_same_inside_as_outside(task):
+    same_inside_as_outside(task, 3)
 
 
 def test_splits_share_nothing_even_when_they_fill_the_space():
