@@ -56,7 +56,8 @@ class Worker:
         """
         if self.checked:
             return
-        answer = self._ask({"kind": "check", "folder": tempfile.gettempdir()})
+        with tempfile.TemporaryDirectory(prefix="kd-sandbox-outside-") as folder:
+            answer = self._ask({"kind": "check", "folder": folder})
         if answer["status"] != "ok":
             raise Broken(answer["error"])
         if answer["value"]:

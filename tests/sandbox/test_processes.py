@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from kd.sandbox import Limits, verdict
+from kd.sandbox.mechanisms import missing
 from tests.sandbox import verifiers
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,14 @@ def test_a_bubblewrap_that_confines_nothing_is_found_out(tmp_path):
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     refused = self_test(KD_SANDBOX="bubblewrap", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert "bubblewrap: it can still list" in last_line(refused)
+
+
+@pytest.mark.skipif(missing("bubblewrap") is not None, reason="bubblewrap is not installed")
+def test_an_interpreter_below_the_folder_for_temporary_files_is_no_escape(tmp_path):
+    """Then that folder exists inside, too, with nothing in it but the way there."""
+    (tmp_path / "lib").mkdir()
+    found = self_test(KD_SANDBOX="bubblewrap", TMPDIR=str(tmp_path), LD_LIBRARY_PATH=f"{tmp_path}/lib")
+    assert found.stdout == "bubblewrap\n"
 
 
 def test_a_bubblewrap_that_does_not_start_gives_way(tmp_path):
