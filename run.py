@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from kd import sweeps
 from kd.composition.overrides import check_overrides
+from kd.errors import in_one_sentence
 from kd.jobs import Job
 
 CONF = Path(__file__).parent / "conf"
@@ -20,9 +21,12 @@ def main(cfg: DictConfig, job: Job) -> float | None:
     return run(cfg, job)
 
 
-if __name__ == "__main__":
-    try:
+def start() -> None:
+    """The whole command, as `sys.argv` gives it."""
+    with in_one_sentence():
         check_overrides(sys.argv[1:], CONF)
-    except ValueError as error:
-        sys.exit(str(error))
     main()
+
+
+if __name__ == "__main__":
+    start()

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kd.doctor.subject import composed
+from kd.errors import explained, fault
 from kd.evaluation.reading import reading
 from kd.experiment import train_only
-from kd.jobs import USER_ERRORS, sentence
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
 from kd.models.approximated import Approximated
 from kd.models.cached import head_tensors
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with composed(options.overrides, more=options.config_dir) as cfg:
             print(write(cfg, options.this_run))
-    except USER_ERRORS as error:
-        print(sentence(error), file=sys.stderr)
+    except Exception as error:
+        print(explained(error) or fault(error), file=sys.stderr)
         return 1
     return 0
 

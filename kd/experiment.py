@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd.composition.check import check as check_config
 from kd.composition.check import describe
 from kd.composition.components import instantiate
+from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
@@ -21,6 +22,7 @@ from kd.preparation import choice, identity, prepared, unprepared, variant
 from kd.reports.table import lost_records
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 from kd.sandbox import calls, mechanism
+from kd.secrets import unrevealed
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
 LOWER_IS_BETTER = ("bits_per_byte", "forward_kl", "reverse_kl")
@@ -32,6 +34,8 @@ def check(cfg: DictConfig) -> RunFolder | None:
     Called for every job of a sweep before the first one starts. No weight is loaded.
     """
     check_config(cfg)
+    check_machine(_plain(cfg))
+    check_parts(cfg)
     check_models(cfg)
     return None if cfg.run.force else folder_of(named(cfg))
 
@@ -96,6 +100,8 @@ def folder_of(cfg: DictConfig) -> RunFolder:
 def run(cfg: DictConfig, job: Job) -> float | None:
     """The whole of it; returns the monitored validation metric (lower is better), for sweepers that optimise."""
     check_config(cfg)
+    check_machine(_plain(cfg))
+    check_parts(cfg)
     check_models(cfg)
     if cfg.trainer.accelerator == "cpu":
         keep_freed_memory()
@@ -293,7 +299,7 @@ def print_lost(records: Mapping[str, Mapping[str, int]]) -> None:
 def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Path) -> None:
     from kd.export import card, export
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = unrevealed(cfg)
     half = folder.with_name(folder.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -303,4 +309,4 @@ def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Pat
 
 
 def _yaml(cfg: DictConfig) -> str:
-    return OmegaConf.to_yaml(cfg, resolve=True)
+    return OmegaConf.to_yaml(OmegaConf.create(unrevealed(cfg)), resolve=False)

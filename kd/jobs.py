@@ -20,14 +20,15 @@ from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from kd.errors import in_one_sentence, sentence
 from kd.reports.grid import console
 from kd.reports.table import run_table
 from kd.run_folder import RunFolder, is_rank_zero, write_atomically
+from kd.secrets import masked, masked_output, note
 
 SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # how a launcher tells a child process which job it is
-USER_ERRORS = (ValueError, FileNotFoundError, BlockingIOError)  # end in one sentence, without a traceback
 Status = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
 Task = Callable[[DictConfig, "Job"], float | None]
 Work = Callable[[RunFolder], Mapping[str, Any]]
@@ -52,7 +53,7 @@ class Job:
     def current(cls) -> "Job":
         """The job that Hydra, or our launcher in the parent process, says this is."""
         config = HydraConfig.get()
-        overrides = list(config.overrides.task)
+        overrides: list[str] = OmegaConf.to_container(config.overrides.task, resolve=False)  # type: ignore[assignment]
         if SWEEP in os.environ:
             return cls(overrides, Path(os.environ[SWEEP]), int(os.environ[NUM]))
         if config.mode == RunMode.MULTIRUN:
@@ -121,7 +122,7 @@ class Job:
         try:
             return folder.finish(work(folder))
         except Exception as error:
-            folder.fail(sentence(error), traceback.format_exc())
+            folder.fail(sentence(error), masked(traceback.format_exc()))
             raise
 
 
@@ -144,23 +145,16 @@ def announce(sweep: Path, num: int, overrides: Sequence[str]) -> None:
     print(f"── job {num}{count}: {' '.join(overrides) or 'no overrides'} · ETA {eta}", flush=True)
 
 
-def sentence(error: BaseException) -> str:
-    """An exception in one line: those made for the user by their message, others with their type."""
-    text = " ".join(str(error).split())
-    if isinstance(error, SystemExit):
-        return text if isinstance(error.code, str) else f"it left with exit code {error.code}"
-    return text if isinstance(error, USER_ERRORS) and text else f"{type(error).__name__}: {text}"
-
-
 def record(task: Task) -> Callable[[DictConfig], float | None]:
     """Make `task(config, job)` a Hydra task function.
 
-    In a sweep an exception is recorded and swallowed, so that the other jobs go on. In a single run one of
-    USER_ERRORS ends in one sentence and exit code 1 (HYDRA_FULL_ERROR=1 keeps the traceback).
+    In a sweep an exception is recorded and swallowed, so that the other jobs go on. A single run ends in one sentence
+    and exit code 1 (`kd.errors`; HYDRA_FULL_ERROR=1 keeps the traceback).
     """
 
     @functools.wraps(task)
     def recorded(config: DictConfig) -> float | None:
+        note(config)
         job = Job.current()
         alone = job.sweep is None or not is_rank_zero()
         return run_alone(task, config, job) if alone else run_in_sweep(task, config, job)
@@ -169,13 +163,9 @@ def record(task: Task) -> Callable[[DictConfig], float | None]:
 
 
 def run_alone(task: Task, config: DictConfig, job: Job) -> float | None:
-    """A single run: errors of the user in one sentence, others with their traceback."""
-    try:
+    """A single run; whatever it raises ends in one sentence."""
+    with in_one_sentence(str(OmegaConf.select(config, "run.root") or "")):
         return call(task, config, job)
-    except USER_ERRORS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        sys.exit(sentence(error))
 
 
 def run_in_sweep(task: Task, config: DictConfig, job: Job) -> float | None:
@@ -206,7 +196,7 @@ def run_in_sweep(task: Task, config: DictConfig, job: Job) -> float | None:
 
 def call(task: Task, config: DictConfig, job: Job) -> float | None:
     """The task, isolated. Lightning makes exit code 1 of a Ctrl-C, which stays a KeyboardInterrupt here."""
-    with isolated():
+    with isolated(), masked_output():
         try:
             return task(config, job)
         except SystemExit as stop:
@@ -224,7 +214,7 @@ def _failed(job: Job, error: BaseException) -> None:
     assert job.sweep is not None
     job.end("failed", sentence(error))
     log = job.sweep / "jobs" / f"{job.num}.traceback.txt"
-    write_atomically(log, traceback.format_exc())
+    write_atomically(log, masked(traceback.format_exc()))
     print(f"job {job.num} failed: {job.reason} (traceback in {log})", file=sys.stderr, flush=True)
 
 

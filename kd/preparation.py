@@ -27,6 +27,7 @@ from kd.export import licence_of
 from kd.models.sources import cache_root, digest
 from kd.models.target_store import FORMAT
 from kd.run_folder import RunFolder, config_hash
+from kd.secrets import hashable, masked, unrevealed
 
 PREPARED = "kd.models.networks.pretrained"
 MAX_TOKENS = 8192  # of a preparation's micro-batch
@@ -108,7 +109,8 @@ def identity(cfg: DictConfig) -> str:
     the version of `kd`.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return config_hash(config, digests=_digests(config) | _corpus_digest(config), version=kd.__version__)
+    digests = {masked(name): digest for name, digest in (_digests(config) | _corpus_digest(config)).items()}
+    return config_hash(hashable(cfg), digests=digests, version=kd.__version__)
 
 
 def choice(group: str, name: str) -> Any:
@@ -140,12 +142,12 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     """
     node = OmegaConf.select(cfg, role)
     prepare = Prepare(**OmegaConf.to_container(node.prepare, resolve=True))  # type: ignore[arg-type]
-    model: dict[str, Any] = OmegaConf.to_container(node.model, resolve=True)  # type: ignore[assignment]
+    model: dict[str, Any] = unrevealed(node.model)
     groups = {"teacher": "none", "alignment": "none", "evaluation": "none", "objective": prepare.objective}
     recipe = _defaults(*(f"{group}={name}" for group, name in groups.items())).copy()
     skill = cfg.skill if prepare.skill is None else choice("skill", prepare.skill)
     with open_dict(recipe):
-        recipe.skill = OmegaConf.to_container(skill, resolve=True)
+        recipe.skill = unrevealed(skill)
         recipe.student = {"model": {**model, "lora": None}, "prepare": None, "licence": _licence(cfg, role)}
         recipe.pop("targets")  # of a teacher, and nobody teaches here
         recipe.compare, recipe.seed = None, prepare.seed
@@ -170,7 +172,7 @@ def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConf
             return
         print(f"preparing the {role}: {recipe.optim.steps} steps of {'+'.join(recipe.objective)}, once; then {folder}")
         run, exported = RunFolder(Path(f"{folder}.run")), Path(f"{folder}.export")
-        run.start(OmegaConf.to_yaml(recipe, resolve=True), [])
+        run.start(OmegaConf.to_yaml(OmegaConf.create(unrevealed(recipe))), [])
         shutil.rmtree(exported, ignore_errors=True)
         train(recipe, run, exported)
         os.replace(exported, folder)

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import hydra
+import hydra._internal.utils
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from kd.errors import in_one_sentence
 from kd.jobs import SWEEP, Job, Task, read_jobs, record
 from kd.reports.grid import console
 from kd.run_folder import is_rank_zero
+
+hydra._internal.utils.run_and_report = lambda func: func()  # it would print errors in four lines
 
 __all__ = ["Job", "SweepReport", "main", "record"]
 
@@ -82,7 +86,8 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
         def enter() -> None:
             code: int | str | None = 0
             try:
-                entry()
+                with in_one_sentence():
+                    entry()
             except KeyboardInterrupt:
                 code = 130
             except SystemExit as stop:

@@ -18,6 +18,7 @@ from kd.audit import Audit
 from kd.callbacks import ProgressLines, Saving, WholeFiles
 from kd.module import Distillation
 from kd.run_folder import RunFolder
+from kd.secrets import masked, unrevealed
 
 QUIET = [
     "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
@@ -94,13 +95,13 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
         return []
     settings: Mapping[str, Any] = cfg.logger.wandb
     name = folder.path.name
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = unrevealed(cfg)
     again = [str(folder.old_runs)] if folder.old_runs else []  # after run.force=true, not into the old run's curves
     return [
         WandbLogger(
             project=settings["project"],
-            group=settings["group"] or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
-            tags=list(settings["tags"]),
+            group=masked(settings["group"] or "") or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
+            tags=[masked(str(tag)) for tag in settings["tags"]],
             mode=settings["mode"],
             offline=settings["mode"] == "offline",
             name=name,

@@ -30,6 +30,8 @@ LAYERS = (
         "eval_mode",
         "intervals",
         "sandbox",
+        "errors",
+        "secrets",
     },
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"corpora", "models", "generators", "rewards", "rollouts", "skills", "augmentation"},
@@ -54,7 +56,7 @@ LAYERS = (
     | {"cache", "doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-RUN_FOLDER = {"results", "run_folder"}  # the contract between training and everything that reads
+RUN_FOLDER = {"results", "run_folder", "errors"}  # the contract between training and everything that reads
 STATISTICS = {"intervals"}
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared"}
 

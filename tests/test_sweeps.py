@@ -275,11 +275,14 @@ def test_an_error_of_the_user_is_one_sentence(app: Path) -> None:
     assert "ValueError" in (folder / "traceback.txt").read_text()
 
 
-def test_other_errors_keep_their_traceback(app: Path) -> None:
+def test_a_fault_of_the_program_names_the_file_of_its_traceback(app: Path) -> None:
     ended = run(app, "behaviour=crash")
     assert ended.returncode == 1
-    assert "Traceback" in ended.stderr
-    assert "the machine is on fire" in ended.stderr
+    assert ended.stderr.startswith("RuntimeError: the machine is on fire (a fault of the program")
+    assert ended.stderr.count("\n") == 1
+    (file,) = (app / "outputs").glob("traceback-*.txt")
+    assert file.name in ended.stderr
+    assert "Traceback" in file.read_text()
 
 
 def test_two_runs_at_once_do_not_share_a_folder(app: Path) -> None:

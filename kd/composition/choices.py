@@ -13,6 +13,8 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from kd.composition.synonyms import CHOICES
+
 CONF = Path(__file__).parents[2] / "conf"
 OF_HYDRA = ("hydra", "schema")  # entries of the search path that are not the user's
 
@@ -92,9 +94,19 @@ def check_choice(override: Override) -> None:
         raise ValueError(f"{override.input_line}: nothing in conf/{group} matches; choose from {listed}")
     for name in (name for names in found for name in names):
         if name.removesuffix(".yaml") not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.4)
-            question = f"did you mean {near[0]}? " if near else ""
+            near = meant(group, name, known)
+            question = f"did you mean {near}? " if near else ""
             raise ValueError(f"{group}={name}: conf/{group} has no {name}.yaml; {question}choices: {listed}")
+
+
+def meant(group: str, name: str, known: Sequence[str]) -> str | None:
+    """The choice that `name` means: in other letters, under another library's name, or in much the same letters."""
+    plain = name.lower().replace("-", "_")
+    other = CHOICES.get(group, {}).get(plain)
+    for found in known:
+        if found.replace("_", "") == plain.replace("_", ""):
+            return found
+    return other if other in known else next(iter(get_close_matches(plain, known, n=1, cutoff=0.4)), None)
 
 
 def sweeps_of(chosen: Mapping[str, Choice]) -> Iterator[tuple[str, Override]]:

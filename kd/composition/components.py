@@ -42,5 +42,6 @@ def instantiate(node: Any, **settings: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, ValueError | TypeError):
             place = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else path
-            raise ValueError(f"{place}: {cause}" if place and place not in str(cause) else str(cause)) from cause
+            text = str(cause).rstrip(".")
+            raise ValueError(f"{place}: {text}" if place and place not in text else text) from cause
         raise cause or error from None

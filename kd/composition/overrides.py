@@ -31,6 +31,10 @@ from kd.composition.choices import (
     parsed,
     sweeps_of,
 )
+from kd.composition.places import check_folder
+from kd.composition.synonyms import KEYS, NOTES
+from kd.errors import explained
+from kd.secrets import note
 
 
 def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
@@ -39,8 +43,8 @@ def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
     The code that a typed `run.allow` names is allowed from here on. Values of `hydra.*` are left to Hydra.
 
     Raises ValueError, in one sentence: a flag that Hydra does not have, a choice without a file, a key that is not in
-    the config, two files that choose the same axis, a method and a choice that contradicts it, a file whose section `hydra`
-    would execute what the user did not allow.
+    the config, two files that choose the same axis, a method and a choice that contradicts it, a file whose section
+    `hydra` would execute what the user did not allow.
     """
     flags = _flags(arguments)
     elsewhere = str(flags.config_path or "").startswith("pkg://") or flags.experimental_rerun
@@ -121,6 +125,27 @@ def _check_all(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Overr
         with open_dict(cfg):
             check_hydra(cfg.pop("hydra"), [override.key_or_group for override in of_hydra])
     _check_keys(keys, compositions, configs)
+    _check_whole(config_name, [*compositions[0], *map(_first, keys), *(o.input_line or "" for o in of_hydra)])
+
+
+def _first(override: Override) -> str:
+    """The override itself, or the first value of what it sweeps over."""
+    if override.is_discrete_sweep():
+        return _lines(override)[0]
+    return f"++{override.key_or_group}=1" if override.is_sweep_override() else override.input_line or ""
+
+
+def _check_whole(config_name: str, lines: Sequence[str]) -> None:
+    """What Hydra composes and makes before the task begins."""
+    cfg = _composed(config_name, lines)
+    with open_dict(cfg):
+        hydra = cfg.pop("hydra")
+    root = OmegaConf.select(cfg, "run.root", throw_on_missing=False)
+    if isinstance(root, str):
+        check_folder(f"run.root={root}", Path(root), "run.root=...")
+    note(cfg)
+    if hydra.get("sweeper", {}).get("params"):
+        note(hydra.sweeper)
 
 
 def flattened(node: Any, path: str = "") -> dict[str, Any]:
@@ -160,8 +185,8 @@ def _composed(config_name: str, lines: Sequence[str]) -> DictConfig:
     try:
         return compose(config_name, overrides=list(lines), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        reason = " ".join(str(error).partition("\n\n")[0].split())
-        raise ValueError(f"{' '.join(lines) or config_name} cannot be composed: {reason}") from None
+        what = " ".join(lines) if 0 < len(lines) < 4 else "the config"
+        raise ValueError(f"{what} cannot be composed: {explained(error)}") from None
 
 
 def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], configs: Sequence[DictConfig]) -> None:
@@ -226,13 +251,33 @@ def _no_key(override: Override, key: str, known: Mapping[str, Any]) -> str:
         return f"{line}: {parent} is null, so there is no {key}; write +{line} to add it"
     if key.startswith("trainer.") and (where := _elsewhere(key.removeprefix("trainer."))):
         return f"{line}: this is said elsewhere; set {where}"
+    if near := _synonym(key, known):
+        return f"{line}: the config has no {key}; did you mean {near}"
     others = [path for path in known if not key.startswith(f"{path}.")]
-    groups = [path.name for place in folders() for path in place.iterdir() if path.is_dir() and path.name not in known]
-    if near := _nearest(key, [*others, *groups]):
+    if near := _nearest(key, [*others, *(_groups() - known.keys())]):
         return f"{line}: the config has no {key}; did you mean {near}?"
     inside = [name for name in known if name.rpartition(".")[0] == parent]
     there = f"{parent or 'the top level'} has {', '.join(name.rpartition('.')[2] for name in inside) or 'no keys'}"
     return f"{line}: the config has no {key}; {there}" + (f" (+{line} would add it)" if parent else "")
+
+
+def _synonym(key: str, known: Mapping[str, Any]) -> str | None:
+    """The key that other libraries call `key`, as the end of a question."""
+    first, _, rest = key.partition(".")
+    name = key.rpartition(".")[2].lower()
+    near = KEYS.get(name)
+    if (
+        near is None
+        or (rest and first in known)
+        or (near not in known and near.partition(".")[0] not in {*known, *_groups()})
+    ):
+        return None
+    note = f" ({NOTES[name]})" if name in NOTES else ""
+    return f"{near}?{note}"
+
+
+def _groups() -> set[str]:
+    return {path.name for place in folders() for path in place.iterdir() if path.is_dir()}
 
 
 def _elsewhere(argument: str) -> str | None:

@@ -10,8 +10,9 @@ from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from kd.budget import Limits
-from kd.composition.choices import choices
+from kd.composition.choices import choices, meant
 from kd.composition.signatures import check_call, shown, suggestion
+from kd.composition.synonyms import KEYS, NOTHING
 from kd.objectives.reduction import Reduction
 from kd.optimization import Optimization
 
@@ -188,7 +189,8 @@ def _check_top(config: Mapping[str, Any]) -> None:
             remedy = f"{group}={' or '.join(choices(group))}" if group in GROUPS else f"the section {group}"
             raise ValueError(f"{group}={shown(config.get(group))}: a run cannot do without it; give {remedy}")
     for key in (key for key in config if key not in own | sections | set(GROUPS)):
-        raise ValueError(f"{key}: the config has no such key; {suggestion(key, own | sections | set(GROUPS))}")
+        near = f"did you mean {KEYS[key]}?" if key in KEYS else suggestion(key, own | sections | set(GROUPS))
+        raise ValueError(f"{key}: the config has no such key; {near}")
     check_call("", {key: value for key, value in config.items() if key in own}, Settings, name="the config")
 
 
@@ -203,8 +205,13 @@ def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> No
 
 
 def _check_file(path: str, name: str | None, group: str) -> None:
-    if name is not None and name not in choices(group):
-        raise ValueError(f"{path}={name}: conf/{group} has no {name}.yaml; {suggestion(name, choices(group))}")
+    if name is None or name in choices(group):
+        return
+    if name.lower() in NOTHING:
+        raise ValueError(f"{path}={name}: conf/{group} has no {name}.yaml; did you mean {path}=null?")
+    near = meant(group, name, choices(group))
+    question = f"did you mean {near}?" if near else suggestion(name, choices(group))
+    raise ValueError(f"{path}={name}: conf/{group} has no {name}.yaml; {question}")
 
 
 def check_trainer(trainer: Mapping[str, Any], window: int) -> None:

@@ -16,6 +16,7 @@ from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from pydantic.fields import FieldInfo
 
 from kd.composition.allowed import check_found, check_named
+from kd.composition.synonyms import NOTHING
 
 FOR_HYDRA = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -137,6 +138,8 @@ def _calls(value: Any) -> bool:
 
 
 def _reason(value: Any, error: ValidationError, annotation: Any) -> str:
+    if isinstance(value, str) and value.lower() in NOTHING and in_words(annotation).endswith("or null"):
+        return f"should be {in_words(annotation)}; did you mean null?"
     if len(errors := error.errors()) > 1:  # one for each member of a union
         return f"should be {in_words(annotation)}"
     place = "".join(f"[{key}]" for key in errors[0]["loc"] if isinstance(key, int))

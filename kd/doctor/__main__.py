@@ -8,8 +8,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from hydra.errors import HydraException
-from jinja2 import TemplateError
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,6 +22,7 @@ from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
 from kd.doctor.shift import shift_self_test
 from kd.doctor.subject import Subject, admit, composed, teachers
 from kd.doctor.tokens import record_tables
+from kd.errors import explained, fault
 from kd.kernels.allocation import keep_freed_memory
 
 SELF_TEST = 2  # records
@@ -42,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with composed(options.overrides, more=options.config_dir) as cfg:
             return diagnose(cfg, console, options.n, options.measure)
-    except (ValueError, OSError, HydraException, TemplateError) as error:
-        # Hydra wraps what a part says; the part's own sentence is the one that helps
-        console.print(findings_table([Finding("FAIL", "config", str(error.__cause__ or error))]))
+    except Exception as error:
+        console.print(findings_table([Finding("FAIL", "config", explained(error) or fault(error))]))
         return 1
 
 

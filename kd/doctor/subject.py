@@ -20,6 +20,7 @@ from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
 from kd.preparation import checkpoint_folder, prepared, variant
 from kd.run_folder import RunFolder
+from kd.secrets import note
 from kd.training import Parts, build
 
 ALIGNED = 16  # records
@@ -46,6 +47,7 @@ def composed(overrides: Sequence[str], conf: Path = CONF, more: str | None = Non
     check_overrides([*(["--config-dir", more] if more else []), *overrides], conf)
     with started(conf, more):
         cfg = compose("config", overrides=list(overrides))
+        note(cfg)
         check(cfg)
         yield cfg
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kd.errors import in_one_sentence
 from kd.reports.grid import Grid, console
 from kd.reports.runs import Job, is_run, problems, read_jobs, tidy
 from kd.reports.sweep import grids_of
@@ -33,17 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run, sweep or outputs folder")
     parser.add_argument("--out", type=Path, help="also write tables.md and runs.csv into this folder")
     options = parser.parse_args(arguments)
-    try:
+    with in_one_sentence():
         found = {path: read_jobs(path) for path in options.paths}
-    except FileNotFoundError as error:
-        sys.exit(str(error))
-    jobs = [job for of_path in found.values() for job in of_path]
-    tables = [grid for path, of_path in found.items() for grid in grids(path, of_path)]
-    for grid in tables:
-        console().print(grid.rich())
-    if options.out is not None:
-        write_atomically(options.out / "tables.md", "\n".join(grid.markdown() for grid in tables))
-        write_atomically(options.out / "runs.csv", tidy(jobs).to_csv(index=False))
+        jobs = [job for of_path in found.values() for job in of_path]
+        tables = [grid for path, of_path in found.items() for grid in grids(path, of_path)]
+        for grid in tables:
+            console().print(grid.rich())
+        if options.out is not None:
+            write_atomically(options.out / "tables.md", "\n".join(grid.markdown() for grid in tables))
+            write_atomically(options.out / "runs.csv", tidy(jobs).to_csv(index=False))
     sys.exit(1 if problems(jobs) else 0)
 
 

@@ -17,7 +17,7 @@ from kd.composition.allowed import KEY, allow_typed
 from kd.composition.choices import CONF, choices, file_of, parsed
 from kd.composition.overrides import started
 from kd.composition.signatures import located
-from kd.jobs import USER_ERRORS, sentence
+from kd.errors import in_one_sentence
 from kd.types import Record, Skill
 
 
@@ -98,11 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    try:
-        with started(CONF, options.config_dir):
-            _print(console, options)
-    except USER_ERRORS as error:
-        parser.exit(1, f"{sentence(error)}\n")
+    with in_one_sentence(), started(CONF, options.config_dir):
+        _print(console, options)
 
 
 def _print(console: Console, options: argparse.Namespace) -> None:

@@ -142,7 +142,7 @@ def test_a_config_that_cannot_be_run_is_one_line(capsys):
 
 
 def test_a_missing_conf_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="conf/ is found beside kd/"), composed([], tmp_path / "conf"):
+    with pytest.raises(ValueError, match="conf is no folder"), composed([], tmp_path / "conf"):
         pass
 
 

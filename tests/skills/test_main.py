@@ -70,13 +70,11 @@ def test_records_are_printed_in_full(capsys):
 def test_mistakes_are_answered_in_a_sentence(capsys, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    assert stop.value.code == 1
-    assert sentence in capsys.readouterr().err
+    assert sentence in str(stop.value.code)  # Python prints it, and ends with 1
 
 
 def test_a_missing_conf_folder_is_answered_with_the_way_to_install(capsys, monkeypatch, tmp_path):
     (tmp_path / "conf").mkdir()
     monkeypatch.setattr(program, "CONF", tmp_path / "conf")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="run from a clone, installed with pip install -e"):
         main([])
-    assert "run from a clone, installed with pip install -e" in capsys.readouterr().err

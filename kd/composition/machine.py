@@ -1,0 +1,146 @@
+"""What a run needs of the machine and of its surroundings, checked before anything is loaded: devices, folders, names,
+servers, accounts; and that the parts of a run can be made of their arguments.
+"""
+
+import netrc
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kd.composition.components import instantiate
+from kd.composition.places import check_folder, check_name
+from kd.composition.signatures import located, shown, suggestion
+from kd.composition.targets import kept
+from kd.generators.vllm_server import Server
+from kd.models.sources import cache_root
+
+Node = Mapping[str, Any]
+OF_PROJECT, LONGEST_PROJECT, LONGEST_TAG = "/\\#?%:", 128, 64  # what W&B forbids in a project's name, and its limits
+PARTS = ("skill", "rollout", "generator", "alignment", "corpus", "evaluation")  # which load no model when they are made
+
+
+def check_machine(config: Node) -> None:
+    """Raises ValueError, in one sentence, for what this machine does not have or does not allow.
+
+    config: the composed config, resolved.
+    """
+    check_name(config["name"])
+    check_folder(f"run.root={config['run']['root']}", Path(config["run"]["root"]), "run.root=...")
+    check_folder(f"KD_CACHE={cache_root()}", cache_root(), "KD_CACHE=... in the environment")
+    if not _elsewhere():
+        check_devices(config["trainer"])
+    if config["logger"].get("wandb") is not None:
+        check_wandb(config["logger"]["wandb"])
+    check_server(config["generator"])
+
+
+def check_parts(cfg: DictConfig) -> None:
+    """Raises ValueError for an argument that the constructor of a part refuses; models are not made."""
+    for group in PARTS:
+        if cfg[group].get("_target_") is not None:
+            instantiate(cfg[group])
+    instantiate(cfg.augmentation.stages)
+    if cfg.targets.get("_target_") is not None:
+        kept(cfg.targets)
+
+
+def _elsewhere() -> bool:
+    """Whether a cluster runs the jobs, whose nodes may have what this machine has not."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return False
+    return "submitit" in str(HydraConfig.get().launcher.get("_target_", ""))
+
+
+def check_devices(trainer: Node) -> None:
+    """Raises ValueError for an accelerator that is not here, and for more devices than there are."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    name = str(trainer.get("accelerator", "auto"))
+    known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
+    if name not in known:
+        raise ValueError(f"trainer.accelerator={name}: unknown to Lightning; {suggestion(name, known)}")
+    kinds = {"gpu": ("cuda", "mps"), "auto": ("cuda", "mps", "cpu")}.get(name, (name,))
+    here = [kind for kind in kinds if kind == "cpu" or AcceleratorRegistry.get(kind).is_available()]
+    if not here:
+        raise ValueError(
+            f"trainer.accelerator={name}: torch finds no such device on this machine; take trainer=cpu, or install the "
+            "torch that fits the driver"
+        )
+    _check_count(trainer.get("devices", "auto"), here[0], AcceleratorRegistry.get(here[0]))
+
+
+def _check_count(devices: Any, kind: str, accelerator: Any) -> None:
+    text = f"trainer.devices={shown(devices)}"
+    if devices in ("auto", -1, "-1"):
+        return
+    wanted = devices if isinstance(devices, list) else re.split(r" *, *", str(devices).strip("[] "))
+    if not wanted or not all(re.fullmatch(r"\d+", str(one)) for one in wanted):
+        raise ValueError(f"{text} is no number of devices; give a number from 1 on, a list of indices, or auto")
+    several = isinstance(devices, list) or len(wanted) > 1
+    count = len(wanted) if several else int(wanted[0])
+    if kind == "cpu":
+        if several or count < 1:
+            raise ValueError(f"{text}: processes on the CPU are counted from 1 on; give their number")
+        return
+    there = accelerator.auto_device_count()
+    highest = max(map(int, wanted)) + 1 if several else count
+    if not 1 <= highest <= there:
+        raise ValueError(f"{text}: this machine has {there} of {kind}; give a number between 1 and {there}, or auto")
+
+
+def check_wandb(settings: Node) -> None:
+    """Raises ValueError for names that W&B refuses once the run has begun, and for a missing account."""
+    project = str(settings["project"])
+    if len(project) > LONGEST_PROJECT or any(sign in project for sign in OF_PROJECT):
+        raise ValueError(
+            f"logger.wandb.project={project}: W&B takes at most {LONGEST_PROJECT} characters and none of "
+            f"{' '.join(OF_PROJECT)}; give another name"
+        )
+    if len(str(settings.get("group") or "")) > LONGEST_PROJECT:
+        raise ValueError(f"logger.wandb.group has more than W&B's {LONGEST_PROJECT} characters; give a shorter one")
+    for tag in settings.get("tags") or ():
+        if not 1 <= len(str(tag)) <= LONGEST_TAG:
+            raise ValueError(f"logger.wandb.tags: {tag!r} has not between 1 and {LONGEST_TAG} characters; change it")
+    if settings["mode"] == "online" and not _logged_in():
+        raise ValueError(
+            "logger.wandb.mode=online needs an account, and neither WANDB_API_KEY nor `wandb login` gives one; "
+            "give one of them, or take logger.wandb.mode=offline"
+        )
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def check_server(generator: Node) -> None:
+    """Raises ValueError where no server listens at `generator.url`, unless the run has to save its weights first."""
+    if generator.get("_target_") is None or located("generator", generator["_target_"]) is not Server:
+        return
+    url = str(generator["url"])
+    place = urlsplit(url)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        raise ValueError(f"generator.url={url} is no address of a server; give one like http://localhost:8000")
+    if generator.get("staleness") is not None and not Path(str(generator["weights"])).exists():
+        return  # the first start saves them, and its message names the server's command
+    try:
+        with socket.create_connection((place.hostname, place.port or {"http": 80, "https": 443}[place.scheme]), 5):
+            return
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"generator.url={url}: no server listens there ({error}); start vLLM, or correct the address"
+        ) from None
