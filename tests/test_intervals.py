@@ -34,6 +34,16 @@ def test_groups_that_are_all_alike_count_once():
     assert proportion([1.0] * 40, [0] * 40).low == pytest.approx(wilson(1.0, 1)[0])
 
 
+def test_the_effective_number_of_items_by_hand():
+    """Three templates of two items with 2, 1 and 0 right: p = 1/2, residuals 1, 0, -1, and of three groups v =
+    3/2 (1 + 0 + 1)/6^2 = 1/12; so n = (1/4)/(1/12) = 3."""
+    score = proportion([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], ["a", "a", "b", "b", "c", "c"])
+    assert (score.low, score.high) == pytest.approx(wilson(0.5, 3), abs=1e-12)
+    # four templates with 2, 1, 1, 0: residuals 1, 0, 0, -1, v = 4/3 * 2/8^2 = 1/24, n = 6
+    score = proportion([1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0, 0, 1, 1, 2, 2, 3, 3])
+    assert (score.low, score.high) == pytest.approx(wilson(0.5, 6), abs=1e-12)
+
+
 def test_groups_that_tell_nothing_change_nothing():
     """One right and one wrong in every template: no variance between them, so all items count."""
     outcomes, groups = [1.0, 0.0] * 10, [i // 2 for i in range(20)]

@@ -18,7 +18,6 @@ VERSION = 2  # powers above e^35 are computed, and those beyond float32 have a g
 
 Exponent = Annotated[float, Field(ge=-10, le=10)]
 
-NEAR_ZERO = 0.01  # an exponent below it loses digits in a^c - b^c; above it expm1 may overflow
 ROOM = 18.0  # nats below the largest number of a dtype: 200 000 ids, divided by two exponents, add up to a number still
 
 
@@ -91,12 +90,15 @@ def alpha_divergence(
 def _difference(
     low: Float[Tensor, "*n V"], high: Float[Tensor, "*n V"], apart: Float[Tensor, "*n V"], c: float
 ) -> Float[Tensor, "*n V"]:
-    """(e^high - e^low) / c, high = low + c `apart`; e^low `apart` at c = 0."""
+    """(e^high - e^low) / c, high = low + c `apart`; e^low `apart` at c = 0.
+
+    Where both are near each other, with the digits of their distance, which a difference of powers does not have.
+    """
     if c == 0.0:
         return _power(low) * apart
-    if abs(c) < NEAR_ZERO:
-        return _power(low) * torch.expm1(c * apart) / c
-    return (_power(high) - _power(low)) / c
+    moved = c * apart
+    near = _power(low) * torch.expm1(moved.clamp(-1, 1))
+    return torch.where(moved.abs() <= 1, near, _power(high) - _power(low)) / c
 
 
 def _power(log: Float[Tensor, "*n V"]) -> Float[Tensor, "*n V"]:

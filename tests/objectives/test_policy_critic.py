@@ -60,9 +60,9 @@ def test_returns(discount, found):
 
 
 def test_a_reward_comes_at_the_last_token():
-    mask = torch.tensor([[True, True, False], [False, True, True], [False, False, False]])
-    found = at_the_end(torch.tensor([5.0, 6.0, 7.0]), mask)
-    assert found.tolist() == [[0, 5, 0], [0, 0, 6], [0, 0, 0]]
+    mask = torch.tensor([[True, True, False], [False, True, True], [False, False, False], [True, False, True]])
+    found = at_the_end(torch.tensor([5.0, 6.0, 7.0, 8.0]), mask)
+    assert found.tolist() == [[0, 5, 0], [0, 0, 6], [0, 0, 0], [0, 0, 8]]  # the last was interrupted
 
 
 @pytest.mark.parametrize(
