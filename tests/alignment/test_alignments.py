@@ -356,6 +356,7 @@ def test_warping_by_hand():
     # There-The 2, " are"-re 2, then equal tokens for nothing: 4; with There-re 3 for " are"-re it is 5
     assert path == [(0, 0), (1, 1), (1, 2), (2, 3)]
     assert one_to_one(path) == [(0, 0), (2, 3)]
+    assert one_to_one([(j, i) for i, j in path]) == [(0, 0), (3, 2)]  # whichever side has the finer tokens
     assert warped([], [b"a"]) == []
 
 
