@@ -19,6 +19,7 @@ class Budget:
 
     tokens: read by the student while training (forward and backward), prompts included.
     rows: loss rows, those that met the head. padded: positions of padding beside them.
+    responses: that the student learnt on or should have. masked: those among them without a single loss row.
     teacher_tokens: read by the teacher; from the first step on with what it read and wrote before (an augmentation,
     cached or not; cached targets, each record that the run meets once).
     generated_tokens: written by the student.
@@ -33,6 +34,8 @@ class Budget:
     tokens: int = 0
     rows: int = 0
     padded: int = 0
+    responses: int = 0
+    masked: int = 0
     teacher_tokens: int = 0
     generated_tokens: int = 0
     student_flops: int = 0

@@ -25,11 +25,11 @@ class Saving(Checkpoint):
     def __init__(self, path: Path, every: int):
         self.path, self.every = path, every
         self.received: int | None = None
-        self._saved = 0  # steps
+        self.saved = 0  # step
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """From now on signals wait for the end of a step. (Lightning puts the old handlers back, however it ends.)"""
-        self._saved = pl_module.step_count
+        self.saved = pl_module.step_count
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
@@ -51,9 +51,9 @@ class Saving(Checkpoint):
         return stop  # and not what came since: the ranks would part
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
-        if step > self._saved:
+        if step > self.saved:
             trainer.save_checkpoint(self.path, weights_only=False)
-            self._saved = step
+            self.saved = step
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

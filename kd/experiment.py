@@ -20,6 +20,8 @@ from kd.metrics_log import last_value
 from kd.outlines import check_models
 from kd.preparation import choice, identity, prepared, unprepared, variant
 from kd.reports.table import lost_records
+from kd.results import Budget as Cost
+from kd.results import validated
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 from kd.sandbox import calls, mechanism
 from kd.secrets import unrevealed
@@ -148,6 +150,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     if not is_rank_zero():
         fit(cfg, parts, folder)
         raise SystemExit(0)  # evaluation and reports belong to the first rank
+    _rehearse(cfg, parts, folder)
     evaluation = Evaluated(cfg, parts, folder)
     print_lost(evaluation.records)
     evaluation.measure("before")
@@ -155,8 +158,9 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
     results = evaluation.results(beside)
-    summarise(parts.module.trainer.loggers, results)
+    validated({"config_hash": folder.config_hash, **results})  # before what it could be made of again is deleted
     _export(cfg, parts, results, folder.path / "student")
+    summarise(parts.module.trainer.loggers, results)
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
     (folder.checkpoints / "last.ckpt").unlink(missing_ok=True)  # nothing goes on from a run that is DONE
     return results
@@ -252,7 +256,7 @@ class Evaluated:
 
     def _budget(self) -> dict[str, Any]:
         spent = asdict(self.parts.module.budget)
-        return {name: value for name, value in spent.items() if name not in ("rows", "padded")}
+        return {name: value for name, value in spent.items() if name in Cost.model_fields}
 
     def _digests(self) -> dict[str, str]:
         order = self.parts.data.order_digest()
@@ -285,6 +289,7 @@ def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
     from kd.training import build, fit
 
     parts = build(cfg)
+    _rehearse(cfg, parts, folder)
     print_lost(parts.data.counts())
     fit(cfg, parts, folder)
     _export(cfg, parts, {}, export_to)
@@ -296,15 +301,30 @@ def print_lost(records: Mapping[str, Mapping[str, int]]) -> None:
         print(sentence, flush=True)
 
 
-def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Path) -> None:
-    from kd.export import card, export
+def _rehearse(cfg: DictConfig, parts: Any, folder: RunFolder) -> None:
+    """Raises ValueError before the first step for what would be lost after the last (`kd.export.rehearse`)."""
+    from kd.export import rehearse
 
-    config: dict[str, Any] = unrevealed(cfg)
+    if is_rank_zero():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        trained = sum(p.numel() * p.element_size() for p in parts.module.parameters() if p.requires_grad)
+        # `last` has two moments beside each weight, `best` none; each is written beside the one that it replaces
+        rehearse(parts.module.student, folder.path, _card(cfg, parts, {}), checkpoints=2 * (3 + 1) * trained)
+
+
+def _card(cfg: DictConfig, parts: Any, results: Mapping[str, Any]) -> str:
+    from kd.export import card
+
+    return card(unrevealed(cfg), results, skill_licence=parts.skill.licence, data=parts.skill.name)
+
+
+def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Path) -> None:
+    from kd.export import export
+
     half = folder.with_name(folder.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    text = card(config, results, skill_licence=parts.skill.licence, data=parts.skill.name)
-    export(parts.module.student, half, text)
+    export(parts.module.student, half, _card(cfg, parts, results))
     half.rename(folder)
 
 

@@ -1,5 +1,7 @@
 """The trained student as a folder that `from_pretrained` loads, with a card that says where it comes from."""
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,36 @@ def export(model: LanguageModel, folder: Path, card: str) -> Path:
     model.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def rehearse(model: LanguageModel, folder: Path, card: str, checkpoints: int) -> None:
+    """Everything that an export writes but the weights, in a temporary folder: what could not be written is known now.
+
+    folder: where the run writes. checkpoints: the bytes that its checkpoints take there at most.
+
+    Raises:
+        ValueError: a configuration or a tokenizer that transformers would not save, or too little space on the disk.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < weights + checkpoints:
+        raise ValueError(
+            f"{folder} has {free / 1e9:.1f} GB free, but checkpoints ({checkpoints / 1e9:.1f} GB) and the exported "
+            f"student ({weights / 1e9:.1f} GB) need more; free some space, or set run.root to another disk"
+        )
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as place:
+        try:
+            model.network.config.save_pretrained(place)
+            if model.network.can_generate():
+                model.network.generation_config.save_pretrained(place)
+            model.tokenizer.save_pretrained(place)
+        except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the student could not be exported at the end: {reason}; mend the files of its checkpoint "
+                "(config.json, generation_config.json, tokenizer)"
+            ) from None
+        (Path(place) / "README.md").write_text(card, encoding="utf-8")
 
 
 def export_objective(stateful: nn.Module, path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd import validation
 from kd.budget import Budget, Limits, forget_peak_memory, peak_memory_bytes
 from kd.data import Window
+from kd.finiteness import Finiteness, check_validation, stop_if_not_finite
 from kd.kernels import over_chunks
 from kd.logged import Logged, listed, reports_of
 from kd.models.flops import reading_flops, scoring_flops, training_flops
@@ -26,10 +27,10 @@ from kd.schedules import Schedule
 from kd.seeding import seed_all
 from kd.sequences import Encoder
 from kd.signals import POSITION, ROW
-from kd.terms import Term, by_stream
+from kd.terms import Term, backward_passes, by_stream
 from kd.types import Batch, Models, Progress
 
-VERSION = 3  # the first step of a warm-up learns; 2: validation scores whole references alone
+VERSION = 4  # FLOP of hybrid networks; 3: the first step of a warm-up learns; 2: validation scores whole references
 
 
 class Distillation(Logged):
@@ -63,6 +64,7 @@ class Distillation(Logged):
         self.optimization, self.seed, self.reduction = optimization, seed, reduction
         self.stateful = nn.ModuleDict({n: t.loss for n, t in objective.items() if isinstance(t.loss, nn.Module)})
         self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
+        self.finiteness = Finiteness(objective)
         self._wrote = Spent()  # of what rollout and reward spent: what is in the budget
         self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hasattr(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
@@ -155,16 +157,20 @@ class Distillation(Logged):
         flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.speaking[s].reference)
         real = sum(int(b.student.lengths.sum()) for _, b in batches)
         padded = sum(b.student.tokens.numel() for _, b in batches) - real
+        silent = sum(int((~b.student.mask.any(-1)).sum()) for _, b in batches)
+        responses = sum(len(b.student.mask) for _, b in batches)
         before, self._wrote = self._wrote, self._spent_on_writing()
         generated, decoding, read, _, judging = (now - then for now, then in zip(self._wrote, before, strict=True))
         judging += self._learning_to_judge(batches)
-        costs = torch.tensor([real, padded, teacher + read, generated, flops + decoding, judging], dtype=torch.float64)
+        costs = torch.tensor(
+            [real, padded, responses, silent, teacher + read, generated, flops + decoding, judging], dtype=torch.float64
+        )
         totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
         each = len(fields(Counts))
         spent, size = self.budget, each * len(local)
         spent.rows += int(sum(totals[:size:each]))
-        names = ("tokens", "padded", "teacher_tokens", "generated_tokens", "student_flops", "judge_flops")
-        for name, value in zip(names, totals[size:], strict=True):
+        names = ("tokens", "padded", "responses", "masked", "teacher_tokens", "generated_tokens", "student_flops")
+        for name, value in zip((*names, "judge_flops"), totals[size:], strict=True):
             setattr(spent, name, getattr(spent, name) + int(value))
         return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.speaking)}
 
@@ -235,8 +241,10 @@ class Distillation(Logged):
     def step(self) -> None:
         """Clip, optimizers, schedules."""
         self.means.pop("grad_norm", None)
+        trained = list[nn.Parameter]()
         for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            trained += parameters
             bound = self.optimization.clip or float("inf")
             norm = nn.utils.clip_grad_norm_(parameters, bound)
             self.means.setdefault("grad_norm", norm.detach())  # the student's, which comes first; of this step
@@ -244,6 +252,7 @@ class Distillation(Logged):
             optimizer.zero_grad()
             scheduler.step()
         self.step_count += 1
+        self.finiteness.note(self.step_count, self.means, trained)
         for name in (name for name in self.this_step if self.weights[name]):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
@@ -263,6 +272,7 @@ class Distillation(Logged):
         world = self.trainer.world_size  # all ranks are to stop at the same step
         self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
         if self.step_count % self.log_every == 0 or self.finished:
+            stop_if_not_finite(self)
             self.flush()
         if self.finished:
             self.trainer.should_stop = True
@@ -281,7 +291,8 @@ class Distillation(Logged):
         return exact if "logits" in self.alignment.provides else None
 
     def on_validation_epoch_start(self) -> None:
-        """Sums over the validation split."""
+        """Sums over the validation split, of a student that is finite."""
+        stop_if_not_finite(self)
         self.sums = torch.zeros(5, dtype=torch.float64)
 
     def validation_step(self, window: Window, _: int) -> None:
@@ -293,6 +304,7 @@ class Distillation(Logged):
         """Log it, and tell the rollout, which may write more or less from now on."""
         sums = self.sum_over_ranks(self.sums).cpu()
         told = validation.metrics(sums, compared=self.whole_teacher is not None)
+        check_validation(told, self.step_count)
         if hasattr(self.rollout, "after_validation"):
             self.rollout.after_validation(told)
         for name, pair in sorted(reports_of(*self.readers).items()):  # else they would count as training's
@@ -325,7 +337,11 @@ class Distillation(Logged):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet."""
+        """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet.
+
+        Raises NotFinite instead of writing over a good checkpoint what is not finite.
+        """
+        stop_if_not_finite(self)
         self.note_peak_memory()
         told = {
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
@@ -361,13 +377,3 @@ class Distillation(Logged):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""
         return batch
-
-
-def backward_passes(streams: Mapping[str, Sequence[Batch]]) -> list[list[tuple[str, Batch]]]:
-    """Micro-batches that share a backward pass: each alone, but the last of every stream together.
-
-    So every parameter that learns has a part in the last pass, after which gradients are summed over ranks.
-    """
-    alone = [[(stream, batch)] for stream, batches in streams.items() for batch in batches[:-1]]
-    last = [(stream, batches[-1]) for stream, batches in streams.items() if batches]
-    return [*alone, last] if last else alone

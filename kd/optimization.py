@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=1e-12, le=10)]  # AdamW moves each weight by about as much in a step
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, which at 1 would never see a gradient
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,20 @@ class Optimization:
     first lr/W. (The first step of transformers' own schedules has 0 and learns nothing.) After them the schedule is
     transformers': lr at step W + 1, and its end would be in the step after the last.
 
-    clip: largest gradient norm, or None. AdamW itself does not care about a loss's scale, clipping does; comparisons of
-    objectives whose scales differ leave it off, or set an lr for each.
+    lr: the largest of the schedule. weight_decay: decoupled, times the learning rate. beta1, beta2: decay of the means
+    of the gradients and of their squares. clip: largest gradient norm, or None. AdamW itself does not care about a
+    loss's scale, clipping does; comparisons of objectives whose scales differ leave it off, or set an lr for each.
     """
 
-    steps: Count
-    window: Count
+    steps: Annotated[int, Field(ge=1, le=10**9)]
+    window: Annotated[int, Field(ge=1, le=2**20)]
     lr: Rate
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Share = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    clip: Rate | None = 1.0
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    clip: Annotated[float, Field(ge=1e-6, le=1e6)] | None = 1.0
 
     def build(
         self,

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.components import instantiate
 from kd.composition.targets import bears_zeros
+from kd.models.language_model import LanguageModel
+from kd.models.merging import check_mergeable
 from kd.models.own import Own
 from kd.models.sources import model_folder
 from kd.seeding import seeded
@@ -32,9 +34,9 @@ def check_models(cfg: DictConfig) -> None:
     if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
         return
     losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
-    if cfg.teacher.get("_target_") is None and not any(map(sized, losses.values())):
-        return
     student, teacher = (_outline(_text(node)) for node in nodes)
+    check_mergeable(student)
+    check_positions(cfg.data.max_length, {"student": student, "teacher": teacher})
     if isinstance(teacher, Own):
         teacher.bind(student)
     if teacher is not None:
@@ -45,6 +47,21 @@ def check_models(cfg: DictConfig) -> None:
         if sized(loss) and not hasattr(loss, "starts_from"):  # that copies weights
             with seeded(0, "objective", name):
                 introduce(loss, student, teacher)
+
+
+def check_positions(max_length: int, models: Mapping[str, Any]) -> None:
+    """Raises ValueError if a record of `max_length` tokens could be longer than what a model has positions for.
+
+    models: by role; None and a teacher that is made of the student have none of their own.
+    """
+    for role, model in models.items():
+        for network in (part.network for part in model.modules() if isinstance(part, LanguageModel)) if model else ():
+            positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+            if positions is not None and max_length > positions:
+                raise ValueError(
+                    f"data.max_length={max_length} is more than the {positions} positions of the {role} "
+                    f"({type(network).__name__}); set data.max_length={positions}, or take a {role} with more"
+                )
 
 
 def check_zeros(alignment: Any, losses: Mapping[str, Any]) -> None:

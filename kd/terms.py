@@ -1,12 +1,13 @@
 """The summands of an objective, and what those of one stream of batches ask the models for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Bool
 from torch import Tensor
 
+from kd.optimization import Rate
 from kd.schedules import Schedule
 from kd.signals import FROM_ALIGNMENT, domain, is_row_wise, of_role, requires
 from kd.types import WRITERS, Batch, Progress
@@ -34,7 +35,7 @@ class Term:
     loss: Any
     weight: float | Schedule = 1.0
     kind: str = "divergence"
-    lr: float | None = None
+    lr: Rate | None = None
     stream: str = STREAMS[0]
     responses: Responses = "all"
     importance_weighted: bool = True
@@ -103,3 +104,13 @@ def by_stream(objective: Mapping[str, Term]) -> dict[str, Demand]:
     """The streams that have terms."""
     found = {s: {n: term for n, term in objective.items() if term.stream == s} for s in STREAMS}
     return {stream: Demand(terms) for stream, terms in found.items() if terms}
+
+
+def backward_passes(streams: Mapping[str, Sequence[Batch]]) -> list[list[tuple[str, Batch]]]:
+    """Micro-batches that share a backward pass: each alone, but the last of every stream together.
+
+    So every parameter that learns has a part in the last pass, after which gradients are summed over ranks.
+    """
+    alone = [[(stream, batch)] for stream, batches in streams.items() for batch in batches[:-1]]
+    last = [(stream, batches[-1]) for stream, batches in streams.items() if batches]
+    return [*alone, last] if last else alone

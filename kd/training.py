@@ -14,13 +14,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from kd.budget import Limits
+from kd.budget import Budget, Limits
 from kd.callbacks import Saving
 from kd.composition.components import instantiate
 from kd.composition.signatures import located
 from kd.composition.targets import kept
 from kd.corpora.blocks import Blocks, blocks
 from kd.data import Data
+from kd.finiteness import NotFinite
 from kd.metrics_log import TidyLogger
 from kd.models.approximated import Approximated
 from kd.models.cached import Cached
@@ -89,6 +90,7 @@ def build(cfg: DictConfig) -> Parts:
         encoder.max_padding = 1.0
     records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
     data = _data(cfg, module, records, skill.load("validation")[: cfg.checkpoint.records], encoder)
+    _check_validation(cfg.checkpoint, data)
     module.budget.teacher_tokens = augmentation_tokens
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
@@ -143,6 +145,16 @@ def _data(
         uses=getattr(module.rollout, "uses", 1),
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
     )
+
+
+def _check_validation(checkpoint: DictConfig, data: Data) -> None:
+    """Raises ValueError where the best checkpoint is asked for and no validation record could tell which it is."""
+    if checkpoint.use == "best" and not any(data.encoder.encode(record) for record in data.validation):
+        reason = f"none of {len(data.validation)} fits" if data.validation else "there are none"
+        raise ValueError(
+            f"checkpoint.use=best chooses by validation records, but {reason}; raise the skill's number of validation "
+            "records (skill.validation) or data.max_length, or take checkpoint.use=last"
+        )
 
 
 def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any, alignment: Any) -> Term:
@@ -236,7 +248,9 @@ def augmented(cfg: DictConfig, records: Any, teacher: Any) -> tuple[list[Record]
 def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     """Train to the last step, from the last checkpoint if there is one.
 
-    Raises SystemExit(128 + signal) when a signal stopped it; what was trained is saved then.
+    Raises:
+        SystemExit(128 + signal): a signal stopped it; what was trained is saved then.
+        NotFinite: a value of a step, or of the validation, was not finite; what was saved before is kept.
     """
     last = folder.checkpoints / "last.ckpt"
     resumed = last if last.exists() else None
@@ -251,11 +265,34 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:  # it came before `saving` listened, so before the first step
         saving.received = signal.SIGTERM
+    except NotFinite as error:  # on all ranks; the first rank tells
+        kept = f" ({last} is kept as it was after step {max(step, saving.saved)})" if last.exists() else ""
+        raise NotFinite(f"{error}{kept}") if trainer.is_global_zero else SystemExit(0) from None
     if saving.received is not None:
         step = parts.module.step_count
         rank_zero_only(print)(f"stopped at step {step}; the same command goes on from there", flush=True)
         # The first rank tells. When another one fails, Lightning kills all.
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
-    if cfg.checkpoint.use == "best":
-        state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    _check_learnt(parts.module.budget)
+    best = folder.checkpoints / "best.ckpt"
+    if cfg.checkpoint.use == "best" and not best.exists():
+        rank_zero_only(print)(
+            "checkpoint.use=best: the run ended before its first validation; last is used", flush=True
+        )
+    elif cfg.checkpoint.use == "best":
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
+
+
+def _check_learnt(spent: Budget) -> None:
+    """Raises ValueError if no token of any response counted; prints how many responses had none."""
+    if spent.responses and not spent.rows:
+        raise ValueError(
+            f"nothing was learnt: none of the {spent.responses} responses has a token that counts, for all of their "
+            "positions are masked; see what the rollout keeps (rollout.margin, metric without_preference), the "
+            "responses of the skill, and data.max_length"
+        )
+    if spent.masked:
+        rank_zero_only(print)(
+            f"{spent.masked} of {spent.responses} responses had no token that counts (all positions masked)", flush=True
+        )

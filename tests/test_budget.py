@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -8,8 +10,9 @@ from kd.budget import forget_peak_memory, peak_memory_bytes
 from kd.data import Windows
 from kd.models.flops import decoding_flops, scoring_flops, training_flops
 from kd.models.generation import generate, write
-from kd.models.networks import _with_lora
+from kd.models.networks import _with_lora, scratch
 from kd.models.sampling import Sampled
+from kd.seeding import seeded
 from kd.sequences import collate, encode
 from kd.types import Sequences
 from tests import runs
@@ -75,6 +78,34 @@ def test_flops_agree_with_those_that_torch_does(lora):
     attention = 3 * 4 * 4 * length**2 * 64 // 2  # 3 passes, 4 FLOP, 4 layers
     assert torch_does["attention"] == 2 * attention
     assert training_flops(model, one) - attention == pytest.approx(torch_does["matrices"], rel=0.06 if lora else 0.02)
+
+
+FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+BESIDE_LLAMA = {  # how wide all heads together are in the layers that attend, keys and values summed
+    "mamba": ({"num_hidden_layers": 2, "state_size": 8}, 0),
+    "mamba2": ({"num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1}, 0),
+    "lfm2": ({"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], **FOUR_HEADS}, 2 * 32),
+    "deepseek_v3": (
+        {
+            **{"num_hidden_layers": 1, **FOUR_HEADS, "first_k_dense_replace": 1},
+            **{"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 16},
+        },
+        4 * (4 + 8 + 16),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", BESIDE_LLAMA)
+def test_attention_is_counted_where_there_is_some(family):
+    """Twice the tokens in one sequence are twice the matrices, and four times the attention: the difference is it."""
+    changes, width = BESIDE_LLAMA[family]
+    with seeded(0, family):
+        model = scratch(architecture={"model_type": family, "hidden_size": 32, "intermediate_size": 64, **changes})
+    one = sequences(model, ("how many?", "12"))
+    longer = {name: getattr(one, name).repeat(1, 2) for name in ("tokens", "labels", "mask")}
+    twice = replace(one, lengths=2 * one.lengths, **longer)
+    square = int(one.lengths[0]) ** 2
+    assert training_flops(model, twice) - 2 * training_flops(model, one) == 3 * 2 * width * (4 - 2) * square // 2
 
 
 def test_flops_of_writing_agree_with_those_that_torch_does():

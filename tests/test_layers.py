@@ -43,6 +43,7 @@ LAYERS = (
         "diagnostics",
         "evaluation",
         "export",
+        "finiteness",
         "logged",
         "metrics_log",
         "module",

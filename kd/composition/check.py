@@ -16,6 +16,8 @@ from kd.composition.allowed import check_allowing
 from kd.composition.choices import choices, file_of
 from kd.composition.components import calls, check_code
 from kd.composition.formula import composed
+from kd.composition.groups import check_margins
+from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides, flattened
 from kd.composition.sections import GROUPS, check_sections, check_trainer, prepared_roles
 from kd.composition.signatures import check_call, joined, located, suggestion
@@ -44,9 +46,11 @@ def check(cfg: DictConfig) -> None:
     check_objective(config["objective"])
     for path, node in calls("", config):
         _check_node(path, node)
+    check_numbers(config)
     check_trainer(config["trainer"], config["optim"]["window"])
     check_targets(config)
     check_supply(config)
+    check_margins("rollout", config["rollout"], config["reward"])
     check_other_runs(config)
 
 
@@ -147,8 +151,9 @@ def _check_architecture(path: str, fields: Mapping[str, Any]) -> None:
     config = CONFIG_MAPPING[name]
     given = {key: value for key, value in fields.items() if key != "model_type"}
     check_call(path, given, config, besides=config.attribute_map.keys())  # aliases, as hidden_size of gpt2's n_embd
+    check_counts(path, given)
     try:
-        config(**given)
+        check_heads(path, config(**given))
     except StrictDataclassError as error:
         reason = re.sub(r"^\w+Error: ", "", str(error).splitlines()[-1].strip())
         raise ValueError(f"{path}: {reason}") from None

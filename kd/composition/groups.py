@@ -32,6 +32,19 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
         raise ValueError(f"{name}, of what rollout {found.__qualname__} gives: {error}") from None
 
 
+def check_margins(path: str, rollout: Node, reward: Node) -> None:
+    """Raises ValueError where a rollout, or one that writes for it, keeps pairs of which there can be none."""
+    found = None if reward.get("_target_") is None else located("reward", reward["_target_"])
+    largest, margin = getattr(found, "largest_difference", None), rollout.get("margin", 0.0)
+    if found is not None and largest is not None and margin >= largest:
+        raise ValueError(
+            f"{path}.margin={margin}: two rewards of {found.__qualname__} differ by {largest:g} at most, so that no "
+            f"pair would ever be kept; set {path}.margin below {largest:g}"
+        )
+    if _writes(rollout):
+        check_margins(joined(path, "writer"), rollout["writer"], reward)
+
+
 def check_windows(name: str, loss: Any, rollout: Node) -> None:
     """Raises ValueError where the term `name` keeps what it thought of a window, and the rollout mixes windows."""
     for key in ("capacity", "max_age"):

@@ -203,6 +203,9 @@ def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], con
                 raise ValueError(_no_key(override, missing, here))
         for cfg in configs:
             _update(cfg, override)
+    for override in keys:
+        for cfg in configs:
+            _check_interpolation(cfg, override)
 
 
 def _bracketed(override: Override) -> str:
@@ -224,6 +227,33 @@ def _update(cfg: DictConfig, override: Override) -> None:
         OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{override.input_line} cannot be set: {str(error).splitlines()[0]}") from None
+
+
+def _check_interpolation(cfg: DictConfig, override: Override) -> None:
+    """Raises ValueError for an interpolation on the command line that leads nowhere: Hydra itself reads some keys."""
+    if "${" not in (override.input_line or "") or override.is_delete() or override.is_sweep_override():
+        return
+    try:
+        value = OmegaConf.select(cfg, override.key_or_group, throw_on_resolution_failure=True)
+        if OmegaConf.is_config(value):
+            OmegaConf.resolve(value)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{override.input_line}: {_unresolved(str(error), cfg)}") from None
+
+
+def _unresolved(error: str, cfg: DictConfig) -> str:
+    """Why an interpolation leads nowhere, and what would."""
+    line = error.splitlines()[0]
+    if variable := re.search(r"Environment variable '(.+)' not found", line):
+        return f"the environment variable {variable[1]} is not set; set it, or write ${{oc.env:{variable[1]},DEFAULT}}"
+    if key := re.search(r"Interpolation key '(.+)' not found", line):
+        near = _nearest(key[1], list(flattened(cfg)))
+        return f"the config has no {key[1]}; {f'did you mean ${{{near}}}?' if near else 'give a value'}"
+    if resolver := re.search(r"Unsupported interpolation type (\S+)", line):
+        return f"there is no resolver {resolver[1]}; give a value, ${{a key of the config}} or ${{oc.env:VARIABLE}}"
+    if "Recursive interpolation" in line:
+        return "the interpolation leads back to itself; give a value"
+    return f"the interpolation cannot be resolved: {line.rpartition('interpolation: ')[2]}; give a value"
 
 
 def _missing(key: str, override: Override, known: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from kd.budget import Limits
 from kd.composition.choices import choices, meant
 from kd.composition.signatures import check_call, shown, suggestion
 from kd.composition.synonyms import KEYS, NOTHING
+from kd.objectives.divergence import Positive
 from kd.objectives.reduction import Reduction
-from kd.optimization import Optimization
+from kd.optimization import Optimization, Rate
 
 GROUPS = (
     *("teacher", "targets", "student", "skill", "augmentation", "rollout", "generator", "reward", "alignment"),
@@ -49,14 +50,16 @@ ELSEWHERE = {
 }
 
 Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[int, Field(ge=1, le=2**24)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What stands at the top level of `conf/config.yaml` itself."""
 
-    seed: NonNegativeInt
-    temperature: PositiveFloat
+    seed: Seed
+    temperature: Positive
     temperature_squared: bool
     reduction: Reduction
     compare: Text | None
@@ -69,11 +72,11 @@ class Settings:
 class Data:
     """The section `data`."""
 
-    max_length: PositiveInt
-    max_tokens: PositiveInt
-    workers: NonNegativeInt
-    lm_window: PositiveInt
-    lm_length: PositiveInt
+    max_length: Tokens
+    max_tokens: Tokens
+    workers: Annotated[int, Field(ge=0, le=256)]
+    lm_window: Annotated[int, Field(ge=1, le=2**20)]
+    lm_length: Tokens
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,10 @@ class Prepare:
     objective: Text
     skill: Text | None
     steps: PositiveInt
-    lr: PositiveFloat = 5e-4
-    window: PositiveInt = 32
+    lr: Rate = 5e-4
+    window: Annotated[int, Field(ge=1, le=2**20)] = 32
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
         _check_section(path, config, schema)
     _check_file("compare", config["compare"], "objective")
     for role, node in prepared_roles(config).items():
+        _check_licence(f"{role}.licence", node.get("licence"))
         _check_section(f"{role}.prepare", config, Prepare)
         for group in ("objective", "skill"):
             _check_file(f"{role}.prepare.{group}", (node.get("prepare") or {}).get(group), group)
@@ -202,6 +206,14 @@ def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> No
         check_call(path, node, schema, name=path)
     elif node is not None:
         raise ValueError(f"{path}={shown(node)}: this is a section of its own; give null or its keys")
+
+
+def _check_licence(path: str, licence: Any) -> None:
+    """The card of the exported student names it."""
+    if licence is not None and not (isinstance(licence, str) and licence.strip()):
+        raise ValueError(
+            f"{path}={shown(licence)}: should be the name of a licence, such as Apache-2.0, or null (unknown)"
+        )
 
 
 def _check_file(path: str, name: str | None, group: str) -> None:

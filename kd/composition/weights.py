@@ -1,6 +1,5 @@
 """What each term of an objective weighs in the course of a run: numbers and schedules, of which one is never 0."""
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -8,14 +7,21 @@ from typing import Any
 from kd.composition.signatures import check_call, shown
 from kd.schedules import Schedule
 
+LARGEST = 1e6  # beyond it, gradients leave float32 sooner or later; the learning rate is the place for a scale
+
 
 def check_weight(path: str, weight: Any) -> None:
-    """Raises ValueError for a number that is not finite, and for a mapping that is no schedule or changes its sign.
+    """Raises ValueError for a number beyond `LARGEST`, and for a mapping that is no schedule or changes its sign.
 
     What is neither a number nor a mapping is left to the check of the term's other keys.
     """
-    if isinstance(weight, float) and not math.isfinite(weight):
-        raise ValueError(f"{path}={shown(weight)}: a weight is a finite number; 0 leaves the term out")
+    ends = [weight.get("start"), weight.get("end")] if isinstance(weight, Mapping) else [weight]
+    for end in ends:
+        if isinstance(end, float | int) and not abs(end) <= LARGEST:  # not a number either
+            raise ValueError(
+                f"{path}={shown(weight)}: a weight is a number between -{LARGEST:g} and {LARGEST:g}; 0 leaves the term "
+                "out"
+            )
     if not isinstance(weight, Mapping):
         return
     check_call(path, weight, Schedule, name="a schedule")

@@ -1,7 +1,7 @@
 """Floating-point operations of a language model, by counting: real tokens, no padding, nothing done twice.
 
 2 per weight and token forward, as much again for each of the two gradients; the head per row that meets it; causal
-attention. Norms, rotations and softmaxes are left out (below 2 %).
+attention. Norms, rotations, softmaxes and the scans of state-space layers are left out (below 2 %).
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from kd.models.language_model import LanguageModel
 from kd.types import Sequences
+
+WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "recurrent", "moe")  # transformers' names of kinds of layers
 
 
 def training_flops(model: LanguageModel, sequences: Sequences) -> int:
@@ -73,10 +75,19 @@ def _backbone(model: LanguageModel) -> list[nn.Parameter]:
 
 
 def _attention(model: LanguageModel, squares: int) -> int:
-    """Forward, over sequences whose squared lengths add up to `squares`; half of them is masked."""
+    """Forward, over sequences whose squared lengths add up to `squares`; half of them is masked.
+
+    0 in a network without heads of attention (Mamba); layers that are recurrent or convolutions are left out.
+    """
     config: Any = model.network.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 4 * config.num_hidden_layers * config.num_attention_heads * width * squares // 2
+    if not (heads := getattr(config, "num_attention_heads", None)):
+        return 0
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    layers = config.num_hidden_layers if kinds is None else sum(kind not in WITHOUT_ATTENTION for kind in kinds)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "qk_head_dim", None) or width  # multi-head latent attention: as wide as what is compared
+    values = getattr(config, "v_head_dim", None) or width
+    return 2 * layers * heads * (keys + values) * squares // 2
 
 
 def _passes(weight: Tensor) -> int:

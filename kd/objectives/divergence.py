@@ -23,8 +23,8 @@ LOG_ZERO = -100.0  # nats; e^-100 is below the smallest normal float32, so it ca
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]  # at 1 both sides of a skewed divergence are the same
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]  # logits times or over it, and its square, stay in float32
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 
 
 def log_probs(logits: Float[Tensor, "*n V"], temperature: float = 1.0) -> Float[Tensor, "*n V"]:

@@ -25,6 +25,7 @@ class Verifier(Verdicts):
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
     requires: ClassVar[frozenset[str]] = frozenset()
+    largest_difference: ClassVar[float] = 1.0  # of two rewards
 
     def __init__(self, skill: Skill):
         super().__init__()

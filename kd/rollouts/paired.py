@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kd.generators import Generator
@@ -14,7 +14,7 @@ from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Nucleus, Writing
+from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Record, Written
 
@@ -46,12 +46,12 @@ class Paired(Writing):
     def __init__(
         self,
         *,
-        samples: PositiveInt = 1,
+        samples: Samples = 1,
         opponent: Literal["student", "reference"] = "student",
-        max_new_tokens: PositiveInt,
+        max_new_tokens: NewTokens,
         temperature: NonNegativeFloat = 1.0,
         top_p: Nucleus = 1.0,
-        batch_size: PositiveInt = 16,
+        batch_size: Together = 16,
         generator: Generator | None = None,
     ):
         super().__init__(
@@ -112,11 +112,11 @@ class Demonstrated(Paired):
     def __init__(
         self,
         *,
-        samples: PositiveInt = 4,
-        max_new_tokens: PositiveInt,
+        samples: Samples = 4,
+        max_new_tokens: NewTokens,
         temperature: NonNegativeFloat = 1.0,
         top_p: Nucleus = 1.0,
-        batch_size: PositiveInt = 16,
+        batch_size: Together = 16,
         generator: Generator | None = None,
     ):
         super().__init__(

@@ -3,12 +3,12 @@
 from string import Formatter
 from typing import ClassVar
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 
 from kd.generators import Generator
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Nucleus, Writing
+from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
 from kd.sequences import Encoder, encode_prompt
 from kd.types import Batch, Message, Models, Progress, Record
 
@@ -40,11 +40,11 @@ class PrivilegedSelf(Writing):
         self,
         *,
         template: str,
-        samples: PositiveInt = 1,
-        max_new_tokens: PositiveInt,
+        samples: Samples = 1,
+        max_new_tokens: NewTokens,
         temperature: NonNegativeFloat = 1.0,
         top_p: Nucleus = 1.0,
-        batch_size: PositiveInt = 16,
+        batch_size: Together = 16,
         generator: Generator | None = None,
     ):
         super().__init__(

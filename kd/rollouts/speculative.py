@@ -7,7 +7,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from kd.models.sampling_pairs import Interleaved
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Nucleus, Writing
+from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
@@ -33,13 +33,13 @@ class Speculative(Writing):
         self,
         *,
         top_k: PositiveInt = 25,
-        samples: PositiveInt = 1,
-        max_new_tokens: PositiveInt,
+        samples: Samples = 1,
+        max_new_tokens: NewTokens,
         temperature: NonNegativeFloat = 0.5,
         top_p: Nucleus = 0.5,
         teacher_temperature: NonNegativeFloat = 0.2,
         teacher_top_p: Nucleus = 0.5,
-        batch_size: PositiveInt = 16,
+        batch_size: Together = 16,
     ):
         super().__init__(
             samples=samples,

@@ -2,12 +2,12 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from kd.models.sampling_pairs import Mixed
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import Writing
+from kd.rollouts.writing import NewTokens, Samples, Together, Writing
 from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
@@ -37,10 +37,10 @@ class TeacherMixed(Writing):
         self,
         *,
         alpha: Share = 0.2,
-        samples: PositiveInt = 1,
-        max_new_tokens: PositiveInt,
+        samples: Samples = 1,
+        max_new_tokens: NewTokens,
         temperature: NonNegativeFloat = 1.0,
-        batch_size: PositiveInt = 16,
+        batch_size: Together = 16,
     ):
         super().__init__(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
         self.choose = Mixed(alpha, temperature=temperature)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from kd.generators import Generator, Row, shared
 from kd.generators.torch import Torch
@@ -21,6 +21,9 @@ from kd.types import Record, Source, Written
 log = logging.getLogger(__name__)
 
 Nucleus = Annotated[float, Field(gt=0, le=1)]
+Samples = Annotated[int, Field(ge=1, le=4096)]
+NewTokens = Annotated[int, Field(ge=1, le=2**20)]
+Together = Annotated[int, Field(ge=1, le=2**16)]
 
 MANY_CUT = 0.1  # share of responses without an end token, from which on somebody should know
 ENOUGH, RECENT = 32, 256  # responses: before that share means anything, and those that it is taken over
@@ -50,11 +53,11 @@ class Writing:
     def __init__(
         self,
         *,
-        samples: PositiveInt = 1,
-        max_new_tokens: PositiveInt,
+        samples: Samples = 1,
+        max_new_tokens: NewTokens,
         temperature: NonNegativeFloat = 1.0,
         top_p: Nucleus = 1.0,
-        batch_size: PositiveInt = 16,
+        batch_size: Together = 16,
         generator: Generator | None = None,
     ):
         self.generator: Generator = Torch() if generator is None else generator

@@ -1,0 +1,84 @@
+"""Adapters are folded into the weights wherever peft puts them, and what could not be folded is known before training.
+
+Run: python -m pytest tests/models/test_merging.py
+"""
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from kd.export import export, rehearse
+from kd.models.language_model import LanguageModel
+from kd.models.merging import check_mergeable, merged
+from kd.models.networks import _with_lora, scratch
+from kd.seeding import seeded
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+FAMILIES = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen3_moe": {"num_key_value_heads": 2, **EXPERTS},  # fused experts: a wrapper inside a wrapper
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def adapted(family: str, **lora) -> LanguageModel:
+    """A random model with adapters that do something."""
+    with seeded(0, family):
+        plain = scratch(architecture={"model_type": family, **SMALL, **FAMILIES[family]})
+        lora = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", **lora}
+        network = _with_lora(plain.network, LoraConfig(task_type="CAUSAL_LM", **lora))
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.2)
+    return LanguageModel(network, plain.tokenizer).eval()
+
+
+def logits(network) -> torch.Tensor:
+    with torch.no_grad():
+        return network(torch.arange(20, 40)[None]).logits
+
+
+@pytest.mark.filterwarnings("ignore:.*target_parameters")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exported_folder_is_the_student_with_its_adapters(family, tmp_path):
+    model = adapted(family)
+    check_mergeable(model)
+    with_adapters = logits(model.network)
+    export(model, tmp_path, "card")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), with_adapters)
+    for name, parameter in model.network.named_parameters():
+        parameter.data.mul_("lora_" not in name)
+    assert not torch.allclose(logits(model.network), with_adapters), "the adapters do something"
+
+
+def test_experts_are_wrapped_twice():
+    """Else the test above shows nothing."""
+    assert any("experts.base_layer.lora_A" in name for name, _ in adapted("qwen3_moe").named_parameters())
+    assert not any("lora" in name or "base_layer" in name for name, _ in merged(adapted("mixtral")).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [1, 2]}, "token_adapter"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "lora_bias"),
+    ],
+)
+def test_what_could_not_be_exported_is_refused_on_shapes_alone(lora, reason):
+    model = adapted("llama", **lora).to("meta")
+    with pytest.raises(ValueError, match=rf"student\.model\.lora: LlamaForCausalLM .*{reason}"):
+        check_mergeable(model)
+
+
+def test_an_export_is_rehearsed(tmp_path):
+    model = adapted("llama")
+    rehearse(model, tmp_path, "card", 0)
+    assert not list(tmp_path.iterdir()), "nothing is left"
+    with pytest.raises(ValueError, match=r"GB free, but checkpoints \(1000000\.0 GB\) .*run\.root"):
+        rehearse(model, tmp_path, "card", 10**15)
+    model.network.config.strange = object()
+    with pytest.raises(ValueError, match=r"could not be exported at the end: .*; mend"):
+        rehearse(model, tmp_path, "card", 0)
