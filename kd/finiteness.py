@@ -70,9 +70,8 @@ def stop_if_not_finite(module: Any) -> None:
         return
     step, name, value = found
     what = {LOSS: "the loss", GRADIENT: "the gradient norm", WEIGHTS: "the norm of the student's weights"}
-    ways = [
-        way for key, term in module.objective.items() if name in (key, LOSS, GRADIENT) for way in _of_term(key, term)
-    ]
+    at_fault = {key: term for key, term in module.objective.items() if name in (key, LOSS, GRADIENT)}
+    ways = [way for key, term in at_fault.items() for way in _of_term(key, term)]
     if step > 1 or name == WEIGHTS:  # before the first update no rate is at fault
         ways += _of_optimizer(module.optimization)
     if (precision := module.trainer.precision).startswith(("16", "bf16")):

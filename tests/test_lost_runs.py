@@ -1,0 +1,90 @@
+"""What would lose a run at its end is known before its first step, and a run that could not learn says so.
+
+Run: python -m pytest tests/test_lost_runs.py
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kd.experiment import Evaluated
+from kd.results import Budget
+from kd.rollouts.offline import Offline
+from kd.training import build
+from kd.types import Batch, Models, Progress, Record, Split
+from tests import runs
+
+BEST = "checkpoint.use=best"
+
+
+class Unvalidated(runs.Toy):
+    """No validation record."""
+
+    def load(self, split: Split) -> list[Record]:
+        return [] if split == "validation" else super().load(split)
+
+
+class Overlong(runs.Toy):
+    """Validation records with prompts of 600 bytes."""
+
+    def load(self, split: Split) -> list[Record]:
+        found = super().load(split)
+        long = ({"role": "user", "content": "x" * 600},)
+        return [replace(record, prompt=long) for record in found] if split == "validation" else found
+
+
+class Masked(Offline):
+    """The records' own responses, of which only every `keep`-th has a token that counts; 0: none."""
+
+    def __init__(self, keep: int):
+        self.keep = keep
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder) -> list[Batch]:
+        return [self._masked(batch) for batch in super().__call__(window, models, progress, encoder)]
+
+    def _masked(self, batch: Batch) -> Batch:
+        mask = batch.student.mask.clone()
+        for row in range(len(mask)):
+            mask[row] &= bool(self.keep) and row % self.keep == 0
+        student = replace(batch.student, mask=mask)
+        return replace(batch, student=student, teacher=student)
+
+
+def node(target: type, **settings) -> dict:
+    return {"_target_": f"{target.__module__}.{target.__qualname__}", **settings}
+
+
+@pytest.mark.parametrize(("skill", "reason"), [(Unvalidated, "there are none"), (Overlong, "none of 7 fits")])
+def test_best_needs_a_validation_record(skill, reason):
+    with pytest.raises(ValueError, match=rf"checkpoint\.use=best .*{reason}; .*checkpoint\.use=last"):
+        build(runs.config(BEST, skill=node(skill)))
+
+
+def test_a_budget_may_end_a_run_before_there_is_a_best(tmp_path, capsys):
+    parts = runs.train(runs.config(BEST, "budget.tokens=1", "checkpoint.validate=10"), tmp_path)
+    assert parts.module.step_count == 1
+    assert "ended before its first validation; last is used" in capsys.readouterr().out
+    last = runs.checkpoint(tmp_path)["state_dict"]
+    assert all(torch.equal(value, last[f"student.{name}"]) for name, value in parts.module.student.state_dict().items())
+
+
+def test_a_run_in_which_no_token_counts_fails(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing was learnt: none of the 50 responses .* positions are masked"):
+        runs.train(runs.config(rollout=node(Masked, keep=0)), tmp_path)
+
+
+def test_responses_without_a_token_that_counts_are_counted(tmp_path, capsys):
+    budget = runs.train(runs.config(rollout=node(Masked, keep=2)), tmp_path).module.budget
+    assert budget.responses == 50
+    assert 15 < budget.masked < 30
+    told = f"{budget.masked} of 50 responses had no token that counts"
+    assert told in capsys.readouterr().out
+
+
+def test_what_a_run_costs_fits_its_results(tmp_path):
+    """Counters of a run alone stay out of results.json, whose schema refuses them."""
+    parts = runs.train(runs.config("optim.steps=1"), tmp_path)
+    evaluated = Evaluated.__new__(Evaluated)
+    evaluated.parts = parts
+    assert Budget(**evaluated._budget()).tokens == parts.module.budget.tokens
