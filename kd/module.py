@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kd import validation
-from kd.budget import Budget, Limits, forget_peak_memory, peak_memory_bytes
+from kd.budget import Budget, Limits, forget_peak_memory
 from kd.data import Window
 from kd.finiteness import Finiteness, check_validation, stop_if_not_finite
 from kd.kernels import over_chunks
-from kd.logged import Logged, listed, reports_of
+from kd.logged import listed, reports_of
 from kd.models.flops import reading_flops, scoring_flops, training_flops
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import ask
@@ -23,6 +23,7 @@ from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weight
 from kd.observation import dense_rows, mask_of, moved, rows, signals_of, whole
 from kd.optimization import Optimization
 from kd.rollouts import Spent
+from kd.run_state import RunState
 from kd.schedules import Schedule
 from kd.seeding import seed_all
 from kd.sequences import Encoder
@@ -33,7 +34,7 @@ from kd.types import Batch, Models, Progress
 VERSION = 4  # FLOP of hybrid networks; 3: the first step of a warm-up learns; 2: validation scores whole references
 
 
-class Distillation(Logged):
+class Distillation(RunState):
     """A student, perhaps a teacher, and what is compared between them.
 
     The teacher is not a submodule: it is in no checkpoint, in no optimizer and wrapped by no strategy.
@@ -330,49 +331,6 @@ class Distillation(Logged):
         for frozen in (self.models.teacher, self.models.reference):
             if frozen is not None:
                 frozen.to(self.device)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Without frozen parameters (a LoRA student's base): they are remade from their source."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet.
-
-        Raises NotFinite instead of writing over a good checkpoint what is not finite.
-        """
-        stop_if_not_finite(self)
-        self.note_peak_memory()
-        told = {
-            kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
-            for kind, values in (("means", self.means), ("reports", self.reports))
-        }
-        carried: dict[str, Any] = {
-            "rollout": self.gathered(getattr(self.rollout, "state_dict", dict)()),
-            "teacher": getattr(self.models.teacher, "carried_state", dict)(),
-        }
-        counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
-        checkpoint["distillation"] = {**counted, **told, **carried}
-
-    def on_fit_end(self) -> None:
-        """What training took of memory is known now."""
-        self.note_peak_memory()
-
-    def note_peak_memory(self) -> None:
-        """The largest so far, over the parts of a run that was resumed."""
-        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, peak_memory_bytes())
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Everything that `on_save_checkpoint` wrote."""
-        state = checkpoint["distillation"]
-        self.step_count, self.budget = state["step"], Budget(**state["budget"])
-        self.spoken = dict(state.get("spoken", {}))
-        for kind in ("means", "reports"):
-            setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
-        if hasattr(self.rollout, "load_state_dict"):
-            self.rollout.load_state_dict(state["rollout"][self.global_rank])
-        if hasattr(self.models.teacher, "load_carried_state"):
-            self.models.teacher.load_carried_state(state["teacher"])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches move one at a time, when their turn comes."""

@@ -49,6 +49,7 @@ LAYERS = (
         "module",
         "observation",
         "optimization",
+        "run_state",
         "terms",
         "validation",
     }
