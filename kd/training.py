@@ -149,11 +149,10 @@ def _data(
 
 def _check_validation(checkpoint: DictConfig, data: Data) -> None:
     """Raises ValueError where the best checkpoint is asked for and no validation record could tell which it is."""
-    if checkpoint.use == "best" and not any(data.encoder.encode(record) for record in data.validation):
-        reason = f"none of {len(data.validation)} fits" if data.validation else "there are none"
+    if checkpoint.use == "best" and not data.references:
         raise ValueError(
-            f"checkpoint.use=best chooses by validation records, but {reason}; raise the skill's number of validation "
-            "records (skill.validation) or data.max_length, or take checkpoint.use=last"
+            "checkpoint.use=best chooses by validation records, but there are none; raise the skill's number of "
+            "validation records (skill.validation), or take checkpoint.use=last"
         )
 
 
@@ -274,13 +273,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         # The first rank tells. When another one fails, Lightning kills all.
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
     _check_learnt(parts.module.budget)
-    best = folder.checkpoints / "best.ckpt"
-    if cfg.checkpoint.use == "best" and not best.exists():
-        rank_zero_only(print)(
-            "checkpoint.use=best: the run ended before its first validation; last is used", flush=True
-        )
-    elif cfg.checkpoint.use == "best":
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    if cfg.checkpoint.use == "best":
+        state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
 
 

@@ -44,7 +44,7 @@ def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
 
     Raises ValueError, in one sentence: a flag that Hydra does not have, a choice without a file, a key that is not in
     the config, two files that choose the same axis, a method and a choice that contradicts it, a file whose section
-    `hydra` would execute what the user did not allow.
+    `hydra` would execute what the user did not allow, an interpolation on the command line that leads nowhere.
     """
     flags = _flags(arguments)
     elsewhere = str(flags.config_path or "").startswith("pkg://") or flags.experimental_rerun
