@@ -5,17 +5,18 @@ the teacher once for each sequence, and goes on where it was interrupted.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from omegaconf import DictConfig, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kd.artifacts import locked, write_atomically
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.evaluation.reading import reading
@@ -24,7 +25,7 @@ from kd.kernels.logits import DenseLogits, HeadLogits, Logits
 from kd.models.approximated import Approximated
 from kd.models.cached import head_tensors
 from kd.models.identity import model_digest
-from kd.models.target_store import TargetStore, keys_of, write_manifest, written
+from kd.models.target_store import TargetStore, check_part, keep, keys_of
 from kd.models.targets import Hidden, stored
 from kd.models.teacher import ask
 from kd.observation import moved
@@ -68,7 +69,7 @@ def write(cfg: DictConfig, this_run: bool = False) -> str:
     folder, parts = targets_folder(cfg), build(cfg)
     teacher: Approximated = parts.module.models.teacher
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"), reading(teacher):
+    with locked(folder), reading(teacher):
         records = parts.data.met() if this_run else parts.data.train
         batches = [moved(batch, device(cfg)) for batch in parts.encoder.batches(records)]
         _write_frame(folder, teacher)
@@ -101,16 +102,17 @@ def targets_of(teacher: Approximated, batch: Batch) -> Iterator[tuple[bytes, dic
 
 def _write_frame(folder: Path, teacher: Approximated) -> None:
     """What is said once: whose targets, their tokenizer, and their head if it is needed."""
-    if (folder / "manifest.json").exists():
+    if (folder / "targets.json").exists():
         return
     model = teacher.model
-    model.tokenizer.save_pretrained(folder / "tokenizer")
+    keep(folder / "tokenizer", model.tokenizer.save_pretrained)
     if isinstance(teacher.targets, Hidden):
         head = head_tensors(model.head())
-        written(folder / "head.safetensors", lambda path: save_file(head, path))
+        keep(folder / "head.safetensors", lambda path: save_file(head, path))
     settings = {"targets": type(teacher.targets).__name__, **vars(teacher.targets)}
     settings.pop("rule", None)  # the tail rule is chosen when they are read
-    write_manifest(folder, {"teacher": model_digest(model), "vocabulary": model.vocabulary, **settings})
+    facts = {"teacher": model_digest(model), "vocabulary": model.vocabulary, **settings}
+    keep(folder / "targets.json", lambda path: write_atomically(path, json.dumps(facts, indent=2) + "\n"))
 
 
 def _write_targets(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
@@ -145,8 +147,8 @@ def _write_probe(store: TargetStore, teacher: Approximated, batches: Sequence[Ba
         rows = logits.rows(slice(0, logits.n)).float().log_softmax(-1).cpu().split(batch.teacher.mask.sum(1).tolist())
         whole |= {key.hex(): part.contiguous() for key, part in zip(keys_of(batch.teacher), rows, strict=True)}
     if whole:
-        whole |= load_file(store.probe) if known else {}
-        written(store.probe, lambda path: save_file(whole, path))
+        whole |= load_file(check_part(store.probe)) if known else {}
+        keep(store.probe, lambda path: save_file(whole, path))
 
 
 def _part(logits: Logits, rows: slice) -> Logits:

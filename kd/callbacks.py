@@ -1,6 +1,5 @@
 """What watches a run: it is saved, and stopped by signals, without losing anything; a line of progress."""
 
-import os
 import signal
 import sys
 import time
@@ -12,6 +11,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from kd.artifacts import remove, store_stream, verified
 
 
 class Saving(Checkpoint):
@@ -62,21 +63,36 @@ class Saving(Checkpoint):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all, whenever the process is killed.
+    """Checkpoints that are there whole or not at all, whenever the process is killed, and that have a manifest.
 
     Lightning's own pass through the system's temporary folder; when that is on another disk, the last step is a copy.
+
+    Args:
+        run: the hash of the run that they belong to.
     """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write beside, then rename."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(path.name + ".half")
-        with half.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
+        facts = {"run": self.run, "step": checkpoint["global_step"]}
+        store_stream(Path(path), lambda stream: torch.save(checkpoint, stream), kind="checkpoint", facts=facts)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the file and its manifest."""
+        remove(Path(path))
+
+
+def read_checkpoint(path: Path, run: str, **options: Any) -> dict[str, Any]:
+    """The content of a checkpoint of the run with this hash; `options` are `torch.load`'s.
+
+    Raises:
+        ValueError: the file was damaged, or belongs to another run.
+    """
+    remedy = f"put the undamaged file back, or delete {path} to begin at step 0"
+    verified(path, remedy=remedy, **({"run": run} if run else {}))
+    return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
 class ProgressLines(Callback):

@@ -1,6 +1,5 @@
 """One experiment: check, prepare, train, evaluate, report. The last place that sees the whole config."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -9,16 +8,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd.artifacts import remove, store
 from kd.composition.check import check as check_config
 from kd.composition.check import describe
 from kd.composition.components import instantiate
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
+from kd.identity import identity
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
 from kd.outlines import check_models
-from kd.preparation import choice, identity, prepared, unprepared, variant
+from kd.preparation import choice, prepared, unprepared, variant
 from kd.reports.table import lost_records
 from kd.results import Budget as Cost
 from kd.results import validated
@@ -159,10 +160,10 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     evaluation.measure("after")
     results = evaluation.results(beside)
     validated({"config_hash": "0" * 12, **results})  # before what it could be made of again is deleted
-    _export(cfg, parts, results, folder.path / "student")
+    store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")
     summarise(parts.module.trainer.loggers, results)
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
-    (folder.checkpoints / "last.ckpt").unlink(missing_ok=True)  # nothing goes on from a run that is DONE
+    remove(folder.checkpoints / "last.ckpt")  # nothing goes on from a run that is DONE
     return results
 
 
@@ -321,11 +322,7 @@ def _card(cfg: DictConfig, parts: Any, results: Mapping[str, Any]) -> str:
 def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Path) -> None:
     from kd.export import export
 
-    half = folder.with_name(folder.name + ".half")
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    export(parts.module.student, half, _card(cfg, parts, results))
-    half.rename(folder)
+    export(parts.module.student, folder, _card(cfg, parts, results))
 
 
 def _yaml(cfg: DictConfig) -> str:

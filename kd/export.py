@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kd.artifacts import store
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 
@@ -64,9 +65,7 @@ def export_objective(stateful: nn.Module, path: Path) -> None:
     """What the terms of an objective learned or kept (projections, mixtures, buffers) in `path`; no file if nothing."""
     state = {name: value.detach().cpu().contiguous() for name, value in stateful.state_dict().items()}
     if state:
-        half = path.with_name(path.name + ".half")
-        save_file(state, half)
-        half.rename(path)
+        store(path, lambda partial: save_file(state, partial), kind="objective")
 
 
 def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence: str, data: str) -> str:

@@ -22,10 +22,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence, sentence
 from kd.reports.grid import console
 from kd.reports.table import run_table
-from kd.run_folder import RunFolder, is_rank_zero, write_atomically
+from kd.run_folder import RunFolder, is_rank_zero
 from kd.secrets import masked, masked_output, note
 
 SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # how a launcher tells a child process which job it is

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd.run_folder import write_atomically
+from kd.artifacts import write_atomically
 
 COLUMNS = ("step", "split", "name", "value")
 

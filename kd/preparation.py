@@ -5,32 +5,26 @@
 cached by the hash of everything it depends on, locked while it is made, and continued where it was interrupted.
 """
 
-import hashlib
-import inspect
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import filelock
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-import kd
-from kd.composition.components import instantiate
+from kd.artifacts import cache_root, locked, store, verified
 from kd.composition.sections import Prepare, prepared_roles
-from kd.composition.signatures import located
 from kd.export import licence_of
-from kd.models.sources import cache_root, digest
-from kd.models.target_store import FORMAT
-from kd.run_folder import RunFolder, config_hash
-from kd.secrets import hashable, masked, unrevealed
+from kd.identity import TRAINING, identity
+from kd.run_folder import RunFolder
+from kd.secrets import unrevealed
 
 PREPARED = "kd.models.networks.pretrained"
 MAX_TOKENS = 8192  # of a preparation's micro-batch
+TARGETS = ("kd.models.targets", "kd.models.target_store")  # the code that cached targets depend on
 _composed: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDictionary()  # of each start of Hydra's
 
 
@@ -65,6 +59,7 @@ def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path]
         if not folder.exists():
             missing(cfg, role, folder)
         if folder.exists():
+            verified(folder)
             _read_from(folder, node, lora=node.model.get("lora") if role == "student" else None)
     return cfg
 
@@ -88,7 +83,7 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
         for key in ("lm_window", "lm_length"):
             recipe.data.pop(key)
         recipe.student.pop("licence")  # what is known of it changes no weight
-    return cache_root() / "prepared" / identity(recipe)
+    return cache_root() / "prepared" / identity(recipe, TRAINING)
 
 
 def targets_folder(cfg: DictConfig) -> Path:
@@ -100,17 +95,8 @@ def targets_folder(cfg: DictConfig) -> Path:
     for node, around in ((teacher, ("prepare", "licence")), (targets, ("tail", "cached", "audit"))):
         for key in around:
             node.pop(key, None)  # type: ignore[union-attr, arg-type, call-arg]
-    content = OmegaConf.create({"teacher": teacher, "targets": targets, "format": FORMAT})
-    return cache_root() / "targets" / identity(content)
-
-
-def identity(cfg: DictConfig) -> str:
-    """The hash that names a run: its resolved config, the content of its sources and of code that is not `kd`'s,
-    the version of `kd`.
-    """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    digests = {masked(name): digest for name, digest in (_digests(config) | _corpus_digest(config)).items()}
-    return config_hash(hashable(cfg), digests=digests, version=kd.__version__)
+    content = OmegaConf.create({"teacher": teacher, "targets": targets})
+    return cache_root() / "targets" / identity(content, TARGETS)
 
 
 def choice(group: str, name: str) -> Any:
@@ -166,45 +152,11 @@ def _licence(cfg: DictConfig, role: str) -> str | None:
 
 
 def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConfig, RunFolder, Path], None]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
+    with locked(folder):
         if folder.exists():  # another job made it while we waited
             return
         print(f"preparing the {role}: {recipe.optim.steps} steps of {'+'.join(recipe.objective)}, once; then {folder}")
-        run, exported = RunFolder(Path(f"{folder}.run")), Path(f"{folder}.export")
+        run = RunFolder(Path(f"{folder}.run"))
         run.start(OmegaConf.to_yaml(OmegaConf.create(unrevealed(recipe))), [])
-        shutil.rmtree(exported, ignore_errors=True)
-        train(recipe, run, exported)
-        os.replace(exported, folder)
+        store(folder, lambda partial: train(recipe, run, partial), kind=f"prepared {role.partition('.')[0]}")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-
-
-def _corpus_digest(config: dict[str, Any]) -> dict[str, str]:
-    """Of the plain text, where a term learns on it."""
-    if not any(term.get("stream") == "lm" for term in config.get("objective", {}).values()):
-        return {}
-    return {"corpus": instantiate(config["corpus"]).digest}
-
-
-def _run_digest(folder: str) -> dict[str, str]:
-    """Of the models in a finished run's folder, which a config may name (reward=reward_model)."""
-    parts = [Path(folder).expanduser() / name for name in ("student", "objective.safetensors")]
-    return {str(part): digest(f"local:{part}") for part in parts if part.exists()}
-
-
-def _digests(node: Any) -> dict[str, str]:
-    """Content hashes below `node`: of all sources, by address, of runs, and of the files that foreign targets stand
-    in.
-    """
-    if isinstance(node, list):
-        return {k: v for child in node for k, v in _digests(child).items()}
-    if not isinstance(node, dict):
-        return {}
-    own = {}
-    if "address" in node:
-        own[node["address"]] = digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})
-    if (target := node.get("_target_")) and not target.startswith("kd."):
-        file = inspect.getsourcefile(located("", target))
-        own[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
-    return own | {k: v for child in node.values() for k, v in _digests(child).items()}

@@ -4,13 +4,12 @@ A run writes into `<root>/<name>-<hash>/`, one process at a time, every file who
 marker `DONE` last.
 """
 
-import hashlib
 import itertools
 import json
 import os
 import platform
+import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from kd.artifacts import key, locked, write_atomically
 from kd.results import Failure, finite, read_results, validated
+from kd.versions import code_digest
 
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
@@ -29,20 +28,19 @@ ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
-def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: str) -> str:
+def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: Mapping[str, int | str]) -> str:
     """12 hex digits over the resolved config, without the keys in NOT_HASHED and ENGINE, and what it stands on.
 
     Args:
         config: the composed config as plain, resolved containers.
         digests: content hashes of models and data, by name.
-        version: the version of `kd`.
+        version: the versions of the code.
 
     Raises:
         ValueError: the config holds a value that json has no form for.
     """
-    content = {"config": _hashed_part(config), "digests": dict(digests), "version": version}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_refuse)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    content = {"config": _hashed_part(config), "digests": dict(digests), "version": dict(version)}
+    return key(content)[:12]
 
 
 def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
@@ -51,38 +49,6 @@ def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
         for key, value in config.items()
         if f"{inside}{key}" not in NOT_HASHED and not f"{inside}{key}".endswith(ENGINE)
     }
-
-
-def _refuse(value: object) -> None:
-    raise ValueError(
-        f"the config holds {value!r} of type {type(value).__name__}, which cannot be hashed; "
-        "pass OmegaConf.to_container(config, resolve=True) made of numbers, strings, lists and mappings"
-    )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one: temporary file beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == "posix":  # the rename itself is durable only after its directory is
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def is_rank_zero() -> bool:
@@ -119,8 +85,9 @@ class RunFolder:
 
     @property
     def config_hash(self) -> str:
-        """The hash in the folder's name."""
-        return self.path.name.rpartition("-")[2]
+        """The hash in the folder's name; empty where there is none."""
+        found = re.search(r"-([0-9a-f]{12})$", self.path.name)
+        return found[1] if found else ""
 
     @property
     def old_runs(self) -> int:
@@ -159,24 +126,8 @@ class RunFolder:
         Raises:
             BlockingIOError: another process holds it; names the folder, the holder and the remedy.
         """
-        beside = self.path.parent / ".locks" / self.path.name
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        holder = beside.with_name(beside.name + ".holder")
-        lock = filelock.FileLock(beside.with_name(beside.name + ".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            in_use = f"run folder {self.path} is in use by {_holder(holder)}"
-            if not wait:
-                message = f"{in_use}; wait for that run or stop it, then start this one again"
-                raise BlockingIOError(message) from None
-            print(f"{in_use}: waiting", flush=True)
-            lock.acquire()
-        try:
-            write_atomically(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        with locked(self.path, wait=wait):
             yield
-        finally:
-            lock.release()
 
     def set_aside(self) -> Path | None:
         """Rename the folder to the first free `<name>-<hash>.old-N` and return that; never deletes."""
@@ -231,14 +182,6 @@ class RunFolder:
         self.write_json("results.json", Failure(config_hash=self.config_hash, reason=reason).model_dump())
 
 
-def _holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return "another process"  # between its lock and its name
-    return f"process {holder['pid']} on {holder['host']}"
-
-
 def environment() -> dict[str, Any]:
     """Versions, git state of the checkout that `kd` lies in, device and threads."""
     import torch  # only here: whoever reads run folders does without it
@@ -249,6 +192,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
         "git": git_state(Path(__file__).resolve().parent),
+        "code": code_digest(),
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "device_count": torch.cuda.device_count() if cuda else 1,
         "cpu_count": os.cpu_count(),

@@ -49,7 +49,7 @@ def trainer_of(
         max_epochs=1,  # one pass over `steps` windows
         logger=to,
         callbacks=[best(cfg, folder), saving, *audits(cfg), *([] if terminal else [ProgressLines()])],
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(folder.config_hash)],
         enable_progress_bar=terminal,
         default_root_dir=folder.path,
         val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),

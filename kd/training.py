@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from kd.budget import Budget, Limits
-from kd.callbacks import Saving
+from kd.callbacks import Saving, read_checkpoint
 from kd.composition.components import instantiate
 from kd.composition.signatures import located
 from kd.composition.targets import kept
 from kd.corpora.blocks import Blocks, blocks
 from kd.data import Data
 from kd.finiteness import NotFinite
+from kd.identity import load_skill
 from kd.metrics_log import TidyLogger
 from kd.models.approximated import Approximated
 from kd.models.cached import Cached
@@ -57,7 +58,7 @@ class Parts:
 
 def build(cfg: DictConfig) -> Parts:
     """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
-    skill: Skill = instantiate(cfg.skill)
+    skill = load_skill(cfg.skill)
     teacher = kept_teacher(cfg)
     if teacher is not None:
         teacher.to(device(cfg))
@@ -255,7 +256,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     resumed = last if last.exists() else None
     log, step = TidyLogger(folder.path), 0
     if resumed:
-        step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["distillation"]["step"]
+        step = read_checkpoint(last, folder.config_hash, mmap=True)["distillation"]["step"]
         rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
@@ -274,7 +275,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
     _check_learnt(parts.module.budget)
     if cfg.checkpoint.use == "best":
-        state = torch.load(folder.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        state = read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
 
 

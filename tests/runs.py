@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from kd.callbacks import WholeFiles
 from kd.models.identity import weights_digest
 from kd.objectives.divergence import cross_entropy, forward_kl
 from kd.rollouts.offline import Offline
@@ -87,6 +88,11 @@ def started(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.path.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def rewrite(state: dict[str, Any], path: Path) -> None:
+    """A checkpoint with another content, as if the run had saved that."""
+    WholeFiles("").save_checkpoint(state, path)
 
 
 def gradients(parts: Parts) -> dict[str, Tensor]:

@@ -322,7 +322,7 @@ def test_a_killed_writer_goes_on_where_it_was(cache, monkeypatch):
     done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     folder = targets_folder(runs.config(*words))
-    kept = sorted(folder.glob("shard-*"))
+    kept = sorted(folder.glob("shard-*.safetensors"))
     contents = [path.read_bytes() for path in kept]
     found = len(TargetStore(folder))
     assert len(kept) == 2
@@ -339,17 +339,33 @@ def test_a_killed_writer_goes_on_where_it_was(cache, monkeypatch):
             assert torch.equal(column, resumed.columns([key])[name])
 
 
+PARTS = {"topk": ["targets.json", "tokenizer/tokenizer.json", "shard"], "hidden": ["head.safetensors", "shard"]}
+
+
+@pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind, parts in PARTS.items() for part in parts])
+def test_a_part_with_a_flipped_bit_is_named_before_a_step_is_taken(kind, part, tmp_path):
+    kd.cache.write(runs.config(*KINDS[kind]))
+    folder = targets_folder(runs.config(*KINDS[kind]))
+    path = next(folder.glob("shard-*.safetensors")) if part == "shard" else folder / part
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1  # a value, not a header
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path.name} of a cache of the teacher's targets was changed or damaged"):
+        runs.train(runs.config(*KINDS[kind], CACHED), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_summary_counts_bytes(tmp_path):
     cfg = runs.config("targets=topk", "targets.k=6")
     said = kd.cache.write(cfg)
     store = TargetStore(targets_folder(cfg))
     rows = sum(len(store.columns([key])["tail"]) for key in store.where)
-    size = sum(path.stat().st_size for path in store.folder.glob("shard-*"))
+    size = sum(path.stat().st_size for path in store.folder.glob("shard-*.safetensors"))
     assert f"{rows} response tokens" in said
     assert f"{size / rows:.0f} bytes per token" in said
     columns = store.columns(list(itertools.islice(store.where, 3)))
     assert sum(c.element_size() * c.numel() for c in columns.values()) == len(columns["tail"]) * (6 * 4 + 2)
-    assert "tail" not in json.loads((store.folder / "manifest.json").read_text())
+    assert "tail" not in json.loads((store.folder / "targets.json").read_text())
 
 
 def test_command_line_says_what_is_wrong(capsys):

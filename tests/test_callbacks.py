@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from kd.callbacks import WholeFiles
+from kd.callbacks import WholeFiles, read_checkpoint
 from kd.training import build, fit
 from tests import runs
 
@@ -157,20 +157,20 @@ class Unpicklable:
 
 
 def test_a_file_that_is_cut_off_leaves_the_old_one(tmp_path):
-    path, files = tmp_path / "new/last.ckpt", WholeFiles()
-    files.save_checkpoint({"step": 1}, path)
+    path, files = tmp_path / "new/last.ckpt", WholeFiles("")
+    files.save_checkpoint({"global_step": 1}, path)
     with pytest.raises(RuntimeError, match="cut off"):
-        files.save_checkpoint({"tensor": torch.zeros(1000), "step": Unpicklable()}, path)
-    assert files.load_checkpoint(path) == {"step": 1}
-    files.save_checkpoint({"step": 2}, path)
-    assert files.load_checkpoint(path) == {"step": 2}
-    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+        files.save_checkpoint({"tensor": torch.zeros(1000), "global_step": 2, "bad": Unpicklable()}, path)
+    assert read_checkpoint(path, "") == {"global_step": 1}
+    files.save_checkpoint({"global_step": 2}, path)
+    assert read_checkpoint(path, "") == {"global_step": 2}
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.artifact.json"]
 
 
 def test_the_old_file_is_there_while_the_new_one_is_written(tmp_path):
     """And nothing is written anywhere else, as on another disk."""
-    path, files = tmp_path / "last.ckpt", WholeFiles()
-    files.save_checkpoint({"step": 1}, path)
+    path, files = tmp_path / "last.ckpt", WholeFiles("")
+    files.save_checkpoint({"global_step": 1}, path)
     seen = []
 
     class Looking:
@@ -178,8 +178,24 @@ def test_the_old_file_is_there_while_the_new_one_is_written(tmp_path):
             seen.append((files.load_checkpoint(path), sorted(f.name for f in tmp_path.iterdir())))
             return (int, (2,))
 
-    files.save_checkpoint({"step": Looking()}, path)
-    assert seen == [({"step": 1}, ["last.ckpt", "last.ckpt.half"])]
+    files.save_checkpoint({"global_step": 2, "looking": Looking()}, path)
+    partial = f".last.ckpt.{os.getpid()}.part"
+    assert seen == [({"global_step": 1}, [partial, "last.ckpt", "last.ckpt.artifact.json"])]
+
+
+def test_a_checkpoint_with_a_flipped_bit_or_of_another_run_is_never_used(tmp_path):
+    """Bits at ten places of the file, headers and weights alike."""
+    path = tmp_path / "last.ckpt"
+    WholeFiles("a" * 12).save_checkpoint({"global_step": 7, "weights": torch.arange(500.0)}, path)
+    whole = path.read_bytes()
+    for place in range(3, len(whole), len(whole) // 10):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"last.ckpt of a checkpoint was changed .* delete .* to begin at step 0"):
+            read_checkpoint(path, "a" * 12)
+    path.write_bytes(whole)
+    assert read_checkpoint(path, "a" * 12)["global_step"] == 7
+    with pytest.raises(ValueError, match=r"is a checkpoint of run=aaaaaaaaaaaa, not of run=bbbbbbbbbbbb"):
+        read_checkpoint(path, "b" * 12)
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ LAYERS = (
         "schedules",
         "seeding",
         "results",
+        "artifacts",
+        "versions",
         "run_folder",
         "progress",
         "ranks",
@@ -44,6 +46,7 @@ LAYERS = (
         "evaluation",
         "export",
         "finiteness",
+        "identity",
         "logged",
         "metrics_log",
         "module",
@@ -58,7 +61,7 @@ LAYERS = (
     | {"cache", "doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-RUN_FOLDER = {"results", "run_folder", "errors"}  # the contract between training and everything that reads
+RUN_FOLDER = {"artifacts", "results", "run_folder", "errors"}  # the contract between training and everything that reads
 STATISTICS = {"intervals"}
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared"}
 

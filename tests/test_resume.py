@@ -62,7 +62,7 @@ def resumed(halves: tuple[Path, Path], to: Path, change: Any = None) -> list[str
     if change is not None:
         state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
         change(state)
-        torch.save(state, to / "checkpoints/last.ckpt")
+        runs.rewrite(state, to / "checkpoints/last.ckpt")
     ran(to, objective=runs.MIXED)
     return runs.differences(whole, to)
 
@@ -220,7 +220,7 @@ def test_a_piece_of_a_rollout_that_is_missing_is_missed(rolled, tmp_path, rollou
     shutil.copytree(rolled / f"{rollout} cut", cut)
     state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
     state["distillation"]["rollout"][0][name] = FORGOTTEN[rollout, name]
-    torch.save(state, cut / "checkpoints/last.ckpt")
+    runs.rewrite(state, cut / "checkpoints/last.ckpt")
     ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[rollout]))
     found = runs.differences(whole, cut)
     assert any(difference.startswith(("last.state_dict", "last.distillation.rollout")) for difference in found), found

@@ -52,11 +52,11 @@ def process(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def test_hash_ignores_order_of_keys_and_where_a_run_is_recorded() -> None:
-    first = config_hash(CONFIG, digests={"teacher": "t", "data": "d"}, version="1")
+    first = config_hash(CONFIG, digests={"teacher": "t", "data": "d"}, version={"kd": "1"})
     shuffled = dict(reversed(CONFIG.items())) | {"objective": {"weight": 1.0, "name": "fkl"}}
     shuffled |= {"hydra": {"a": 1}, "logger": {"wandb": {}}, "run": {"root": "elsewhere", "force": True}, "name": "x"}
     shuffled["data"] = {"workers": 4, "length": 512}
-    assert config_hash(shuffled, digests={"data": "d", "teacher": "t"}, version="1") == first
+    assert config_hash(shuffled, digests={"data": "d", "teacher": "t"}, version={"kd": "1"}) == first
     assert len(first) == 12
     assert set(first) <= set("0123456789abcdef")
 
@@ -69,17 +69,17 @@ def test_hash_ignores_order_of_keys_and_where_a_run_is_recorded() -> None:
         {"config": {**CONFIG, "data": {"length": 512, "logger": 1}}},  # excluded at the top, not everywhere
         {"digests": {"teacher": "other"}},
         {"digests": {}},
-        {"version": "2"},
+        {"version": {"kd": "2"}},
     ],
 )
 def test_hash_sees_whatever_changes_the_result(changed: dict[str, Any]) -> None:
-    arguments: dict[str, Any] = {"config": CONFIG, "digests": {"teacher": "t"}, "version": "1"}
+    arguments: dict[str, Any] = {"config": CONFIG, "digests": {"teacher": "t"}, "version": {"kd": "1"}}
     assert config_hash(**{**arguments, **changed}) != config_hash(**arguments)
 
 
 def test_hash_refuses_what_has_no_text() -> None:
     with pytest.raises(ValueError, match="type PosixPath"):
-        config_hash({"path": Path("x")}, digests={}, version="1")
+        config_hash({"path": Path("x")}, digests={}, version={"kd": "1"})
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
@@ -273,4 +273,4 @@ def test_a_run_that_several_jobs_need_is_waited_for(tmp_path: Path, capsys: pyte
     Timer(0.3, holder.kill).start()
     with run.lock(wait=True):
         assert holder.wait() == -signal.SIGKILL
-    assert f"in use by process {holder.pid} on" in capsys.readouterr().out
+    assert f"in use by process {holder.pid} on" in capsys.readouterr().err

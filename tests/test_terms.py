@@ -184,7 +184,7 @@ def test_the_number_of_steps_that_it_spoke_in_is_needed(halves, tmp_path):
     shutil.copytree(cut, tmp_path / "run")
     state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
     state["distillation"]["spoken"] = {}
-    torch.save(state, tmp_path / "run/checkpoints/last.ckpt")
+    runs.rewrite(state, tmp_path / "run/checkpoints/last.ckpt")
     found = runs.differences(whole, went(tmp_path / "run"))
     assert found
     assert all(difference.startswith("metrics") for difference in found)

@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 
+from kd.artifacts import cache_root, file_sha256
 from kd.composition.check import check
 from kd.doctor.__main__ import main as doctor
-from kd.models.archives import file_sha256
-from kd.models.sources import cache_root, fetch
+from kd.models.sources import fetch
 from kd.objectives.reduction import Counts, count
 from kd.sequences import Encoder
 from kd.training import build

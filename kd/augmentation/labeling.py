@@ -1,6 +1,5 @@
 """Labeling: the teacher writes the responses, once, and the disk remembers them."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,20 +8,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kd.artifacts import Cost, cache_root, key, once
 from kd.generators import Generator, Row
 from kd.generators.torch import Torch
-from kd.models.archives import locked
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
-from kd.models.sources import cache_root
 from kd.progress import progress_bar
 from kd.seeding import seeded
 from kd.sequences import encode_prompt, response_text
 from kd.types import Record, Response, Written
+from kd.versions import versions
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # part of every hash: raise it when the same settings are to give other texts
+VERSION = 3  # part of every hash: raise it when the same settings are to give other texts
 
 
 class Labeling:
@@ -80,7 +79,7 @@ class Labeling:
     def path(self, records: Sequence[Record], *, teacher_id: str, seed: int) -> Path:
         """Where the responses lie, or will. Greedy text does not depend on the seed: all seeds share it."""
         asked = {
-            "format": FORMAT,
+            "code": versions(__name__, type(self.generator).__module__),
             "samples": self.samples,
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
@@ -91,23 +90,24 @@ class Labeling:
         }
         if self.generator.settings:
             asked["generator"] = dict(self.generator.settings)
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        return cache_root() / "augmentation" / f"{digest}.jsonl"
+        return cache_root() / "augmentation" / f"{key(asked)}.jsonl"
 
     def _rows(
         self, records: Sequence[Record], teacher: LanguageModel | None, teacher_id: str, seed: int
     ) -> list[dict[str, Any]]:
         path = self.path(records, teacher_id=teacher_id, seed=seed)
-        with locked(path):  # another process may be writing the same
-            if not path.exists():
-                if teacher is None:
-                    raise ValueError(
-                        "augmentation=labeling needs a teacher to write the responses, but there is none; "
-                        "choose one whose weights are here (teacher=smollm2_135m), or augmentation=none"
-                    )
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(_lines(self._write(records, teacher, seed)), encoding="utf-8")
-                temporary.replace(path)
+
+        def write(partial: Path) -> Cost:
+            if teacher is None:
+                raise ValueError(
+                    "augmentation=labeling needs a teacher that generates the responses, but there is none; "
+                    "choose one whose weights are here (teacher=smollm2_135m), or augmentation=none"
+                )
+            rows = self._write(records, teacher, seed)
+            partial.write_text(_lines(rows), encoding="utf-8")
+            return {"teacher_tokens": sum(row["teacher_tokens"] for row in rows)}
+
+        once(path, write, kind="labeling")
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 

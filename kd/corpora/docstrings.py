@@ -10,14 +10,13 @@ from functools import cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
+from kd.artifacts import cache_root, key, once
 from kd.corpora.licences import permissive_licence
 from kd.corpora.prose import Novelty, prose
-from kd.models.archives import locked
-from kd.models.sources import cache_root
 from kd.progress import activity
-from kd.run_folder import write_atomically
+from kd.versions import versions
 
-FORMAT = 1  # part of the cache's key: raise it when the same packages are to give other texts
+VERSION = 2  # part of the cache's key: raise it when the same packages are to give other texts
 
 NEARLY_FULL = 2000  # characters left of a package's share at which the first text that does not fit ends it
 PAGES = (".md", ".rst")
@@ -71,11 +70,12 @@ class Docstrings:
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         path, names = self._path(), ", ".join(package.name for package in self.packages)
-        if not path.exists():
-            with locked(path):
-                if not path.exists():  # another process may have read them while this one waited
-                    with activity(f"reading the documentation of {names}, once"):
-                        write_atomically(path, json.dumps(list(self._read())))
+
+        def write(partial: Path) -> None:
+            with activity(f"reading the documentation of {names}, once"):
+                partial.write_text(json.dumps(list(self._read())), encoding="utf-8")
+
+        once(path, write, kind="corpus")
         texts = tuple(json.loads(path.read_text(encoding="utf-8")))
         if not texts:
             raise ValueError(
@@ -86,8 +86,9 @@ class Docstrings:
 
     def _path(self) -> Path:
         """Its name says what the texts are made from; a newer Python parses more files."""
-        made_from = [FORMAT, sys.version_info[:2], self.characters, [_record(package) for package in self.packages]]
-        return cache_root() / "corpora" / f"{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()}.json"
+        packages = [_record(package) for package in self.packages]
+        made_from = {"python": sys.version_info[:2], "characters": self.characters, "packages": packages}
+        return cache_root() / "corpora" / f"{key({'code': versions(__name__), **made_from})}.json"
 
     def _read(self) -> Iterator[str]:
         is_new, left = Novelty(), self.characters

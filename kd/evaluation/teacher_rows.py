@@ -9,7 +9,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kd.evaluation.cache import entry, once
+from kd.evaluation.cache import kept
 from kd.evaluation.reading import read, reading
 from kd.evaluation.references import content, references, row_slices
 from kd.kernels.combined import RoutedLogits
@@ -102,7 +102,7 @@ def teacher_rows(teacher: LanguageModel, identity: str, encoder: Encoder, record
         save_file({"hidden": _hidden(teacher, encoder, items)}, path)
 
     key = {"teacher": identity, "dtype": str(teacher.network.dtype), "items": content(encoder, items)}
-    path = once(entry("teacher_rows", key, ".safetensors"), write)
+    path = kept("teacher_rows", key, ".safetensors", write)
     return TeacherRows(load_file(path)["hidden"], head, row_slices(encoder, items))
 
 

@@ -1,6 +1,5 @@
 """A wheel or source distribution pinned by its sha256: fetched by pip, kept, and read member by member."""
 
-import hashlib
 import re
 import shlex
 import shutil
@@ -14,8 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
-
+from kd.artifacts import file_sha256, locked
 from kd.progress import activity
 
 SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".zip")}
@@ -140,15 +138,3 @@ def no_member(where: str, name: str, names: Sequence[str]) -> str:
     """The sentence for a member that is not there, with the nearest ones that are."""
     shown = get_close_matches(name, names, n=3, cutoff=0.3) or sorted(names)[:3]
     return f"{where} holds no member {name!r}; it holds {', '.join(shown) or 'nothing'}"
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def locked(path: Path) -> FileLock:
-    """A lock between processes on what is written at `path`; it lies beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(path.name + ".lock"))

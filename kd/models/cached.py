@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from kd.kernels.logits import DenseLogits, Logits
 from kd.kernels.sparse import SparseLogits
-from kd.models.target_store import TargetStore, keys_of
+from kd.models.target_store import TargetStore, check_part, keys_of
 from kd.models.targets import HeldMass, Targets
 from kd.sequences import Encoder
 from kd.types import Batch, Head, ModelOutput, Record, Sequences
@@ -32,13 +32,13 @@ class Cached(nn.Module):
 
     def __init__(self, folder: Path, targets: Targets):
         super().__init__()
-        if not (folder / "manifest.json").exists():
+        if not (folder / "targets.json").exists():
             raise FileNotFoundError(
                 f"targets.cached=true, but nothing was cached for this teacher and these targets in {folder}; {REMEDY}"
             )
         self.targets, self.store = targets, TargetStore(folder)
         self.vocabulary, self.digest = self.store.manifest["vocabulary"], self.store.manifest["teacher"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
         self.head = _head(folder)
         self.told = HeldMass()
 
@@ -52,7 +52,7 @@ class Cached(nn.Module):
     def probe(self, batch: Batch) -> tuple[SparseLogits | Logits, Logits]:
         """What is kept, and all of it, of sequences that were stored to audit the difference."""
         sequences = batch.teacher
-        full = load_file(self.store.probe)
+        full = load_file(check_part(self.store.probe))
         rows = [full[key.hex()] for key in self._known(sequences, full, bytes.hex)]
         return self._kept(sequences), DenseLogits(torch.cat(rows).to(sequences.tokens.device))
 
@@ -108,7 +108,7 @@ def _head(folder: Path) -> Head | None:
     path = folder / "head.safetensors"
     if not path.exists():
         return None
-    tensors = load_file(path)
+    tensors = load_file(check_part(path))
     scale, soft_cap = (tensors[name].item() if name in tensors else None for name in ("scale", "soft_cap"))
     return Head(tensors["weight"], tensors.get("bias"), 1.0 if scale is None else scale, soft_cap)
 

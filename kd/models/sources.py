@@ -7,21 +7,19 @@ moved into place, so that what exists is whole; several processes may ask for th
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-import platformdirs
-
-from kd.models.archives import SUFFIXES, Pin, archive, file_sha256, locked, no_member, read
+from kd.artifacts import MANIFEST, NOT_COVERED, cache_root, file_sha256, once, verified
+from kd.models.archives import SUFFIXES, Pin, archive, no_member, read
 from kd.progress import activity, size
 
-CONVERSION = "1"  # part of every digest: raise it when the same address is to be written differently
+VERSION = 2  # part of every digest: raise it when the same address is to be written differently
 LARGE = 1 << 30  # bytes that take seconds to hash
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -55,11 +53,6 @@ class _Source:
         return Pin(self.scheme, self.name, self.version, self.sha256)
 
 
-def cache_root() -> Path:
-    """`$KD_CACHE`, or the user's cache folder. It holds archives/, files/ and models/."""
-    return Path(os.environ.get("KD_CACHE") or platformdirs.user_cache_dir("kd")).expanduser().absolute()
-
-
 def fetch(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> Path:
     """The file (or, for hub and local, the folder) that an address points to, fetched if it is not there.
 
@@ -79,10 +72,8 @@ def fetch(address: str, *, member: str | Sequence[str] | None = None, sha256: st
     archives = cache_root() / "archives" / source.pin.slug
     if not source.members:
         return archive(source.pin, archives)
-    target = _file(source)
-    if not target.exists():
-        _write_joined(target, read(archive(source.pin, archives), source.members))
-    return target
+    target, pin = _file(source), source.pin
+    return _joined(source, target, lambda: read(archive(pin, archives), source.members))
 
 
 def model_folder(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> Path:
@@ -97,12 +88,14 @@ def model_folder(address: str, *, member: str | Sequence[str] | None = None, sha
         if path.is_dir():
             return _checked_model(source, path)
     folder = cache_root() / "models" / _digest(source)
-    if not folder.exists():
+
+    def write(partial: Path) -> None:
         path = fetch(address, member=member, sha256=sha256)
         _check_gguf(source, path)
-        with locked(folder):
-            if not folder.exists():  # another process may have converted while this one waited
-                _convert_gguf(source, path, folder)
+        _convert_gguf(path, partial)
+
+    origin = {"address": str(source), "member": source.members, "sha256": source.sha256}
+    once(folder, write, kind="converted model", facts=origin)
     return folder
 
 
@@ -122,7 +115,7 @@ def _digest(source: _Source) -> str:
         identity = ["hub", source.name, _commit(source)]
     else:
         identity = ["local", _content_sha256(source)]
-    return hashlib.sha256(json.dumps([CONVERSION, identity, source.members]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([VERSION, identity, source.members]).encode()).hexdigest()
 
 
 # --- the address ---
@@ -207,10 +200,7 @@ def _from_folder(source: _Source, root: Path) -> Path:
     paths = [_inside(source, root, name) for name in source.members] or [root]
     if len(paths) == 1:
         return paths[0]
-    target = _file(source)
-    if not target.exists():
-        _write_joined(target, (path.open("rb") for path in paths))
-    return target
+    return _joined(source, _file(source), lambda: (path.open("rb") for path in paths))
 
 
 def _inside(source: _Source, root: Path, name: str) -> Path:
@@ -228,6 +218,8 @@ def _content_sha256(source: _Source) -> str:
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
     base = root if root.is_dir() else root.parent
     named = sorted((file.relative_to(base).as_posix(), file) for file in files if file.is_file())
+    if (root / MANIFEST).exists():  # what it took to make is in the manifest, scores are in the card
+        named = [(name, file) for name, file in named if name not in NOT_COVERED]
     lines = [f"{sha256}  {name}\n" for name, sha256 in _hashed(source, named)]  # as sha256sum prints them
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -248,22 +240,24 @@ def _file(source: _Source) -> Path:
     return cache_root() / "files" / _digest(source) / PurePosixPath(source.members[0]).name
 
 
-def _write_joined(target: Path, streams: Iterable[IO[bytes]]) -> None:
-    """Write the streams one after the other, unless another process did while this one waited."""
-    partial = target.with_name(target.name + ".part")
-    with locked(target.parent):
-        if target.exists():
-            return
-        target.parent.mkdir(exist_ok=True)
+def _joined(source: _Source, target: Path, streams: Callable[[], Iterable[IO[bytes]]]) -> Path:
+    """`target`, made of the streams one after the other if it is not there."""
+
+    def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            for stream in streams:
+            for stream in streams():
                 with stream:
                     shutil.copyfileobj(stream, file, 1 << 20)
-        partial.replace(target)
+
+    once(target, write, kind="fetched file", facts={"address": str(source), "member": source.members})
+    return target
 
 
 def _checked_model(source: _Source, folder: Path) -> Path:
+    """The folder, where it holds a model; one that was written with a manifest is verified."""
     if (folder / "config.json").is_file():
+        if (folder / MANIFEST).exists():
+            verified(folder)
         return folder
     ggufs = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
     hint = f"set member to one of {ggufs}" if ggufs else "name a folder that from_pretrained loads"
@@ -277,7 +271,7 @@ def _check_gguf(source: _Source, path: Path) -> None:
         raise ValueError(f"{path.name} of {source} is not a GGUF file; set member to the model's .gguf inside")
 
 
-def _convert_gguf(source: _Source, gguf: Path, folder: Path) -> None:
+def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model, its generation config, and the tokenizer with its chat template.
 
     Weights are read into memory whatever the caller's default device is: `from_pretrained` refuses the device "meta",
@@ -287,8 +281,6 @@ def _convert_gguf(source: _Source, gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     disable_progress_bar()
     what = f"converting {gguf.name} ({size(gguf.stat().st_size)}), once"
     with activity(what), redirect_stderr(io.StringIO()), torch.device("cpu"):  # a bar of tensors, beside ours
@@ -300,10 +292,5 @@ def _convert_gguf(source: _Source, gguf: Path, folder: Path) -> None:
             # without it the weights stay in quantised blocks, which save_pretrained refuses
             quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
         )
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    for weights in partial.glob("*.safetensors"):  # written for the owner alone; a cache may be shared
-        shutil.copymode(partial / "config.json", weights)
-    origin = {"address": str(source), "member": source.members, "sha256": source.sha256}
-    (partial / "source.json").write_text(json.dumps(origin, indent=2) + "\n")
-    partial.replace(folder)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

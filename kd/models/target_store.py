@@ -1,17 +1,17 @@
 """A teacher's targets on disk: a folder of shards, each whole or not there, looked up by what a sequence holds.
 
-    manifest.json             what the targets are and whose
+    targets.json              what the targets are and whose
     tokenizer/                the teacher's
     head.safetensors          of `hidden` targets
     probe.safetensors         log-probabilities over all ids, of a few sequences
     shard-<hash>.safetensors  columns of many sequences one after the other; `keys`, and each column's `<name>.ends`
 
-A shard is never changed: more sequences are more shards, so a writer that was killed goes on where it was.
+Each has a manifest (`kd.artifacts`) and is verified before it is used. A shard is never changed: more sequences are
+more shards, so a writer that was killed goes on where it was.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd.run_folder import write_atomically
+from kd.artifacts import store, verified
 from kd.types import Sequences
 
-FORMAT = 1  # part of the address: raise it when the same settings are to give other files
+VERSION = 2  # part of the address: raise it when the same settings are to give other files
 KEY = 16  # bytes
 ENDS = ".ends"
 
@@ -55,8 +55,8 @@ class TargetStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote."""
-        return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        """What the targets are and whose."""
+        return json.loads(check_part(self.folder / "targets.json").read_text(encoding="utf-8"))
 
     def __contains__(self, key: object) -> bool:
         return key in self.where
@@ -78,7 +78,7 @@ class TargetStore:
         """Their keys."""
         if not self.probe.exists():
             return set()
-        with safe_open(self.probe, framework="pt") as file:
+        with safe_open(check_part(self.probe), framework="pt") as file:
             return {bytes.fromhex(name) for name in file.keys()}  # noqa: SIM118
 
     def rows(self) -> int:
@@ -98,7 +98,7 @@ class TargetStore:
             tensors[name + ENDS] = lengths.cumsum(0)
         tensors["keys"] = torch.frombuffer(bytearray(b"".join(entries)), dtype=torch.uint8).view(-1, KEY)
         name = hashlib.blake2b(b"".join(entries), digest_size=8).hexdigest()
-        self._add(written(self.folder / f"shard-{name}.safetensors", lambda path: save_file(tensors, path)))
+        self._add(keep(self.folder / f"shard-{name}.safetensors", lambda path: save_file(tensors, path)))
 
     def _add(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
@@ -108,26 +108,18 @@ class TargetStore:
 
     def _sequence(self, path: Path, i: int) -> dict[str, Tensor]:
         if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt").__enter__()
+            self._open[path] = safe_open(check_part(path), framework="pt").__enter__()
         file = self._open[path]
         return {name: file.get_slice(name)[ends[i] : ends[i + 1]] for name, ends in self._ends[path].items()}
 
 
-def written(path: Path, write: Callable[[Path], None]) -> Path:
-    """`path`, made by `write(temporary path)` and renamed: there whole, or not at all."""
-    half = path.with_name(f".{path.name}.{os.getpid()}.half")
-    half.touch()
-    mode = half.stat().st_mode
-    try:
-        write(half)
-        half.chmod(mode)  # safetensors writes for the owner alone, and a cache may be shared
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
+def keep(path: Path, write: Callable[[Path], None]) -> Path:
+    """`path`, a part of a cache of targets, made by `write(temporary path)`."""
+    store(path, write, kind="cache of the teacher's targets")
     return path
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Say what the folder holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", json.dumps({"format": FORMAT, **content}, indent=2) + "\n")
+def check_part(path: Path) -> Path:
+    """`path`, a part of a cache of targets. Raises ValueError if it was changed since it was written."""
+    verified(path, remedy=f"delete {path} and run `python -m kd.cache` with the same overrides")
+    return path

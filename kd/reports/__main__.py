@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence
 from kd.reports.grid import Grid, console
 from kd.reports.runs import Job, is_run, problems, read_jobs, tidy
 from kd.reports.sweep import grids_of
 from kd.reports.table import run_grid
-from kd.run_folder import write_atomically
 
 
 def grids(path: Path, jobs: Sequence[Job]) -> list[Grid]:

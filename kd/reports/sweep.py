@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from rich.console import Group
 
+from kd.artifacts import write_atomically
 from kd.intervals import over_seeds
 from kd.reports.grid import Grid, number, share, with_interval
 from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.table import HEADERS, LOSS_METRIC, lacking
 from kd.results import bounds
-from kd.run_folder import write_atomically
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."

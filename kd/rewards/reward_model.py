@@ -8,6 +8,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kd.artifacts import verified
 from kd.models.flops import scoring_flops
 from kd.models.language_model import LanguageModel
 from kd.models.networks import DType, pretrained
@@ -75,6 +76,7 @@ def _head(folder: Path, term: str) -> nn.Linear:
             f"reward.folder={folder} is no finished run of a reward model: {missing[0].relative_to(folder)} is not "
             "there; give the run folder of objective=reward_model"
         )
+    verified(path, remedy="train the reward model again")
     state = load_file(path)
     if key not in state:
         names = sorted({name.partition(".")[0] for name in state if name.endswith(".head.weight")})

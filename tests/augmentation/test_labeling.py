@@ -1,16 +1,17 @@
 import json
 import logging
+import os
 import threading
 
 import pytest
 import torch
 
+from kd.artifacts import cache_root
 from kd.augmentation import Stage
 from kd.augmentation.labeling import Labeling
 from kd.generators.transformers import Transformers
 from kd.models.generation import generate
 from kd.models.sampling import Sampled
-from kd.models.sources import cache_root
 from kd.seeding import seeded
 from kd.sequences import encode_prompt, response_text
 from kd.types import Response
@@ -203,9 +204,17 @@ def test_what_was_left_half_written_is_not_taken_for_whole(teacher, cache):
     stage = Labeling(max_new_tokens=6, temperature=0.0)
     path = stage.path(GIVEN, teacher_id="t", seed=0)
     path.parent.mkdir(parents=True)
-    path.with_suffix(".tmp").write_text('{"id": "0", "respon')
+    path.with_name(f".{path.name}.{os.getpid()}.part").write_text('{"id": "0", "respon')
     assert len(label(teacher)) == len(GIVEN)
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [kept.id for kept in GIVEN]
+
+
+def test_a_text_that_was_changed_since_is_not_taught(teacher, cache):
+    label(teacher)
+    path = next((cache / "augmentation").glob("*.jsonl"))
+    path.write_text(path.read_text().replace("0", "1", 1))
+    with pytest.raises(ValueError, match=r"jsonl of a labeling was changed or damaged"):
+        label(teacher)
 
 
 def test_two_who_ask_at_once_ask_the_teacher_once(teacher):

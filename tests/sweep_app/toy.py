@@ -16,7 +16,7 @@ run_folder.environment = lambda: {}  # it imports torch, which is most of the ti
 
 def folder_of(config: DictConfig) -> RunFolder:
     plain = OmegaConf.to_container(config, resolve=True)
-    return RunFolder.of(config.run.root, config.run.name, config_hash(plain, digests={}, version="0"))
+    return RunFolder.of(config.run.root, config.run.name, config_hash(plain, digests={}, version={}))
 
 
 def check(config: DictConfig) -> RunFolder | None:

@@ -1,0 +1,169 @@
+"""The versions of the code that numbers come from: part of every identity, so that a mend shows no old result as new.
+
+A module of `kd` whose numbers changed carries an integer `VERSION` (1 where there is none). A run depends on the
+modules that its components import, directly or not; modules outside `kd` count by their content.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import re
+import site
+import sysconfig
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+
+import kd
+from kd.artifacts import cache_root, file_sha256, write_atomically
+
+PACKAGE = Path(kd.__file__).parent
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ \t]+([\w., \t]+))", re.M
+)
+_VERSION = re.compile(r"^VERSION(?:: \w+)? = (\d+)", re.M)
+
+
+def versions(*names: str) -> dict[str, int | str]:
+    """What the numbers of these modules, or of functions and classes in them, depend on.
+
+    Args:
+        names: dotted paths, such as `kd.training` or `my_losses.jeffreys`.
+
+    Returns:
+        By module: the `VERSION` of each module of `kd` that has one other than 1, and the sha256 of each module from
+        outside of `kd` and of the installed packages; of a module in an installed package that is named itself, too.
+    """
+    found: dict[str, int | str] = {}
+    for name in names:
+        if (module := _module_of(name)) is None:
+            continue
+        for reached in _reached(module):
+            found |= _stamp(reached)
+        if _is_installed(module):
+            found[module[0]] = file_sha256(module[1])
+    return dict(sorted(found.items()))
+
+
+def code_digest() -> str:
+    """16 hexadecimal digits over the syntax trees of `kd` without docstrings: equal for code that does the same.
+
+    Comments, docstrings and layout do not count. Kept in the cache for unchanged files, as parsing takes a second.
+    """
+    files = sorted(PACKAGE.rglob("*.py"))
+    stamp = [[file.relative_to(PACKAGE).as_posix(), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+    memo = cache_root() / "code" / hashlib.sha256(json.dumps([str(PACKAGE), stamp]).encode()).hexdigest()
+    if not memo.exists():
+        trees = [
+            f"{name} {tree_digest(file.read_text(encoding='utf-8'))}"
+            for (name, *_), file in zip(stamp, files, strict=True)
+        ]
+        write_atomically(memo, hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16])
+    return memo.read_text(encoding="utf-8")
+
+
+def tree_digest(source: str) -> str:
+    """Hexadecimal sha256 of a module's syntax tree without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+_Module = tuple[str, Path]  # dotted name and file
+
+
+def _module_of(name: str) -> _Module | None:
+    """The module that a dotted path names or leads through; None where there is none with a source file."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if (file := _file_of(".".join(parts[:end]))) is not None:
+            return ".".join(parts[:end]), file
+    return None
+
+
+@cache
+def _file_of(module: str) -> Path | None:
+    """The source file of a module, which is looked for and not imported."""
+    top, *inside = module.split(".")
+    for root in _roots(top):
+        base = root.joinpath(*inside)
+        for file in (base / "__init__.py", base.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
+
+
+@cache
+def _roots(top: str) -> tuple[Path, ...]:
+    """Where a top-level package lies; a module of one file is its path without the suffix."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, AttributeError, ValueError):
+        return ()
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
+        return ()
+    if spec.submodule_search_locations:
+        return tuple(map(Path, spec.submodule_search_locations))
+    return (Path(str(spec.origin)).with_suffix(""),)
+
+
+def _reached(start: _Module) -> dict[str, Path]:
+    """All modules of `kd` and from outside of the installed packages that `start` imports, and itself."""
+    found, waiting = dict[str, Path](), [start]
+    while waiting:
+        module = waiting.pop()
+        if module[0] not in found and not _is_installed(module):
+            found[module[0]] = module[1]
+            waiting += _imports(*module)
+    return found
+
+
+@cache
+def _imports(name: str, file: Path) -> tuple[_Module, ...]:
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    targets = _imported(file.read_text(encoding="utf-8"), package)
+    if name.split(".")[0] == "kd":
+        targets = (target for target in targets if target.startswith("kd."))
+    found = map(_module_of, targets)
+    return tuple(module for module in dict.fromkeys(found) if module is not None and not _is_installed(module))
+
+
+def _imported(source: str, package: str) -> Iterator[str]:
+    """Absolute dotted names in a module's import statements; of `from a import b` it is a.b."""
+    for base, names, plain in _IMPORT.findall(source):
+        if plain:
+            yield from (word.split(" as ")[0].strip() for word in plain.split(","))
+        else:
+            dots = len(base) - len(base.lstrip("."))
+            parents = package.split(".")[: len(package.split(".")) + 1 - dots] if dots else []
+            root = ".".join([*parents, *filter(None, [base.lstrip(".")])])
+            words = re.sub(r"#[^\n]*", "", names).strip("()").split(",")
+            yield from (f"{root}.{word.split(' as ')[0].strip()}" for word in words if word.strip())
+
+
+def _is_installed(module: _Module) -> bool:
+    """Whether a module belongs to Python or to an installed package: its version is recorded, not its content."""
+    name, file = module
+    if name.split(".")[0] == "kd":
+        return False
+    return any(file.is_relative_to(folder) for folder in _installed_folders())
+
+
+@lru_cache(maxsize=1)
+def _installed_folders() -> tuple[Path, ...]:
+    folders = [*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), site.getusersitepackages()]
+    return tuple(Path(folder) for folder in folders)
+
+
+def _stamp(name: str) -> dict[str, int | str]:
+    file = _file_of(name)
+    assert file is not None
+    if name.split(".")[0] != "kd":
+        return {name: file_sha256(file)}
+    match = _VERSION.search(file.read_text(encoding="utf-8"))
+    return {name: int(match[1])} if match and match[1] != "1" else {}
