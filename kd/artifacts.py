@@ -24,7 +24,7 @@ import platformdirs
 
 MANIFEST = "artifact.json"
 NOT_COVERED = {MANIFEST, "README.md"}  # a card may be edited: no number is read from it
-Cost = Mapping[str, float]
+Cost = Mapping[str, float | int]
 _known: dict[tuple[str, int, int], str] = {}  # sha256 by path, size and modification time: read once in a process
 
 

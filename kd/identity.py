@@ -59,7 +59,7 @@ def load_skill(node: Any) -> Skill:
 
 @lru_cache(maxsize=32)
 def _skill(node: str) -> Skill:
-    return instantiate(json.loads(node))
+    return instantiate(OmegaConf.create({"skill": json.loads(node)}).skill)  # errors name the key
 
 
 def _data_digest(config: dict[str, Any]) -> dict[str, str]:

@@ -148,9 +148,18 @@ def test_floor_is_the_unigram_of_the_training_references(session):
 def test_floor_is_cached_by_its_training_data(session, cache):
     session().floor()
     session().floor()
-    assert len(list(cache.glob("references/*.json"))) == 1
+    assert len(list(cache.glob("references/*.artifact.json"))) == 1
     session(train=TRAIN[1:]).floor()
-    assert len(list(cache.glob("references/*.json"))) == 2
+    assert len(list(cache.glob("references/*.artifact.json"))) == 2
+
+
+def test_a_measurement_that_was_changed_since_is_named(session, student, cache):
+    session().measure(student, identity="student")
+    for path in (*cache.glob("references/*.json"), *cache.glob("answers/*.json")):
+        if not path.name.endswith(".artifact.json"):
+            path.write_text(path.read_text().replace("1", "2"))
+    with pytest.raises(ValueError, match=r"json of a measurement was changed or damaged since it was written"):
+        session().measure(student, identity="student")
 
 
 def test_nothing_asked_nothing_measured(session, student, cache):
