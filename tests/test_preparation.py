@@ -163,7 +163,9 @@ def test_two_processes_that_ask_at_once_get_one_checkpoint(tmp_path: Path, cache
 
 def checkpoints(cache: Path) -> list[Path]:
     """The finished ones."""
-    return [path for path in (cache / "prepared").iterdir() if path.is_dir() and not path.suffix]
+    return [
+        path for path in (cache / "prepared").iterdir() if path.is_dir() and not path.suffix and path.name != ".locks"
+    ]
 
 
 # ---- continued -------------------------------------------------------------------------------------------------------

@@ -101,14 +101,14 @@ class TargetStore:
         self._add(keep(self.folder / f"shard-{name}.safetensors", lambda path: save_file(tensors, path)))
 
     def _add(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(check_part(path), framework="pt") as file:
             keys, names = file.get_tensor("keys"), [name for name in file.keys() if name.endswith(ENDS)]  # noqa: SIM118
             self._ends[path] = {name.removesuffix(ENDS): [0, *file.get_tensor(name).tolist()] for name in names}
         self.where |= {keys[i].numpy().tobytes(): (path, i) for i in range(len(keys))}
 
     def _sequence(self, path: Path, i: int) -> dict[str, Tensor]:
         if path not in self._open:
-            self._open[path] = safe_open(check_part(path), framework="pt").__enter__()
+            self._open[path] = safe_open(path, framework="pt").__enter__()
         file = self._open[path]
         return {name: file.get_slice(name)[ends[i] : ends[i + 1]] for name, ends in self._ends[path].items()}
 
