@@ -425,3 +425,23 @@ def test_a_given_response_that_was_cut_is_truncated_and_ends_for_nobody():
         [batch] = wide.written([record(0, "2 + 2 = ?", "seven")], [[answer]])
         for sequences in (batch.student, batch.teacher):
             assert (BYTES.eos_token_id in sequences.labels[sequences.mask].tolist()) is not truncated
+
+
+def test_a_teacher_that_is_shown_more_leaves_less_room_for_both():
+    """Its prompt is the longer one, and what it has no room for is not learnt."""
+    shown = ({"role": "user", "content": "2 + 2 = ? I would say four."},)
+    longer = len(encode_prompt(shown, BYTES))
+    encoder = Encoder(BYTES, None, max_length=longer + 3, max_tokens=1000)
+    [batch] = encoder.written([record(0)], as_written([[list(ids("seven"))]]), [shown])
+    for sequences in (batch.student, batch.teacher):
+        assert sequences.labels[sequences.mask].tolist() == list(ids("sev"))
+
+
+def test_logprobs_that_only_some_responses_have_are_none():
+    """Else those of one response would stand at the labels of another."""
+    told = Written(ids("ab"), "student", torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0]))
+    encoder = Encoder(BYTES, None, max_length=256, max_tokens=1000)
+    for pair in ([told, Written(ids("xy"))], [Written(ids("xy")), told]):
+        [batch] = encoder.written([record(0)], [pair])
+        assert batch.behaviour_logprobs is None
+        assert batch.old_logprobs is None
