@@ -1,5 +1,7 @@
 """What every engine with weights of its own has in common: it is given them, and what it says is checked."""
 
+import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from kd.types import Source, Written
 
 Text = Annotated[str, Field(min_length=1)]
 _EXACT = 1e-3  # nats: below it there is nothing to explain
+EXACTNESS = {torch.float64: 0.01, torch.float32: 0.01}  # nats that two engines' arithmetic may differ by, at one token
+EXACTNESS_OF_HALF = 0.3  # of bfloat16 and float16
+PROBE = 32  # tokens of the prompt that both score
 
 
 class Completion(NamedTuple):
@@ -50,15 +55,29 @@ class Elsewhere(ABC):
     from, and their mean distance is reported as `sampler_mismatch`, in nats per token. Where the weights are the same
     and the two differ by more than `tolerance`, the engine writes with other weights, and that is an error.
 
+    Each time weights were given, both sides score the same prompt, tokens from all over the vocabulary, and none may
+    differ by more than `exactness`. (A mean over what was written hides weights that stayed behind as long as the model
+    has moved little; this sees them at the token that shows them most.)
+
     Args:
         weights: folder that both sides see, into which the weights are saved as a checkpoint.
         staleness: steps that the engine's weights may be behind; 0: they are given anew after each step; None: they
             are never given (a teacher that the engine holds already).
         tolerance: largest mean distance of log-probabilities, in nats per token.
+        exactness: largest distance of one token's log-probability after weights were given, in nats; None: `EXACTNESS`
+            of the model's precision.
     """
 
-    def __init__(self, *, weights: Text, staleness: NonNegativeInt | None = 0, tolerance: PositiveFloat = 0.25):
+    def __init__(
+        self,
+        *,
+        weights: Text,
+        staleness: NonNegativeInt | None = 0,
+        tolerance: PositiveFloat = 0.25,
+        exactness: PositiveFloat | None = None,
+    ):
         self.folder, self.staleness, self.tolerance = Path(weights).absolute(), staleness, tolerance
+        self.exactness = exactness
         self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
         self._opened = False
         self._kept: dict[str, Tensor] | None = None  # of a run that goes on: files of the weights that it held
@@ -122,6 +141,10 @@ class Elsewhere(ABC):
         """The engine takes the weights in `folder`, and forgets what it computed with others."""
 
     @abstractmethod
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of each id but the first, given those before, at temperature 1."""
+
+    @abstractmethod
     def complete(self, order: Order) -> list[list[Completion]]:
         """`order.samples` responses to each prompt."""
 
@@ -154,9 +177,9 @@ class Elsewhere(ABC):
             (self.folder / name).write_bytes(content.numpy().tobytes())
 
     def save(self, model: LanguageModel) -> None:
-        """The checkpoint in `folder`, adapters merged."""
+        """The checkpoint in `folder`, adapters merged, with a head of its own (`save_untied`)."""
         with torch.no_grad():
-            merged(model).network.save_pretrained(self.folder)
+            save_untied(merged(model).network, self.folder)
         model.tokenizer.save_pretrained(self.folder)
 
     def _bring(self, model: LanguageModel, version: int) -> None:
@@ -171,6 +194,23 @@ class Elsewhere(ABC):
         if due or self._kept is not None:
             self.load(model)
             self.version, self._kept = version if due else self.version, None
+        if due:
+            self._check_arrival(model)
+
+    def _check_arrival(self, model: LanguageModel) -> None:
+        """Raises ValueError where both sides score the same prompt differently."""
+        ids = probe(model)
+        theirs = torch.tensor(self.score(ids))
+        [own] = read_responses(model, [(ids[:1], ids[1:])], Sampled(1.0), batch_size=1)
+        distance, place = (theirs - own.own).abs().max(0)
+        bound = self.exactness or EXACTNESS.get(model.network.dtype, EXACTNESS_OF_HALF)
+        if not distance <= bound:
+            raise ValueError(
+                f"the engine was given new weights, and scores the id {ids[int(place) + 1]} of a fixed prompt "
+                f"{distance:.3g} nats away from the model itself (at most {bound:g}), so not all of them have arrived; "
+                f"start it from the checkpoint in {self.folder}, or raise generator.exactness if its arithmetic "
+                "explains that"
+            )
 
     def _compare(
         self, found: Sequence[Completion], readings: Sequence[Reading], sampled: Sampled, version: int
@@ -197,6 +237,31 @@ class Elsewhere(ABC):
             )
 
 
+def probe(model: LanguageModel) -> list[int]:
+    """A prompt of `PROBE` ids, evenly from the whole vocabulary without its special ids: the same for one tokenizer."""
+    ordinary = sorted(set(range(model.vocabulary)) - set(model.tokenizer.all_special_ids))
+    return [ordinary[i * (len(ordinary) - 1) // (PROBE - 1)] for i in range(PROBE)]
+
+
+def save_untied(network: Any, folder: Path) -> None:
+    """A checkpoint whose head is a tensor of its own, and whose configuration says so.
+
+    vLLM on a CPU keeps a packed copy of a tied head, which `reload_weights` leaves as it was at the start while it
+    answers that all went well; a head that the checkpoint names is loaded like everything else. It costs the engine one
+    more matrix of vocabulary x width.
+    """
+    state, head = network.state_dict(), network.get_output_embeddings()
+    tied = head is not None and head.weight is network.get_input_embeddings().weight
+    if tied:
+        [name] = [name for name, module in network.named_modules() if module is head]
+        state[f"{name}.weight"] = head.weight.clone()
+    network.save_pretrained(folder, state_dict=state)
+    if tied:
+        path = folder / "config.json"
+        told = {**json.loads(path.read_text(encoding="utf-8")), "tie_word_embeddings": False}
+        path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
     if (counts := {len(group) for group in found}) != {order.samples} or len(found) != len(order.prompts):
         raise ValueError(
@@ -209,9 +274,22 @@ def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: 
                 f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not speak "
                 "the completions protocol of vLLM"
             )
-        if max(one.ids) >= vocabulary:
+        if len(one.ids) > order.max_new_tokens:
             raise ValueError(
-                f"the engine wrote the id {max(one.ids)}, but the tokenizer knows {vocabulary}: it holds another "
+                f"the engine wrote {len(one.ids)} ids where {order.max_new_tokens} were the most; take vLLM 0.17 or "
+                "later"
+            )
+        if early := set(order.ends) & set(one.ids[:-1]):
+            raise ValueError(f"the engine wrote on after the end token {min(early)}; take vLLM 0.17 or later")
+        if not all(-math.inf < logprob <= _EXACT for logprob in one.logprobs):
+            raise ValueError(
+                "the engine gives log-probabilities that are none (not finite, or above 0), so nothing can be learnt "
+                "from what it wrote; look at its precision and its log"
+            )
+        if not 0 <= min(one.ids) <= max(one.ids) < vocabulary:
+            wrong = next(i for i in one.ids if not 0 <= i < vocabulary)
+            raise ValueError(
+                f"the engine wrote the id {wrong}, but the tokenizer knows {vocabulary}: it holds another "
                 "model, or one whose padded head was trained; start it from the student's checkpoint"
             )
         if one.ids[-1] not in order.ends and len(one.ids) < order.max_new_tokens:

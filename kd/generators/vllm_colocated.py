@@ -1,6 +1,7 @@
 """vLLM in this process, on the GPU that the model learns on."""
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -21,7 +22,7 @@ class Colocated(Elsewhere):
         memory: share of the GPU's memory for vLLM.
         room: tokens of prompt and response together; None: what the model can.
         sleep: whether vLLM gives its memory back while the model learns.
-        weights, staleness, tolerance: see `kd.generators.elsewhere.Elsewhere`.
+        weights, staleness, tolerance, exactness: see `kd.generators.elsewhere.Elsewhere`.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed.
@@ -37,8 +38,9 @@ class Colocated(Elsewhere):
         sleep: bool = True,
         staleness: NonNegativeInt | None = 0,
         tolerance: PositiveFloat = 0.25,
+        exactness: PositiveFloat | None = None,
     ):
-        super().__init__(weights=weights, staleness=staleness, tolerance=tolerance)
+        super().__init__(weights=weights, staleness=staleness, tolerance=tolerance, exactness=exactness)
         if memory >= 1:
             raise ValueError(f"generator.memory={memory} leaves the model nothing; give vLLM a share below 1")
         if staleness is None:
@@ -66,6 +68,12 @@ class Colocated(Elsewhere):
         self._wake()
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})
         self._engine.reset_prefix_cache()
+
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """See `Elsewhere`."""
+        settings = self._vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        [output] = self._engine.generate([{"prompt_token_ids": list(ids)}], [settings], use_tqdm=False)
+        return [told[i].logprob for told, i in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
 
     def complete(self, order: Order) -> list[list[Completion]]:
         """See `Elsewhere`."""

@@ -1,5 +1,6 @@
 """A vLLM server, over HTTP: the completions that OpenAI's clients know, in token ids, and vLLM's way to new weights."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,12 +12,17 @@ from jaxtyping import UInt8
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from requests.adapters import HTTPAdapter, Retry
 from torch import Tensor
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from kd.generators.elsewhere import Completion, Elsewhere, Order, Text
+from kd.generators.vllm_answers import Cards, Choices, Results, completions, parsed, prompt_logprobs
 from kd.models.language_model import LanguageModel
 from kd.ranks import sum_over_ranks
 
-BUSY = (502, 503, 504)  # statuses after which one asks again
+BUSY = frozenset({429, *range(500, 600)})  # statuses after which one asks again
+PAUSE = 30.0  # seconds: the longest before one asks again, whatever the server wishes
+LARGEST = 2**28  # bytes of an answer
+PIECE = 2**16  # bytes read at a time
 MISSING = 404
 EVERYTHING_ELSE_OFF = {  # a server takes defaults from a checkpoint's generation settings
     "top_k": 0,
@@ -27,22 +33,31 @@ EVERYTHING_ELSE_OFF = {  # a server takes defaults from a checkpoint's generatio
 }
 
 
+class Patience(Retry):
+    """Growing pauses; a server's wish counts up to `PAUSE`."""
+
+    def get_retry_after(self, response: Any) -> float | None:
+        """Seconds that the server asks for."""
+        asked = super().get_retry_after(response)
+        return None if asked is None else float(min(asked, PAUSE))
+
+
 class Server(Elsewhere):
     """A server that was started beside the run, on the same machine or one with the same file system.
 
     It is asked at /v1/completions, one request for each prompt with all its samples, and given new weights by
     /collective_rpc with the worker's method `reload_weights` and the folder's path, which vLLM offers with
-    VLLM_SERVER_DEV_MODE=1; then /reset_prefix_cache. The first rank gives the weights, all ranks ask.
-    No GPU was at hand when this was written: it is tested against a server of the same protocol that has our own engine
-    behind it, and was never run against vLLM itself.
+    VLLM_SERVER_DEV_MODE=1; then /reset_prefix_cache. The first rank gives the weights, all ranks ask, and score the
+    tokens of one prompt to see that the weights have arrived.
 
     Args:
         url: where the server is, without the /v1.
         model: its name there; None: the only one that it serves.
         timeout: seconds that one request, a prompt with all its samples, may take.
         concurrency: requests at a time; the server makes batches of them.
-        retries: of a request that met no server or a busy one, with growing pauses.
-        weights, staleness, tolerance: see `kd.generators.elsewhere.Elsewhere`.
+        retries: of a request that met no server, a busy one (429) or one in trouble (5xx), with growing pauses, none
+            above 30 s.
+        weights, staleness, tolerance, exactness: see `kd.generators.elsewhere.Elsewhere`.
     """
 
     def __init__(
@@ -56,16 +71,19 @@ class Server(Elsewhere):
         retries: NonNegativeInt = 3,
         staleness: NonNegativeInt | None = 0,
         tolerance: PositiveFloat = 0.25,
+        exactness: PositiveFloat | None = None,
     ):
-        super().__init__(weights=weights, staleness=staleness, tolerance=tolerance)
+        super().__init__(weights=weights, staleness=staleness, tolerance=tolerance, exactness=exactness)
+        self.retries = retries
         self.url, self.model, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
         self._room: int | None = None  # tokens of prompt and response that the server takes
-        retry = Retry(
+        retry = Patience(
             retries,
             read=False,  # a late answer would be late again
             status_forcelist=BUSY,
             allowed_methods=None,
             backoff_factor=0.5,
+            backoff_max=PAUSE,
             raise_on_status=False,
         )
         adapter = HTTPAdapter(pool_maxsize=concurrency, max_retries=retry)
@@ -76,7 +94,8 @@ class Server(Elsewhere):
 
     def open(self, model: LanguageModel) -> None:
         """Which model the server has, and how long its texts may be. Raises ValueError if it is not the one asked."""
-        served = {card["id"]: card for card in self._told("GET", "/v1/models")["data"]}
+        told = parsed(Cards, self._told("GET", "/v1/models"), self.url + "/v1/models")
+        served = {card.id: card for card in told.data}
         if self.model is None and len(served) != 1:
             raise ValueError(f"{self.url} serves {', '.join(served) or 'nothing'}; name one with generator.model")
         self.model = self.model or next(iter(served))
@@ -84,7 +103,7 @@ class Server(Elsewhere):
             raise ValueError(
                 f"{self.url} serves {', '.join(served)}, not generator.model={self.model}; name one of them"
             )
-        self._room = served[self.model].get("max_model_len")
+        self._room = served[self.model].max_model_len
 
     def save(self, model: LanguageModel) -> None:
         """The checkpoint, from the first rank; all ranks have the same weights."""
@@ -116,6 +135,11 @@ class Server(Elsewhere):
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """See `Elsewhere`."""
+        body = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+        return prompt_logprobs(self._choices(body), ids, self.url)
+
     def _complete(self, order: Order, i: int) -> list[Completion]:
         body = {
             "model": self.model,
@@ -132,47 +156,55 @@ class Server(Elsewhere):
             "skip_special_tokens": False,
             **EVERYTHING_ELSE_OFF,
         }
-        choices = self._told("POST", "/v1/completions", body)["choices"]
-        return [self._completion(choice, order.prompts[i]) for choice in sorted(choices, key=lambda c: c["index"])]
+        return completions(self._choices(body), order.prompts[i], order.samples, self.url)
 
-    def _completion(self, choice: Mapping[str, Any], prompt: Sequence[int]) -> Completion:
-        if not choice.get("token_ids") or not choice.get("logprobs"):
-            raise ValueError(
-                f"{self.url} gives text without token ids and log-probabilities, and text encoded again may be other "
-                "ids; take vLLM 0.17 or later"
-            )
-        if (read := choice.get("prompt_token_ids")) is not None and list(read) != list(prompt):
-            raise ValueError(f"{self.url} read another prompt than it was sent; it has another tokenizer than the run")
-        return Completion(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
+    def _choices(self, body: Mapping[str, Any]) -> Choices:
+        return parsed(Choices, self._told("POST", "/v1/completions", body), self.url + "/v1/completions")
 
     def _reload(self) -> None:
-        told = self._told(
-            "POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
-        )
-        if not told.get("results"):
-            raise ValueError(
-                f"{self.url} does not say that its workers have read {self.folder}; take vLLM 0.17 or later"
-            )
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
+        parsed(Results, self._told("POST", "/collective_rpc", body), self.url + "/collective_rpc")
         self._told("POST", "/reset_prefix_cache")  # what was computed with the weights before
 
-    def _told(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _told(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """The answer. Raises ConnectionError, TimeoutError, and ValueError with what the server says against it."""
         try:
-            answer = self._session.request(method, self.url + path, json=body, timeout=(10, self.timeout))
-        except requests.ReadTimeout:
-            raise TimeoutError(
-                f"{self.url} did not answer {path} within generator.timeout={self.timeout} s; raise it, or lower "
-                "generator.concurrency"
-            ) from None
-        except requests.RequestException as error:
+            with self._session.request(
+                method, self.url + path, json=body, timeout=(10, self.timeout), stream=True
+            ) as answer:
+                content = self._content(answer, path)
+        except (requests.ReadTimeout, ReadTimeoutError):
+            raise TimeoutError(self._late(path)) from None
+        except (requests.RequestException, HTTPError) as error:
             raise ConnectionError(self._unreachable(error)) from None
         if answer.status_code == MISSING and not path.startswith("/v1"):
             raise ValueError(f"{self.url} has no {path}; start it with VLLM_SERVER_DEV_MODE=1 in its environment")
         if not answer.ok:
-            raise ValueError(f"{self.url}{path} answers {answer.status_code}: {' '.join(answer.text.split())[:300]}")
-        return answer.json() if answer.content else {}
+            again = f" after {self.retries} retries" if answer.status_code in BUSY and self.retries else ""
+            reason = " ".join(content.decode(errors="replace").split())[:300]
+            raise ValueError(f"{self.url}{path} answers {answer.status_code}{again}: {reason}")
+        return content
 
-    def _unreachable(self, error: requests.RequestException) -> str:
+    def _content(self, answer: requests.Response, path: str) -> bytes:
+        """The whole of it, within `timeout` and `LARGEST`."""
+        deadline, content = time.monotonic() + self.timeout, bytearray()
+        while piece := answer.raw.read1(PIECE, decode_content=True):
+            content += piece
+            if len(content) > LARGEST:
+                raise ValueError(
+                    f"{self.url}{path} answers more than {LARGEST >> 20} MiB; look at what answers at generator.url"
+                )
+            if time.monotonic() > deadline:
+                raise TimeoutError(self._late(path))
+        return bytes(content)
+
+    def _late(self, path: str) -> str:
+        return (
+            f"{self.url} did not answer {path} within generator.timeout={self.timeout} s; raise it, or lower "
+            "generator.concurrency"
+        )
+
+    def _unreachable(self, error: requests.RequestException | HTTPError) -> str:
         given = self.staleness is not None
         folder, saved = (self.folder, " (the model has just been saved there)") if given else ("FOLDER", "")
         return (

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from kd.generators.second_reading import read_responses
 from kd.models.generation import write
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
@@ -35,17 +37,33 @@ class Served:
             if path == "/v1/models":
                 return 200, {"data": [{"id": name, "max_model_len": self.room} for name in self.names]}
             if path == "/v1/completions":
-                return 200, {"choices": self.choices(body)}
+                return 200, {"choices": self.scored(body) if "prompt_logprobs" in body else self.choices(body)}
             if path in ("/collective_rpc", "/reset_prefix_cache") and self.developer_mode:
-                return 200, self.remote(body) if path == "/collective_rpc" else None
+                return 200, self.remote(body) if path == "/collective_rpc" else b""
             return 404, {"detail": "Not Found"}
 
     def remote(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As vLLM on a CPU: what a checkpoint says is tied has a head of its own, which stays as it was."""
         assert body["method"] == "reload_weights"
         if self.loads:
-            state = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
-            self.model.network.load_state_dict(state, strict=False)  # a tied head is not in the file
+            folder = Path(body["kwargs"]["weights_path"])
+            state = load_file(folder / "model.safetensors")
+            if json.loads((folder / "config.json").read_text())["tie_word_embeddings"]:
+                state.pop("lm_head.weight", None)
+            head = self.model.network.get_output_embeddings()
+            head.weight = nn.Parameter(head.weight.detach().clone())
+            self.model.network.load_state_dict(state, strict=False)
         return {"results": [None]}
+
+    def scored(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """As vLLM: nothing of the first token, of the others a mapping from the id."""
+        ids = body["prompt"]
+        [read] = read_responses(self.model, [(ids[:1], ids[1:])], Sampled(1.0), batch_size=1)
+        said = [
+            {str(i): {"logprob": x, "rank": 1, "decoded_token": "?"}}
+            for i, x in zip(ids[1:], read.own.tolist(), strict=True)
+        ]
+        return [{"index": 0, "text": "", "finish_reason": "length", "logprobs": None, "prompt_logprobs": [None, *said]}]
 
     def choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """As vLLM: greedy log-probabilities are those of temperature 1; the end token is in the ids."""
@@ -77,14 +95,14 @@ class Served:
 
 
 @contextmanager
-def serving(served: Served) -> Iterator[Served]:
-    """On a free port of this machine, until the end of the block."""
+def serving(served: Served, port: int = 0) -> Iterator[Served]:
+    """On a port of this machine, a free one by default, until the end of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             status, told = served.answer(self.path, json.loads(self.rfile.read(length) or b"{}"))
-            content = b"" if told is None else json.dumps(told).encode()
+            content = told if isinstance(told, bytes) else json.dumps(told).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -95,7 +113,7 @@ def serving(served: Served) -> Iterator[Served]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     served.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

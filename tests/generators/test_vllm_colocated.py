@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kd.generators.second_reading import read_responses
 from kd.generators.torch import Torch
 from kd.generators.vllm_colocated import Colocated
 from kd.models.generation import write
@@ -46,7 +47,15 @@ class LLM:
 
     def generate(self, prompts, settings, use_tqdm):
         assert not self.asleep
+        if hasattr(settings[0], "prompt_logprobs"):
+            return [self._scored(**prompts[0])]
         return [SimpleNamespace(outputs=self._outputs(*both)) for both in zip(prompts, settings, strict=True)]
+
+    def _scored(self, prompt_token_ids):
+        ids = prompt_token_ids
+        [read] = read_responses(self.model, [(ids[:1], ids[1:])], Sampled(1.0), batch_size=1)
+        said = [{i: SimpleNamespace(logprob=x)} for i, x in zip(ids[1:], read.own.tolist(), strict=True)]
+        return SimpleNamespace(prompt_logprobs=[None, *said])
 
     def _outputs(self, prompt, settings):
         torch.manual_seed(settings.seed)

@@ -1,6 +1,7 @@
 """The client of a vLLM server, against a real server of the same protocol that has our own engine behind it."""
 
 import copy
+import json
 import socket
 
 import pytest
@@ -128,7 +129,7 @@ def test_each_prompt_has_a_seed_and_all_of_them_come_from_the_runs_generator(con
 
 def test_what_a_checkpoint_would_add_to_the_sampling_is_off(connect, served, student):
     asked(connect(), student, PROMPTS[:1], SAMPLED)
-    (body,) = [body for path, body in served.asked if path == "/v1/completions"]
+    (body,) = [body for path, body in served.asked if "n" in body]
     assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0, 1)
 
 
@@ -195,8 +196,42 @@ def test_adapters_are_given_merged(connect, served, tmp_path):
 
 def test_a_push_that_does_nothing_is_noticed(connect, served, student):
     served.loads = False
-    with pytest.raises(ValueError, match=r"nats per token away.*another model or other weights.*weights"):
+    with pytest.raises(ValueError, match=r"scores the id \d+ of a fixed prompt .* nats away .*at most 0.01.*arrived"):
         asked(connect(), student)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_tied_head_arrives(served, connect, family):
+    """The server keeps a head that its checkpoint says is tied, and still answers that all went well."""
+    student = tiny(family=family, tie_word_embeddings=True)
+    served.model = tiny(seed=1, family=family, tie_word_embeddings=True)
+    generator = connect()
+    for step in range(2):
+        assert ids_of(asked(generator, student, version=step)) == ids_of(asked(Torch(), student))
+        moved(student)
+    config = json.loads((generator.folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert student.network.config.tie_word_embeddings  # its own stays
+    head, embedding = student.network.get_output_embeddings(), student.network.get_input_embeddings()
+    assert head.weight is embedding.weight
+
+
+def test_a_head_that_stays_behind_is_seen_where_a_mean_hides_it(served, connect, monkeypatch):
+    """After a small step the mean over what was written is within the tolerance, a single token beyond exactness."""
+    student = tiny(tie_word_embeddings=True)
+    monkeypatch.setattr("kd.generators.elsewhere.save_untied", lambda network, folder: network.save_pretrained(folder))
+    served.model = copy.deepcopy(student)
+    asked(connect(), student)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    with pytest.raises(ValueError, match="so not all of them have arrived"):
+        asked(connect(), student)
+    unchecked = connect(exactness=100.0)
+    asked(unchecked, student)
+    distance, tokens = unchecked.take_report()["sampler_mismatch"]
+    assert 0.001 < distance / tokens < unchecked.tolerance
 
 
 def test_a_model_that_is_never_given_weights_has_to_be_there(connect, served):
@@ -209,7 +244,7 @@ def test_a_model_that_is_never_given_weights_has_to_be_there(connect, served):
 
 def test_ranks_without_prompts_give_weights_all_the_same(connect, served, student):
     assert asked(connect(), student, []) == []
-    assert served.paths() == ["/v1/models", "/collective_rpc", "/reset_prefix_cache"]
+    assert served.paths() == ["/v1/models", "/collective_rpc", "/reset_prefix_cache", "/v1/completions"]
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""The client against vLLM itself, on a CPU: `make vllm` installs it in an environment of its own and runs this.
+
+Weights of a tied and of an untied student arrive, step after step; those that a checkpoint calls tied do not, which is
+why none does. What was measured is printed.
+"""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+
+from kd.generators.elsewhere import probe
+from kd.generators.second_reading import read_responses
+from kd.generators.vllm_server import Server
+from kd.models.language_model import LanguageModel
+from kd.models.sampling import Sampled
+from tests.generators.test_vllm_server import asked, moved
+from tests.tiny import tiny
+
+HOME = os.environ.get("KD_VLLM", "")
+PATIENCE = 500.0  # seconds for a server to start
+SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+STEPS = 4
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(2000),
+    pytest.mark.skipif(not HOME, reason="needs an environment with vLLM; make vllm"),
+]
+
+
+def student(tied: bool) -> LanguageModel:
+    """Heads of 32, for attention on a CPU has no 8 or 16."""
+    return tiny(dtype="float32", tie_word_embeddings=tied, **SHAPE)
+
+
+@contextmanager
+def vllm(folder: Path, log: Path) -> Iterator[str]:
+    """The address of a server that was started from the checkpoint in `folder`."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "LD_PRELOAD": f"{HOME}/lib/libiomp5.so",
+    }
+    words = f"serve {folder} --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-num-seqs 16"
+    words += " --logprobs-mode processed_logprobs --generation-config vllm"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings
+    with log.open("w") as output:
+        started = subprocess.Popen([f"{HOME}/bin/vllm", *words.split()], env=environment, stdout=output, stderr=output)
+    try:
+        _wait(started, f"http://127.0.0.1:{port}", log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+def _wait(started: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if started.poll() is not None:
+            break
+        try:
+            if requests.get(f"{url}/health", timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(1)
+    raise AssertionError(f"vLLM did not start: {log.read_text()[-3000:]}")
+
+
+def furthest(generator: Server, model: LanguageModel) -> float:
+    """Of the tokens of the fixed prompt, the largest distance of the two sides' log-probabilities, in nats."""
+    ids = probe(model)
+    [own] = read_responses(model, [(ids[:1], ids[1:])], Sampled(1.0), batch_size=1)
+    return (torch.tensor(generator.score(ids)) - own.own).abs().max().item()
+
+
+def test_weights_of_tied_and_untied_students_arrive(tmp_path):
+    """One server for both: a tied student's checkpoint has a head of its own, so it looks like an untied one's."""
+    students = {"tied": student(True), "untied": student(False)}
+    folder = tmp_path / "weights"
+    Server(url="http://unused", weights=str(folder)).save(students["tied"])
+    with vllm(folder, tmp_path / "log.txt") as url:
+        for name, model in students.items():
+            generator = Server(url=url, weights=str(folder))
+            for step in range(STEPS):
+                asked(generator, model, sampled=Sampled(1.0), samples=2, version=step)
+                distance, tokens = generator.take_report()["sampler_mismatch"]
+                apart = furthest(generator, model)
+                print(f"{name}: step {step}: mean {distance / tokens:.6f}, furthest token {apart:.6f} nats")
+                assert apart < 0.001
+                moved(model, seed=step)
+
+
+def test_a_checkpoint_that_ties_its_head_leaves_it_behind(tmp_path, monkeypatch):
+    """The reason for heads of their own; where vLLM has mended it, this fails, and `save_untied` may go."""
+    monkeypatch.setattr("kd.generators.elsewhere.save_untied", lambda network, folder: network.save_pretrained(folder))
+    model, folder = student(True), tmp_path / "weights"
+    generator = Server(url="http://unused", weights=str(folder))
+    generator.save(model)
+    with vllm(folder, tmp_path / "log.txt") as url:
+        generator = Server(url=url, weights=str(folder))
+        asked(generator, model)
+        moved(model)
+        with pytest.raises(ValueError, match="so not all of them have arrived") as caught:
+            asked(generator, model, version=1)
+        print(f"tied in the checkpoint: {caught.value}")
+    assert "Failed to load weights" in (tmp_path / "log.txt").read_text()
