@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -128,10 +129,7 @@ class Ahead:
 
 
 class Data(lightning.LightningDataModule):
-    """Training windows and validation batches for a `Trainer`.
-
-    Raises ValueError for validation records of which none is scored (`kd.evaluation.references`).
-    """
+    """Training windows and validation batches for a `Trainer`."""
 
     trainer: Any
 
@@ -152,7 +150,6 @@ class Data(lightning.LightningDataModule):
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
         self.uses, self.plain = uses, plain
-        self.references = references(encoder, validation)  # what of `validation` is scored
 
     def windows(self, rank: int = 0, ranks: int = 1) -> Windows:
         """A rank's share of every step."""
@@ -188,6 +185,11 @@ class Data(lightning.LightningDataModule):
         windows = self.windows()
         seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
         return [windows.records[i] for i in seen]
+
+    @cached_property
+    def references(self) -> list[Record]:
+        """The validation records that are scored. Raises ValueError as `kd.evaluation.references`."""
+        return references(self.encoder, self.validation)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Records of each split, and how many of them `data.max_length` leaves out or truncates (`kd.results`)."""

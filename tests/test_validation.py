@@ -94,7 +94,7 @@ def test_the_first_response_alone_is_scored(student):
 
 def test_validation_without_a_whole_reference_is_refused(student):
     with pytest.raises(ValueError, match=r"no reference of 10 records fits data\.max_length=100 whole"):
-        data(student, 100, RECORDS[1:])
+        data(student, 100, RECORDS[1:]).val_dataloader()
 
 
 def test_what_is_left_out_and_truncated_is_counted(student):
