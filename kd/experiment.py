@@ -36,7 +36,7 @@ def check(cfg: DictConfig) -> RunFolder | None:
 
     Called for every job of a sweep before the first one starts. No weight is loaded.
     """
-    check_config(cfg)
+    check_config(cfg, models=check_models)
     check_machine(_plain(cfg))
     check_parts(cfg)
     check_models(cfg)
@@ -102,7 +102,7 @@ def folder_of(cfg: DictConfig) -> RunFolder:
 
 def run(cfg: DictConfig, job: Job) -> float | None:
     """The whole of it; returns the monitored validation metric (lower is better), for sweepers that optimise."""
-    check_config(cfg)
+    check_config(cfg, models=check_models)
     check_machine(_plain(cfg))
     check_parts(cfg)
     check_models(cfg)

@@ -9,7 +9,11 @@ from kd.types import Record
 
 @runtime_checkable
 class Stage(Protocol):
-    """One step between the skill's records and training. It extends each record's `provenance` by its name."""
+    """One step between the skill's records and training. It extends each record's `provenance` by its name.
+
+    A stage may have a static `outline(record, settings) -> Record`: the record that it will make of one, but for texts,
+    under its settings in the config. What terms ask of records is then known before any weight is loaded.
+    """
 
     requires: frozenset[str]  # {"teacher"} if it asks the teacher
 

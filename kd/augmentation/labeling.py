@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -75,6 +75,12 @@ class Labeling:
                 written = tuple(Response(text, "teacher") for text in row["responses"])
                 kept = record.responses if self.keep_reference else ()
                 yield replace(record, responses=kept + written, provenance=(*record.provenance, "labeling"))
+
+    @staticmethod
+    def outline(record: Record, settings: Mapping[str, Any]) -> Record:
+        """See `kd.augmentation.Stage`."""
+        written = (Response("", "teacher"),) * settings["samples"]
+        return replace(record, responses=(*(record.responses if settings["keep_reference"] else ()), *written))
 
     def path(self, records: Sequence[Record], *, teacher_id: str, seed: int) -> Path:
         """Where the responses lie, or will. Greedy text does not depend on the seed: all seeds share it."""

@@ -6,7 +6,8 @@ against what the others give (`supply.py`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,9 +20,12 @@ from kd.composition.formula import composed
 from kd.composition.groups import check_margins
 from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides, flattened
+from kd.composition.lacks import Lack
+from kd.composition.records import record_checks
+from kd.composition.remedy import Line, explained, unresolved
 from kd.composition.sections import GROUPS, check_sections, check_trainer, prepared_roles
 from kd.composition.signatures import check_call, joined, located, suggestion
-from kd.composition.supply import check_other_runs, check_supply
+from kd.composition.supply import check_other_runs, supply_checks
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
@@ -36,9 +40,22 @@ FOR_THE_RUN = {  # keys that stand beside those of the class
 }
 
 
-def check(cfg: DictConfig) -> None:
-    """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run."""
-    config = resolved(cfg)
+def check(
+    cfg: DictConfig,
+    *,
+    words: Sequence[str] | None = None,
+    models: Callable[[DictConfig], None] | None = None,
+) -> None:
+    """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run.
+
+    words: the overrides that made it, where Hydra does not run it as a job; a refusal names the command line that works.
+    models: the check of its models (`kd.outlines.check_models`), which a command line that works must pass, too.
+    """
+    line = Line.of(words) if words is not None else Line.given()
+    try:
+        config = resolved(cfg)
+    except Lack as error:
+        raise ValueError(unresolved(cfg, error, misfits, line, models)) from None
     check_code("", config)
     check_sections(config)
     check_allowing(config["run"].get("allow") or ())
@@ -48,10 +65,24 @@ def check(cfg: DictConfig) -> None:
         _check_node(path, node)
     check_numbers(config)
     check_trainer(config["trainer"], config["optim"]["window"])
-    check_targets(config)
-    check_supply(config)
-    check_margins("rollout", config["rollout"], config["reward"])
-    check_other_runs(config)
+    if errors := misfits(config):
+        raise ValueError(explained(cfg, errors, misfits, line, models))
+
+
+def misfits(config: Mapping[str, Any]) -> list[ValueError]:
+    """What in a resolved config does not fit: all that is asked for and not given, has no meaning, or is not read."""
+    found = []
+    others = (
+        partial(check_targets, config),
+        partial(check_margins, "rollout", config["rollout"], config["reward"]),
+        partial(check_other_runs, config),
+    )
+    for check_one in (*supply_checks(config), *others, *record_checks(config)):
+        try:
+            check_one()
+        except ValueError as error:
+            found.append(error)
+    return found
 
 
 def describe(cfg: DictConfig) -> str:
@@ -82,23 +113,23 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             try:
                 OmegaConf.select(cfg, path, throw_on_resolution_failure=True)
             except OmegaConfBaseException as error:
-                raise ValueError(_unresolved(path, value, known, str(error))) from None
+                raise _unresolved(path, value, known, str(error)) from None
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> str:
+def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> ValueError:
     """Why `value` at `path` leads nowhere, and which files of the groups at both ends would help."""
     missing = [name for name in re.findall(r"\$\{([^${}:]+)\}", value) if name not in known and name[0] != "."]
     if not missing:
-        return f"{path} is {value}, which cannot be resolved: {error.splitlines()[0].rpartition('interpolation: ')[2]}"
+        reason = error.splitlines()[0].rpartition("interpolation: ")[2]
+        return ValueError(f"{path} is {value}, which cannot be resolved: {reason}")
     told = f"{path} is {value}, but there is no {missing[0]}"
     user, owner = path.partition(".")[0], missing[0].partition(".")[0]
     if user not in GROUPS or owner not in GROUPS:
-        return f"{told}; {suggestion(missing[0], known)}"
+        return ValueError(f"{told}; {suggestion(missing[0], known)}")
     without = [name for name in choices(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
     having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
-    others = [f"{group}={' or '.join(names)}" for group, names in ((user, without), (owner, having)) if names]
-    return f"{told}; try {', or '.join([*others, f'give {path} a value of its own'])}"
+    return Lack(told, {user: without, owner: having})
 
 
 def _check_other_files(config: Mapping[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """How many responses each prompt will have, whether the best stands first, how often they come: what terms go by."""
 
 from collections.abc import Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
+from kd.composition.choices import choices
+from kd.composition.lacks import Lack
 from kd.composition.signatures import joined, located
 
 Node = Mapping[str, Any]
@@ -16,20 +19,44 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
     """
     found = located("rollout", rollout["_target_"])
     if getattr(loss, "in_order", False) and not _ordered("rollout", rollout):
-        raise ValueError(
+        raise Lack(
             f"{name} takes the first response to a prompt for the preferred one, but rollout {found.__qualname__} "
-            "gives them in the order in which they were written; take rollout=ranked with a reward, rollout=paired or "
-            "demonstrated, or rollout=offline on records with two"
+            "gives them in the order in which they were written",
+            ways(),
         )
-    size, check = _responses_each("rollout", rollout), getattr(loss, "check_group", None)
+    size, check = _responses_each("rollout", rollout), group_check(node, loss)
+    if size is None and _writes(rollout):  # now what is given, now what the other writes
+        size = _responses_each("rollout.writer", rollout["writer"])
     if check is None or size is None:
         return
+    try:
+        check(size)
+    except ValueError as error:
+        fact = str(error).partition("; ")[0]  # its remedy knows nothing of the run
+        raise Lack(f"{name}, of what rollout {found.__qualname__} gives: {fact}", ways()) from None
+
+
+def ways() -> dict[str, list[str]]:
+    """Who writes decides on how many responses there are, and in which order."""
+    return {"rollout": choices("rollout")}
+
+
+def group_check(node: Node, loss: Any) -> partial[None] | None:
+    """The check of how many responses a prompt has, under the settings `node` of a loss; None where it does not matter."""
+    if (check := getattr(loss, "check_group", None)) is None:
+        return None
     defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
     named = {key: node.get(key, defaults[key]) for key in signature(check).parameters if key in defaults}
-    try:
-        check(**{**named, "group_size": size})
-    except ValueError as error:
-        raise ValueError(f"{name}, of what rollout {found.__qualname__} gives: {error}") from None
+    named.pop("group_size", None)
+    return partial(check, **named)
+
+
+def passes_given(path: str, node: Node) -> bool:
+    """Whether the student ever learns on the responses that records came with, and on nothing beside them."""
+    found: Any = located(path, node["_target_"])
+    if hasattr(found, "passes_given"):
+        return found.passes_given(node)
+    return _writes(node) and passes_given(joined(path, "writer"), node["writer"])
 
 
 def check_margins(path: str, rollout: Node, reward: Node) -> None:

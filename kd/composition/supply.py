@@ -4,8 +4,10 @@ Both are read from the functions and classes that `_target_` names, so no weight
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 from kd.composition.choices import choices, file_of
 from kd.composition.engines import check_generator
 from kd.composition.groups import check_groups, check_windows
+from kd.composition.lacks import Lack
 from kd.composition.sections import prepared_roles
 from kd.composition.signatures import joined, located, shown
 from kd.composition.terms import signals_of
@@ -31,26 +34,37 @@ Node = Mapping[str, Any]
 
 
 def check_supply(config: Node) -> None:
-    """Raises ValueError if something is asked for that this config does not give, and says who could give it."""
-    for group, who, names in demands(config):
-        if config["teacher"].get("_target_") is None and (asked := _of_teacher(names)):
-            raise ValueError(_no_teacher(group, who, asked))
-        text = {"teacher": "text"} if "teacher" in names else {}
-        _require(who, "teacher", _fields(names, "teacher", "native_teacher") | text, config)
-        _require(who, "alignment", _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}, config)
-        _require(who, "student", _fields(names, "student", "reference"), config)
-        _require(who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
-        _require(who, "reward", {name: name for name in names & FROM_REWARD}, config)
-    _check_streams(config)
+    """Raises ValueError if something is asked for that this config does not give."""
+    for check in supply_checks(config):
+        check()
+
+
+def supply_checks(config: Node) -> Iterator[Callable[[], None]]:
+    """The checks of demand and supply one by one: each raises ValueError for one thing that is asked for and missing."""
+    for demand in demands(config):
+        yield from _demand_checks(*demand, config)
+    yield partial(_check_streams, config)
     for name, term in config["objective"].items():
         if term.get("stream", STREAMS[0]) == STREAMS[0]:
             callee = located(f"objective.{name}.loss", term["loss"]["_target_"])
-            check_groups(name, term["loss"], signals_of(callee), config["rollout"])
-            check_windows(name, callee, config["rollout"])
-    _check_reward(config)
-    check_generator(config)
-    _check_readers(config)
-    _check_translated(config)
+            yield partial(check_groups, name, term["loss"], signals_of(callee), config["rollout"])
+            yield partial(check_windows, name, callee, config["rollout"])
+    for check in (_check_reward, _check_read, check_generator, _check_readers, _check_translated):
+        yield partial(check, config)
+
+
+def _demand_checks(group: str, who: str, names: frozenset[str], config: Node) -> Iterator[Callable[[], None]]:
+    asked = _of_teacher(names)
+    if config["teacher"].get("_target_") is None and asked:
+        yield partial(_refuse_no_teacher, group, who, asked)
+    else:
+        text = {"teacher": "text"} if "teacher" in names else {}
+        yield partial(_require, who, "teacher", _fields(names, "teacher", "native_teacher") | text, config)
+        aligned = _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}
+        yield partial(_require, who, "alignment", aligned, config)
+    yield partial(_require, who, "student", _fields(names, "student", "reference"), config)
+    yield partial(_require, who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+    yield partial(_require, who, "reward", {name: name for name in names & FROM_REWARD}, config)
 
 
 def _check_translated(config: Node) -> None:
@@ -86,14 +100,35 @@ def _check_readers(config: Node) -> None:
 
 
 def _check_reward(config: Node) -> None:
-    """A reward that learns with the objective is one of its terms."""
+    """A reward that learns with the objective is one of its terms; one of records is for their own responses."""
     reward = config["reward"]
-    if reward.get("_target_") is None or not hasattr(located("reward", reward["_target_"]), "bind"):
+    if reward.get("_target_") is None:
         return
-    if (name := reward.get("term")) not in config["objective"]:
-        raise ValueError(
+    found, rollout = located("reward", reward["_target_"]), located("rollout", config["rollout"]["_target_"])
+    if hasattr(found, "bind") and (name := reward.get("term")) not in config["objective"]:
+        raise Lack(
             f"reward.term={shown(name)}: the reward is a term that learns with the others, and the objective has "
-            f"{', '.join(config['objective'])}; take objective=gad, or name one of them"
+            f"{', '.join(config['objective'])}",
+            {"reward": choices("reward")},
+        )
+    if getattr(found, "of_records", False) and not getattr(rollout, "keeps_responses", False):
+        raise Lack(
+            f"reward {found.__qualname__} is of the responses that records came with, but rollout "
+            f"{rollout.__qualname__} writes others",
+            {"rollout": ["offline"], "reward": choices("reward")},
+        )
+
+
+def _check_read(config: Node) -> None:
+    """A reward is read by a term or by the rollout: else it costs time, and may end the run, for nothing."""
+    given = provided("reward", config["reward"])
+    read = frozenset[str]().union(*(names for group, _, names in demands(config) if group != "reward"))
+    if given and not given & read:
+        what = config["reward"]["_target_"].rpartition(".")[2]
+        raise Lack(
+            f"reward {what} provides {_listed(given)}, which neither a term ({', '.join(config['objective'])}) nor the "
+            "rollout reads",
+            {"reward": ["none"]},
         )
 
 
@@ -101,10 +136,8 @@ def _check_streams(config: Node) -> None:
     """A term on plain text needs a corpus, and none of what a rollout knows; else something is to be rolled out."""
     plain = {name: term for name, term in config["objective"].items() if term.get("stream") == "lm"}
     if plain and config["corpus"].get("_target_") is None:
-        names = " or ".join(name for name in choices("corpus") if name != "none")
-        raise ValueError(
-            f"{next(iter(plain))} learns on plain text (stream: lm), but corpus=none; choose corpus={names}"
-        )
+        names = [name for name in choices("corpus") if name != "none"]
+        raise Lack(f"{next(iter(plain))} learns on plain text (stream: lm), but corpus=none", {"corpus": names})
     if len(plain) == len(config["objective"]):
         raise ValueError(f"{', '.join(plain)}: no term learns on the skill; add one with stream: main")
     for name, term in plain.items():
@@ -129,9 +162,10 @@ def check_other_runs(config: Node) -> None:
         try:
             plain = {"rollout": "offline", "generator": "torch", "reward": "none", "corpus": "none"}
             plain["objective"] = config["compare"]
-            check_supply({**config, **{group: _content(group, name) for group, name in plain.items()}})
+            check_supply({**config, **{group: content(group, name) for group, name in plain.items()}})
         except ValueError as error:
-            raise ValueError(f"compare={config['compare']}: {error}, or compare=null") from None
+            ways = error.ways if isinstance(error, Lack) else {}
+            raise Lack(f"compare={config['compare']}: {error}", {**ways, "compare": ["null"]}) from None
 
 
 def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
@@ -200,12 +234,11 @@ def _require(who: str, group: str, wanted: Mapping[str, str], config: Node) -> N
     lacking = {signal: field for signal, field in wanted.items() if field not in given}
     if not lacking:
         return
-    able = list(_able(group, frozenset(wanted.values())))
-    remedy = f"try {group}={' or '.join(able)}" if able else f"nothing in conf/{group} provides it"
+    ways = {group: list(_able(group, frozenset(wanted.values())))}
     if node.get("_target_") is None:
-        raise ValueError(f"{who} needs {_listed(lacking)}, but {group}=none; {remedy}")
+        raise Lack(f"{who} needs {_listed(lacking)}, but {group}=none", ways)
     what = node["_target_"].rpartition(".")[2]
-    raise ValueError(f"{who} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}; {remedy}")
+    raise Lack(f"{who} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}", ways)
 
 
 def _supplier(group: str, node: Node) -> Node:
@@ -215,7 +248,7 @@ def _supplier(group: str, node: Node) -> Node:
 def _able(group: str, names: frozenset[str]) -> Iterator[str]:
     """The files of `group` whose class provides `names`."""
     for name in choices(group):
-        node = _content(group, name)
+        node = content(group, name)
         with suppress(ValueError, KeyError):  # a broken file is told to whoever chooses it
             if _supplier(group, node).get("_target_") is not None and names <= provided(group, _supplier(group, node)):
                 yield name
@@ -227,28 +260,40 @@ def _of_teacher(names: frozenset[str]) -> frozenset[str]:
     )
 
 
-def _no_teacher(group: str, who: str, asked: frozenset[str]) -> str:
-    teachers = list(_able("teacher", frozenset(_fields(asked, "teacher", "native_teacher").values())))
+def _refuse_no_teacher(group: str, who: str, asked: frozenset[str]) -> None:
+    text = {"text"} if "teacher" in asked else set[str]()
+    teachers = list(_able("teacher", frozenset({*_fields(asked, "teacher", "native_teacher").values(), *text})))
     free = [name for name in choices(group) if _needs_none(group, name)]
-    ways = ["choose teacher=" + " or ".join(teachers)] if teachers else []
-    ways += [f"take {group}={' or '.join(free)}"] if free else []
     signals = f" ({', '.join(sorted(asked - {'teacher'}))})" if asked - {"teacher"} else ""
-    return f"{who} needs a teacher{signals}, but teacher=none; {', or '.join(ways)}"
+    raise Lack(f"{who} needs a teacher{signals}, but teacher=none", {"teacher": teachers, group: free})
 
 
 def _needs_none(group: str, name: str) -> bool:
     """Whether a file of `group` asks for no teacher; and an objective, for nothing but the records' own responses."""
     apart = FROM_ROLLOUT | FROM_REWARD if group == "objective" else frozenset()
     with suppress(ValueError, KeyError):
-        return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, _content(group, name)))
+        return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, content(group, name)))
     return False
 
 
-def _content(group: str, name: str) -> Any:
-    """A file of `group`, after those of the same group that stand under its `defaults`."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(file_of(group, name)), resolve=False)
-    bases = [base for base in own.pop("defaults", ()) if base != "_self_" and "@" not in base]  # @: put elsewhere
-    return {key: value for part in (*(_content(group, base) for base in bases), own) for key, value in part.items()}
+def content(group: str, name: str) -> Any:
+    """A file of `group` after those that stand under its `defaults`, each at its place; interpolations as written."""
+    return _content(group, file_of(group, name))
+
+
+@cache
+def _content(group: str, file: Path) -> Any:
+    own: Any = OmegaConf.load(file)
+    bases = own.pop("defaults", ["_self_"])
+    return OmegaConf.to_container(OmegaConf.merge(*(own if base == "_self_" else _placed(group, base) for base in bases)))
+
+
+def _placed(group: str, base: str) -> Any:
+    name, _, place = base.partition("@")
+    node = content(group, name)
+    for key in reversed(place.split(".") if place else []):
+        node = {key: node}
+    return OmegaConf.create(node)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ def composed(overrides: Sequence[str], conf: Path = CONF, more: str | None = Non
     with started(conf, more):
         cfg = compose("config", overrides=list(overrides))
         note(cfg)
-        check(cfg)
+        check(cfg, words=overrides)
         yield cfg
 
 

@@ -112,13 +112,7 @@ class Ensemble(nn.Module):
 
     def chosen(self, record: Record) -> int:
         """The number of the member that the record names."""
-        if (name := record.meta.get("teacher")) not in self.names:
-            said = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
-            raise ValueError(
-                f"record {record.id} of {record.skill} {said} in its meta, but teacher.combine=routed knows "
-                f"{' and '.join(self.names)}; name one of them, or take combine=mean_probabilities"
-            )
-        return self.names.index(name)
+        return member_of(record, self.names)
 
     def _mean(self, sequences: Sequences) -> MeanLogits:
         return self.combined([self._says(k, sequences) for k in range(len(self.names))])
@@ -139,6 +133,17 @@ class Ensemble(nn.Module):
 
     def _says(self, k: int, sequences: Sequences) -> Logits:
         return self.members[self.names[k]](sequences, frozenset({"logits"})).logits
+
+
+def member_of(record: Record, members: Sequence[str]) -> int:
+    """The number of the member that the record names. Raises ValueError for one that names none."""
+    if (name := record.meta.get("teacher")) not in members:
+        said = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
+        raise ValueError(
+            f"record {record.id} of {record.skill} {said} in its meta, but teacher.combine=routed knows "
+            f"{' and '.join(members)}; name one of them, or take teacher.combine=mean_probabilities"
+        )
+    return list(members).index(name)
 
 
 def _check_members(members: Mapping[str, WhiteBox]) -> None:

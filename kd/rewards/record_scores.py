@@ -16,6 +16,7 @@ class RecordScores(Verdicts):
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
     requires: ClassVar[frozenset[str]] = frozenset()
+    of_records: ClassVar[bool] = True  # read by kd.composition: for rollouts that keep them
 
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`. Raises ValueError for a response without a score."""

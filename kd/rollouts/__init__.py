@@ -37,6 +37,8 @@ class Rollout(Protocol):
     ordered: whether the first response to a prompt is the preferred one, as far as the rollout decides on it.
     responses_each(settings, written) -> int | None: static; how many responses a prompt has under these settings of the
         config, where its `writer` gives it `written`. None: as many as the records, or not always the same.
+    passes_given(settings) -> bool: static; whether under these settings some step learns on the records' own responses
+        as they are, so that what terms ask of a group is asked of the records. Without it: no.
     spent() -> Spent, and take_report() as in `kd.types.Reports`.
     after_validation(metrics): told what was measured, on every rank, by name without "validation/".
     state_dict() and load_state_dict(state): plain Python and tensors, each rank's own; what the next step depends on.

@@ -1,7 +1,7 @@
 """The records' own responses in part, in part those of a writer."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
@@ -30,6 +30,12 @@ class Mixed(Wrapping):
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
+
+    @staticmethod
+    def passes_given(settings: Mapping[str, Any]) -> bool:
+        """Unless the share of what is written is 1 throughout."""
+        share, final = settings.get("share", 0.5), settings.get("final_share")
+        return not (share == 1 and final in (1, None))
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The records' own responses."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from kd.rewards import judged
 from kd.sequences import Encoder
@@ -13,6 +14,11 @@ class Offline:
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
     requires: ClassVar[frozenset[str]] = frozenset()
     keeps_responses: ClassVar[bool] = True  # so that what a teacher said of them can have been written down before
+
+    @staticmethod
+    def passes_given(settings: Mapping[str, Any]) -> bool:
+        """At every step."""
+        return True
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window as it is; judged, where a reward can tell something of given responses."""

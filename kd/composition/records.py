@@ -1,0 +1,100 @@
+"""What terms, reward and teacher ask of the records themselves, asked of the skill's own before any weight is loaded.
+
+The skill is read only where something depends on its records: how many responses each has, whether these bear scores,
+whether each names its teacher.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from inspect import signature
+from typing import Any
+
+from kd.composition.choices import choices
+from kd.composition.components import instantiate
+from kd.composition.groups import group_check, passes_given, ways
+from kd.composition.lacks import Lack
+from kd.composition.signatures import located
+from kd.composition.terms import signals_of
+from kd.models.ensemble import member_of
+from kd.terms import STREAMS
+from kd.types import Record, Split
+
+Node = Mapping[str, Any]
+Ask = Callable[[Record], None]
+
+
+def record_checks(config: Node) -> Iterator[Callable[[], None]]:
+    """The checks one by one: each raises ValueError that names the first record which does not have what is asked."""
+    if passes_given("rollout", config["rollout"]):
+        for names, check in _group_checks(config["objective"]):
+            yield partial(_check_all, config, partial(_check_responses, names, check), ("train",))
+    reward = config["reward"]
+    if reward.get("_target_") is not None and getattr(located("reward", reward["_target_"]), "of_records", False):
+        yield partial(_check_all, config, _check_scores, ("train",))
+    if config["teacher"].get("combine") == "routed":
+        members = tuple(config["teacher"]["members"])
+        yield partial(_check_all, config, partial(_check_routed, members), ("train", "validation", "test"))
+
+
+def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]]:
+    """What terms ask of the number of responses, once for all those that ask the same; their names."""
+    names: dict[Any, list[str]] = {}
+    for name, term in objective.items():
+        callee = located(f"objective.{name}.loss", term["loss"]["_target_"])
+        check = group_check(term["loss"], signals_of(callee))
+        if check is not None and term.get("stream", STREAMS[0]) == STREAMS[0]:
+            names.setdefault((check.func, tuple(check.keywords.items())), []).append(name)
+    for (function, settings), asking in names.items():
+        yield " and ".join(asking), partial(function, **dict(settings))
+
+
+def _check_all(config: Node, ask: Ask, splits: Sequence[Split]) -> None:
+    for split in splits:
+        for record in _records(json.dumps(config["skill"]), split):
+            changed = _augmented(record, config["augmentation"]["stages"])
+            if changed is None:  # by a stage that does not tell
+                return
+            ask(changed)
+
+
+@lru_cache(maxsize=8)
+def _records(skill: str, split: Split) -> Sequence[Record]:
+    return instantiate(json.loads(skill)).load(split)
+
+
+def _augmented(record: Record, stages: Sequence[Node]) -> Record | None:
+    """The record as the stages will make it, but for texts; None where a stage has no `outline`."""
+    for stage in stages:
+        found: Any = located("augmentation.stages", stage["_target_"])
+        if not hasattr(found, "outline"):
+            return None
+        defaults = {name: p.default for name, p in signature(found).parameters.items()}
+        record = found.outline(record, {**defaults, **stage})
+    return record
+
+
+def _check_responses(names: str, check: Callable[[int], None], record: Record) -> None:
+    try:
+        check(len(record.responses))
+    except ValueError as error:
+        fact = str(error).partition("; ")[0]  # its remedy knows nothing of the run
+        came = f"record {record.id} came with {len(record.responses)}"
+        raise Lack(f"{names}, of the records' own responses ({came}): {fact}", ways()) from None
+
+
+def _check_routed(members: Sequence[str], record: Record) -> None:
+    try:
+        member_of(record, members)
+    except ValueError as error:
+        raise Lack(str(error).partition("; ")[0], {"teacher": choices("teacher")}) from None
+
+
+def _check_scores(record: Record) -> None:
+    for response in record.responses:
+        if response.score is None:
+            raise Lack(
+                f"reward RecordScores reads a score of each response, but record {record.id} has one by the "
+                f"{response.source} without",
+                {"reward": choices("reward")},
+            )
