@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.artifacts import remove, store
+from kd.composition.cautions import cautions
 from kd.composition.check import check as check_config
 from kd.composition.check import describe
 from kd.composition.components import instantiate
 from kd.composition.machine import check_machine, check_parts
+from kd.composition.sections import learning_processes
 from kd.composition.targets import asks_teacher, same_rows
 from kd.identity import identity
 from kd.jobs import Job
@@ -111,6 +113,8 @@ def run(cfg: DictConfig, job: Job) -> float | None:
     cfg = named(cfg)
     if is_rank_zero():
         print(describe(cfg), flush=True)
+        for caution in cautions(_plain(cfg)):
+            print(f"caution: {caution}", flush=True)
     if cfg.run.prerequisites_only:
         _ = cfg.compare is None or baseline_results(cfg)
         prepared(cfg, train_only)
@@ -130,6 +134,7 @@ def run(cfg: DictConfig, job: Job) -> float | None:
 def check_launch(cfg: DictConfig) -> None:
     """Raises ValueError where somebody else started several ranks before what comes before ranks was made."""
     ranks = ranks_started()
+    _check_ranks(cfg, ranks)
     missing = [f"the preparation of the {role}" for role in unprepared(cfg)]
     if cfg.compare is not None and not folder_of(named(baseline(cfg))).done:
         missing.append(f"the run beside it (compare={cfg.compare})")
@@ -137,6 +142,22 @@ def check_launch(cfg: DictConfig) -> None:
         raise ValueError(
             f"{ranks} ranks were started from outside (torchrun, Slurm), but {' and '.join(missing)} must be made by "
             "one process before; give the same command to one process first, with run.prerequisites_only=true"
+        )
+
+
+def _check_ranks(cfg: DictConfig, ranks: int) -> None:
+    """Raises ValueError where each of several processes would train a whole run, or the only one writes nothing."""
+    learning = learning_processes(_plain(cfg)["trainer"])
+    if ranks > 1 and learning not in (None, ranks):
+        raise ValueError(
+            f"{ranks} ranks were started from outside (WORLD_SIZE or SLURM_NTASKS), but trainer.devices="
+            f"{cfg.trainer.devices} makes a run of {learning}, so that the same would be trained several times; take "
+            f"trainer.devices={ranks} trainer.strategy=ddp, or start one process without these variables"
+        )
+    if ranks == 1 and not is_rank_zero():
+        raise ValueError(
+            "the environment (RANK, LOCAL_RANK or SLURM_PROCID) makes this process another rank than the first, and "
+            "only one was started, so that nobody would write results; unset the variable"
         )
 
 
@@ -240,6 +261,7 @@ class Evaluated:
             "records": self.records,
             "sandbox": mechanism() if calls() > self.calls else None,
             "verifier_errors": self._verifier_errors(),
+            "cautions": cautions(_plain(self.cfg)),
         }
 
     def _verifier_errors(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence, sentence
+from kd.orphans import end_with_parent
 from kd.reports.grid import console
 from kd.reports.table import run_table
 from kd.run_folder import RunFolder, is_rank_zero
@@ -157,6 +158,7 @@ def record(task: Task) -> Callable[[DictConfig], float | None]:
     def recorded(config: DictConfig) -> float | None:
         note(config)
         job = Job.current()
+        end_with_parent()
         alone = job.sweep is None or not is_rank_zero()
         return run_alone(task, config, job) if alone else run_in_sweep(task, config, job)
 

@@ -149,6 +149,7 @@ class Results(_Page):
     records: Records | None = None  # None: from before they were counted
     sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # what confined verifiers; None: none was needed
     verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict
+    cautions: list[str] = []  # what the run does that its user may not mean
 
 
 class Failure(_Page):

@@ -109,6 +109,25 @@ def of_groups(check: Callable[..., None], *, in_order: bool = False) -> Callable
     return decorated
 
 
+def of_two_sides(objective: Objective) -> Objective:
+    """Decorates an objective that has one loss for what the student wrote and another for what others did."""
+    objective.two_sided = True  # type: ignore[attr-defined]
+    return objective
+
+
+def fading(where: Callable[..., bool]) -> Callable[[Objective], Objective]:
+    """Decorates an objective whose gradient is almost nothing where the student is far from the teacher.
+
+    where: called with those of its hyperparameters that it names; whether it is so with them.
+    """
+
+    def decorated(objective: Objective) -> Objective:
+        objective.fades = where  # type: ignore[attr-defined]
+        return objective
+
+    return decorated
+
+
 def sized(objective: Callable) -> bool:
     """Whether `introduce` has anything to tell it."""
     return (

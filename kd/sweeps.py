@@ -3,9 +3,11 @@
 import functools
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import hydra
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 
 from kd.errors import in_one_sentence
 from kd.jobs import SWEEP, Job, Task, read_jobs, record
+from kd.orphans import own
 from kd.reports.grid import console
 from kd.run_folder import is_rank_zero
 
@@ -45,6 +48,8 @@ class SweepReport(Callback):
         except FileExistsError:
             sys.exit(f"sweep folder {sweep} exists already; leave hydra.sweep.dir to its default or name a new one")
         SweepReport.sweep = sweep
+        own()
+        signal.signal(signal.SIGTERM, _stop)  # else only the launcher's process would end, without a table
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Conclude; exit code 1 if a job failed."""
@@ -55,15 +60,18 @@ class SweepReport(Callback):
     def conclude(cls, settle: bool) -> bool:
         """Print the table and write sweep.csv and sweep.md, once. True unless a job is not finished.
 
-        With `settle`, jobs that still call themselves running are dead: nothing runs after a sweep's end.
+        Jobs that still call themselves running are dead: nothing runs after a sweep's end. With `settle` they failed,
+        else they were interrupted.
         """
         sweep, cls.sweep = cls.sweep, None
         jobs = read_jobs(sweep) if sweep else {}
         if sweep is None or not jobs:
             return True
         for job in jobs.values():
-            if settle and job.status == "running":
+            if job.status == "running" and settle:
                 job.end("failed", "its process ended without a report")
+            elif job.status == "running":
+                job.end("interrupted")
         from kd.reports.sweep import sweep_table, write_sweep  # pandas and scipy, which jobs do without
 
         write_sweep(sweep)
@@ -101,6 +109,12 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
         return enter
 
     return decorate
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """What a signal does to a sweep while no launcher handles it: its jobs' processes are ended by what it raises."""
+    signal.signal(number, signal.SIG_IGN)  # once
+    raise SystemExit(128 + number)
 
 
 def resume_command() -> str:

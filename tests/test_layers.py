@@ -34,6 +34,7 @@ LAYERS = (
         "sandbox",
         "errors",
         "secrets",
+        "orphans",
     },
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"corpora", "models", "generators", "rewards", "rollouts", "skills", "augmentation"},

@@ -197,6 +197,63 @@ def test_sigterm_goes_to_the_job_and_ends_the_sweep(app: Path) -> None:
     assert statuses(sweeps(app)[0]) == ["interrupted", "waiting"]
 
 
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_workers_of_joblib_too(number: signal.Signals, app: Path) -> None:
+    process = start(app, "-m", *JOBLIB, "behaviour=ok,hang,fail")
+    wait_for(app, "outputs/toy-*/hanging")
+    wait_for_status(app, "failed")
+    pids = [json.loads(path.read_text())["pid"] for path in app.glob("outputs/toy-*/seen.json")]
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    wait_for_end(pids)
+    assert statuses(sweeps(app)[0]) == ["done", "interrupted", "failed"]
+    assert "interrupted" in out[out.index("3 jobs") :]
+    assert (
+        out.strip()
+        .splitlines()[-1]
+        .strip()
+        .endswith("run.py -m hydra/launcher=joblib hydra.launcher.n_jobs=2 behaviour=ok,hang,fail")
+    )
+
+
+@pytest.mark.parametrize("launcher", [(), JOBLIB], ids=["process", "joblib"])
+def test_jobs_end_with_a_sweep_that_was_killed(launcher: tuple[str, ...], app: Path) -> None:
+    process = start(app, "-m", *launcher, "behaviour=hang", "seed=1,2")
+    wait_for(app, "outputs/toy-*/hanging")
+    pids = [json.loads(path.read_text())["pid"] for path in app.glob("outputs/toy-*/seen.json")]
+    process.kill()
+    process.wait()
+    wait_for_end(pids)
+
+
+def wait_for_status(app: Path, status: str) -> None:
+    deadline = time.monotonic() + 60
+    while status not in statuses(sweeps(app)[0]):
+        assert time.monotonic() < deadline, f"no job is {status}"
+        time.sleep(0.05)
+
+
+def wait_for_end(pids: list[int]) -> None:
+    """Of processes that are not this one's children."""
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in pids if _runs(pid)]:
+        assert time.monotonic() < deadline, f"{left} still run"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
 def test_a_second_ctrl_c_does_not_wait(app: Path) -> None:
     process = start(app, "-m", "behaviour=hang,ok", "save_seconds=100")
     wait_for(app, "outputs/toy-*/hanging")

@@ -18,9 +18,9 @@ from kd.composition.choices import choices, file_of
 from kd.composition.components import calls, check_code
 from kd.composition.formula import composed
 from kd.composition.groups import check_margins
+from kd.composition.lacks import Lack
 from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides, flattened
-from kd.composition.lacks import Lack
 from kd.composition.records import record_checks
 from kd.composition.remedy import Line, explained, unresolved
 from kd.composition.sections import GROUPS, check_sections, check_trainer, prepared_roles
@@ -48,7 +48,7 @@ def check(
 ) -> None:
     """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run.
 
-    words: the overrides that made it, where Hydra does not run it as a job; a refusal names the command line that works.
+    words: the overrides that made it, where Hydra does not run it as a job: refusals name the command line that works.
     models: the check of its models (`kd.outlines.check_models`), which a command line that works must pass, too.
     """
     line = Line.of(words) if words is not None else Line.given()

@@ -42,7 +42,7 @@ def ways() -> dict[str, list[str]]:
 
 
 def group_check(node: Node, loss: Any) -> partial[None] | None:
-    """The check of how many responses a prompt has, under the settings `node` of a loss; None where it does not matter."""
+    """The check of how many responses a prompt has, under the settings `node` of a loss; None where any will do."""
     if (check := getattr(loss, "check_group", None)) is None:
         return None
     defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}

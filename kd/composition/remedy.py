@@ -83,7 +83,9 @@ class Line:
     def of(cls, words: Sequence[str]) -> "Line":
         """These overrides."""
         chosen = dict(word.split("=", 1) for word in words if "=" in word)
-        files = [(group, chosen[group]) for group in ("method", "experiment") if chosen.get(group) not in (None, "null")]
+        files = [
+            (group, chosen[group]) for group in ("method", "experiment") if chosen.get(group) not in (None, "null")
+        ]
         fixed = {axis for group, name in files for axis in axes(group, name)}
         return cls(tuple(words), frozenset(fixed))
 
@@ -153,7 +155,7 @@ def _facts(errors: Sequence[ValueError]) -> str:
 
 
 def _ways(error: ValueError) -> set[str]:
-    """Overrides that may mend it, as `group=name` and keys of SETTINGS; those that its own remedy names, if it has one."""
+    """Overrides that may mend it, as `group=name` and keys of SETTINGS: those that it names."""
     if isinstance(error, Lack):
         files = {f"{group}={name}" for group, names in error.ways.items() for name in names}
         return files | {key for key in SETTINGS if key.partition(".")[0] in error.ways}
@@ -206,7 +208,7 @@ class Search:
         while heap and visited < VISITED:
             _, _, cost, changes, left = heapq.heappop(heap)
             if not left:
-                yield changes
+                yield tuple(sorted(changes, key=_place))
                 continue
             visited += 1
             here = self.applied(changes)
@@ -296,6 +298,11 @@ def _with(config: Config, path: Sequence[str], value: Any) -> Config:
     """The config with another value at a path."""
     first, *rest = path
     return {**config, first: _with(config.get(first) or {}, rest, value) if rest else value}
+
+
+def _place(change: Change) -> int:
+    """In the order of the groups, keys last."""
+    return [*FIRST, *SETTINGS].index(change[0].partition("=")[0])
 
 
 def _yaml(value: Any) -> str:

@@ -241,7 +241,7 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
         raise ValueError(
             f"trainer.strategy={shown(strategy)}: unknown to Lightning; {suggestion(str(strategy), strategies)}"
         )
-    devices = _devices(trainer)
+    devices = learning_processes(trainer)
     if devices is not None and window < devices:
         raise ValueError(
             f"optim.window={window} is smaller than the {devices} devices; "
@@ -260,8 +260,8 @@ def _check_precision(precision: Any) -> None:
         raise ValueError(f"trainer.precision={shown(precision)} is not one of {', '.join(PRECISIONS)}")
 
 
-def _devices(trainer: Mapping[str, Any]) -> int | None:
-    """How many processes learn together, if the config says so."""
+def learning_processes(trainer: Mapping[str, Any]) -> int | None:
+    """How many processes learn together, if the config determines it."""
     devices = trainer.get("devices", "auto")
     if isinstance(devices, list):
         return len(devices) * trainer.get("num_nodes", 1)

@@ -4,7 +4,7 @@ Both are read from the functions and classes that `_target_` names, so no weight
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -40,7 +40,7 @@ def check_supply(config: Node) -> None:
 
 
 def supply_checks(config: Node) -> Iterator[Callable[[], None]]:
-    """The checks of demand and supply one by one: each raises ValueError for one thing that is asked for and missing."""
+    """The checks of demand and supply one by one: each raises ValueError for one thing that is missing."""
     for demand in demands(config):
         yield from _demand_checks(*demand, config)
     yield partial(_check_streams, config)
@@ -285,7 +285,9 @@ def content(group: str, name: str) -> Any:
 def _content(group: str, file: Path) -> Any:
     own: Any = OmegaConf.load(file)
     bases = own.pop("defaults", ["_self_"])
-    return OmegaConf.to_container(OmegaConf.merge(*(own if base == "_self_" else _placed(group, base) for base in bases)))
+    return OmegaConf.to_container(
+        OmegaConf.merge(*(own if base == "_self_" else _placed(group, base) for base in bases))
+    )
 
 
 def _placed(group: str, base: str) -> Any:

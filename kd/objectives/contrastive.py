@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.objectives.divergence import Fraction, Positive, kl, log_probs, temperature_scale
+from kd.signals import of_two_sides
 from kd.types import WRITERS, Progress
 
 UpToTwo = Annotated[float, Field(ge=0, le=2)]
@@ -20,6 +21,7 @@ OWN = WRITERS.index("student")
 SMALLEST_ALPHA = 0.01  # of the adaptive skew, as released
 
 
+@of_two_sides
 def two_sided_jsd(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],
@@ -39,6 +41,7 @@ def two_sided_jsd(
     return value * temperature_scale(temperature, temperature_squared)
 
 
+@of_two_sides
 def distillm2(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],
@@ -69,6 +72,7 @@ def distillm2(
     return value * temperature_scale(temperature, temperature_squared)
 
 
+@of_two_sides
 def distillm2_adaptive(
     student_logits: Float[Tensor, "*n V"],
     teacher_logits: Float[Tensor, "*n V"],

@@ -159,11 +159,12 @@ def _cost(name: str, value: float | int) -> str:
 
 
 def _omissions(jobs: Sequence[Job]) -> list[str]:
-    """What the methods lack of their papers, a sentence for each."""
+    """What the methods lack of their papers, and what their runs do beside what is meant, a sentence for each."""
     named = {}
     for job in _finished(jobs):
         who = f"method={job.overrides['method']}" if "method" in job.overrides else f"Job {job.label}"
-        named[who] = lacking(who, (job.results or {}).get("omits", ()))
+        results = job.results or {}
+        named[who] = lacking(who, results.get("omits", ())) + [f"{who}: {c}." for c in results.get("cautions", ())]
     return [sentence for sentences in named.values() for sentence in sentences]
 
 

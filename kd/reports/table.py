@@ -41,6 +41,7 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     rows.append(["gap closed", *(gap for _, _, gap in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
     notes += [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
+    notes += [f"Caution: {caution}." for caution in results.get("cautions", ())]
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
 
 

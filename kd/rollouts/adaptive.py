@@ -62,6 +62,11 @@ class Adaptive(Wrapping):
         """Wherever the threshold is not exceeded."""
         return True
 
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """The writer's in part."""
+        return None if written is None else written | {"other"}
+
     def __init__(
         self,
         writer: Rollout,

@@ -37,6 +37,11 @@ class Mixed(Wrapping):
         share, final = settings.get("share", 0.5), settings.get("final_share")
         return not (share == 1 and final in (1, None))
 
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """The writer's in part."""
+        return None if written is None else written | ({"other"} if Mixed.passes_given(settings) else set())
+
     def __init__(
         self,
         writer: Rollout,

@@ -20,6 +20,11 @@ class Offline:
         """At every step."""
         return True
 
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """Nobody but others."""
+        return frozenset({"other"})
+
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window as it is; judged, where a reward can tell something of given responses."""
         return judged(window, models)

@@ -43,6 +43,11 @@ class Paired(Writing):
         """Those written, and the preferred one."""
         return settings["samples"] + 1 if "samples" in settings else None
 
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """Both, in each group."""
+        return frozenset({"student", "other"})
+
     def __init__(
         self,
         *,

@@ -1,7 +1,8 @@
 """The teacher's own responses, written anew at every step."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
@@ -22,6 +23,11 @@ class ByTeacher(Writing):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
     requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """The teacher's."""
+        return frozenset({"other"})
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""

@@ -50,6 +50,11 @@ class Writing:
         """See `kd.rollouts.Rollout`."""
         return settings.get("samples", 1)
 
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """The student's, unless a subclass says otherwise."""
+        return frozenset({"student"})
+
     def __init__(
         self,
         *,

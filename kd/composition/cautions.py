@@ -1,0 +1,94 @@
+"""What a run does that its user may not mean: told in one line at its beginning, and under its table.
+
+Nothing here is refused, for each has its uses; no key silences it.
+"""
+
+from collections.abc import Iterator, Mapping
+from inspect import signature
+from typing import Any
+
+from kd.composition.signatures import joined, located
+from kd.composition.terms import signals_of
+from kd.signals import FROM_REWARD, requires
+from kd.terms import STREAMS
+
+Node = Mapping[str, Any]
+
+STUDENT, OTHER = "student", "other"  # who wrote what is learnt on
+FAR = ("scratch", "pruned")  # functions of kd.models.networks that make students far from any teacher
+
+
+def cautions(config: Node) -> list[str]:
+    """Sentences about a resolved config, without a full stop."""
+    return [*_sides(config), *_unfiltered(config), *_fading(config)]
+
+
+def sides(config: Node) -> frozenset[str] | None:
+    """Who writes what the student learns on, as far as the rollout's class determines it; None if it does not."""
+    return _sides_of("rollout", config["rollout"])
+
+
+def _sides_of(path: str, node: Node) -> frozenset[str] | None:
+    found: Any = located(path, node["_target_"])
+    written = None
+    if isinstance(node.get("writer"), Mapping):
+        written = _sides_of(joined(path, "writer"), node["writer"])
+    return found.sides(node, written) if hasattr(found, "sides") else written
+
+
+def _terms(config: Node) -> Iterator[tuple[str, Node, Any]]:
+    """Name, settings and function of the terms on what the rollout gives."""
+    for name, term in config["objective"].items():
+        if term.get("stream", STREAMS[0]) == STREAMS[0]:
+            yield name, term, signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
+
+
+def _learnt(term: Node, there: frozenset[str]) -> frozenset[str]:
+    """Whose responses a term learns on."""
+    return there & {"own": {STUDENT}, "given": {OTHER}}.get(term.get("responses", "all"), {STUDENT, OTHER})
+
+
+def _sides(config: Node) -> Iterator[str]:
+    if (there := sides(config)) is None:
+        return
+    rollout = config["rollout"]["_target_"].rpartition(".")[2]
+    for name, term, loss in _terms(config):
+        learnt = _learnt(term, there)
+        if not learnt:
+            yield f"{name} learns on responses: {term['responses']}, of which rollout {rollout} has none"
+        elif getattr(loss, "two_sided", False) and len(learnt) == 1:
+            whose = "the student's own responses" if STUDENT in learnt else "responses that the student did not write"
+            yield (
+                f"half of {name} is trained: it has one loss for the student's responses and another for those of "
+                f"others, and rollout {rollout} has {whose} alone; rollout=paired has both"
+            )
+
+
+def _unfiltered(config: Node) -> Iterator[str]:
+    rollout: Any = located("rollout", config["rollout"]["_target_"])
+    if STUDENT not in (sides(config) or ()) or frozenset(getattr(rollout, "requires", ())) & {"rewards", "teacher"}:
+        return
+    for name, term, loss in _terms(config):
+        judged = FROM_REWARD & requires(loss) or any(n.startswith(("teacher", "native")) for n in requires(loss))
+        plain = term.get("kind") == "likelihood" and not judged and not hasattr(loss, "check_group")
+        if plain and STUDENT in _learnt(term, frozenset({STUDENT, OTHER})):
+            yield (
+                f"{name} raises the likelihood of the student's own responses, right or wrong, for nothing selects "
+                f"them; objective.{name}.responses=given leaves them out"
+            )
+
+
+def _fading(config: Node) -> Iterator[str]:
+    student = config["student"]
+    if student["model"]["_target_"].rpartition(".")[2] not in FAR or student.get("prepare") is not None:
+        return
+    for name, term, loss in _terms(config):
+        if (fades := getattr(loss, "fades", None)) is None:
+            continue
+        defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
+        if fades(**{key: term["loss"].get(key, defaults[key]) for key in signature(fades).parameters}):
+            yield (
+                f"{name} has almost no gradient where the student is far from the teacher, as it is here (cut out or "
+                "random weights), and may make its likelihood worse than at the start; tune the student first "
+                "(student.prepare), or begin with fkl by a schedule of weights"
+            )
