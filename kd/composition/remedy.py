@@ -15,7 +15,6 @@ from functools import cache
 from itertools import count, islice
 from typing import Any
 
-import yaml
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -181,7 +180,7 @@ def applied(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         for key, _, value in (word.partition("=") for word in words):
-            new = content(key, value) if key in FIRST or key == "objective" else yaml.safe_load(value)
+            new = content(key, value) if key in FIRST or key == "objective" else _value(value)
             OmegaConf.update(cfg, key, new, merge=False)
     return cfg
 
@@ -254,7 +253,7 @@ class Search:
                     return None
                 config[key] = node
             else:
-                config = _with(config, key.split("."), yaml.safe_load(value))
+                config = _with(config, key.split("."), _value(value))
         return config
 
     def _node(self, group: str, name: str) -> Any:
@@ -303,6 +302,11 @@ def _with(config: Config, path: Sequence[str], value: Any) -> Config:
 def _place(change: Change) -> int:
     """In the order of the groups, keys last."""
     return [*FIRST, *SETTINGS].index(change[0].partition("=")[0])
+
+
+def _value(text: str) -> Any:
+    """Of an override."""
+    return OmegaConf.create(f"value: {text}").value
 
 
 def _yaml(value: Any) -> str:
