@@ -209,9 +209,9 @@ def composed(*overrides: str):
 @pytest.mark.parametrize(
     ("objective", "alignment", "sentence"),
     [
-        ("gold", "none", "gold needs id_map, spans, but alignment Unaligned provides pairs; try alignment="),
-        ("alm", "min_edit", "alm needs spans, but alignment MinEdit provides id_map, logits, pairs; try alignment="),
-        ("fkl", "none", "fkl needs teacher_logits, but alignment Unaligned provides pairs; try alignment="),
+        ("gold", "none", "gold needs id_map, spans, but alignment Unaligned provides pairs; take alignment="),
+        ("alm", "min_edit", "alm needs spans, but alignment MinEdit provides id_map, logits, pairs; take alignment="),
+        ("fkl", "none", "fkl needs teacher_logits, but alignment Unaligned provides pairs; take alignment="),
         ("hidden_mse", "spans", "hidden_mse needs teacher_hidden, but alignment SpanAlignment provides"),
     ],
 )
