@@ -72,7 +72,7 @@ def check(
 def misfits(config: Mapping[str, Any]) -> list[ValueError]:
     """What in a resolved config does not fit: all that is asked for and not given, has no meaning, or is not read."""
     found = []
-    others = (
+    others: tuple[Callable[[], None], ...] = (
         partial(check_targets, config),
         partial(check_margins, "rollout", config["rollout"], config["reward"]),
         partial(check_other_runs, config),

@@ -286,8 +286,8 @@ class Search:
             for i, name in enumerate(names):
                 price = 1 + i / 100 + self._price(group)
                 yield (f"{group}={name}",), price
-                if group == "rollout" and (key := _samples(name)):
-                    yield (f"{group}={name}", f"{key}=4"), price + DEEPER
+                if group == "rollout" and (samples := _samples(name)):
+                    yield (f"{group}={name}", f"{samples}=4"), price + DEEPER
 
     def _price(self, key: str) -> float:
         return EXPLICIT if self.line is not None and self.line.chose(key) else 0.0

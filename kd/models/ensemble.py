@@ -1,7 +1,7 @@
 """Several teachers that are read as one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -137,7 +137,8 @@ class Ensemble(nn.Module):
 
 def member_of(record: Record, members: Sequence[str]) -> int:
     """The number of the member that the record names. Raises ValueError for one that names none."""
-    if (name := record.meta.get("teacher")) not in members:
+    name: Any = record.meta.get("teacher")
+    if name not in members:
         said = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
         raise ValueError(
             f"record {record.id} of {record.skill} {said} in its meta, but teacher.combine=routed knows "
