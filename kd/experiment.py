@@ -16,7 +16,7 @@ from kd.composition.components import instantiate
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.sections import learning_processes
 from kd.composition.targets import asks_teacher, same_rows
-from kd.identity import identity
+from kd.identity import code_of, identity
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
@@ -28,6 +28,7 @@ from kd.results import validated
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 from kd.sandbox import calls, mechanism
 from kd.secrets import unrevealed
+from kd.versions import code_digest
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
 LOWER_IS_BETTER = ("bits_per_byte", "forward_kl", "reverse_kl")
@@ -258,6 +259,8 @@ class Evaluated:
             "budget": self._budget(),
             "digests": self._digests(),
             "omits": list(self.cfg.omits),
+            "code": code_digest(),
+            "versions": code_of(_plain(self.cfg)),
             "records": self.records,
             "sandbox": mechanism() if calls() > self.calls else None,
             "verifier_errors": self._verifier_errors(),

@@ -40,14 +40,18 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     found = _digests(config) | _data_digest(config) | _corpus_digest(config)
     digests = {masked(name): content for name, content in found.items()}
-    code = versions(*stages, *sorted(targets_in(config)))
-    return config_hash(hashable(cfg), digests=digests, version={"kd": kd.__version__, **code})
+    return config_hash(hashable(cfg), digests=digests, version=code_of(config, stages))
+
+
+def code_of(config: Mapping[str, Any], stages: Sequence[str] = STAGES) -> dict[str, int | str]:
+    """The versions of `kd` and of everything that the stages and the components of a resolved config depend on."""
+    return {"kd": kd.__version__, **versions(*stages, *sorted(targets_in(config)))}
 
 
 def targets_in(node: Any) -> set[str]:
     """Every `_target_` below a node of the config."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    own = {str(node["_target_"])} if isinstance(node, dict) and node.get("_target_") else set()
+    children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    own = {str(node["_target_"])} if isinstance(node, Mapping) and node.get("_target_") else set()
     return own.union(*map(targets_in, children))
 
 

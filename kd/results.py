@@ -146,6 +146,8 @@ class Results(_Page):
     budget: Budget
     digests: Digests
     omits: list[str] = []  # what its method lacks of the paper
+    code: str | None = None  # digest of kd's syntax trees; None: from before it was recorded
+    versions: dict[str, int | str] = {}  # of the components that it depends on (`kd.versions.versions`)
     records: Records | None = None  # None: from before they were counted
     sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # what confined verifiers; None: none was needed
     verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict

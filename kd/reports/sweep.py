@@ -1,5 +1,6 @@
 """The comparison table of a sweep: one row per job, then means over seeds where there are several."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from kd.reports.table import HEADERS, LOSS_METRIC, lacking
 from kd.results import bounds
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
+VERSIONS = "versions"  # what, beside overrides, tells rows of means apart
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 SEED_INTERVALS = (
     "Brackets are 95 % t intervals over seeds, on a scale that stays within the metric's bounds; they leave out what "
@@ -93,7 +95,8 @@ def grids_of(jobs: Sequence[Job]) -> list[Grid]:
     seeds = _seeds_grid(jobs)
     notes = [] if seeds else [ONE_SEED] if _finished(jobs) else []
     costs = [OF_TRAINING] if _finished(jobs) else []
-    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *costs, *_same_digests(jobs), *notes, *_omissions(jobs)])]
+    alike = [*_same_digests(jobs), *_mixed_code(jobs)]
+    grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *costs, *alike, *notes, *_omissions(jobs)])]
     grids += [seeds] if seeds else []
     last = grids[-1]
     return [*grids[:-1], replace(last, notes=[*last.notes, *problems(jobs)])]
@@ -181,6 +184,17 @@ def _metrics(jobs: Sequence[Job]) -> list[str]:
     return sorted(names, key=lambda name: name != LOSS_METRIC)
 
 
+def _mixed_code(jobs: Sequence[Job]) -> list[str]:
+    """A note where runs were made by several states of kd's code."""
+    by_code: dict[str, list[str]] = {}
+    for job in _finished(jobs):
+        by_code.setdefault((job.results or {}).get("code") or "not recorded", []).append(job.label)
+    if len(by_code) < 2:
+        return []
+    states = "; ".join(f"{code}: job {', '.join(labels)}" for code, labels in by_code.items())
+    return [f"MIXED CODE: the runs were made by {len(by_code)} states of kd's code ({states})."]
+
+
 def _same_digests(jobs: Sequence[Job]) -> list[str]:
     """Whether the jobs of a seed and skill began, read and were judged alike; which did otherwise than most."""
     alike: dict[tuple, list[Job]] = {}
@@ -207,10 +221,14 @@ def _is_seed(key: str) -> bool:
 
 
 def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
-    """Mean and 95 % interval over the seeds of otherwise equal overrides, and mean costs; None with one seed each."""
+    """Mean and 95 % interval over the seeds of otherwise equal overrides, and mean costs; None with one seed each.
+
+    Runs of other versions of their components are other rows.
+    """
     groups: dict[tuple[tuple[str, str], ...], dict[int, Job]] = {}
     for job in _finished(jobs):
         rest = tuple((key, value) for key, value in job.overrides.items() if not _is_seed(key))
+        rest = (*rest, (VERSIONS, json.dumps((job.results or {}).get("versions", {}), sort_keys=True)))
         groups.setdefault(rest, {})[(job.results or {})["seed"]] = job
     if all(len(group) < 2 for group in groups.values()):
         return None

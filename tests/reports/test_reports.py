@@ -36,7 +36,13 @@ def estimate(value: float | None, n: int = 32) -> dict[str, Any]:
 
 
 def page(
-    seed: int = 1, after: float = 0.5, teacher: float = 0.8, spent: dict[str, float] | None = None, **digests: str
+    seed: int = 1,
+    after: float = 0.5,
+    teacher: float = 0.8,
+    spent: dict[str, float] | None = None,
+    code: str | None = None,
+    versions: dict[str, int] | None = None,
+    **digests: str,
 ) -> dict[str, Any]:
     bits = {"value": after, "n": 320, "low": after - 0.25, "high": after + 0.25}
     students = {"before": estimate(0.0), "after": {"value": 0.02, "n": 32, "low": 0.0, "high": 0.1}}
@@ -57,6 +63,8 @@ def page(
             **(spent or {}),
         },
         "digests": {"initial_weights": f"w{seed}", "data_order": "o", "evaluation_items": "e", **digests},
+        "code": code,
+        "versions": versions or {},
     }
 
 
@@ -241,6 +249,18 @@ def test_a_sweep_with_seeds(sweep: Path) -> None:
         ("rkl", "1", "7.00 (one seed)"),
     ]
     assert SEED_INTERVALS in seeds.notes
+
+
+def test_runs_of_other_versions_are_never_averaged_and_mixed_code_is_marked(sweep: Path) -> None:
+    """Of three seeds one was run after `fkl` was mended: its value, 5.0, is in no mean of the others, 0.5 and 0.7."""
+    add_job(sweep, 0, ["objective=fkl", "seed=1"], seed=1, after=0.5, code="a" * 16, versions={"kd.x": 2})
+    add_job(sweep, 1, ["objective=fkl", "seed=2"], seed=2, after=0.7, code="a" * 16, versions={"kd.x": 2})
+    add_job(sweep, 2, ["objective=fkl", "seed=3"], seed=3, after=5.0, code="b" * 16, versions={"kd.x": 3})
+    jobs, means = sweep_grids(sweep)
+    place = means.header.index("sums.bits_per_byte")
+    found = [(row[means.header.index("seeds")], row[place].split(" ")[0]) for row in means.rows]
+    assert found == [("2", "0.600"), ("1", "5.00")]
+    assert [note for note in jobs.notes if note.startswith("MIXED CODE: the runs were made by 2 states")]
 
 
 def test_a_share_over_seeds_stays_one(sweep: Path) -> None:
