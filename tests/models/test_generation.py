@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from kd.models.generation import end_ids, generate
+from kd.models.generation import _filled_up, end_ids, generate
 from kd.models.language_model import LanguageModel
 from kd.models.teacher import WhiteBox
 from kd.seeding import seeded
@@ -265,3 +265,13 @@ def test_a_tokenizer_without_an_end_token_is_refused(model):
     model.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="set its eos_token"):
         generate(model, prompts_of(), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_each_row_that_goes_on_does_so_once_and_the_others_keep_their_place(count):
+    """For every way in which rows may end at once: none is lost or written twice."""
+    for ended in range(2**count):
+        going = torch.tensor([not ended >> row & 1 for row in range(count)])
+        kept = _filled_up(going).tolist()
+        assert sorted(kept) == going.nonzero()[:, 0].tolist()
+        assert all(kept[row] == row for row in range(len(kept)) if going[row])
