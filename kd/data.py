@@ -129,7 +129,10 @@ class Ahead:
 
 
 class Data(lightning.LightningDataModule):
-    """Training windows and validation batches for a `Trainer`."""
+    """Training windows and validation batches for a `Trainer`.
+
+    every_turn: whether the windows' earlier answers are learnt, too; validation is on the last one alone.
+    """
 
     trainer: Any
 
@@ -145,8 +148,10 @@ class Data(lightning.LightningDataModule):
         workers: int = 0,
         uses: int = 1,
         plain: Blocks | None = None,
+        every_turn: bool = False,
     ):
         super().__init__()
+        self.every_turn = every_turn
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
         self.uses, self.plain = uses, plain
@@ -155,7 +160,7 @@ class Data(lightning.LightningDataModule):
         """A rank's share of every step."""
         return Windows(
             self.train,
-            self.encoder,
+            self.encoder.of_every_turn() if self.every_turn else self.encoder,
             size=self.window,
             seed=self.seed,
             steps=self.steps,
@@ -176,7 +181,7 @@ class Data(lightning.LightningDataModule):
         Plain text, which some terms learn on beside them, is not in it.
         """
         windows = self.windows()
-        rows = [[row.ids for row in self.encoder.encode(record) or ()] for record in windows.records]
+        rows = [[row.ids for row in windows.encoder.encode(record) or ()] for record in windows.records]
         order = [rows, [windows.indices(step) for step in range(self.steps)]]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 

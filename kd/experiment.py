@@ -28,6 +28,7 @@ from kd.results import validated
 from kd.run_folder import RunFolder, is_rank_zero, ranks_started
 from kd.sandbox import calls, mechanism
 from kd.secrets import unrevealed
+from kd.skills.records import load
 from kd.versions import code_digest
 
 ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
@@ -164,12 +165,14 @@ def _check_ranks(cfg: DictConfig, ranks: int) -> None:
 
 def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
+    from kd.doctor.checks import check_run
     from kd.export import export_objective
     from kd.trainer import summarise
     from kd.training import build, fit, place
 
     beside = None if cfg.compare is None else baseline_results(cfg)
     parts = build(prepared(cfg, train_only))  # and nothing else: what is told of the run is the config as composed
+    check_run(cfg, parts)
     if not is_rank_zero():
         fit(cfg, parts, folder)
         raise SystemExit(0)  # evaluation and reports belong to the first rank
@@ -212,8 +215,8 @@ class Evaluated:
         self.teacher_identity = None if teacher is None else model_digest(teacher)
         self.session = instantiate(cfg.evaluation).session(
             skill=parts.skill,
-            train=parts.skill.load("train"),  # not what an augmentation made of it: one floor for all jobs
-            test=parts.skill.load("test"),
+            train=load(parts.skill, "train"),  # not what an augmentation made of it: one floor for all jobs
+            test=load(parts.skill, "test"),
             encoder=parts.encoder,
             teacher=teacher,
             teacher_identity=self.teacher_identity,
@@ -221,6 +224,8 @@ class Evaluated:
         if teacher is not None and parts.encoder.teacher is not None:
             told = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher writes other tokens than the student: {told}", flush=True)
+        if left := self.session.prompts_left_out:
+            print(f"evaluation: {left} prompts fill data.max_length={cfg.data.max_length}; they are not answered")
         self.measured: dict[str, Any] = {}
         self.calls = calls()
         self.initial = model_digest(parts.module.student)
@@ -312,9 +317,11 @@ def _gap(systems: Mapping[str, Any], metric: str) -> float | None:
 
 def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
     """A run without evaluation, for what is prepared: the student goes to `export_to`."""
+    from kd.doctor.checks import check_run
     from kd.training import build, fit
 
     parts = build(cfg)
+    check_run(cfg, parts)
     _rehearse(cfg, parts, folder)
     print_lost(parts.data.counts())
     fit(cfg, parts, folder)
@@ -347,7 +354,8 @@ def _card(cfg: DictConfig, parts: Any, results: Mapping[str, Any]) -> str:
 def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Path) -> None:
     from kd.export import export
 
-    export(parts.module.student, folder, _card(cfg, parts, results))
+    for sentence in export(parts.module.student, folder, _card(cfg, parts, results)):
+        print(f"export: {sentence}", flush=True)
 
 
 def _yaml(cfg: DictConfig) -> str:

@@ -7,13 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from kd.artifacts import store
+from kd.chat_template import encode_prompt, end_id, turn_of
+from kd.eval_mode import eval_mode
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 
+TEXTS = (  # on which tokenizers of one vocabulary differ: by spaces, digits, composed letters, other scripts
+    "Tom has 12 apples, then 1234567.\n\nHow many?  It's 3.5€.",
+    " naïve caf\u00e9 and cafe\u0301, 日本語, Привет, 🙂\u200d🙂",
+    "def f(x):\n\treturn {x: 'don''t'}  # ½ ﬁ Å\n",
+)
+LONGEST = 64  # ids that the network is read at
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # of logits, relative to the largest; else 0.03
 AGREEMENT = {
     "top1": "top-1 agreement with the teacher",
     "forward_kl": "forward KL(teacher ‖ student), nats",
@@ -21,14 +38,86 @@ AGREEMENT = {
 }
 
 
-def export(model: LanguageModel, folder: Path, card: str) -> Path:
-    """Weights (adapters merged), tokenizer, chat template and README.md in `folder`."""
-    network = merged(model).network
+def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
+    """Weights (adapters merged), tokenizer, chat template and README.md in `folder`, which is read again.
+
+    What plain `transformers` reads otherwise than it was is returned, a sentence for each, and stands in README.md.
+    The generation settings end with the template's end of a turn, too.
+    """
+    student = merged(model)
     with torch.no_grad():
-        network.save_pretrained(folder)
+        student.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return folder
+    _end_turns(student, folder)
+    found = differences(student, folder)
+    loading = ["", "## Loading", "", *(f"- {sentence}" for sentence in found)] if found else []
+    (folder / "README.md").write_text(card + "".join(f"{line}\n" for line in loading), encoding="utf-8")
+    return found
+
+
+def _end_turns(model: LanguageModel, folder: Path) -> None:
+    """Other programs stop where the template ends a turn: its token joins those of the generation settings."""
+    settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
+    declared = None if settings is None else settings.eos_token_id
+    known = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if (end := end_id(model.tokenizer)) in known:
+        return
+    settings = settings or GenerationConfig()
+    settings.eos_token_id = [*known, end] if known else end
+    settings.save_pretrained(folder)
+
+
+def differences(model: LanguageModel, folder: Path) -> list[str]:
+    """What `AutoTokenizer` and `AutoModelForCausalLM` read from `folder` otherwise than `model` is, and how to load it.
+
+    The tokenizer is tried on `TEXTS` and on a conversation, the network on their ids.
+    """
+    return [*_of_tokenizer(model.tokenizer, folder), *_of_network(model, folder)]
+
+
+def _of_network(model: LanguageModel, folder: Path) -> list[str]:
+    ours, by = model.network, f"`AutoModelForCausalLM` of transformers {transformers.__version__}"
+    try:
+        read = AutoModelForCausalLM.from_pretrained(folder).to(ours.device).eval()
+    except Exception as error:  # whatever the library raises, the student is trained and its weights are saved
+        return [f"{by} cannot read this folder ({_first_line(error)}); load it with `{type(ours).__name__}`"]
+    known = [i for text in TEXTS for i in model.tokenizer(text)["input_ids"] if i < model.vocabulary][:LONGEST]
+    ids = torch.tensor([known], device=ours.device)
+    with eval_mode([ours]):
+        expected, found = (network(ids, use_cache=False).logits.double() for network in (ours, read))
+    gap = (expected - found).abs().max().item()
+    if gap <= TOLERANCE.get(ours.dtype, 0.03) * expected.abs().max().item():
+        return []
+    return [
+        f"{by} reads a {type(read).__name__} in {read.dtype} whose logits differ by up to {gap:.3g} from those of the "
+        f"trained {type(ours).__name__} in {ours.dtype}; load it with `{type(ours).__name__}.from_pretrained`"
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+
+
+def _of_tokenizer(ours: PreTrainedTokenizerBase, folder: Path) -> list[str]:
+    by = f"`AutoTokenizer` of transformers {transformers.__version__}"
+    try:
+        read = AutoTokenizer.from_pretrained(folder)
+        if _written(ours) == _written(read):
+            return []
+        told = f"{by} reads a {type(read).__name__}, which writes other ids than the student was trained on"
+    except Exception as error:  # see above
+        told = f"{by} cannot read this folder ({_first_line(error)})"
+    for kind in dict.fromkeys((type(ours), PreTrainedTokenizerFast)):
+        if _written(ours) == _written(kind.from_pretrained(folder)):
+            return [f"{told}; load it with `transformers.{kind.__name__}.from_pretrained`"]
+    return [f"{told}; no class of transformers reads it back, so take the tokenizer of the checkpoint it came from"]
+
+
+def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Ids of all texts, alone and as a conversation, and the ids of special tokens."""
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    chats = [encode_prompt([{"role": "user", "content": text}], tokenizer) for text in TEXTS]
+    return [special, turn_of(tokenizer), chats, [tokenizer(text)["input_ids"] for text in TEXTS]]
 
 
 def rehearse(model: LanguageModel, folder: Path, card: str, checkpoints: int) -> None:

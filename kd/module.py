@@ -306,6 +306,8 @@ class Distillation(RunState):
         sums = self.sum_over_ranks(self.sums).cpu()
         told = validation.metrics(sums, compared=self.whole_teacher is not None)
         check_validation(told, self.step_count)
+        for model in (each for each in self.modules() if isinstance(each, LanguageModel)):
+            model.recheck_packing()
         if hasattr(self.rollout, "after_validation"):
             self.rollout.after_validation(told)
         for name, pair in sorted(reports_of(*self.readers).items()):  # else they would count as training's

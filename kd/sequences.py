@@ -1,13 +1,26 @@
-"""From records to sequences: template, tokens, end token, shift and mask, each made here and nowhere else."""
+"""From records to sequences: prompt and response as ids, shift and mask, each made here and nowhere else."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kd.chat_template import (
+    Piece,
+    TextError,
+    encode_answer,
+    encode_prompt,
+    encode_turns,
+    end_id,
+    response_text,
+    turn_of,
+)
 from kd.types import WRITERS, Batch, Message, Record, Response, Sequences, Written
 
 MAX_PADDING = 0.1  # share of a window's tokens
@@ -18,6 +31,7 @@ class Encoded:
     """One prompt with one response. `ids[prompt:]` is the response and its end token.
 
     truncated: whether `max_length` cut off the end token, or more.
+    earlier: begin and end of each answer inside the prompt that is learnt, too.
     """
 
     ids: tuple[int, ...]
@@ -25,27 +39,12 @@ class Encoded:
     written: Written | None = None  # the response as it came, where it came as ids
     teacher: "Encoded | None" = None  # as the teacher reads it, where that differs
     truncated: bool = False
+    earlier: tuple[tuple[int, int], ...] = ()
 
     @property
     def longest(self) -> int:
         """Ids of the row, or of the teacher's, whichever has more."""
         return max(len(self.ids), 0 if self.teacher is None else len(self.teacher.ids))
-
-
-def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The prompt's text as the model sees it, up to where it begins to answer.
-
-    Without a chat template (base models) the messages are joined by blank lines, and a newline opens the answer.
-    """
-    if tokenizer.chat_template:
-        conversation = [dict(message) for message in messages]
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-    return (tokenizer.bos_token or "") + "\n\n".join(message["content"] for message in messages) + "\n"
-
-
-def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the rendered prompt; special tokens are those of the text alone."""
-    return tokenizer(render(messages, tokenizer), add_special_tokens=False)["input_ids"]
 
 
 def encode(
@@ -55,26 +54,53 @@ def encode(
     max_length: int,
     *,
     ended: bool = True,
+    control_tokens: bool = False,
+    every_turn: bool = False,
 ) -> Encoded | None:
     """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
 
     ended: False for a response that was cut off while it was written, which has no end token in any tokens.
+    control_tokens: whether control tokens that stand in the texts as strings are control tokens.
+    every_turn: whether the assistant's messages in the prompt are learnt, too.
 
-    The response is tokenised apart from the prompt, which is how a model that answers sees it: together, a space that
-    a response begins with could become one token with the newline that ends the prompt.
     None if the prompt alone fills `max_length`: nothing would be learnt.
     """
-    prompt = encode_prompt(messages, tokenizer)
-    answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], *([tokenizer.eos_token_id] if ended else [])]
+    pieces = [Piece(tuple(encode_prompt(messages, tokenizer, control_tokens=control_tokens)), learnt=False)]
+    if every_turn:
+        pieces = encode_turns(messages, tokenizer, control_tokens=control_tokens)
+    prompt = [i for piece in pieces for i in piece.ids]
     if len(prompt) >= max_length:
         return None
+    answer = encode_answer(messages, response, tokenizer, control_tokens=control_tokens, ended=ended)
     ids = tuple(prompt + answer)
-    return Encoded(ids[:max_length], len(prompt), truncated=len(ids) > max_length)
+    return Encoded(ids[:max_length], len(prompt), truncated=len(ids) > max_length, earlier=_learnt(pieces))
 
 
-def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a response's ids, as it stands: special tokens left out, spaces not tidied up."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def _learnt(pieces: Sequence[Piece]) -> tuple[tuple[int, int], ...]:
+    """Where the pieces that are learnt begin and end."""
+    ends = list(accumulate(len(piece.ids) for piece in pieces))
+    return tuple((end - len(piece.ids), end) for piece, end in zip(pieces, ends, strict=True) if piece.learnt)
+
+
+def prompt_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the record's prompt. Raises ValueError, which names the record, for one that cannot be encoded."""
+    with naming(record):
+        return encode_prompt(record.prompt, tokenizer, control_tokens=record.control_tokens)
+
+
+def answer_ids(record: Record, text: str, tokenizer: PreTrainedTokenizerBase, *, ended: bool) -> list[int]:
+    """Ids of an answer to the record's prompt, with its end token if it `ended`. Raises as `prompt_ids`."""
+    with naming(record):
+        return encode_answer(record.prompt, text, tokenizer, control_tokens=record.control_tokens, ended=ended)
+
+
+@contextmanager
+def naming(record: Record) -> Iterator[None]:
+    """Gives what cannot be encoded of a record its subject."""
+    try:
+        yield
+    except TextError as error:
+        raise ValueError(f"record {record.id} of {record.skill} {error}") from error
 
 
 def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", multiple: int = 1) -> Sequences:
@@ -89,7 +115,8 @@ def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", mult
         ids = torch.tensor(row.ids)
         tokens[i, start : start + length] = ids[:-1]
         labels[i, start : start + length] = ids[1:]
-        mask[i, start + row.prompt - 1 : start + length] = True
+        for begin, end in (*row.earlier, (row.prompt, len(row.ids))):
+            mask[i, start + begin - 1 : start + end - 1] = True
     lengths = torch.tensor([len(row.ids) - 1 for row in rows])
     return Sequences(tokens, labels, mask, lengths, padding_side)  # type: ignore[arg-type]
 
@@ -120,7 +147,8 @@ class Encoder:
 
     max_length: longest sequence kept, in tokens. max_tokens: bound on a micro-batch's rows x longest row.
     max_padding: largest share of a window's tokens that is padding; raise it where many small micro-batches cost
-    more time than padding does.
+    more time than padding does. every_turn: whether the assistant's messages in a prompt are learnt, too; for records
+    with one response, and one tokenizer.
     """
 
     def __init__(
@@ -131,10 +159,22 @@ class Encoder:
         max_length: int,
         max_tokens: int,
         max_padding: float = MAX_PADDING,
+        every_turn: bool = False,
     ):
         self.student, self.max_length, self.max_tokens, self.max_padding = student, max_length, max_tokens, max_padding
+        self.every_turn = every_turn
         self.teacher = None if teacher is None or same_text(student, teacher) else teacher
         self._rows: dict[tuple, list[Encoded]] = {}
+        if every_turn and self.teacher is not None:
+            raise ValueError(
+                "data.loss_on=all compares every answer of a conversation at the same tokens, but student and teacher "
+                "write different ones; take data.loss_on=last"
+            )
+
+    def of_every_turn(self) -> "Encoder":
+        """The same for training on all answers of a conversation."""
+        bounds = {"max_length": self.max_length, "max_tokens": self.max_tokens, "max_padding": self.max_padding}
+        return Encoder(self.student, self.teacher, every_turn=True, **bounds)
 
     def batches(self, records: Sequence[Record]) -> list[Batch]:
         """Micro-batches of the records' own responses. A record that does not fit is left out."""
@@ -158,7 +198,8 @@ class Encoder:
         pairs = []
         prompts = teacher_prompts or [record.prompt for record in records]
         for record, answers, teacher_prompt in zip(records, responses, prompts, strict=True):
-            own, other = (tuple(encode_prompt(prompt, self.student)) for prompt in (record.prompt, teacher_prompt))
+            shown = replace(record, prompt=teacher_prompt)
+            own, other = (tuple(prompt_ids(each, self.student)) for each in (record, shown))
             room = self.max_length - max(len(own), 0 if self.teacher else len(other))
             if room < 1:
                 continue
@@ -177,6 +218,11 @@ class Encoder:
             Written(row.ids[row.prompt :], response.source, truncated=row.truncated)
             for row, response in zip(rows, record.responses, strict=True)
         ]
+
+    def takes(self, record: Record) -> bool:
+        """Whether the record's prompt leaves room for a response, in the student's tokens and in the teacher's."""
+        readers = [self.student, *([] if self.teacher is None else [self.teacher])]
+        return all(len(prompt_ids(record, reader)) < self.max_length for reader in readers)
 
     def encode(self, record: Record) -> list[Encoded] | None:
         """The record's sequences in the student's tokens; None if a prompt leaves no room for a response.
@@ -240,8 +286,8 @@ class Encoder:
     def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
         if any(response.source == "student" for response in record.responses):  # never seen again
             return self._tokenized(record, tokenizer)
-        prompt = tuple(tuple(message.items()) for message in record.prompt)
-        key = (tokenizer is self.student, prompt, *(response.text for response in record.responses))
+        texts = [[*map(dict, record.prompt)], [response.text for response in record.responses]]
+        key = (tokenizer is self.student, json.dumps(texts, default=repr), record.control_tokens)
         if key not in self._rows:
             self._rows[key] = self._tokenized(record, tokenizer) or []
         return self._rows[key] or None
@@ -249,10 +295,17 @@ class Encoder:
     def _tokenized(
         self, record: Record, tokenizer: PreTrainedTokenizerBase, ended: Sequence[bool] | None = None
     ) -> list[Encoded] | None:
-        rows = [
-            encode(record.prompt, response.text, tokenizer, self.max_length, ended=whole)
-            for response, whole in zip(record.responses, ended or [True] * len(record.responses), strict=True)
-        ]
+        if self.every_turn and len(record.responses) > 1:
+            raise ValueError(
+                f"record {record.id} of {record.skill} has {len(record.responses)} responses, so that data.loss_on=all "
+                "would count what was answered before them as often; take data.loss_on=last"
+            )
+        allowed = {"control_tokens": record.control_tokens, "every_turn": self.every_turn}
+        with naming(record):
+            rows = [
+                encode(record.prompt, response.text, tokenizer, self.max_length, ended=whole, **allowed)
+                for response, whole in zip(record.responses, ended or [True] * len(record.responses), strict=True)
+            ]
         whole = [row for row in rows if row is not None]
         return whole if len(whole) == len(rows) else None
 
@@ -279,7 +332,7 @@ def _told(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Floa
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any id will do where nothing looks; masks go by length, never by id (pad is often the end token)."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return end_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def same_text(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
@@ -289,6 +342,6 @@ def same_text(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
     probe: list[Message] = [{"role": "user", "content": "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本"}]
     return (
         a.get_vocab() == b.get_vocab()
-        and a.eos_token_id == b.eos_token_id
+        and (turn_of(a), a.eos_token_id) == (turn_of(b), b.eos_token_id)
         and encode_prompt(probe, a) == encode_prompt(probe, b)
     )

@@ -40,6 +40,7 @@ from kd.schedules import Schedule
 from kd.seeding import seeded
 from kd.sequences import Encoder, pad_id
 from kd.signals import introduce, of_role
+from kd.skills.records import held, load
 from kd.terms import Term
 from kd.trainer import audits, loggers, trainer_of
 from kd.types import Record, Skill
@@ -59,6 +60,7 @@ class Parts:
 def build(cfg: DictConfig) -> Parts:
     """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
     skill = load_skill(cfg.skill)
+    train, validation = load(skill, "train"), load(skill, "validation")[: cfg.checkpoint.records]
     teacher = kept_teacher(cfg)
     if teacher is not None:
         teacher.to(device(cfg))
@@ -87,12 +89,16 @@ def build(cfg: DictConfig) -> Parts:
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
+    if cfg.augmentation.stages:  # a prompt without room for a response is written to for nothing
+        train = [record for record in train if encoder.takes(record)]
     if reads_packed(module, words):
         encoder.max_padding = 1.0
-    records, augmentation_tokens = augmented(cfg, skill.load("train"), teacher)
-    data = _data(cfg, module, records, skill.load("validation")[: cfg.checkpoint.records], encoder)
+    records, augmentation_tokens = augmented(cfg, train, teacher)
+    data = _data(cfg, module, records, validation, encoder)
     _check_validation(cfg.checkpoint, data)
     module.budget.teacher_tokens = augmentation_tokens
+    if told := held(data.train, encoder.student):
+        rank_zero_only(print)(f"text: {told}", flush=True)
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
     if isinstance(teacher, Cached):
@@ -145,6 +151,7 @@ def _data(
         workers=cfg.data.workers,
         uses=getattr(module.rollout, "uses", 1),
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
+        every_turn=cfg.data.loss_on == "all",
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text, "tool_calls"?: […]}
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values of a layer, each [B h T d], h the query heads
 Source = Literal["reference", "teacher", "student"]
 WRITERS: tuple[Source, ...] = ("reference", "teacher", "student")  # what `written_by` counts in
@@ -30,7 +30,10 @@ class Response:
 
 @dataclass(frozen=True)
 class Record:
-    """A prompt and its responses: one for supervised tuning, two for a preference, G for a group."""
+    """A prompt and its responses: one for supervised tuning, two for a preference, G for a group.
+
+    control_tokens: whether strings such as `<|im_end|>` in its texts are control tokens; else they are text.
+    """
 
     id: str
     skill: str
@@ -38,6 +41,7 @@ class Record:
     responses: tuple[Response, ...] = ()
     provenance: tuple[str, ...] = ()  # augmentation stages passed, in order
     meta: Mapping[str, Any] = field(default_factory=dict)  # what the skill's `score` needs
+    control_tokens: bool = False
 
 
 @runtime_checkable

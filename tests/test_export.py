@@ -1,11 +1,16 @@
+import re
+
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from kd.export import card, export, licences
+from kd.export import card, differences, export, licences
+from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 from kd.models.networks import pretrained
+from tests.chats import gemma
 from tests.test_module import LORA
 from tests.tiny import tiny
 
@@ -149,3 +154,38 @@ def test_the_cards_licence_is_that_of_all(teacher, data, told):
     assert f"| data | toy | {data} |" in text
     assert f"| teacher | `hub:org/name@main` | {teacher or 'unknown'} |" in text
     assert f"| student, before | `hub:org/name@main` | {teacher or 'unknown'} |" in text
+
+
+def test_what_the_library_reads_otherwise_is_told_and_how_to_load_it(tmp_path):
+    """Whatever tokenizer a Qwen2 has, `AutoTokenizer` reads one of its own, which composes letters: other ids."""
+    model = tiny(model_type="qwen2", dtype="float32")
+    [sentence] = export(model, tmp_path / "student", "# card\n")
+    decomposed = "cafe\u0301"
+    ours = model.tokenizer(decomposed)["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "student")(decomposed)["input_ids"] != ours
+    name = re.search(r"load it with `transformers\.(\w+)\.from_pretrained`", sentence)[1]
+    assert getattr(transformers, name).from_pretrained(tmp_path / "student")(decomposed)["input_ids"] == ours
+    assert (tmp_path / "student/README.md").read_text() == f"# card\n\n## Loading\n\n- {sentence}\n"
+
+
+@pytest.mark.parametrize("damage", ["a weight", "no weights"])
+def test_weights_that_come_back_otherwise_are_told(tmp_path, damage):
+    model = tiny(dtype="float32")
+    assert export(model, tmp_path / "student", "") == []
+    if damage == "a weight":
+        other = tiny(dtype="float32")
+        other.network.model.layers[0].mlp.up_proj.weight.data[0] += 1
+        other.network.save_pretrained(tmp_path / "student")
+    else:
+        (tmp_path / "student/model.safetensors").unlink()
+    [sentence] = differences(model, tmp_path / "student")
+    assert "AutoModelForCausalLM" in sentence
+    assert ("logits differ" if damage == "a weight" else "cannot read this folder") in sentence
+
+
+def test_other_programs_stop_where_the_template_ends_a_turn(tmp_path):
+    model = LanguageModel(tiny(dtype="float32", vocab_size=400).network, gemma())
+    end, eos = model.tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<eos>"])
+    model.network.generation_config.eos_token_id = eos
+    assert export(model, tmp_path / "student", "") == []
+    assert GenerationConfig.from_pretrained(tmp_path / "student").eos_token_id == [eos, end]

@@ -36,6 +36,7 @@ LAYERS = (
         "secrets",
         "orphans",
     },
+    {"chat_template"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},
     {"corpora", "models", "generators", "rewards", "rollouts", "skills", "augmentation"},
     {

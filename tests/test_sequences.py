@@ -6,22 +6,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from kd.chat_template import encode_prompt, render, response_text
 from kd.data import Windows
 from kd.models.networks import scratch
 from kd.models.sources import model_folder
 from kd.models.tokenizers import byte_tokenizer
-from kd.sequences import (
-    Encoded,
-    Encoder,
-    collate,
-    encode,
-    encode_prompt,
-    micro_batches,
-    pad_id,
-    render,
-    response_text,
-    same_text,
-)
+from kd.sequences import Encoded, Encoder, collate, encode, micro_batches, pad_id, same_text
 from kd.skills.gsm_symbolic import GsmSymbolic
 from kd.types import Record, Response, Sequences, Written
 from tests.tiny import LLAMA, record, records

@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.byte_spans import columns, with_ends
+from kd.chat_template import end_id
 from kd.types import Batch, ModelOutput, Pairs
 
 
@@ -19,7 +20,7 @@ class Unaligned:
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
         """Any two tokenizers will do."""
-        self.ends = student.eos_token_id, teacher.eos_token_id
+        self.ends = end_id(student), end_id(teacher)
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
         """Nothing survives in the student's coordinates."""

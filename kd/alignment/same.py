@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.byte_spans import first_rows, identity_spans, with_ends
 from kd.alignment.token_bytes import token_bytes
+from kd.chat_template import end_id
 from kd.sequences import same_text
 from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
@@ -64,7 +65,7 @@ class Same:
 
     def pairs(self, batch: Batch) -> Pairs:
         """Every row beside itself."""
-        end = self.tokenizer.eos_token_id
+        end = end_id(self.tokenizer)
         return with_ends(first_rows(identity_spans(batch)), batch, end, end)
 
     def id_map(self, batch: Batch) -> Int[Tensor, " U"]:

@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.spans import SpanAlignment
+from kd.chat_template import end_id
 
 PROBE = "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本 🙂"
 
@@ -30,7 +31,7 @@ class SharedVocabulary(SpanAlignment):
                 f"alignment=shared_vocabulary needs tokens in common, but the student writes a text in {len(ours)} "
                 f"pieces, the teacher in {len(theirs)} others; take alignment=spans"
             )
-        ends = student.eos_token, teacher.eos_token
+        ends = [str(words.convert_ids_to_tokens(end_id(words))) for words in (student, teacher)]
         if ends[0] != ends[1] and ends[0] in teacher.get_vocab() and ends[1] in student.get_vocab():
             raise ValueError(
                 f"the student ends a response with {ends[0]!r} and the teacher with {ends[1]!r}, and each knows the "

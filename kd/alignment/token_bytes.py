@@ -11,6 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kd.chat_template import Turn, turn_of
+
 END = b"\xff\xfe end"  # no text holds it: neither byte occurs in UTF-8
 
 
@@ -22,7 +24,8 @@ class TokenBytes:
     spelled:  id -> the vocabulary's own spelling.
     special:  ids that a decoder leaves out, the end token among them.
     end:      the id that ends a response.
-    strips:   True where the decoder takes one space away from the beginning of a text (SentencePiece's dummy prefix).
+    strips:   True where the decoder takes one space away from the beginning of a response (SentencePiece's prefix).
+    around:   what the chat template writes before and after a response, which is no text of the response.
     """
 
     pieces: tuple[bytes | None, ...]
@@ -30,6 +33,7 @@ class TokenBytes:
     special: frozenset[int]
     end: int
     strips: bool = False
+    around: tuple[bytes, bytes] = (b"", b"")
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
@@ -56,19 +60,39 @@ class TokenBytes:
         written = [b"" if silent and i in self.special and i != self.end else self.pieces[i] or b"" for i in ids]
         if self.strips and written and written[0].startswith(b" "):
             written[0] = written[0][1:]
+        before, after = self.around
+        if before and b"".join(written).startswith(before):
+            written = _without(written, len(before))
+        if after and written[-1:] == [END] and b"".join(written[:-1]).endswith(after):
+            written = [*_without([piece[::-1] for piece in written[-2::-1]], len(after))]
+            written = [*(piece[::-1] for piece in reversed(written)), END]
         return written
 
 
-@lru_cache(maxsize=8)
+def _without(pieces: list[bytes], count: int) -> list[bytes]:
+    """The pieces without the first `count` bytes."""
+    kept = []
+    for piece in pieces:
+        kept.append(piece[count:])
+        count = max(0, count - len(piece))
+    return kept
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
     """Read from the tokenizer's own description.
 
     Raises ValueError for a tokenizer whose tokens are no bytes of the text (WordPiece drops spaces), or which has no
     description.
     """
+    return _token_bytes(tokenizer, turn_of(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _token_bytes(tokenizer: PreTrainedTokenizerBase, turn: Turn) -> TokenBytes:
+    end = turn.end
     decoder = _decoder(tokenizer)
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {end}
     vocabulary = tokenizer.get_vocab()
     size = 1 + max(vocabulary.values())
     pieces: list[bytes | None] = [None] * size
@@ -77,9 +101,11 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
     for word, i in vocabulary.items():
         spelled[i] = word
         pieces[i] = added[i].encode() if i in added else plain(word)
-    pieces[tokenizer.eos_token_id] = END
+    pieces[end] = END
     strips = any(part.get("start") or part.get("prepend_scheme", "never") != "never" for part in decoder.values())
-    return TokenBytes(tuple(pieces), tuple(spelled), frozenset(special), tokenizer.eos_token_id, strips)
+    strips = strips and turn.anchor != "\n"
+    around = turn.opening.encode(), turn.closing.encode()
+    return TokenBytes(tuple(pieces), tuple(spelled), frozenset(special), end, strips, around)
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Mapping[str, Any]]:

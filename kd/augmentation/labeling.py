@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kd.artifacts import Cost, cache_root, key, once
+from kd.chat_template import response_text
 from kd.generators import Generator, Row
 from kd.generators.torch import Torch
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Sampled
 from kd.progress import progress_bar
 from kd.seeding import seeded
-from kd.sequences import encode_prompt, response_text
+from kd.sequences import prompt_ids
 from kd.types import Record, Response, Written
 from kd.versions import versions
 
@@ -119,7 +120,7 @@ class Labeling:
 
     def _write(self, records: Sequence[Record], teacher: LanguageModel, seed: int) -> list[dict[str, Any]]:
         log.info("the teacher writes %d x %d responses", len(records), self.samples)
-        prompts = [encode_prompt(record.prompt, teacher.tokenizer) for record in records]
+        prompts = [prompt_ids(record, teacher.tokenizer) for record in records]
         each = self.samples if self.temperature == 0 else 1  # one search ends in several
         asked = [prompt for prompt in prompts for _ in range(self.samples // each)]
         with progress_bar("labeling", len(asked)) as advance, seeded(seed, "augmentation", "labeling"):

@@ -31,6 +31,7 @@ from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
 from kd.generators.transformers import Transformers
 from kd.objectives.reduction import Reduction
+from kd.rollouts.offline import Offline
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
 
@@ -73,6 +74,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
     """What in a resolved config does not fit: all that is asked for and not given, has no meaning, or is not read."""
     found = []
     others: tuple[Callable[[], None], ...] = (
+        partial(_check_turns, config),
         partial(check_targets, config),
         partial(check_margins, "rollout", config["rollout"], config["reward"]),
         partial(check_other_runs, config),
@@ -83,6 +85,16 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
         except ValueError as error:
             found.append(error)
     return found
+
+
+def _check_turns(config: Mapping[str, Any]) -> None:
+    """Earlier answers of a conversation are those of its record, whatever writes the last one."""
+    rollout = config["rollout"]["_target_"]
+    if config["data"]["loss_on"] == "all" and rollout != f"{Offline.__module__}.{Offline.__name__}":
+        raise ValueError(
+            "data.loss_on=all learns every answer that a record holds, but this rollout has the last one written anew; "
+            "take rollout=offline, or data.loss_on=last"
+        )
 
 
 def describe(cfg: DictConfig) -> str:

@@ -70,9 +70,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Data:
-    """The section `data`."""
+    """The section `data`. loss_on: whether earlier answers of a conversation are learnt, as the last one is."""
 
     max_length: Tokens
+    loss_on: Literal["last", "all"]
     max_tokens: Tokens
     workers: Annotated[int, Field(ge=0, le=256)]
     lm_window: Annotated[int, Field(ge=1, le=2**20)]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from kd.doctor.checks import check_data, end_tokens, licences, special_tokens
+from kd.doctor.checks import check_data, check_ends, has_end, licences, special_tokens
 from kd.doctor.findings import Finding, findings_table, worst
 from kd.doctor.measure import STEPS, measured, resident
 from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
@@ -67,9 +67,7 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
     """Token tables are printed; then what the checks found, up to where one makes the next impossible."""
     parts = subject.parts
     yield licences(subject)
-    compared = "logits" in subject.alignment.provides and bool(parts.module.teacher_fields)
-    compared = compared and not subject.alignment.translates  # end tokens stand for each other there
-    yield end_tokens(parts.module.student, next(iter(teachers(parts).values()), None), compared)
+    yield check_ends(subject)
     if not can_end(subject):
         return
     for record in parts.data.train[:shown]:
@@ -85,7 +83,7 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
 def can_end(subject: Subject) -> bool:
     """Whether all tokenizers have an end token; without one, no sequence can be made."""
     models = [subject.parts.module.student, *teachers(subject.parts).values()]
-    return all(model.tokenizer.eos_token_id is not None for model in models)
+    return all(map(has_end, models))
 
 
 def special_table(subject: Subject) -> Table:

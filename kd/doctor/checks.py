@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from kd import export
+from kd.chat_template import encode_conversation, end_id
 from kd.data import Windows
 from kd.doctor.findings import Finding, Verdict
 from kd.doctor.subject import Subject, teachers
 from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
 from kd.sequences import Encoder, pad_id
+from kd.skills.records import held
+from kd.training import Parts
 from kd.types import Batch, Record, Sequences
 
 CONVERSATIONS, WINDOWS = 64, 20  # how many are looked at
@@ -39,11 +42,11 @@ class Reader:
         return [batch.student if self.role == "student" else batch.teacher for batch in batches]
 
 
-def sampled(subject: Subject) -> list[Batch]:
-    """The micro-batches of the first windows, as one rank would see them."""
+def sampled(subject: Subject, count: int) -> list[Batch]:
+    """The micro-batches of the first `count` windows, as one rank would see them."""
     data = subject.parts.data
-    windows = Windows(data.train, data.encoder, size=data.window, seed=data.seed, steps=WINDOWS)
-    return [batch for step in range(WINDOWS) for batch in windows[step].batches]
+    windows = Windows(data.train, data.encoder, size=data.window, seed=data.seed, steps=count)
+    return [batch for step in range(count) for batch in windows[step].batches]
 
 
 def readers(subject: Subject) -> list[Reader]:
@@ -73,20 +76,29 @@ def end_tokens(student: LanguageModel, teacher: LanguageModel | None, compared: 
     """
     models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     for role, model in models.items():
-        if model.tokenizer.eos_token_id is None:
-            told = f"the {role}'s tokenizer has none, so no response would end"
+        if not has_end(model):
+            told = f"the {role}'s tokenizer has none and its chat template writes none, so no response would end"
             return Finding("FAIL", "end token", told, "set eos_token in its tokenizer_config.json")
-    told = ", ".join(f"{role} {_token(m.tokenizer, m.tokenizer.eos_token_id)}" for role, m in models.items())
-    if teacher is not None and student.tokenizer.eos_token != teacher.tokenizer.eos_token:
+    ends = [_token(model.tokenizer, end_id(model.tokenizer)) for model in models.values()]
+    told = ", ".join(f"{role} {end}" for role, end in zip(models, ends, strict=True))
+    if len({end.partition(" ")[2] for end in ends}) > 1:
         told = f"{told}: the teacher does not end where the student shall"
-        remedy = "take both of one kind (both Instruct), or give the student's tokenizer the teacher's eos_token"
+        remedy = "take both of one kind (both Instruct), or give the student the teacher's chat_template and tokenizer"
         return Finding("FAIL" if compared else "WARN", "end token", told, remedy)
     for role, model in models.items():
-        declared, end = model.network.generation_config.eos_token_id, model.tokenizer.eos_token_id
+        declared, end = model.network.generation_config.eos_token_id, end_id(model.tokenizer)
         if declared is not None and end not in (declared if isinstance(declared, list) else [declared]):
             told = f"{told}, but the {role}'s generation settings end with {declared}"
-            return Finding("WARN", "end token", told, f"other programs would not stop it; add {end} there")
+            return Finding("WARN", "end token", told, f"the exported student's are given {end}, too")
     return Finding("PASS", "end token", told)
+
+
+def has_end(model: LanguageModel) -> bool:
+    """Whether its answers end: the template or the tokenizer has an end token."""
+    try:
+        return end_id(model.tokenizer) >= 0
+    except ValueError:
+        return False
 
 
 def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
@@ -94,11 +106,16 @@ def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
     check, tokenizer = f"chat template ({reader.role})", reader.tokenizer
     if not tokenizer.chat_template:
         return Finding("PASS", check, "none: messages are joined as plain text, and the end token follows")
-    pairs = [
-        (list(row.ids), conversation_ids(record, response.text, tokenizer))
-        for record in records[:CONVERSATIONS]
-        for row, response in zip(reader.encoder.encode(record) or (), record.responses, strict=False)
-    ]
+    pairs, shortened = list[tuple[list[int], list[int]]](), 0
+    for record in records[:CONVERSATIONS]:
+        for row, response in zip(reader.encoder.encode(record) or (), record.responses, strict=False):
+            theirs = conversation_ids(record, response.text, tokenizer)
+            kept = response.text.strip() in tokenizer.decode(theirs)
+            shortened += not kept
+            pairs += [(list(row.ids), theirs)] if kept else []
+    if shortened:
+        told = f"the chat template leaves out a part of {shortened} responses (a chain of thought); they are read whole"
+        return Finding("WARN", check, told, "set chat_template of the model to one that writes them")
     odd = [(ours, theirs) for ours, theirs in pairs if theirs[: len(ours)] != ours]
     if not odd:
         return Finding("PASS", check, f"{len(pairs)} conversations are the tokenizer's own ids, end token included")
@@ -110,10 +127,9 @@ def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
 
 
 def conversation_ids(record: Record, response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The whole conversation by the tokenizer's template."""
+    """The whole conversation by the tokenizer's template; control tokens in its texts are text, as in training."""
     messages = [*map(dict, record.prompt), {"role": "assistant", "content": response}]
-    ids: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    return list(ids)
+    return encode_conversation(messages, tokenizer, control_tokens=record.control_tokens)
 
 
 def _difference(ours: list[int], theirs: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -151,7 +167,7 @@ def same_rows(batches: Sequence[Batch]) -> Finding:
 
 def end_token_learnt(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
     """Whether every response that was not cut has its end token in the loss, whatever the padding is."""
-    check, end = f"end token learnt ({reader.role})", reader.tokenizer.eos_token_id
+    check, end = f"end token learnt ({reader.role})", end_id(reader.tokenizer)
     whole = learnt = 0
     for s in sequences:
         rows, last = torch.arange(len(s.tokens)), s.lengths - 1
@@ -238,15 +254,38 @@ def licences(subject: Subject) -> Finding:
 # --- all of them ---
 
 
-def check_data(subject: Subject) -> Iterator[Finding]:
+def check_run(cfg: DictConfig, parts: Parts) -> None:
+    """Raises ValueError, in the same words, for a run that a diagnosis would call a FAIL."""
+    subject = Subject(cfg, parts, parts.module.alignment)
+    for finding in (check_ends(subject), *check_data(subject, windows=1)):
+        if finding.verdict == "FAIL":
+            raise ValueError(f"{finding.check}: {finding.told}; {finding.remedy}")
+
+
+def check_ends(subject: Subject) -> Finding:
+    """The end tokens of the subject's models."""
+    parts = subject.parts
+    compared = "logits" in subject.alignment.provides and bool(parts.module.teacher_fields)
+    compared = compared and not subject.alignment.translates  # end tokens stand for each other there
+    return end_tokens(parts.module.student, next(iter(teachers(parts).values()), None), compared)
+
+
+def control_tokens(reader: Reader, records: Sequence[Record]) -> Finding:
+    """How many records hold control tokens as strings, and how these are encoded."""
+    check, told = f"control tokens ({reader.role})", held(records, reader.tokenizer)
+    return Finding("PASS", check, told or f"none in the texts of {len(records)} records")
+
+
+def check_data(subject: Subject, windows: int = WINDOWS) -> Iterator[Finding]:
     """Everything that can be said without running a model."""
     encoder, records, found = subject.parts.encoder, subject.parts.data.train, readers(subject)
     own = found if encoder.teacher is not None else found[:1]  # one tokenizer is looked at once
     yield from (lengths(reader, records) for reader in own)
+    yield from (control_tokens(reader, records) for reader in own)
     yield from (round_trip(reader, records) for reader in own)
     if not any(encoder.encode(record) for record in records):
         return
-    batches = sampled(subject)
+    batches = sampled(subject, windows)
     yield shift([s for reader in own for s in reader.sequences(batches)])
     if encoder.teacher is not None and "logits" in subject.alignment.provides and not subject.alignment.translates:
         yield same_rows(batches)
@@ -264,7 +303,7 @@ def special_tokens(models: dict[str, LanguageModel]) -> dict[str, list[str]]:
         ids = [getattr(model.tokenizer, f"{name}_token_id") for model in models.values()]
         tokens = zip(models.values(), ids, strict=True)
         rows[name] = ["none" if i is None else _token(model.tokenizer, i) for model, i in tokens]
-    if all(model.tokenizer.eos_token_id is not None for model in models.values()):
+    if all(map(has_end, models.values())):
         rows["ends an answer"] = [", ".join(map(str, sorted(end_ids(model)))) for model in models.values()]
     rows["chat template"] = ["yes" if model.tokenizer.chat_template else "none" for model in models.values()]
     return rows

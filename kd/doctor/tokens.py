@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from kd.chat_template import end_id
 from kd.sequences import Encoder
 from kd.types import Record, Sequences
 
@@ -56,7 +57,7 @@ def token_table(sequences: Sequences, row: int, tokenizer: PreTrainedTokenizerBa
             str(position - 1) if learnt else "",
             style=RESPONSE if learnt else None,
         )
-    if labels[-1] != tokenizer.eos_token_id:
+    if labels[-1] != end_id(tokenizer):
         table.caption = Text("cut at data.max_length: the end token is missing, and is not learnt", CUT)
     return table
 

@@ -5,10 +5,11 @@ from functools import partial
 
 import pandas as pd
 
+from kd.chat_template import response_text
 from kd.models.generation import end_ids, generate
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
-from kd.sequences import encode_prompt, response_text
+from kd.sequences import prompt_ids
 from kd.skills.scoring import scored
 from kd.types import Record, Skill
 
@@ -24,7 +25,7 @@ def write_answers(
     model: LanguageModel, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
 ) -> pd.DataFrame:
     """One greedy answer per record: id, text, tokens (end token included), truncated (no end token was written)."""
-    prompts = [encode_prompt(record.prompt, model.tokenizer) for record in records]
+    prompts = [prompt_ids(record, model.tokenizer) for record in records]
     with progress_bar("answers", len(records)) as advance:
         answers = generate(
             model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=0.0, progress=advance

@@ -23,7 +23,7 @@ from kd.models.ensemble import Ensemble
 from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
 from kd.results import bounds
-from kd.sequences import Encoder, encode_prompt, same_text
+from kd.sequences import Encoder, prompt_ids, same_text
 from kd.types import Record, Skill
 
 VERSION = 2  # no interval of a share is a point
@@ -100,7 +100,9 @@ class Session:
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
         self.items = references(encoder, test[: evaluation.items])
         self.left_out = len(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
-        self.prompts = list(test[: evaluation.answers])
+        asked = test[: evaluation.answers]
+        self.prompts = [record for record in asked if encoder.takes(record)]
+        self.prompts_left_out = len(asked) - len(self.prompts)  # those that leave no room for an answer
         self.teacher = teacher if encoder.teacher is None else None
         self.teacher_name = _named(self.teacher, teacher_identity) if self.teacher and teacher_identity else None
 
@@ -188,7 +190,7 @@ class Session:
         return judged(texts, self.skill, self.prompts), seconds
 
     def _prompts(self, tokenizer: PreTrainedTokenizerBase) -> list:
-        return [[record.id, encode_prompt(record.prompt, tokenizer)] for record in self.prompts]
+        return [[record.id, prompt_ids(record, tokenizer)] for record in self.prompts]
 
     def _measured(self, table: pd.DataFrame | None, answers: pd.DataFrame | None, seconds: float) -> Measured:
         scores = {} if table is None else self._likelihood_scores(table)

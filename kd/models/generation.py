@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kd.chat_template import end_id
 from kd.eval_mode import eval_mode
 from kd.models.decoding import CachedDecoder, Decoder, Speech
 from kd.models.language_model import LanguageModel
@@ -103,15 +104,17 @@ def generate(
 
 
 def end_ids(model: LanguageModel) -> frozenset[int]:
-    """Ids that end a response: the tokenizer's end token, and the checkpoint's further ones where it lists several.
+    """Ids that end a response: the template's end of a turn, the tokenizer's end token, and the checkpoint's further
+    ones where it lists several.
 
     A single id in the checkpoint's settings adds nothing: it is the tokenizer's, or a leftover of the base model.
+
+    Raises:
+        ValueError: there is none.
     """
-    end = model.tokenizer.eos_token_id
-    if end is None:
-        raise ValueError("the tokenizer has no end token, so no response would end; set its eos_token")
     declared = model.network.generation_config.eos_token_id
-    return frozenset({end, *(declared if isinstance(declared, list) else ())})
+    known = {end_id(model.tokenizer), model.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else ())}
+    return frozenset(known - {None})
 
 
 def check_decoding(*, max_new_tokens: int, temperature: float, top_p: float, samples: int = 1) -> None:

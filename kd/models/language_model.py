@@ -1,5 +1,6 @@
 """A causal language model of `transformers` behind one call: sequences and the wanted fields in, `ModelOutput` out."""
 
+import logging
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,8 @@ from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
 from kd.models.packing import Packing, backbone, packable, packed_states
 from kd.types import QKV, Head, ModelOutput, Sequences, Shape
+
+log = logging.getLogger(__name__)
 
 WHOLE_ROWS = frozenset({"attentions", "qkv"})  # fields that are read off rows of one length
 
@@ -31,6 +34,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
+        self.register_load_state_dict_post_hook(_recheck)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -63,8 +67,21 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def packs(self) -> bool:
-        """Whether it reads sequences without padding; found out by reading two."""
+        """Whether it reads sequences without padding; found out by reading two, and again by `recheck_packing`."""
         return packable(self.network)
+
+    def recheck_packing(self) -> None:
+        """Read two sequences packed once more, for that may depend on the weights, which have changed.
+
+        A network that reads them otherwise now is read with padding from then on, and a warning is logged.
+        """
+        if self.__dict__.get("packs") and not packable(self.network):
+            self.__dict__["packs"] = False
+            log.warning(
+                "%s no longer reads packed sequences as it reads each alone, now that its weights have changed; "
+                "sequences are padded from here on",
+                type(self.network).__name__,
+            )
 
     @property
     def shape(self) -> Shape:
@@ -98,6 +115,11 @@ class LanguageModel(nn.Module):
             f"{type(self.network).__name__} has {self.shape.layers} layers but shows {name} of {len(found)}; "
             "choose another architecture, or an objective that compares hidden states"
         )
+
+
+def _recheck(model: LanguageModel, _: Any) -> None:
+    """After weights were loaded."""
+    model.recheck_packing()
 
 
 @torch.no_grad()

@@ -9,25 +9,40 @@ from typing import Any, Literal, cast
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from kd.models.language_model import LanguageModel, check_head
 from kd.models.sources import model_folder
-from kd.models.tokenizers import byte_tokenizer
+from kd.models.tokenizers import byte_tokenizer, set_template
 
 DType = Literal["float32", "bfloat16", "float64"]
 Rule = Literal["even", "first", "last", "ends"]
 
 
 def pretrained(
-    *, source: Mapping[str, Any], dtype: DType = "float32", lora: Mapping[str, Any] | None = None
+    *,
+    source: Mapping[str, Any],
+    dtype: DType = "float32",
+    lora: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """A checkpoint as it is.
 
-    source: {address, member?, sha256?} of `kd.models.sources`. lora: fields of peft's LoraConfig.
+    source: {address, member?, sha256?} of `kd.models.sources`. lora: fields of peft's LoraConfig. chat_template: a
+    Jinja template, or the path of one, instead of the checkpoint's. template_kwargs: variables of the template, such
+    as {enable_thinking: false}; they become its defaults, in the exported tokenizer too.
     """
     folder = model_folder(**source)
-    return _finish(_load(folder, dtype), _load_tokenizer(folder), lora)
+    tokenizer = _load_tokenizer(folder, chat_template, template_kwargs)
+    return _finish(_load(folder, dtype), tokenizer, lora)
 
 
 def pruned(
@@ -38,20 +53,28 @@ def pruned(
     ffn: int | None = None,
     dtype: DType = "float32",
     lora: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """A checkpoint with fewer layers and, with `ffn`, narrower feed-forward blocks; the weights kept are copied.
 
     layers: how many layers stay, or which. rule: which ones, if a number is given: `even` (first and last
     included), `first`, `last`, `ends` (half from each end). ffn: neurons kept in each block, those with the
-    largest product of weight norms.
+    largest product of weight norms. chat_template, template_kwargs: see `pretrained`.
     """
     folder = model_folder(**source)
+    tokenizer = _load_tokenizer(folder, chat_template, template_kwargs)
     network = _load(folder, dtype)
+    if not hasattr(network.config, "num_hidden_layers"):
+        raise ValueError(
+            f"{folder} holds model_type={network.config.model_type!r}, whose layers are those of several models; "
+            "save its language model in a folder of its own (save_pretrained), or take student=pretrained"
+        )
     kept = kept_layers(network.config.num_hidden_layers, layers, rule)
     network = _cut_depth(network, kept)
     if ffn is not None:
         network = _cut_ffn(network, ffn)
-    return _finish(network, _load_tokenizer(folder), lora)
+    return _finish(network, tokenizer, lora)
 
 
 def scratch(
@@ -60,12 +83,18 @@ def scratch(
     tokenizer: Mapping[str, Any] | Literal["bytes"] = "bytes",
     dtype: DType = "float32",
     lora: None = None,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Random weights. `architecture` is a transformers config: `model_type` and its fields (vocabulary is filled in).
 
-    tokenizer: "bytes", or the {address, ...} of a checkpoint whose tokenizer is used.
+    tokenizer: "bytes", or the {address, ...} of a checkpoint whose tokenizer is used. chat_template, template_kwargs:
+    see `pretrained`.
     """
-    words = byte_tokenizer() if tokenizer == "bytes" else _load_tokenizer(model_folder(**tokenizer))
+    if tokenizer == "bytes":
+        words: PreTrainedTokenizerBase = set_template(byte_tokenizer(), _template(chat_template), template_kwargs)
+    else:
+        words = _load_tokenizer(model_folder(**tokenizer), chat_template, template_kwargs)
     fields = {
         "pad_token_id": words.pad_token_id,
         "bos_token_id": words.bos_token_id,
@@ -95,17 +124,67 @@ def kept_layers(depth: int, layers: int | Sequence[int], rule: Rule) -> list[int
 
 def _load(folder: Path, dtype: DType) -> PreTrainedModel:
     """The checkpoint; on the device "meta" its shapes alone."""
+    config = AutoConfig.from_pretrained(folder)
+    _check_causal(config, folder)
     if _is_outline():
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=getattr(torch, dtype))
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    _check_finite(network, folder)
+    return network
+
+
+def _check_causal(config: Any, folder: Path) -> None:
+    """Raises ValueError for a checkpoint that `transformers` has no language model for, which reads left to right."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    if getattr(config, "vision_config", None) is not None:
+        what = "is a vision-language model, of which only text could be distilled here"
+        remedy = "save its language model in a folder of its own (save_pretrained), or take another checkpoint"
+    elif config.is_encoder_decoder:
+        what, remedy = "is an encoder-decoder", "take a decoder-only checkpoint (Llama, Qwen, Gemma, ...)"
+    else:
+        what, remedy = "is no causal language model of transformers", "take a decoder-only checkpoint"
+    raise ValueError(f"{folder} holds model_type={config.model_type!r}, which {what}; {remedy}")
+
+
+def _check_finite(network: PreTrainedModel, folder: Path) -> None:
+    """Raises ValueError for a checkpoint with weights that are no numbers."""
+    for name, weight in network.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            count = int((~weight.isfinite()).sum())
+            raise ValueError(
+                f"{folder}: {count} of {weight.numel()} weights of {name} are NaN or infinite; take a checkpoint from "
+                "before they were lost, or download this one again"
+            )
 
 
 def _is_outline() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder)
+def _load_tokenizer(
+    folder: Path, chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise ValueError(
+            f"{folder} holds no tokenizer that transformers can read ({type(error).__name__}: {reason}); copy "
+            "tokenizer.json and tokenizer_config.json of the checkpoint there"
+        ) from error
+    return set_template(tokenizer, _template(chat_template), template_kwargs)
+
+
+def _template(text: str | None) -> str | None:
+    """The Jinja text itself, or that of the file it names. Raises ValueError if it is neither."""
+    if text is None or "{" in text:
+        return text
+    if not Path(text).expanduser().is_file():
+        raise ValueError(
+            f"chat_template={text} is neither a file nor a template (it has no braces); give the path of a Jinja file"
+        )
+    return Path(text).expanduser().read_text(encoding="utf-8")
 
 
 def _finish(

@@ -1,7 +1,10 @@
-"""A tokenizer that needs no training: bytes, and the special tokens of a conversation."""
+"""A tokenizer that needs no training (bytes, and the special tokens of a conversation), and other chat templates."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -25,4 +28,40 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         extra_special_tokens=list(ROLES),
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def set_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None, template_kwargs: Mapping[str, Any] | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer with another template, and with variables of the template (`enable_thinking: false`) set in it.
+
+    The variables become the template's defaults, so that the exported tokenizer writes the same conversations.
+
+    Raises:
+        ValueError: variables without a template, or values that a template cannot be given.
+    """
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not template_kwargs:
+        return tokenizer
+    if not isinstance(tokenizer.chat_template, str):
+        raise ValueError(
+            f"template_kwargs={dict(template_kwargs)} are variables of a chat template, and the tokenizer has none; "
+            "set chat_template, or leave template_kwargs out"
+        )
+    defaults = "".join(
+        f"{{%- if {name} is not defined %}}{{% set {name} = {_literal(name, value)} %}}{{% endif -%}}"
+        for name, value in sorted(template_kwargs.items())
+    )
+    tokenizer.chat_template = defaults + tokenizer.chat_template
+    return tokenizer
+
+
+def _literal(name: str, value: Any) -> str:
+    if value is None or (isinstance(value, bool | int | float | str) and name.isidentifier()):
+        return repr(value)
+    raise ValueError(
+        f"template_kwargs.{name}={value!r} is no truth value, number or text under a name that a template can use; "
+        "set it in the chat template itself"
     )

@@ -1,5 +1,6 @@
 """The student's own responses, which the teacher reads after a prompt that shows it more."""
 
+from dataclasses import replace
 from string import Formatter
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from kd.generators import Generator
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
-from kd.sequences import Encoder, encode_prompt
+from kd.sequences import Encoder, prompt_ids
 from kd.types import Batch, Message, Models, Progress, Record
 
 FIELDS = {"question", "demonstration"}
@@ -90,7 +91,7 @@ class PrivilegedSelf(Writing):
         prompts = [self.privileged(record) for record in records]
         rooms = [
             encoder.max_length
-            - max(len(encode_prompt(shown, teacher)), len(encode_prompt(record.prompt, encoder.student)))
+            - max(len(prompt_ids(replace(record, prompt=shown), teacher)), len(prompt_ids(record, encoder.student)))
             for record, shown in zip(records, prompts, strict=True)
         ]
         kept = [i for i, room in enumerate(rooms) if room > 0]

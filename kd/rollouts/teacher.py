@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from kd.chat_template import response_text
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
-from kd.sequences import Encoder, response_text
+from kd.sequences import Encoder, answer_ids
 from kd.types import Batch, Models, Progress, Record, Written
 
 
@@ -48,6 +49,5 @@ def _in_students_tokens(record: Record, answer: Written, teacher: LanguageModel,
     if encoder.teacher is None:
         return own
     text = response_text(answer.ids, teacher.tokenizer)
-    ids: list[int] = encoder.student(text, add_special_tokens=False)["input_ids"]
-    end = [] if answer.truncated and ids else [encoder.student.eos_token_id]
-    return Written((*ids, *end), "teacher", truncated=answer.truncated)
+    ids = answer_ids(record, text, encoder.student, ended=not answer.truncated or not text)
+    return Written(tuple(ids), "teacher", truncated=answer.truncated)

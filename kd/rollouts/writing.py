@@ -15,7 +15,7 @@ from kd.models.generation import write
 from kd.models.language_model import LanguageModel
 from kd.models.sampling import Choose, Sampled
 from kd.rollouts import Spent
-from kd.sequences import Encoder, encode_prompt
+from kd.sequences import Encoder, prompt_ids
 from kd.types import Record, Source, Written
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Writing:
         record has room for, where more than the model's prompt takes some.
         """
         started = time.perf_counter()
-        prompts = [encode_prompt(record.prompt, model.tokenizer) for record in records]
+        prompts = [prompt_ids(record, model.tokenizer) for record in records]
         rooms = _rooms(encoder, prompts) if rooms is None else rooms
         responses = self.generator(  # asked by every rank in the same steps, also where it has no prompts
             model,
@@ -113,7 +113,7 @@ class Writing:
         if not records:
             return []
         started = time.perf_counter()
-        prompts = [encode_prompt(record.prompt, readers[0].tokenizer) for record in records]
+        prompts = [prompt_ids(record, readers[0].tokenizer) for record in records]
         rooms = _rooms(encoder, prompts)
         responses = write(
             readers,

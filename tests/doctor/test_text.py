@@ -6,10 +6,15 @@ Run: python -m pytest tests/doctor/test_text.py
 import re
 from typing import Any
 
+import pytest
+
 from kd.doctor import checks, tokens
+from kd.experiment import work
 from kd.models.tokenizers import byte_tokenizer
+from kd.run_folder import RunFolder
 from kd.sequences import Encoder
 from tests.doctor.subjects import END, line, model, node, reader, told, toy
+from tests.runs import Toy
 from tests.tiny import record
 
 # --- the table of tokens ---
@@ -146,3 +151,22 @@ def test_generation_settings_that_end_otherwise_are_a_warning():
     assert "the student's generation settings end with [1, 2]" in finding.told
     one.network.generation_config.eos_token_id = [1, END]
     assert checks.end_tokens(one, model(), compared=True).verdict == "PASS"
+
+
+def test_a_run_refuses_what_the_doctor_fails_in_the_same_words(tmp_path):
+    """Sequences longer than the model's positions, which nothing else notices."""
+    long = {"skill": {"_target_": "tests.doctor.test_text.LongWords"}}
+    with toy("data.max_length=2000", "data.max_tokens=2000", f"run.root={tmp_path}", "compare=null", **long) as cfg:
+        _, text = told(cfg)
+        said = line(text, "positions (student)").removeprefix("FAIL  positions (student)").strip()
+        assert said.startswith("a sequence of 10")
+        with pytest.raises(ValueError, match=r"^positions \(student\): " + re.escape(said)):
+            work(cfg, RunFolder(tmp_path / "run"))
+        assert not (tmp_path / "run/checkpoints").exists()
+
+
+class LongWords(Toy):
+    """Answers of a thousand letters."""
+
+    def load(self, split):
+        return [record(i, "q", "a" * 1000) for i in range(8)]

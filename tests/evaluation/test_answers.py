@@ -2,10 +2,10 @@ import pandas as pd
 import pytest
 import torch
 
+from kd.chat_template import encode_prompt
 from kd.evaluation.answers import judged, score_answers
 from kd.evaluation.measured import Measured, samples
 from kd.progress import progress_bar
-from kd.sequences import encode_prompt
 from tests.evaluation.conftest import TenIntegers, greedy, tiny
 
 LIMIT = 6

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import kd
+from kd.chat_template import encode_prompt
 from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.evaluate import Evaluation
 from kd.evaluation.measured import gap_closed
@@ -281,3 +282,13 @@ def test_tables_survive_the_cache():
 def test_keys_go_by_content():
     assert content_key({"a": [1, (2, 3)], "b": "x"}) == content_key({"b": "x", "a": [1, [2, 3]]})
     assert content_key({"a": 1}) != content_key({"a": 2})
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted(session, student):
+    encoder = Encoder(student.tokenizer, None, max_length=59, max_tokens=100)
+    long = replace(RECORDS[0], id="long prompt", prompt=({"role": "user", "content": "x" * 10**6},))
+    started = session(test=[*RECORDS, long], encoder=encoder, items=0, answers=None)
+    fitting = [r.id for r in RECORDS if len(encode_prompt(r.prompt, student.tokenizer)) < 59]
+    assert [record.id for record in started.prompts] == fitting
+    assert started.prompts_left_out == len(RECORDS) + 1 - len(fitting) == 1
+    assert started.measure(student, identity="student").answers["id"].tolist() == fitting

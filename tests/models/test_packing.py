@@ -190,3 +190,43 @@ def test_attention_that_is_asked_for_more_is_found_out():
     own = layer.forward
     layer.forward = lambda *args, **kwargs: own(*args, **kwargs, block_indices=torch.zeros(1))
     assert not packable(network)
+
+
+class Mixing(torch.nn.Module):
+    """Adds to each token a share of all before it. At share 0, as it begins, tokens meet in attention alone."""
+
+    def __init__(self, block: torch.nn.Module):
+        super().__init__()
+        self.block, self.share = block, torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + self.share * x.cumsum(1)
+
+
+def mixing() -> LanguageModel:
+    model = tiny()
+    model.network.model.layers[0].mlp = Mixing(model.network.model.layers[0].mlp)
+    return model
+
+
+@pytest.mark.parametrize("way", ["a look at the weights", "a checkpoint"])
+def test_weights_that_no_longer_bear_packing_are_found_out(way, caplog):
+    model, other, sequences = mixing(), mixing(), some()
+    assert model.packs
+    assert other.packs
+    with torch.no_grad():
+        other.network.model.layers[0].mlp.share.fill_(0.5)
+    if way == "a checkpoint":
+        model.load_state_dict(other.state_dict())
+    else:
+        model = other
+        model.recheck_packing()
+    assert not model.packs
+    torch.testing.assert_close(
+        model(sequences, frozenset({"logprobs"})).logprobs[sequences.mask], one_by_one(model)[1], **EXACT
+    )
+    model.recheck_packing()
+    assert [record.message for record in caplog.records] == [
+        "LlamaForCausalLM no longer reads packed sequences as it reads each alone, now that its weights have changed; "
+        "sequences are padded from here on"
+    ]

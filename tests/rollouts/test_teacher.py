@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kd.chat_template import encode_prompt, response_text
 from kd.models.generation import generate
 from kd.models.teacher import WhiteBox
 from kd.models.tokenizers import byte_tokenizer
@@ -8,7 +9,7 @@ from kd.rollouts import Rollout
 from kd.rollouts.teacher import ByTeacher
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded
-from kd.sequences import Encoder, encode_prompt, response_text
+from kd.sequences import Encoder
 from kd.types import Models, Progress
 from tests.rollouts.told import learnt
 from tests.tiny import records, tiny

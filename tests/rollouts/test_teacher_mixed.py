@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from kd.chat_template import encode_prompt
 from kd.composition.check import check
 from kd.models.flops import decoding_flops
 from kd.models.teacher import WhiteBox
@@ -14,7 +15,7 @@ from kd.rollouts import Rollout
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.teacher_mixed import TeacherMixed
 from kd.seeding import seeded
-from kd.sequences import Encoder, encode_prompt
+from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
 from kd.types import Models, Progress
 from tests import runs
