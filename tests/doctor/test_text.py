@@ -71,6 +71,8 @@ def test_text_is_visible():
 SPEAK = "{% for message in messages %}<|{{ message['role'] }}|>"
 DROPS_END = SPEAK + "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
+ENDS_WITH_PAD = {"eos_token": "<|pad|>", "template": byte_tokenizer().chat_template.replace("<|end|>", "<|pad|>")}
+
 
 def with_template(template: str | None) -> Any:
     tokenizer = byte_tokenizer()
@@ -90,21 +92,35 @@ def test_a_template_that_drops_the_end_token_fails():
     assert line(text, "chat template (teacher)").startswith("PASS")
 
 
-def test_a_template_that_ends_with_another_token_than_the_tokenizer_fails():
+def test_a_template_that_ends_with_another_token_than_the_tokenizer_is_followed():
     """As of a Base checkpoint: the template of its Instruct sibling, and an end token of its own."""
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = "<|pad|>"
-    finding = checks.round_trip(reader(tokenizer), [record(0, "hi", "ok")])
-    assert finding.verdict == "FAIL"
-    assert "at position 7 training reads 256 '<|pad|>', the template writes 257 '<|end|>'" in finding.told
+    assert checks.round_trip(reader(tokenizer), [record(0, "hi", "ok")]).verdict == "PASS"
+    [row] = reader(tokenizer).encoder.encode(record(0, "hi", "ok"))
+    assert row.ids[-1] == END
 
 
-def test_a_template_that_changes_the_response_fails_where_it_does():
+def test_a_template_that_trims_the_response_is_followed():
     trims = byte_tokenizer().chat_template.replace("message['content']", "message['content'] | trim")
     asked = [record(0, "hi", "ok"), record(1, "hi", " ok")]
-    finding = checks.round_trip(reader(with_template(trims)), asked)
+    assert checks.round_trip(reader(with_template(trims)), asked).verdict == "PASS"
+
+
+def test_a_conversation_that_does_not_begin_as_the_prompt_does_fails():
+    """As of models whose generation prompt opens a thought that their conversations lack."""
+    opens = byte_tokenizer().chat_template.replace("<|assistant|>{% endif %}", "<|assistant|>Hm{% endif %}")
+    finding = checks.round_trip(reader(with_template(opens)), [record(0, "hi", "ok")])
     assert finding.verdict == "FAIL"
-    assert finding.told.startswith("1 of 2 conversations differ: at position 5 training reads 220 'Ġ'")
+    assert finding.told.startswith("1 of 1 conversations differ: at position 5 training reads 39 'H', the template wri")
+
+
+def test_a_template_that_leaves_out_a_thought_is_a_warning():
+    drops = byte_tokenizer().chat_template.replace("message['content']", "message['content'].split('=>')[-1]")
+    asked = [record(0, "hi", "well=>ok"), record(1, "hi", "ok")]
+    finding = checks.round_trip(reader(with_template(drops)), asked)
+    assert finding.verdict == "WARN"
+    assert finding.told.startswith("the chat template leaves out a part of 1 responses")
 
 
 def test_what_follows_the_end_token_is_no_matter():
@@ -117,7 +133,7 @@ def test_without_a_template_there_is_nothing_to_compare():
 
 
 def test_a_teacher_with_another_end_token_fails():
-    with toy(student=node("student"), teacher=node("teacher", eos_token="<|pad|>")) as cfg:
+    with toy(student=node("student"), teacher=node("teacher", **ENDS_WITH_PAD)) as cfg:
         code, text = told(cfg)
     assert code == 1
     found = line(text, "end token")
@@ -128,16 +144,18 @@ def test_a_teacher_with_another_end_token_fails():
 
 
 def test_another_end_token_is_a_warning_where_only_text_is_read():
-    one, other = model(), model(eos_token="<|pad|>")
+    one, other = model(), model(**ENDS_WITH_PAD)
     assert checks.end_tokens(one, other, compared=True).verdict == "FAIL"
     assert checks.end_tokens(one, other, compared=False).verdict == "WARN"
 
 
 def test_a_tokenizer_without_end_token_stops_the_examination():
-    nobody = model()
+    nobody = model(DROPS_END)
     nobody.tokenizer.eos_token = None
     assert checks.end_tokens(nobody, None, compared=False).verdict == "FAIL"
-    with toy(student=node("student", eos_token=None), teacher=node("teacher")) as cfg:  # type: ignore[arg-type]
+    nobody_teaches = {"_target_": None, "model": None, "prepare": None, "licence": None}
+    alone = {"student": node("student", template=DROPS_END, eos_token=None), "teacher": nobody_teaches}  # type: ignore[arg-type]
+    with toy("objective=sft", **alone) as cfg:
         code, text = told(cfg, shown=1)
     assert code == 1
     assert "the student's tokenizer has none" in line(text, "end token")
