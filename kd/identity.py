@@ -14,6 +14,7 @@ import kd
 from kd.artifacts import texts_sha256
 from kd.composition.components import instantiate
 from kd.models.sources import digest
+from kd.models.tokenizers import template_text
 from kd.run_folder import config_hash
 from kd.secrets import hashable, masked
 from kd.types import Skill, Split
@@ -114,4 +115,6 @@ def _digests(node: Any) -> dict[str, str]:
     if "address" in node:
         own[node["address"]] = digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})
     own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
+    if isinstance(template := node.get("chat_template"), str):  # of a model; it may be the path of a file
+        own[template] = texts_sha256([template_text(template)])
     return own | {k: v for child in node.values() for k, v in _digests(child).items()}

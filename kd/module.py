@@ -31,7 +31,7 @@ from kd.signals import POSITION, ROW
 from kd.terms import Term, backward_passes, by_stream
 from kd.types import Batch, Models, Progress
 
-VERSION = 4  # FLOP of hybrid networks; 3: the first step of a warm-up learns; 2: validation scores whole references
+VERSION = 5  # 2: validation scores whole references; 3: warm-up; 4: see the log; 5: turns end as templates end them
 
 
 class Distillation(RunState):

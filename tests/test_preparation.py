@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from kd.experiment import check_launch, train_only
 from kd.export import export
-from kd.preparation import checkpoint_folder, prepared, unprepared
+from kd.preparation import checkpoint_folder, identity, prepared, unprepared
 from kd.run_folder import RunFolder
 from tests import runs
 from tests.tiny import tiny
@@ -229,3 +229,14 @@ def test_a_preparation_goes_on_where_it_was_stopped(
     assert steps(tmp_path / "second") == again
     assert weights(checkpoint_of(made, "teacher")) == whole
     assert checkpoints(cache) == [checkpoint_of(made, "teacher")]
+
+
+def test_a_template_file_counts_by_its_content(tmp_path):
+    file = tmp_path / "own.jinja"
+    seen = set()
+    for text in ("{{ messages }}", "{{ messages }}!"):
+        file.write_text(text, encoding="utf-8")
+        seen.add(identity(runs.config(f"student.model.chat_template={file}")))
+    assert len(seen) == 2
+    thinking = (runs.config(f"teacher.model.template_kwargs={{enable_thinking: {on}}}") for on in ("true", "false"))
+    assert len({identity(cfg) for cfg in thinking}) == 2

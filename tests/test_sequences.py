@@ -114,7 +114,7 @@ def test_truncation_cuts_the_end_token_first():
     whole = (*prompt, *ids("abc"), BYTES.eos_token_id)
     for length in range(len(prompt) + 1, len(whole) + 3):
         encoded = encode(messages, "abc", BYTES, max_length=length)
-        assert encoded == Encoded(whole[:length], len(prompt))
+        assert encoded == Encoded(whole[:length], len(prompt), truncated=length < len(whole))
         assert (encoded.ids[-1] == BYTES.eos_token_id) == (length >= len(whole))
 
 

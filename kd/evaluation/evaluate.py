@@ -26,7 +26,7 @@ from kd.results import bounds
 from kd.sequences import Encoder, prompt_ids, same_text
 from kd.types import Record, Skill
 
-VERSION = 2  # no interval of a share is a point
+VERSION = 3  # texts of records stay text, turns end as the template ends them; 2: no interval of a share is a point
 
 Baseline = Literal["unigram", "uniform"]
 Confidence = Annotated[float, Field(gt=0, lt=1)]

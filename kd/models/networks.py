@@ -92,7 +92,7 @@ def scratch(
     see `pretrained`.
     """
     if tokenizer == "bytes":
-        words: PreTrainedTokenizerBase = set_template(byte_tokenizer(), _template(chat_template), template_kwargs)
+        words: PreTrainedTokenizerBase = set_template(byte_tokenizer(), chat_template, template_kwargs)
     else:
         words = _load_tokenizer(model_folder(**tokenizer), chat_template, template_kwargs)
     fields = {
@@ -173,18 +173,7 @@ def _load_tokenizer(
             f"{folder} holds no tokenizer that transformers can read ({type(error).__name__}: {reason}); copy "
             "tokenizer.json and tokenizer_config.json of the checkpoint there"
         ) from error
-    return set_template(tokenizer, _template(chat_template), template_kwargs)
-
-
-def _template(text: str | None) -> str | None:
-    """The Jinja text itself, or that of the file it names. Raises ValueError if it is neither."""
-    if text is None or "{" in text:
-        return text
-    if not Path(text).expanduser().is_file():
-        raise ValueError(
-            f"chat_template={text} is neither a file nor a template (it has no braces); give the path of a Jinja file"
-        )
-    return Path(text).expanduser().read_text(encoding="utf-8")
+    return set_template(tokenizer, chat_template, template_kwargs)
 
 
 def _finish(

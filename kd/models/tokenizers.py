@@ -1,6 +1,7 @@
 """A tokenizer that needs no training (bytes, and the special tokens of a conversation), and other chat templates."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -42,7 +43,7 @@ def set_template(
         ValueError: variables without a template, or values that a template cannot be given.
     """
     if chat_template is not None:
-        tokenizer.chat_template = chat_template
+        tokenizer.chat_template = template_text(chat_template)
     if not template_kwargs:
         return tokenizer
     if not isinstance(tokenizer.chat_template, str):
@@ -56,6 +57,16 @@ def set_template(
     )
     tokenizer.chat_template = defaults + tokenizer.chat_template
     return tokenizer
+
+
+def template_text(template: str) -> str:
+    """The Jinja text itself, or that of the file it names. Raises ValueError if it is neither."""
+    path = Path(template).expanduser() if "{" not in template else None
+    if path is None or path.is_file():
+        return template if path is None else path.read_text(encoding="utf-8")
+    raise ValueError(
+        f"chat_template={template} is neither a file nor a template (it has no braces); give the path of a Jinja file"
+    )
 
 
 def _literal(name: str, value: Any) -> str:

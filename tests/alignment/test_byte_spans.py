@@ -3,7 +3,8 @@
 Run: python -m pytest tests/alignment/test_byte_spans.py
 """
 
-from itertools import pairwise
+from itertools from dataclasses import replace
+import pairwise
 
 import pytest
 import torch
@@ -128,7 +129,8 @@ def test_a_beginning_token_and_a_template_are_no_part_of_it():
 
 def test_a_special_token_in_the_text_is_spelled_out_by_the_other():
     student, teacher = smollm2(), byte_tokenizer()
-    [batch] = batches(student, teacher, "a<|im_start|>b")
+    said = replace(record(0, "a<|im_start|>b"), control_tokens=True)
+    [batch] = Encoder(student, teacher, max_length=512, max_tokens=4096).batches([said])
     spans = found(student, teacher, batch)
     assert (spans.end[1] - spans.start[1], spans.teacher_end[1] - spans.teacher_start[1]) == (1, len("<|im_start|>"))
 

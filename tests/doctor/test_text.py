@@ -153,12 +153,9 @@ def test_a_tokenizer_without_end_token_stops_the_examination():
     nobody = model(DROPS_END)
     nobody.tokenizer.eos_token = None
     assert checks.end_tokens(nobody, None, compared=False).verdict == "FAIL"
-    nobody_teaches = {"_target_": None, "model": None, "prepare": None, "licence": None}
-    alone = {"student": node("student", template=DROPS_END, eos_token=None), "teacher": nobody_teaches}  # type: ignore[arg-type]
-    with toy("objective=sft", **alone) as cfg:
-        code, text = told(cfg, shown=1)
-    assert code == 1
-    assert "the student's tokenizer has none" in line(text, "end token")
+    with toy(student=node("student", template=DROPS_END, eos_token=None), teacher=node("teacher")) as cfg:  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="has no end token and its chat template writes none"):
+            told(cfg)
 
 
 def test_generation_settings_that_end_otherwise_are_a_warning():

@@ -10,7 +10,6 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import kd
-from kd.chat_template import encode_prompt
 from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.evaluate import Evaluation
 from kd.evaluation.measured import gap_closed
@@ -284,11 +283,12 @@ def test_keys_go_by_content():
     assert content_key({"a": 1}) != content_key({"a": 2})
 
 
-def test_prompts_without_room_for_an_answer_are_left_out_and_counted(session, student):
-    encoder = Encoder(student.tokenizer, None, max_length=59, max_tokens=100)
-    long = replace(RECORDS[0], id="long prompt", prompt=({"role": "user", "content": "x" * 10**6},))
-    started = session(test=[*RECORDS, long], encoder=encoder, items=0, answers=None)
-    fitting = [r.id for r in RECORDS if len(encode_prompt(r.prompt, student.tokenizer)) < 59]
-    assert [record.id for record in started.prompts] == fitting
-    assert started.prompts_left_out == len(RECORDS) + 1 - len(fitting) == 1
-    assert started.measure(student, identity="student").answers["id"].tolist() == fitting
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted(session, student, test_records):
+    long = replace(test_records[0], id="long", prompt=({"role": "user", "content": "x" * 10**6},))
+    started = session(test=[long, *test_records], items=0)
+    assert started.prompts == list(test_records)
+    assert started.prompts_left_out == 1
+    answers = started.measure(student, identity="student").answers
+    assert answers["id"].tolist() == [record.id for record in test_records]
