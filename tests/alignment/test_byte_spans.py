@@ -3,8 +3,8 @@
 Run: python -m pytest tests/alignment/test_byte_spans.py
 """
 
-from itertools from dataclasses import replace
-import pairwise
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch

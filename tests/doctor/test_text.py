@@ -153,9 +153,10 @@ def test_a_tokenizer_without_end_token_stops_the_examination():
     nobody = model(DROPS_END)
     nobody.tokenizer.eos_token = None
     assert checks.end_tokens(nobody, None, compared=False).verdict == "FAIL"
-    with toy(student=node("student", template=DROPS_END, eos_token=None), teacher=node("teacher")) as cfg:  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="has no end token and its chat template writes none"):
-            told(cfg)
+    endless = node("student", template=DROPS_END, eos_token=None)  # type: ignore[arg-type]
+    refused = pytest.raises(ValueError, match="has no end token and its chat template writes none")
+    with toy(student=endless, teacher=node("teacher")) as cfg, refused:
+        told(cfg)
 
 
 def test_generation_settings_that_end_otherwise_are_a_warning():
