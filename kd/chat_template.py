@@ -192,7 +192,7 @@ def _turn(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) ->
             "set eos_token in its tokenizer_config.json"
         )
     end, closing = (eos, "") if found is None else (tokenizer.convert_tokens_to_ids(found), after.split(found)[0])
-    assert end is not None
+    assert isinstance(end, int)
     return Turn(end, closing, after, opening, _anchor(before, tokenizer))
 
 

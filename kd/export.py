@@ -78,7 +78,8 @@ def differences(model: LanguageModel, folder: Path) -> list[str]:
 def _of_network(model: LanguageModel, folder: Path) -> list[str]:
     ours, by = model.network, f"`AutoModelForCausalLM` of transformers {transformers.__version__}"
     try:
-        read = AutoModelForCausalLM.from_pretrained(folder).to(ours.device).eval()
+        read: Any = AutoModelForCausalLM.from_pretrained(folder)
+        read = read.to(ours.device).eval()
     except Exception as error:  # whatever the library raises, the student is trained and its weights are saved
         return [f"{by} cannot read this folder ({_first_line(error)}); load it with `{type(ours).__name__}`"]
     known = [i for text in TEXTS for i in model.tokenizer(text)["input_ids"] if i < model.vocabulary][:LONGEST]
@@ -107,7 +108,8 @@ def _of_tokenizer(ours: PreTrainedTokenizerBase, folder: Path) -> list[str]:
         told = f"{by} reads a {type(read).__name__}, which writes other ids than the student was trained on"
     except Exception as error:  # see above
         told = f"{by} cannot read this folder ({_first_line(error)})"
-    for kind in dict.fromkeys((type(ours), PreTrainedTokenizerFast)):
+    kinds: list[Any] = [type(ours), PreTrainedTokenizerFast]
+    for kind in kinds:
         if _written(ours) == _written(kind.from_pretrained(folder)):
             return [f"{told}; load it with `transformers.{kind.__name__}.from_pretrained`"]
     return [f"{told}; no class of transformers reads it back, so take the tokenizer of the checkpoint it came from"]

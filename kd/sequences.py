@@ -173,8 +173,14 @@ class Encoder:
 
     def of_every_turn(self) -> "Encoder":
         """The same for training on all answers of a conversation."""
-        bounds = {"max_length": self.max_length, "max_tokens": self.max_tokens, "max_padding": self.max_padding}
-        return Encoder(self.student, self.teacher, every_turn=True, **bounds)
+        return Encoder(
+            self.student,
+            self.teacher,
+            max_length=self.max_length,
+            max_tokens=self.max_tokens,
+            max_padding=self.max_padding,
+            every_turn=True,
+        )
 
     def batches(self, records: Sequence[Record]) -> list[Batch]:
         """Micro-batches of the records' own responses. A record that does not fit is left out."""

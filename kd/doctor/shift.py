@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ def shift_self_test(parts: Parts, records: Sequence[Record]) -> Finding:
     """
     terms = divergences(parts.module.objective)
     module = own_teacher(parts, terms)
-    bounds = {"max_length": parts.encoder.max_length, "max_tokens": parts.encoder.max_tokens}
+    bounds: dict[str, Any] = {"max_length": parts.encoder.max_length, "max_tokens": parts.encoder.max_tokens}
     batches = Encoder(parts.encoder.student, None, **bounds).batches(records)
     value, gradient = value_and_gradient(module, batches)
     off, off_gradient = value_and_gradient(module, [replace(b, teacher=one_off(b.student)) for b in batches])

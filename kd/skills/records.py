@@ -50,7 +50,7 @@ def _text(value: Any, where: str) -> str:
         odd = next((part for part, text in zip(value, parts, strict=True) if not isinstance(text, str)), None)
         if odd is not None:
             raise ValueError(f"{where} has a part that is no text ({_short(odd)}); leave the record out, or its part")
-        value = "".join(parts)
+        value = "".join(map(str, parts))
     if not isinstance(value, str):
         raise ValueError(f"{where} is {_short(value)}, which is no text; write a text, or leave the record out")
     _check_unicode(value, where)
