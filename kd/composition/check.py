@@ -31,7 +31,6 @@ from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
 from kd.generators.transformers import Transformers
 from kd.objectives.reduction import Reduction
-from kd.rollouts.offline import Offline
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
 
@@ -89,8 +88,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
 
 def _check_turns(config: Mapping[str, Any]) -> None:
     """Earlier answers of a conversation are those of its record, whatever writes the last one."""
-    rollout = config["rollout"]["_target_"]
-    if config["data"]["loss_on"] == "all" and rollout != f"{Offline.__module__}.{Offline.__name__}":
+    if config["data"]["loss_on"] == "all" and config["rollout"]["_target_"] != "kd.rollouts.offline.Offline":
         raise ValueError(
             "data.loss_on=all learns every answer that a record holds, but this rollout has the last one written anew; "
             "take rollout=offline, or data.loss_on=last"
