@@ -31,7 +31,9 @@ from kd.signals import POSITION, ROW
 from kd.terms import Term, backward_passes, by_stream
 from kd.types import Batch, Models, Progress
 
-VERSION = 5  # 2: validation scores whole references; 3: warm-up; 4: see the log; 5: turns end as templates end them
+VERSION = (
+    5  # turns end as templates end them; 4: FLOP of hybrid networks; 3: warm-up; 2: validation of whole references
+)
 
 
 class Distillation(RunState):
