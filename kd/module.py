@@ -31,9 +31,7 @@ from kd.signals import POSITION, ROW
 from kd.terms import Term, backward_passes, by_stream
 from kd.types import Batch, Models, Progress
 
-VERSION = (
-    5  # turns end as templates end them; 4: FLOP of hybrid networks; 3: warm-up; 2: whole references
-)
+VERSION = 5  # turns end as templates end them; 4: FLOP of hybrid networks; 3: warm-up; 2: whole references
 
 
 class Distillation(RunState):

@@ -283,8 +283,6 @@ def test_keys_go_by_content():
     assert content_key({"a": 1}) != content_key({"a": 2})
 
 
-
-
 def test_prompts_without_room_for_an_answer_are_left_out_and_counted(session, student, test_records):
     long = replace(test_records[0], id="long", prompt=({"role": "user", "content": "x" * 10**6},))
     started = session(test=[long, *test_records], items=0)
