@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from kd.experiment import check_launch, train_only
 from kd.export import export
-from kd.preparation import checkpoint_folder, identity, prepared, unprepared
+from kd.identity import identity
+from kd.preparation import checkpoint_folder, prepared, unprepared
 from kd.run_folder import RunFolder
 from tests import runs
 from tests.tiny import tiny
