@@ -162,6 +162,20 @@ def test_two_processes_that_ask_at_once_get_one_checkpoint(tmp_path: Path, cache
     assert len(addresses) == 1
 
 
+def test_a_prepared_model_that_was_changed_since_is_named(tmp_path: Path, cache: Path) -> None:
+    cfg = config()
+    with conf():
+        made = prepared(cfg, watched(tmp_path / "log"))
+        weights_file = checkpoint_of(made, "teacher") / "model.safetensors"
+        content = bytearray(weights_file.read_bytes())
+        content[-3] ^= 1
+        weights_file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"safetensors of a prepared teacher was changed .*; delete"):
+            prepared(cfg, watched(tmp_path / "again"))
+        shutil.rmtree(weights_file.parent)  # the remedy
+        assert weights(checkpoint_of(prepared(cfg, watched(tmp_path / "remade")), "teacher"))
+
+
 def checkpoints(cache: Path) -> list[Path]:
     """The finished ones."""
     return [

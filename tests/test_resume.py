@@ -72,6 +72,19 @@ def test_nothing_differs(halves, tmp_path):
     assert resumed(halves, tmp_path / "again", change=lambda state: None) == []
 
 
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_a_checkpoint_with_a_flipped_bit_is_named_and_not_gone_on_from(halves, tmp_path, place):
+    _, cut = halves
+    shutil.copytree(cut, tmp_path / "run")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[int(len(content) * place)] ^= 16
+    last.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last.ckpt of a checkpoint was changed or damaged since it was written"):
+        ran(tmp_path / "run", objective=runs.MIXED)
+    assert last.read_bytes() == content  # kept, for whoever has the undamaged file
+
+
 def zero(name: str) -> Any:
     def change(state: dict) -> None:
         for moments in state["optimizer_states"][0]["state"].values():
