@@ -224,8 +224,6 @@ class Evaluated:
         if teacher is not None and parts.encoder.teacher is not None:
             told = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher writes other tokens than the student: {told}", flush=True)
-        if left := self.session.prompts_left_out:
-            print(f"evaluation: {left} prompts fill data.max_length={cfg.data.max_length}; they are not answered")
         self.measured: dict[str, Any] = {}
         self.calls = calls()
         self.initial = model_digest(parts.module.student)
@@ -233,8 +231,10 @@ class Evaluated:
     @cached_property
     def records(self) -> dict[str, dict[str, int]]:
         """What data.max_length does to the records of each split (`kd.results.Records`)."""
-        left_out = self.session.left_out
-        return {**self.parts.data.counts(), "test": {"given": len(self.session.items) + left_out, "left_out": left_out}}
+        session = self.session
+        lost = {"test": (session.items, session.left_out), "answers": (session.prompts, session.prompts_left_out)}
+        counts = {split: {"given": len(kept) + left, "left_out": left} for split, (kept, left) in lost.items()}
+        return {**self.parts.data.counts(), **counts}
 
     def measure(self, system: str) -> None:
         """Score the student as it is now."""

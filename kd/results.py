@@ -115,9 +115,9 @@ class Digests(_Page):
 class SplitRecords(_Page):
     """What `data.max_length` does to a split's records.
 
-    given: how many there are. left_out: of training, whose prompt leaves no room for a response; of validation and
-    test, whose first response does not fit whole, and is not scored. truncated: of training, how many of the others
-    have a response that is cut.
+    given: how many there are. left_out: of training and answers, whose prompt leaves no room for a response; of
+    validation and test, whose first response does not fit whole, and is not scored. truncated: of training, how many of
+    the others have a response that is cut.
     """
 
     given: NonNegativeInt
@@ -126,11 +126,12 @@ class SplitRecords(_Page):
 
 
 class Records(_Page):
-    """The records of a run: those that it may learn from, and the references that are scored."""
+    """The records of a run: those that it may learn from, the references that are scored, the prompts answered."""
 
     train: SplitRecords
     validation: SplitRecords
     test: SplitRecords
+    answers: SplitRecords = SplitRecords(given=0, left_out=0)  # prompts of the test split
 
 
 class Results(_Page):

@@ -120,13 +120,14 @@ def test_a_run_says_what_it_loses_wherever_it_is_read(tmp_path, capsys):
     }
     lost = {split: sum(p + a > limit for p, a in pairs) for split, pairs in sizes.items()}
     dropped = sum(p >= limit for p, _ in sizes["train"])
+    unanswered = sum(p >= limit for p, _ in sizes["test"])
     truncated = lost["train"] - dropped
-    assert min(dropped, truncated, lost["validation"], lost["test"]) > 0
+    assert min(dropped, truncated, lost["validation"], lost["test"], unanswered) > 0
 
     sweep = tmp_path / "sweeps" / "today"
     cfg = runs.config(
         *("compare=null", "optim.steps=1", f"data.max_length={limit}", "checkpoint.records=24", f"run.root={tmp_path}"),
-        *("evaluation=quick", "evaluation.items=null", "evaluation.answers=0"),
+        *("evaluation=quick", "evaluation.items=null", "evaluation.answers=null", "evaluation.max_new_tokens=2"),
     )
     job = Job([], sweep, 0)
     run(cfg, job)
@@ -136,15 +137,25 @@ def test_a_run_says_what_it_loses_wherever_it_is_read(tmp_path, capsys):
         f"train: {dropped} of 24 records leave no room for a response, {truncated} of 24 have a truncated response.",
         f"validation: {lost['validation']} of 24 records do not fit whole and are not scored.",
         f"test: {lost['test']} of 24 records do not fit whole and are not scored.",
+        f"answers: {unanswered} of 24 records leave no room for a response and are not answered.",
     ]
-    assert [printed.count(f"data.max_length, {sentence}") for sentence in sentences] == [2, 2, 2]  # and under the table
+    assert [printed.count(f"data.max_length, {sentence}") for sentence in sentences] == [
+        2,
+        2,
+        2,
+        2,
+    ]  # and under the table
     (page,) = tmp_path.glob("*/results.json")
     assert json.loads(page.read_text())["records"] == {
         "train": {"given": 24, "left_out": dropped, "truncated": truncated},
         "validation": {"given": 24, "left_out": lost["validation"], "truncated": 0},
         "test": {"given": 24, "left_out": lost["test"], "truncated": 0},
+        "answers": {"given": 24, "left_out": unanswered, "truncated": 0},
     }
     write_sweep(sweep)
     cell = f"train {dropped} + {truncated} of 24<br>validation {lost['validation']} + 0 of 24"
     assert cell in (sweep / "sweep.md").read_text()
-    assert pd.read_csv(sweep / "sweep.csv")["records.train.left_out"].tolist() == [dropped]
+    assert f"answers {unanswered} + 0 of 24" in (sweep / "sweep.md").read_text()
+    table = pd.read_csv(sweep / "sweep.csv")
+    assert table["records.train.left_out"].tolist() == [dropped]
+    assert table["records.answers.left_out"].tolist() == [unanswered]

@@ -31,7 +31,8 @@ OF_TRAINING = "Costs are of training: seconds are wall clock, without validation
 LOST = "left out\n+ truncated"
 OF_LOST = (
     "Left out + truncated: records that do not fit data.max_length. Training leaves out those whose prompt leaves no "
-    "room and truncates responses; validation and test leave out every reference that does not fit whole."
+    "room and truncates responses; answers leave out such prompts, validation and test every reference that does not "
+    "fit whole."
 )
 COSTS = {  # of a run's budget, in the order of the columns
     "student_flops": "student\nFLOPs",

@@ -16,6 +16,8 @@ NAMES = {
     "after": "student, distilled",
     "teacher": "teacher",
 }
+NO_ROOM = "leave no room for a response"
+WHY = {"train": NO_ROOM, "answers": f"{NO_ROOM} and are not answered"}  # why records are left out, by split
 LOSS_METRIC = "bits_per_byte"
 HEADERS = {
     LOSS_METRIC: "bits per byte",
@@ -50,7 +52,7 @@ def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
     sentences = []
     for split, counts in (records or {}).items():
         given, left_out, truncated = (counts.get(key, 0) for key in ("given", "left_out", "truncated"))
-        why = "leave no room for a response" if split == "train" else "do not fit whole and are not scored"
+        why = WHY.get(split, "do not fit whole and are not scored")
         parts = [f"{left_out} of {given} records {why}"] if left_out else []
         parts += [f"{truncated} of {given} have a truncated response"] if truncated else []
         sentences += [f"data.max_length, {split}: {', '.join(parts)}."] if parts else []
