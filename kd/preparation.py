@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd.artifacts import cache_root, locked, store, verified
 from kd.composition.sections import Prepare, prepared_roles
 from kd.export import licence_of
+from kd.finiteness import NotFinite
 from kd.identity import TRAINING, identity
 from kd.run_folder import RunFolder
 from kd.secrets import unrevealed
@@ -158,5 +159,8 @@ def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConf
         print(f"preparing the {role}: {recipe.optim.steps} steps of {'+'.join(recipe.objective)}, once; then {folder}")
         run = RunFolder(Path(f"{folder}.run"))
         run.start(OmegaConf.to_yaml(OmegaConf.create(unrevealed(recipe))), [])
-        store(folder, lambda partial: train(recipe, run, partial), kind=f"prepared {role.partition('.')[0]}")
+        try:
+            store(folder, lambda partial: train(recipe, run, partial), kind=f"prepared {role.partition('.')[0]}")
+        except NotFinite as error:  # its remedies are keys of the run; a preparation has its own
+            raise NotFinite(f"{role}.prepare: {str(error).replace('optim.lr', f'{role}.prepare.lr')}") from None
         shutil.rmtree(run.checkpoints, ignore_errors=True)

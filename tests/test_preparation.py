@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from kd.experiment import check_launch, train_only
 from kd.export import export
+from kd.finiteness import NotFinite
 from kd.identity import identity
 from kd.preparation import checkpoint_folder, prepared, unprepared
 from kd.run_folder import RunFolder
@@ -255,3 +256,14 @@ def test_a_template_file_counts_by_its_content(tmp_path):
     assert len(seen) == 2
     thinking = (runs.config(f"teacher.model.template_kwargs={{enable_thinking: {on}}}") for on in ("true", "false"))
     assert len({identity(cfg) for cfg in thinking}) == 2
+
+
+def test_a_preparation_that_diverges_names_its_own_learning_rate(tmp_path: Path) -> None:
+    """Past the check of its bounds; optim.lr of the run has no part in it."""
+    cfg = config(prepare={**SHORT, "lr": 1e30})
+    told = r"^teacher\.prepare: .*lower teacher\.prepare\.lr=1e\+30"
+    with conf(), pytest.raises(NotFinite, match=told) as raised:
+        prepared(cfg, train_only)
+    assert "optim.lr" not in str(raised.value)
+    with conf():
+        assert unprepared(cfg) == ["teacher"]
