@@ -17,12 +17,17 @@ import lightning
 from torch.utils.data import DataLoader
 
 from kd.corpora.blocks import Blocks
-from kd.evaluation.references import references
+from kd.evaluation.references import references, with_reference
 from kd.seeding import permutation
 from kd.sequences import Encoder
 from kd.types import Batch, Record
 
 AHEAD = 2  # windows that are made before they are asked for, per worker
+
+
+def nothing_fits(count: int, max_length: int) -> str:
+    """The sentence for training records none of which can be learnt from."""
+    return f"no record of {count} fits data.max_length={max_length}; raise data.max_length"
 
 
 class Window:
@@ -64,10 +69,13 @@ class Windows:
         plain: Blocks | None = None,
     ):
         self.records = [record for record in records if encoder.encode(record)]
-        if not self.records:
+        if records and not with_reference(records):
             raise ValueError(
-                f"no record of {len(records)} fits data.max_length={encoder.max_length}; raise data.max_length"
+                f"none of {len(records)} training records has a response; give each one (where the rollout generates "
+                "its own, an empty text will do), or take augmentation=labeling"
             )
+        if not self.records:
+            raise ValueError(nothing_fits(len(records), encoder.max_length))
         if size < ranks:
             raise ValueError(f"optim.window={size} is smaller than the {ranks} ranks; give each at least one record")
         self.encoder, self.size, self.seed, self.steps, self.rank, self.ranks = encoder, size, seed, steps, rank, ranks
@@ -132,6 +140,7 @@ class Data(lightning.LightningDataModule):
     """Training windows and validation batches for a `Trainer`.
 
     every_turn: whether the windows' earlier answers are learnt, too; validation is on the last one alone.
+    left_out: training records that are not among `train` already, since their prompts leave no room for a response.
     """
 
     trainer: Any
@@ -149,9 +158,10 @@ class Data(lightning.LightningDataModule):
         uses: int = 1,
         plain: Blocks | None = None,
         every_turn: bool = False,
+        left_out: int = 0,
     ):
         super().__init__()
-        self.every_turn = every_turn
+        self.every_turn, self.left_out = every_turn, left_out
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
         self.uses, self.plain = uses, plain
@@ -201,11 +211,10 @@ class Data(lightning.LightningDataModule):
         windows = self.windows()
         rows = [windows.encoder.encode(record) or () for record in windows.records]
         truncated = sum(any(row.truncated or (row.teacher or row).truncated for row in group) for group in rows)
-        train = {"given": len(self.train), "left_out": len(self.train) - len(windows.records), "truncated": truncated}
-        scored = len(self.references)
+        given, validation = len(self.train) + self.left_out, with_reference(self.validation)
         return {
-            "train": train,
-            "validation": {"given": len(self.validation), "left_out": len(self.validation) - scored},
+            "train": {"given": given, "left_out": given - len(windows.records), "truncated": truncated},
+            "validation": {"given": validation, "left_out": validation - len(self.references)},
         }
 
     def val_dataloader(self) -> DataLoader:

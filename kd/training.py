@@ -20,7 +20,7 @@ from kd.composition.components import instantiate
 from kd.composition.signatures import located
 from kd.composition.targets import kept
 from kd.corpora.blocks import Blocks, blocks
-from kd.data import Data
+from kd.data import Data, nothing_fits
 from kd.finiteness import NotFinite
 from kd.identity import load_skill
 from kd.metrics_log import TidyLogger
@@ -89,12 +89,13 @@ def build(cfg: DictConfig) -> Parts:
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
+    given = len(train)
     if cfg.augmentation.stages:  # a prompt without room for a response is written to for nothing
-        train = [record for record in train if encoder.takes(record)]
+        train = _with_room(train, encoder)
     if reads_packed(module, words):
         encoder.max_padding = 1.0
     records, augmentation_tokens = augmented(cfg, train, teacher)
-    data = _data(cfg, module, records, validation, encoder)
+    data = _data(cfg, module, records, validation, encoder, left_out=given - len(train))
     _check_validation(cfg.checkpoint, data)
     module.budget.teacher_tokens = augmentation_tokens
     if told := held(data.train, encoder.student):
@@ -137,8 +138,20 @@ def reads_packed(module: Distillation, words: Any) -> bool:
     return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)
 
 
+def _with_room(records: list[Record], encoder: Encoder) -> list[Record]:
+    """The records whose prompts leave room for a response. Raises ValueError where none does."""
+    if kept := [record for record in records if encoder.takes(record)]:
+        return kept
+    raise ValueError(nothing_fits(len(records), encoder.max_length))
+
+
 def _data(
-    cfg: DictConfig, module: Distillation, train: list[Record], validation: Sequence[Record], encoder: Encoder
+    cfg: DictConfig,
+    module: Distillation,
+    train: list[Record],
+    validation: Sequence[Record],
+    encoder: Encoder,
+    left_out: int,
 ) -> Data:
     """The windows that the module will ask for."""
     return Data(
@@ -152,6 +165,7 @@ def _data(
         uses=getattr(module.rollout, "uses", 1),
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
         every_turn=cfg.data.loss_on == "all",
+        left_out=left_out,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,6 +18,7 @@ from kd.jobs import Job
 from kd.models.language_model import LanguageModel
 from kd.reports.sweep import write_sweep
 from kd.sequences import Encoder, encode
+from kd.training import build
 from tests import runs
 from tests.tiny import record, tiny
 
@@ -108,6 +110,28 @@ def test_what_is_left_out_and_truncated_is_counted(student):
         "train": {"given": 13, "left_out": 2, "truncated": too_long},
         "validation": {"given": 11, "left_out": too_long},
     }
+
+
+def test_what_an_augmentation_never_meets_is_counted_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_CACHE", str(tmp_path))
+    labels = ("augmentation=labeling", "augmentation.stages.0.max_new_tokens=2", "checkpoint.records=24")
+    prompts = [len(each.prompt[0]["content"]) + 3 for each in runs.Toy().load("train")]
+    lost = sum(size >= 30 for size in prompts)
+    assert 0 < lost < 24
+    counts = build(runs.config(*labels, "data.max_length=30")).data.counts()["train"]
+    assert (counts["given"], counts["left_out"]) == (24, lost)
+    with pytest.raises(ValueError, match=r"^no record of 24 fits data\.max_length=4; raise data\.max_length$"):
+        build(runs.config(*labels, "data.max_length=4"))
+
+
+def test_records_without_a_response_are_no_lost_records(student):
+    """They are named where nothing could be learnt, and are no references that do not fit."""
+    prompts = [replace(each, responses=()) for each in RECORDS[:3]]
+    made = data(student, 10_000, [*prompts, *RECORDS[3:5]])
+    assert made.counts()["validation"] == {"given": 2, "left_out": 0}
+    made.train = prompts
+    with pytest.raises(ValueError, match=r"^none of 3 training records has a response; give each one"):
+        made.windows()
 
 
 def test_a_run_says_what_it_loses_wherever_it_is_read(tmp_path, capsys):

@@ -16,7 +16,7 @@ from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.floor import Unconditional, uniform, unigram
 from kd.evaluation.likelihood import AGREEMENT, score_references, tabulate
 from kd.evaluation.measured import Measured, samples
-from kd.evaluation.references import content, references
+from kd.evaluation.references import content, references, with_reference
 from kd.evaluation.teacher_rows import Rows, rows_of
 from kd.intervals import NAN, Score, mean, ratio
 from kd.models.ensemble import Ensemble
@@ -99,7 +99,7 @@ class Session:
             )
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
         self.items = references(encoder, test[: evaluation.items])
-        self.left_out = len(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
+        self.left_out = with_reference(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
         asked = test[: evaluation.answers]
         self.prompts = [record for record in asked if encoder.takes(record)]
         self.prompts_left_out = len(asked) - len(self.prompts)  # those that leave no room for an answer

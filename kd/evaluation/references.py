@@ -21,12 +21,17 @@ def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
         raise ValueError(f"{len(records)} records have {len(ids)} different ids; give every record its own id")
     firsts = (replace(record, responses=record.responses[:1]) for record in records)
     kept = [record for record in firsts if _fits(encoder, record)]
-    if any(record.responses for record in records) and not kept:
+    if with_reference(records) and not kept:
         raise ValueError(
             f"no reference of {len(records)} records fits data.max_length={encoder.max_length} whole; "
             "raise data.max_length"
         )
     return kept
+
+
+def with_reference(records: Sequence[Record]) -> int:
+    """How many of the records have a response."""
+    return sum(bool(record.responses) for record in records)
 
 
 def row_slices(encoder: Encoder, records: Sequence[Record]) -> dict[str, slice]:
