@@ -35,6 +35,7 @@ LAYERS = (
         "errors",
         "secrets",
         "orphans",
+        "permission",
     },
     {"chat_template"},
     {"objectives", "kernels", "alignment", "sequences", "reports"},

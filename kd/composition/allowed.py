@@ -17,8 +17,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.choices import CONF
+from kd.permission import ALLOW, permitted
 
-ALLOW = "KD_ALLOW"
 KEY = "run.allow"
 JOB = "KD_SWEEP"  # set in the environment of a sweep's job, whose overrides may come out of a file
 LIGHTNING = ("lightning.pytorch.loggers", "lightning.pytorch.callbacks")
@@ -33,11 +33,6 @@ def allow_typed(overrides: Iterable[Override]) -> None:
     for override in overrides:
         if override.key_or_group == KEY and not override.is_delete() and not override.is_sweep_override():
             os.environ[ALLOW] = ",".join([*sorted(permitted()), *_names(override.value())])
-
-
-def permitted() -> frozenset[str]:
-    """The names that the user allows."""
-    return frozenset(name for name in re.split(r"[\s,]+", os.environ.get(ALLOW, "")) if name)
 
 
 def check_allowing(names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from kd.artifacts import file_sha256, locked
+from kd.permission import ALLOW, permitted
 from kd.progress import activity
 
 SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".zip")}
@@ -48,7 +49,7 @@ def archive(pin: Pin, folder: Path) -> Path:
     """The pinned file in `folder`, downloaded when no file there has its sha256.
 
     Raises:
-        ValueError: the registry's file has another sha256.
+        ValueError: the registry's file has another sha256; or it is an sdist that the user does not allow by name.
         FileNotFoundError: pip could not fetch it; says how to do so by hand.
     """
     if cached := _cached(pin, folder):
@@ -62,7 +63,17 @@ def _cached(pin: Pin, folder: Path) -> Path | None:
     return next((path for path in files if file_sha256(path) == pin.sha256), None)
 
 
+def _check_build(pin: Pin, folder: Path) -> None:
+    """Raises ValueError for an sdist that pip would build: the sha256 stands in the same file as its address."""
+    if pin.kind == "sdist" and (name := f"sdist:{pin.name}") not in permitted():
+        raise ValueError(
+            f"{pin} is not in the cache, and to fetch it pip executes its build code; if you trust it, add "
+            f"run.allow=[{name}] to the command line, or set {ALLOW}={name}, or copy the archive into {folder}"
+        )
+
+
 def _download(pin: Pin, folder: Path) -> Path:
+    _check_build(pin, folder)
     partial = folder / ".part"
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)

