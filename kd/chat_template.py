@@ -131,7 +131,7 @@ def encode_turns(
         if message["role"] != "assistant" or i == 0:
             continue
         start = _start_of(marked, i, whole, tokenizer)
-        stop = whole.find(end, start)
+        stop = _find_control(whole, end, start)
         if start < done or stop < 0:
             raise TextError(
                 f"has an assistant's message (number {i}) that is not found in what the chat template writes of it; "
@@ -151,7 +151,16 @@ def _start_of(messages: Sequence[Message], i: int, whole: str, tokenizer: PreTra
         return len(prompt)
     before = _applied(messages[:i], tokenizer) if tokenizer.chat_template else ""
     content = str(messages[i].get("content") or "").strip()
-    return whole.find(content, len(before)) if content and whole.startswith(before) else -1
+    if not content or not whole.startswith(before):
+        return -1
+    stop = _find_control(whole, _spelling(turn_of(tokenizer).end, tokenizer), len(before))
+    return whole.rfind(content, len(before), stop)  # the last: a letter may stand in the template's header, too
+
+
+def _find_control(whole: str, token: str, start: int) -> int:
+    """Where a control token of the template's is first written from `start` on, not one that is text; -1: nowhere."""
+    found = re.compile(f"(?<!{re.escape(_MARKS[0])}){re.escape(token)}").search(whole, max(start, 0))
+    return found.start() if found else -1
 
 
 def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -284,6 +284,19 @@ HYDRA = "# @package _global_\nhydra:\n  {}\n"
         "job_logging: {formatters: {theirs: {format: 'ext://strangers.loss'}}}",
         "job: {env_set: {KD_ALLOW: strangers}}",
         "callbacks: {theirs: {_target_: kd.sweeps.main, config_path: x, config_name: y}}",
+        "callbacks: {theirs: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: x}}",
+        "callbacks: {theirs: {_target_: 'hydra_plugins.${name}'}}",
+        "callbacks: {theirs: '${skill}'}",
+        "callbacks: {theirs: {deep: ['${skill}']}}",
+        "callbacks: {theirs: '${oc.create:${skill}}'}",
+        "launcher: {deep: '${skill}'}",
+        "job_logging: {handlers: {theirs: {class: logging.os.system, command: x}}}",
+        "job_logging: {handlers: {theirs: {class: 'logging.${name}'}}}",
+        "job_logging: {handlers: {theirs: {class: logging.StreamHandler, stream: '${name}'}}}",
+        "job_logging: {handlers: {theirs: {class: logging.StreamHandler, stream: '${hydra.job.name}'}}}",
+        "job_logging: {handlers: {theirs: {class: logging.StreamHandler, stream: 'e${name}'}}}",
+        "job_logging: {handlers: {theirs: {class: logging.FileHandler, filename: /root/.bashrc}}}",
+        "job_logging: {root: {handlers: ['ext://strangers']}}",
     ],
 )
 def test_the_section_that_hydra_carries_out_is_looked_at(section, mark, folder):
@@ -294,16 +307,28 @@ def test_the_section_that_hydra_carries_out_is_looked_at(section, mark, folder):
     assert not mark.exists()
 
 
-def test_a_strangers_file_executes_nothing_from_the_command(mark, folder):
+@pytest.mark.parametrize("group", ["job_logging=default", "launcher=joblib", "launcher=basic", "sweeper=basic"])
+def test_what_hydra_and_its_plugins_bring_is_allowed(group):
+    check_overrides([f"hydra/{group}"])
+
+
+@pytest.mark.parametrize(
+    ("callback", "told"),
+    [
+        ("{_target_: strangers.loss}", "hydra.callbacks.theirs._target_=strangers.loss"),
+        ("'${theirs}'", "hydra.callbacks.theirs=${theirs}"),
+    ],
+)
+def test_a_strangers_file_executes_nothing_from_the_command(callback, told, mark, folder):
     """The whole program, as it is started; the callback would be made before any task begins."""
-    text = HYDRA.format("callbacks: {theirs: {_target_: strangers.loss}}")
+    text = HYDRA.format(f"callbacks: {{theirs: {callback}}}") + "theirs: {_target_: strangers.loss}\n"
     conf = folder({"experiment/theirs.yaml": text})
     command = [sys.executable, "run.py", "--config-dir", str(conf), "experiment=theirs"]
     path = os.pathsep.join([str(mark.parent / "code"), str(CONF.parent)])
-    told = subprocess.run(
+    ended = subprocess.run(
         command, cwd=CONF.parent, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
-    assert told.returncode == 1
-    assert told.stderr.count("\n") == 1
-    assert "hydra.callbacks.theirs._target_=strangers.loss" in told.stderr
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert told in ended.stderr
     assert not mark.exists()

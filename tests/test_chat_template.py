@@ -251,6 +251,19 @@ def test_every_turn_of_every_template_is_its_answer_and_end(name):
     assert [i for piece in pieces for i in piece.ids] == encode_prompt(TALK, tokenizer)
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", ["say {0} twice {0} ok", "{0}", "x{0}", "{0}x", "assistant", "a", "s"])
+def test_every_turn_is_learnt_whole_whatever_its_text(name, text):
+    """Neither an end token that is text nor a letter of the template's header is taken for where the answer is."""
+    tokenizer = TOKENIZERS[name]
+    said = text.format(tokenizer.convert_ids_to_tokens(end_id(tokenizer)))
+    talk = (TALK[0], {"role": "assistant", "content": said}, TALK[2])
+    pieces = encode_turns(talk, tokenizer)
+    [learnt] = [piece.ids for piece in pieces if piece.learnt]
+    assert response_text(learnt, tokenizer) == said
+    assert [i for piece in pieces for i in piece.ids] == encode_prompt(talk, tokenizer)
+
+
 def test_windows_learn_every_turn_where_the_data_say_so():
     tokenizer = byte_tokenizer()
     spoken = [Record(str(i), "toy", TALK, (Response("fgh"),)) for i in range(4)]

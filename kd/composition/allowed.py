@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,6 +24,13 @@ KEY = "run.allow"
 JOB = "KD_SWEEP"  # set in the environment of a sweep's job, whose overrides may come out of a file
 LIGHTNING = ("lightning.pytorch.loggers", "lightning.pytorch.callbacks")
 OF_HYDRA = ("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins")  # in the section hydra
+MADE = ("hydra.callbacks", "hydra.launcher", "hydra.sweeper")  # of `_target_`s, before any task begins
+LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
+LOGGERS = (
+    *(f"logging.{name}" for name in ("StreamHandler", "FileHandler", "NullHandler", "Formatter", "Filter")),
+    "colorlog.ColoredFormatter",
+)
+OUTPUT = "${hydra.runtime.output_dir}/"  # the one interpolation that a logging section may begin a value with
 BY_NAME = ("hydra.job.env_set", "hydra.launcher.setup", "hydra.launcher.python", "hydra.launcher.srun_args")
 
 
@@ -110,8 +118,11 @@ def check_hydra(hydra: DictConfig, typed: Iterable[str]) -> None:
         target = node.get("_target_")
         if target is not None and not _inside(f"{path}._target_", given) and not _of_hydra(str(target)):
             raise ValueError(_refused(path, str(target), str(target).partition(".")[0]))
-        if path.startswith(("hydra.job_logging", "hydra.hydra_logging")):
+        if _inside(path, LOGGING):
             _check_logging(path, node)
+    for path, text in _texts("hydra", section):
+        if _inside(path, MADE) and not _inside(path, given):
+            _check_reference(path, text)
     _check_sweeper(section.get("sweeper") or {}, given)
     for key in BY_NAME:
         value = OmegaConf.select(hydra, key.removeprefix("hydra."), default=None)
@@ -123,7 +134,28 @@ def check_hydra(hydra: DictConfig, typed: Iterable[str]) -> None:
 
 
 def _of_hydra(target: str) -> bool:
-    return target in _targets(hydra=True) or _inside(target, (*OF_HYDRA, *permitted()))
+    if target in _targets(hydra=True) or _inside(target, permitted()):
+        return True
+    return _inside(target, OF_HYDRA) and _is_class(target)
+
+
+def _is_class(target: str) -> bool:
+    """Whether a dotted path names a class where it is defined, and leads through no module that another imports."""
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and f"{found.__module__}.{found.__qualname__}" == target
+
+
+def _check_reference(path: str, text: str) -> None:
+    """A value that is an interpolation as a whole may become a node, with a `_target_` that stands elsewhere."""
+    if text.startswith("${") and not re.fullmatch(r"\$\{hydra\.[\w.]+\}.*", text):
+        raise ValueError(
+            f"{path}={text}: what a file refers to there would be executed before it could be checked; "
+            "write the value itself, or type it on the command line"
+        )
 
 
 def _check_sweeper(sweeper: Mapping[str, Any], typed: Sequence[str]) -> None:
@@ -135,12 +167,16 @@ def _check_sweeper(sweeper: Mapping[str, Any], typed: Sequence[str]) -> None:
 def _check_logging(path: str, node: Mapping[str, Any]) -> None:
     """Python's logging configuration makes handlers, filters and formatters of any class or function that it names."""
     for key in ("()", "class"):
-        factory = str(node.get(key, "logging."))
-        if not factory.startswith(("logging.", "colorlog.")):
-            raise ValueError(f"{path}.{key}={factory}: a config may name handlers and formatters of logging alone")
+        if (factory := node.get(key, LOGGERS[0])) not in LOGGERS:
+            raise ValueError(f"{path}.{key}={factory}: a config may name {', '.join(LOGGERS)} alone")
     for key, value in node.items():
-        if isinstance(value, str) and value.startswith("ext://") and not value.startswith("ext://sys.std"):
-            raise ValueError(f"{path}.{key}={value}: a config may name ext://sys.stdout and ext://sys.stderr alone")
+        for place, text in _texts(f"{path}.{key}", value):
+            if "${" in text and not (text.startswith(OUTPUT) and ".." not in text):
+                raise ValueError(f"{place}={text}: the one interpolation of a logging section begins with {OUTPUT}")
+            if "://" in text and not text.startswith("ext://sys.std"):
+                raise ValueError(f"{place}={text}: a config may name ext://sys.stdout and ext://sys.stderr alone")
+    if not str(node.get("filename", ".log")).endswith(".log"):
+        raise ValueError(f"{path}.filename={node['filename']}: a config may log into files named *.log alone")
 
 
 def _mappings(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -151,6 +187,18 @@ def _mappings(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
     elif isinstance(value, list):
         for i, child in enumerate(value):
             yield from _mappings(f"{path}[{i}]", child)
+
+
+def _texts(path: str, value: Any) -> Iterable[tuple[str, str]]:
+    """All texts below a node, by dotted path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from _texts(f"{path}.{key}", child)
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            yield from _texts(f"{path}[{i}]", child)
 
 
 def _names(value: Any) -> list[str]:
