@@ -20,7 +20,7 @@ from kd.artifacts import cache_root, file_sha256, write_atomically
 
 PACKAGE = Path(kd.__file__).parent
 _IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ \t]+([\w., \t]+))", re.M
+    r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n;]+)|import[ \t]+([\w., \t]+))", re.M
 )
 _VERSION = re.compile(r"^VERSION(?:: \w+)? = (\d+)", re.M)
 
@@ -135,14 +135,14 @@ def _imports(name: str, file: Path) -> tuple[_Module, ...]:
 
 def _imported(source: str, package: str) -> Iterator[str]:
     """Absolute dotted names in a module's import statements; of `from a import b` it is a.b."""
-    for base, names, plain in _IMPORT.findall(source):
+    for base, names, plain in _IMPORT.findall(re.sub(r"\\\n|#[^\n]*", " ", source)):
         if plain:
             yield from (word.split(" as ")[0].strip() for word in plain.split(","))
         else:
             dots = len(base) - len(base.lstrip("."))
             parents = package.split(".")[: len(package.split(".")) + 1 - dots] if dots else []
             root = ".".join([*parents, *filter(None, [base.lstrip(".")])])
-            words = re.sub(r"#[^\n]*", "", names).strip("()").split(",")
+            words = names.strip("() \t").split(",")
             yield from (f"{root}.{word.split(' as ')[0].strip()}" for word in words if word.strip())
 
 

@@ -36,6 +36,23 @@ def test_own_code_counts_with_all_that_it_imports(own):
     assert {name for name in after if after[name] != before[name]} == {"mine.numbers"}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os; import mine.numbers",
+        "from mine import \\\n    numbers",
+        "from mine import (  # (see there)\n    numbers,\n)",
+        "from mine import(numbers)",
+        "from . import numbers as n",
+        "try: from mine.numbers import SCALE\nexcept ImportError: SCALE = 1",
+        "def f(): import mine.numbers as n; return n.SCALE",
+    ],
+)
+def test_every_way_to_import_counts(own, line):
+    (own / "losses.py").write_text(line + "\n")
+    assert set(versions("mine.losses.loss")) == {"mine.losses", "mine.numbers"}
+
+
 def test_a_module_of_kd_counts_by_its_version_and_only_where_it_is_imported(tmp_path, monkeypatch):
     folder = tmp_path / "kd"
     (folder / "objectives").mkdir(parents=True)
