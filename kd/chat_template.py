@@ -190,7 +190,7 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
     return _turn(tokenizer, template if isinstance(template, str) else str(template), tokenizer.eos_token_id)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)
 def _turn(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) -> Turn:
     """`template` and `eos` are the tokenizer's as they are now: part of the key."""
     before, after, opening = _around(tokenizer)
@@ -303,14 +303,14 @@ def _control(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template), tokenizer.eos_token_id)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)
 def _controls(tokenizer: PreTrainedTokenizerBase, size: int, template: str, eos: int | None) -> tuple[str, ...]:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     end = _first_control(_around(tokenizer)[1], tokenizer)
     return tuple(sorted(special | ({end} if end else set()) | ({tokenizer.eos_token} if eos is not None else set())))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
     """Any of the tokens, longer ones first."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import hydra
 import hydra._internal.utils
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -50,6 +51,12 @@ class SweepReport(Callback):
         SweepReport.sweep = sweep
         own()
         signal.signal(signal.SIGTERM, _stop)  # else only the launcher's process would end, without a table
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Let go of the job's two configs, which Hydra would keep until the sweep ends, and of memory that is free."""
+        job_return.cfg = job_return.hydra_cfg = None
+        if allocation := sys.modules.get("kd.kernels.allocation"):
+            allocation.give_freed_memory_back()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Conclude; exit code 1 if a job failed."""

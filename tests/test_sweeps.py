@@ -303,6 +303,13 @@ def test_one_process_for_all_isolates_jobs(app: Path) -> None:
     assert "── job 3 (4 of 4)" in ended.stdout
 
 
+def test_one_process_for_all_keeps_no_job_in_memory(app: Path) -> None:
+    run(app, "-m", "hydra/launcher=basic", "x=range(1,8)")
+    (sweep,) = sweeps(app)
+    _, second, *_, last = (seen(sweep, record)["configs"] for record in records(sweep))
+    assert last == second
+
+
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -1,5 +1,6 @@
 """What the toy bench computes, and the ways in which it can go wrong."""
 
+import gc
 import os
 import signal
 import sys
@@ -29,7 +30,9 @@ def work(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     seen = {name: os.environ.get(name) for name in ("KD_LEAK", "KD_OURS", "WORLD_SIZE")}
     torch = sys.modules.get("torch")
     dtype = str(torch.get_default_dtype()) if torch else None
-    folder.write_json("seen.json", {**seen, "pid": os.getpid(), "dtype": dtype})
+    gc.collect()
+    configs = sum(type(thing) is DictConfig for thing in gc.get_objects())
+    folder.write_json("seen.json", {**seen, "pid": os.getpid(), "dtype": dtype, "configs": configs})
     if config.behaviour == "fail":
         raise ValueError(f"x={config.x} cannot be learned; choose another x")
     if config.behaviour == "crash":
