@@ -159,7 +159,7 @@ def _check_ranks(cfg: DictConfig, ranks: int) -> None:
     if ranks == 1 and not is_rank_zero():
         raise ValueError(
             "the environment (RANK, LOCAL_RANK or SLURM_PROCID) makes this process another rank than the first, and "
-            "only one was started, so that nobody would write results; unset the variable"
+            "only one was started, so that no results would be written; unset the variable"
         )
 
 

@@ -1,4 +1,4 @@
-"""Processes that end with the sweep that started them, however that ended: nothing trains on that nobody waits for."""
+"""Processes that end with the sweep that started them, however that ended, so that no job outlives it."""
 
 import os
 import signal

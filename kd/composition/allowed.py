@@ -64,7 +64,7 @@ def check_named(path: str, dotted: str) -> None:
 
 
 def check_found(path: str, dotted: str, found: Any) -> None:
-    """Raises ValueError if what `dotted` leads to is none of the project's components, and nobody allowed it.
+    """Raises ValueError if what `dotted` leads to is none of the project's components, and the user does not allow it.
 
     A path through an allowed module may end in another one, as kd.jobs.os.system does: what counts is where the
     function or class was defined.

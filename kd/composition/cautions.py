@@ -1,4 +1,4 @@
-"""What a run does that its user may not mean: told in one line at its beginning, and under its table.
+"""What a run does that its user may not mean: printed at its beginning, and under its table.
 
 Nothing here is refused, for each has its uses; no key silences it.
 """
@@ -14,7 +14,7 @@ from kd.terms import STREAMS
 
 Node = Mapping[str, Any]
 
-STUDENT, OTHER = "student", "other"  # who wrote what is learnt on
+STUDENT, OTHER = "student", "other"  # sides that generate what is learnt on
 FAR = ("scratch", "pruned")  # functions of kd.models.networks that make students far from any teacher
 
 
@@ -24,7 +24,7 @@ def cautions(config: Node) -> list[str]:
 
 
 def sides(config: Node) -> frozenset[str] | None:
-    """Who writes what the student learns on, as far as the rollout's class determines it; None if it does not."""
+    """The sides that generate what the student learns on; None where the rollout's class leaves that open."""
     return _sides_of("rollout", config["rollout"])
 
 
@@ -44,7 +44,7 @@ def _terms(config: Node) -> Iterator[tuple[str, Node, Any]]:
 
 
 def _learnt(term: Node, there: frozenset[str]) -> frozenset[str]:
-    """Whose responses a term learns on."""
+    """The sides that generate the responses a term learns on."""
     return there & {"own": {STUDENT}, "given": {OTHER}}.get(term.get("responses", "all"), {STUDENT, OTHER})
 
 

@@ -90,7 +90,7 @@ def _check_turns(config: Mapping[str, Any]) -> None:
     """Earlier answers of a conversation are those of its record, whatever writes the last one."""
     if config["data"]["loss_on"] == "all" and config["rollout"]["_target_"] != "kd.rollouts.offline.Offline":
         raise ValueError(
-            "data.loss_on=all learns every answer that a record holds, but this rollout has the last one written anew; "
+            "data.loss_on=all learns every answer that a record holds, but this rollout generates the last one again; "
             "take rollout=offline, or data.loss_on=last"
         )
 

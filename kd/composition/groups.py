@@ -32,12 +32,12 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
     try:
         check(size)
     except ValueError as error:
-        fact = str(error).partition("; ")[0]  # its remedy knows nothing of the run
+        fact = str(error).partition("; ")[0]  # its remedy does not fit every run
         raise Lack(f"{name}, of what rollout {found.__qualname__} gives: {fact}", ways()) from None
 
 
 def ways() -> dict[str, list[str]]:
-    """Who writes decides on how many responses there are, and in which order."""
+    """The rollout determines how many responses there are, and in which order."""
     return {"rollout": choices("rollout")}
 
 

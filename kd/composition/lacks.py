@@ -1,4 +1,4 @@
-"""The refusal that knows its ways out: which files of which group may give what is missing."""
+"""A refusal with its ways out: which files of which group may give what is missing."""
 
 from collections.abc import Mapping, Sequence
 

@@ -78,7 +78,7 @@ def _check_responses(names: str, check: Callable[[int], None], record: Record) -
     try:
         check(len(record.responses))
     except ValueError as error:
-        fact = str(error).partition("; ")[0]  # its remedy knows nothing of the run
+        fact = str(error).partition("; ")[0]  # its remedy does not fit every run
         came = f"record {record.id} came with {len(record.responses)}"
         raise Lack(f"{names}, of the records' own responses ({came}): {fact}", ways()) from None
 

@@ -271,7 +271,7 @@ class Search:
     def _neighbours(
         self, config: Config | None, changes: Sequence[Change], errors: Sequence[ValueError]
     ) -> Iterator[tuple[Change, float]]:
-        """The changes that may come next, with their costs: the ways out of each error, or all if one knows of none."""
+        """The changes that may come next, with their costs: the ways out of each error, or all if one has none."""
         done = {change[0].split("=", 1)[0] for change in changes}
         done |= set() if self.line is None else self.line.fixed
         ways = [_ways(error) for error in errors]

@@ -19,8 +19,8 @@ from kd.generators.vllm_answers import Cards, Choices, Results, completions, par
 from kd.models.language_model import LanguageModel
 from kd.ranks import sum_over_ranks
 
-BUSY = frozenset({429, *range(500, 600)})  # statuses after which one asks again
-PAUSE = 30.0  # seconds: the longest before one asks again, whatever the server wishes
+BUSY = frozenset({429, *range(500, 600)})  # statuses of answers after which a request is repeated
+PAUSE = 30.0  # seconds: the longest before a request is repeated, whatever the server wishes
 LARGEST = 2**28  # bytes of an answer
 PIECE = 2**16  # bytes read at a time
 MISSING = 404

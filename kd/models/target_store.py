@@ -1,6 +1,6 @@
 """A teacher's targets on disk: a folder of shards, each whole or not there, looked up by what a sequence holds.
 
-    targets.json              what the targets are and whose
+    targets.json              the kind of targets and their teacher
     tokenizer/                the teacher's
     head.safetensors          of `hidden` targets
     probe.safetensors         log-probabilities over all ids, of a few sequences
@@ -55,7 +55,7 @@ class TargetStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the targets are and whose."""
+        """The kind of targets and their teacher."""
         return json.loads(check_part(self.folder / "targets.json").read_text(encoding="utf-8"))
 
     def __contains__(self, key: object) -> bool:

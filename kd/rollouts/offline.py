@@ -22,7 +22,7 @@ class Offline:
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
-        """Nobody but others."""
+        """The other side alone."""
         return frozenset({"other"})
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
