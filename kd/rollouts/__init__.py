@@ -39,8 +39,8 @@ class Rollout(Protocol):
         config, where its `writer` gives it `written`. None: as many as the records, or not always the same.
     passes_given(settings) -> bool: static; whether under these settings some step learns on the records' own responses
         as they are, so that what terms ask of a group is asked of the records. Without it: no.
-    sides(settings, written) -> frozenset | None: static; the sides that generate what is learnt on under these settings,
-        "student", "other", or both, where its `writer` gives `written`. Without it: as the writer, or not known.
+    sides(settings, written) -> frozenset | None: static; the sides that generate what is learnt on ("student", "other")
+        under these settings, where its `writer` gives `written`. Without it: as the writer, or not known.
     spent() -> Spent, and take_report() as in `kd.types.Reports`.
     after_validation(metrics): told what was measured, on every rank, by name without "validation/".
     state_dict() and load_state_dict(state): plain Python and tensors, each rank's own; what the next step depends on.
