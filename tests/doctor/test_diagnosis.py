@@ -15,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from kd.artifacts import store
 from kd.composition.choices import CONF
 from kd.doctor import shift
 from kd.doctor.__main__ import main
@@ -115,7 +116,7 @@ def test_a_teacher_is_prepared_only_if_the_cache_has_it(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
         folder = checkpoint_folder(cfg, "teacher")
-        export(tiny(dtype="float32"), folder, "")
+        store(folder, lambda path: export(tiny(dtype="float32"), path, ""), kind="prepared teacher")
         given, findings = from_cache(cfg)
         assert findings == []
         assert given.teacher.model.source.address == f"local:{folder}"
