@@ -55,6 +55,40 @@ def test_what_comes_before_ranks_is_asked_for(tmp_path: Path, monkeypatch: pytes
         check_launch(cfg)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "variables", "told"),
+    [
+        (
+            "cpu",
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "trainer.devices=1 makes a run of 1, so that the same would be trained",
+        ),
+        ("cpu", {"SLURM_NTASKS": "2"}, "take trainer.devices=2 trainer.strategy=ddp"),
+        ("ddp_cpu", {"WORLD_SIZE": "4"}, "4 ranks were started from outside .* makes a run of 2"),
+        ("cpu", {"RANK": "1"}, "another rank than the first, and only one was started"),
+        ("cpu", {"LOCAL_RANK": "1", "WORLD_SIZE": "1"}, "unset the variable"),
+        ("ddp_cpu", {"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, None),  # as Lightning starts it
+        ("cpu", {"RANK": "0", "WORLD_SIZE": "1"}, None),
+    ],
+)
+def test_ranks_that_would_each_train_the_same_are_refused(
+    trainer: str, variables: dict[str, str], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GlobalHydra.instance().clear()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    words = ["teacher=tiny", "teacher.prepare=null", "student=tiny", "compare=null", f"trainer={trainer}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=words)
+        if told is None:
+            check_launch(cfg)
+        else:
+            with pytest.raises(ValueError, match=told):
+                check_launch(cfg)
+
+
 @pytest.mark.long
 def test_torchrun_after_its_prerequisites(tmp_path: Path) -> None:
     """The command that the refusal names; then both ranks learn one run."""
