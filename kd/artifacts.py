@@ -157,8 +157,7 @@ def _publish(partial: Path, path: Path, manifest: Manifest) -> None:
         os.replace(partial, path)
         _remove(older)
     else:
-        there = path.exists() and manifest_of(path).exists()
-        before = list(read_manifest(path).files[path.name]) if there else []
+        before = _before(path)
         both = {path.name: [*manifest.files[path.name], *before]}
         write_atomically(manifest_of(path), replace(manifest, files=both).text())
         shutil.copymode(manifest_of(path), partial)
@@ -167,6 +166,14 @@ def _publish(partial: Path, path: Path, manifest: Manifest) -> None:
         if before:
             write_atomically(manifest_of(path), manifest.text())
     _sync(path.parent)
+
+
+def _before(path: Path) -> list[list[Any]]:
+    """What the manifest of a file that is replaced lists of it; nothing where it cannot be read: it covers nothing."""
+    try:
+        return list(read_manifest(path).files[path.name]) if path.exists() else []
+    except ValueError:
+        return []
 
 
 def _contents(path: Path, name: str) -> dict[str, list[list[Any]]]:
@@ -194,7 +201,10 @@ def read_manifest(path: Path, *, remedy: str = "delete both, and the same comman
     """
     try:
         manifest = Manifest(**json.loads(manifest_of(path).read_text(encoding="utf-8")))
-        if not manifest.files or any(len(one) != 2 for contents in manifest.files.values() for one in contents):
+        named = path.is_dir() or set(manifest.files) == {path.name}
+        if not (named and manifest.files and all(manifest.files.values())) or None in (manifest.facts, manifest.cost):
+            raise ValueError
+        if any(len(one) != 2 for contents in manifest.files.values() for one in contents):
             raise ValueError
         return manifest
     except FileNotFoundError:

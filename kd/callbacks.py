@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, run: str, **options: Any) -> dict[str, Any]:
     Raises:
         ValueError: the file was damaged, or belongs to another run.
     """
-    remedy = f"put the undamaged file back, or delete {path} to begin at step 0"
+    remedy = f"put the undamaged file back, or delete the folder {path.parent} to begin at step 0"
     verified(path, remedy=remedy, **({"run": run} if run else {}))
     return torch.load(path, map_location="cpu", weights_only=True, **options)
 

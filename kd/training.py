@@ -277,7 +277,10 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     resumed = last if last.exists() else None
     log, step = TidyLogger(folder.path), 0
     if resumed:
-        step = read_checkpoint(last, folder.config_hash, mmap=True)["distillation"]["step"]
+        state = read_checkpoint(last, folder.config_hash, mmap=True)
+        step = state["distillation"]["step"]
+        if cfg.checkpoint.use == "best" and _has_best(state):  # found out now, not after the last step
+            read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash, mmap=True)
         rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
@@ -298,6 +301,11 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if cfg.checkpoint.use == "best":
         state = read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
+
+
+def _has_best(state: Mapping[str, Any]) -> bool:
+    """Whether a validation came before a checkpoint, so that `best` belongs to it: it may not be written again."""
+    return any(callback.get("best_model_score") is not None for callback in state["callbacks"].values())
 
 
 def _check_learnt(spent: Budget) -> None:

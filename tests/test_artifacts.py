@@ -248,3 +248,17 @@ def test_a_text_is_whole(tmp_path, monkeypatch):
 def test_tensors_come_back(tmp_path):
     store(tmp_path / "model", model, kind="test")
     assert load_file(tmp_path / "model/deep/w.safetensors")["w"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "{}", "[]", '{"kind": "k", "files": {"file": []}}', '{"kind": "k", "files": {"y": [[1, "a"]]}}']
+)
+def test_a_damaged_manifest_is_named_and_no_obstacle_to_a_new_file(tmp_path, manifest):
+    """Else a checkpoint could not be saved for the manifest of the one that it replaces."""
+    path = tmp_path / "file"
+    store(path, lambda partial: partial.write_text("old"), kind="test")
+    manifest_of(path).write_text(manifest)
+    with pytest.raises(ValueError, match="is damaged"):
+        verified(path)
+    store(path, lambda partial: partial.write_text("new"), kind="test")
+    assert [size for size, _ in verified(path).files["file"]] == [3]

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_lost_runs.py
 """
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,23 @@ def test_a_run_that_a_budget_ends_early_has_a_best(tmp_path):
     parts = runs.train(runs.config(BEST, "budget.tokens=1", "checkpoint.validate=10"), tmp_path)
     assert parts.module.step_count == 1
     assert (tmp_path / "checkpoints/best.ckpt").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda best: best.unlink(), lambda best: best.write_bytes(b"torn")])
+def test_a_run_that_goes_on_misses_its_best_before_it_trains_and_the_remedy_works(tmp_path, damage):
+    """At a learning rate that ruins the student, the first validation is the best, and no later one writes it."""
+    ruins = ("optim.lr=3.0", "optim.schedule=constant", "checkpoint.validate=1", "optim.warmup=1.0")
+    with pytest.raises(SystemExit):
+        runs.train(runs.config(BEST, *ruins, rollout=runs.scripted(tmp_path, (6, 0, "SIGTERM"))), tmp_path)
+    damage(tmp_path / "checkpoints/best.ckpt")
+    told = (tmp_path / "metrics.csv").read_text()
+    with pytest.raises(
+        ValueError, match=r"best\.ckpt .*delete the folder \S+/checkpoints to begin at step 0"
+    ) as raised:
+        runs.train(runs.config(BEST, *ruins), tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == told
+    shutil.rmtree(str(raised.value).partition("delete the folder ")[2].partition(" to begin")[0])
+    assert runs.train(runs.config(BEST, *ruins), tmp_path).module.step_count == 10
 
 
 def test_a_run_in_which_no_token_counts_fails(tmp_path):

