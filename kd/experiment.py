@@ -16,7 +16,7 @@ from kd.composition.components import instantiate
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.sections import learning_processes
 from kd.composition.targets import asks_teacher, same_rows
-from kd.identity import code_of, identity
+from kd.identity import check_records, code_of, identity
 from kd.jobs import Job
 from kd.kernels.allocation import keep_freed_memory
 from kd.metrics_log import last_value
@@ -178,6 +178,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
         raise SystemExit(0)  # evaluation and reports belong to the first rank
     _rehearse(cfg, parts, folder)
     evaluation = Evaluated(cfg, parts, folder)
+    check_records(cfg.skill)  # all splits are loaded now
     print_lost(evaluation.records)
     evaluation.measure("before")
     fit(cfg, parts, folder)

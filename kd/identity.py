@@ -79,6 +79,16 @@ def _records_digest(node: str) -> str:
     return texts_sha256(json.dumps([split, _plain(asdict(r))]) for split in SPLITS for r in skill.load(split))
 
 
+def check_records(node: Any) -> None:
+    """Raises ValueError if a skill's records are others than those that the identity of the run was made of."""
+    text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
+    if _records_digest.__wrapped__(text) != _records_digest(text):
+        raise ValueError(
+            f"the records of skill {node._target_} changed after the run was named by them; start the command again, "
+            "and leave the data as they are until the first step (a skill's load must give the same every time)"
+        )
+
+
 def _plain(value: Any) -> Any:
     """The same in every process: sets in order, objects of foreign types by their text without addresses."""
     if isinstance(value, Mapping):

@@ -7,7 +7,7 @@ import pytest
 
 from kd import identity as module
 from kd import versions
-from kd.identity import TRAINING, identity
+from kd.identity import TRAINING, check_records, identity
 from tests import runs
 
 OWN = """
@@ -76,6 +76,17 @@ def test_an_edited_data_file_is_another_run(own, split):
     path.write_text(path.read_text().replace("2!", "3!"))
     forget()
     assert identity(cfg) != before
+
+
+def test_data_that_are_edited_between_the_check_and_the_load_end_the_run(own):
+    """Else numbers of the new data would lie under the hash of the old."""
+    folder, cfg = own
+    identity(cfg)
+    check_records(cfg.skill)
+    path = folder / "train.jsonl"
+    path.write_text(path.read_text().replace("2!", "3!"))
+    with pytest.raises(ValueError, match=r"records of skill own_skill\.Own changed after the run was named"):
+        check_records(cfg.skill)
 
 
 def test_a_skills_own_code_and_what_it_imports_count(own):
