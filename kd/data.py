@@ -27,6 +27,8 @@ AHEAD = 2  # windows that are made before they are asked for, per worker
 
 def nothing_fits(count: int, max_length: int) -> str:
     """The sentence for training records none of which can be learnt from."""
+    if count == 0:
+        return "there are no training records; raise the skill's number of them (skill.train)"
     return f"no record of {count} fits data.max_length={max_length}; raise data.max_length"
 
 

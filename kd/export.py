@@ -49,7 +49,7 @@ def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
         student.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     _end_turns(student, folder)
-    found = differences(student, folder)
+    found = differences(model, folder)
     loading = ["", "## Loading", "", *(f"- {sentence}" for sentence in found)] if found else []
     (folder / "README.md").write_text(card + "".join(f"{line}\n" for line in loading), encoding="utf-8")
     return found

@@ -132,6 +132,9 @@ def test_records_without_a_response_are_no_lost_records(student):
     made.train = prompts
     with pytest.raises(ValueError, match=r"^none of 3 training records has a response; give each one"):
         made.windows()
+    made.train = []
+    with pytest.raises(ValueError, match=r"^there are no training records; raise the skill's number"):
+        made.windows()
 
 
 def test_a_run_says_what_it_loses_wherever_it_is_read(tmp_path, capsys):

@@ -187,15 +187,39 @@ def _finish(
 
 
 def _with_lora(network: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
+    _check_lora(config)
     network = cast(PreTrainedModel, get_peft_model(network, config).get_base_model())
     if hasattr(network.get_output_embeddings(), "get_delta_weight") and (config.use_dora or config.lora_bias):
         raise ValueError(
             "lora with use_dora or lora_bias on the output head is not one weight matrix, which the head must be; "
             "leave the head out of lora.target_modules"
         )
+    _check_tied(network)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return network
+
+
+def _check_lora(config: LoraConfig) -> None:
+    """Raises ValueError for what would not be trained, or could not be folded into the weights."""
+    if config.bias != "none":
+        raise ValueError(f"lora.bias={config.bias}: adapters alone are trained, and biases stay frozen; set it to none")
+    if config.layer_replication:
+        raise ValueError(
+            f"lora.layer_replication={config.layer_replication}: layers that share weights have adapters of their own, "
+            "which cannot be folded into them; leave it out"
+        )
+
+
+def _check_tied(network: PreTrainedModel) -> None:
+    """Raises ValueError for adapters on one of two modules that share a weight: folded in, they would change both."""
+    ends: list[Any] = [network.get_input_embeddings(), network.get_output_embeddings()]
+    plain = [end.get_base_layer() if hasattr(end, "get_base_layer") else end for end in ends]
+    if plain != ends and plain[0].weight is getattr(plain[1], "weight", None):
+        raise ValueError(
+            f"lora on the embeddings or the head of {type(network).__name__}, which share one weight "
+            "(tie_word_embeddings), cannot be folded into it; leave both out of lora.target_modules"
+        )
 
 
 def _cut_depth(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:

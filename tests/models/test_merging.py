@@ -5,7 +5,7 @@ Run: python -m pytest tests/models/test_merging.py
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from kd.export import export, rehearse
@@ -23,10 +23,10 @@ FAMILIES = {
 }
 
 
-def adapted(family: str, **lora) -> LanguageModel:
+def adapted(family: str, tied: bool = False, **lora) -> LanguageModel:
     """A random model with adapters that do something."""
     with seeded(0, family):
-        plain = scratch(architecture={"model_type": family, **SMALL, **FAMILIES[family]})
+        plain = scratch(architecture={"model_type": family, "tie_word_embeddings": tied, **SMALL, **FAMILIES[family]})
         lora = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", **lora}
         network = _with_lora(plain.network, LoraConfig(task_type="CAUSAL_LM", **lora))
         for name, parameter in network.named_parameters():
@@ -51,6 +51,36 @@ def test_the_exported_folder_is_the_student_with_its_adapters(family, tmp_path):
     for name, parameter in model.network.named_parameters():
         parameter.data.mul_("lora_" not in name)
     assert not torch.allclose(logits(model.network), with_adapters), "the adapters do something"
+
+
+@pytest.mark.parametrize(
+    ("lora", "told"),
+    [
+        ({"bias": "all"}, r"lora\.bias=all: adapters alone"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+    ],
+)
+def test_what_would_not_be_trained_or_not_be_folded_is_refused(lora, told):
+    with pytest.raises(ValueError, match=told):
+        adapted("llama", **lora)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_adapters_on_a_weight_of_two_modules_are_refused(target):
+    """Folded in, the head's adapter would change the embeddings, too: peft merges, and the logits are others."""
+    adapted("llama", target_modules=[target, "q_proj"])
+    with pytest.raises(ValueError, match=r"share one weight .* leave both out of lora\.target_modules"):
+        adapted("llama", tied=True, target_modules=[target, "q_proj"])
+
+
+def test_an_export_is_compared_with_the_student_and_not_with_what_was_folded(tmp_path):
+    """The same adapters, made by peft alone."""
+    plain = adapted("llama", tied=True)
+    network = get_peft_model(merged(plain).network, LoraConfig(r=2, target_modules=["lm_head"])).get_base_model()
+    for name, parameter in network.named_parameters():
+        parameter.data.add_(float("lora_" in name))
+    (sentence,) = export(LanguageModel(network.eval(), plain.tokenizer), tmp_path, "card")
+    assert "logits differ by up to" in sentence
 
 
 def test_experts_are_wrapped_twice():
