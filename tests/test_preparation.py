@@ -83,6 +83,7 @@ def test_a_student_cut_out_of_a_prepared_teacher_is_found_again(
     """Who starts several ranks is told that both are missing, until one process has prepared them."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     cfg = cut_out(tmp_path / "base", student)
+    cfg.trainer.devices, cfg.trainer.strategy = 2, "ddp"
     with conf():
         assert unprepared(cfg) == ["teacher", "student"]
         with pytest.raises(ValueError, match="preparation of the teacher and the preparation of the student"):

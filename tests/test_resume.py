@@ -170,7 +170,7 @@ def test_rows_of_steps_that_were_lost_are_written_again(tmp_path):
     whole = ran(tmp_path / "whole")
     cut = ran(tmp_path / "cut", rollout=runs.scripted(tmp_path / "cut", (7, 0, "SIGTERM")))
     early = ran(tmp_path / "early", rollout=runs.scripted(tmp_path / "early", (4, 0, "SIGTERM")))
-    shutil.copy(early / "checkpoints/last.ckpt", cut / "checkpoints/last.ckpt")
+    shutil.copytree(early / "checkpoints", cut / "checkpoints", dirs_exist_ok=True)  # with the manifest
     with (cut / "metrics.csv").open("a") as file:
         file.write("7,train,lo")
     assert runs.differences(whole, ran(cut)) == []
