@@ -93,13 +93,13 @@ def test_the_line_that_a_refused_objective_is_answered_with_is_a_run(objective: 
 @pytest.mark.long
 @pytest.mark.parametrize("start", STARTS)
 def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
-    for choice in (f"{group}={name}" for group in ("objective", "method") for name in choices(group)):
-        words = (choice, *start.split())
-        sentence = refusal(*words)
+    """Of every fourth objective and method, other ones with each start: all of them take half an hour."""
+    every = [f"{group}={name}" for group in ("objective", "method") for name in choices(group)]
+    for choice in every[STARTS.index(start) % 4 :: 4]:
+        sentence = refusal(choice, *start.split())
         if not sentence or (choice.startswith("method=") and start and ", as in: " not in sentence):
             continue  # it means just what is refused
-        for line in (printed(sentence), *offered(sentence)):
-            assert refusal(*line) == "", f"{' '.join(words)}: {sentence}"
+        assert refusal(*printed(sentence)) == "", f"{choice} {start}: {sentence}"
 
 
 @pytest.mark.parametrize(
