@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from kd.artifacts import file_sha256
+
 SCHEMA_VERSION: Final = 1
 SYSTEMS = ("uniform", "floor", "before", "sft", "after", "teacher")  # in the order of a report's rows
 
@@ -199,15 +201,15 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _check_hash(folder: Path, found: str) -> None:
-    """Against the folder's name, where that ends with a hash, and its DONE."""
+    """Against the folder's name, where that ends with a hash, and its DONE, which has the sha256 of results.json too."""
+    path, done = folder / "results.json", folder / "DONE"
     named = re.search(r"-([0-9a-f]{12})(\.old-\d+)?$", folder.absolute().name)
-    done = folder / "DONE"
-    for where, expected in (
-        ("the folder's name", named[1] if named else found),
-        ("DONE", done.read_text(encoding="utf-8", errors="replace").strip() if done.exists() else found),
-    ):
+    marks = done.read_text(encoding="utf-8", errors="replace").split() if done.exists() else [found]
+    for where, expected in (("the folder's name", named[1] if named else found), ("DONE", "".join(marks[:1]))):
         if expected != found:
-            raise ValueError(f"{folder / 'results.json'} is of the run {found}, and {where} of {expected or 'none'}")
+            raise ValueError(f"{path} is of the run {found}, and {where} of {expected or 'none'}")
+    if len(marks) > 1 and marks[1] != file_sha256(path):
+        raise ValueError(f"{path} was changed or damaged since the run ended")
 
 
 def _checked(schema: type[BaseModel], page: dict[str, Any]) -> dict[str, Any]:

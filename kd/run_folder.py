@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kd.artifacts import key, locked, write_atomically
+from kd.artifacts import file_sha256, key, locked, write_atomically
 from kd.results import Failure, finite, read_results, validated
 from kd.versions import code_digest
 
@@ -173,7 +173,7 @@ class RunFolder:
         if page["config_hash"] != self.config_hash:
             raise ValueError(f"results.json: config_hash {page['config_hash']} is not that of {self.path.name}")
         self.write_json("results.json", page)
-        self.write_text("DONE", self.config_hash + "\n")
+        self.write_text("DONE", f"{self.config_hash}\n{file_sha256(self.path / 'results.json')}\n")
         return page
 
     def fail(self, reason: str, traceback: str) -> None:

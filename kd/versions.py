@@ -12,6 +12,7 @@ import re
 import site
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -54,13 +55,13 @@ def code_digest() -> str:
     files = sorted(PACKAGE.rglob("*.py"))
     stamp = [[file.relative_to(PACKAGE).as_posix(), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
     memo = cache_root() / "code" / hashlib.sha256(json.dumps([str(PACKAGE), stamp]).encode()).hexdigest()
-    if not memo.exists():
-        trees = [
-            f"{name} {tree_digest(file.read_text(encoding='utf-8'))}"
-            for (name, *_), file in zip(stamp, files, strict=True)
-        ]
-        write_atomically(memo, hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16])
-    return memo.read_text(encoding="utf-8")
+    if memo.exists():
+        return memo.read_text(encoding="utf-8")
+    trees = [f"{file.relative_to(PACKAGE)} {tree_digest(file.read_text(encoding='utf-8'))}" for file in files]
+    digest = hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
+    with suppress(OSError):  # a cache that cannot be written costs the second again
+        write_atomically(memo, digest)
+    return digest
 
 
 def tree_digest(source: str) -> str:

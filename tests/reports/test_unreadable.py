@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,12 @@ def changed(**fields: Any) -> Callable[[Path], None]:
     return change
 
 
+def edited(folder: Path) -> None:
+    """One digit of one number: the page is whole, and fits the schema."""
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace("0.75", "0.95", 1))
+
+
 def without_digests(folder: Path) -> None:
     page = json.loads((folder / "results.json").read_text())
     del page["digests"]
@@ -60,6 +65,7 @@ DAMAGED = {
     "a list": (lambda folder: (folder / "results.json").write_text("[]"), "schema_version None"),
     "missing": (missing, "results.json is missing"),
     "older schema": (changed(schema_version=0), "has schema_version 0, and this version of kd reads 1"),
+    "edited": (edited, "results.json was changed or damaged since the run ended"),
     "a field less": (without_digests, "results.json: digests: Field required"),
     "another run's": (
         changed(config_hash="e" * 12),
@@ -151,18 +157,3 @@ def test_a_folder_that_was_renamed_is_read(tmp_path: Path) -> None:
         moved = folder.path.rename(tmp_path / name)
         assert read_results(moved)["status"] == "done"
         folder = RunFolder(moved)
-
-
-def test_a_thousand_runs_are_read_in_seconds(tmp_path: Path) -> None:
-    for number in range(1000):
-        folder = tmp_path / f"toy-{number:012x}"
-        folder.mkdir()
-        if number == 0:
-            made = add_run(tmp_path / "first", 0, ["a=0", "seed=1"])
-            content = json.loads((made.path / "results.json").read_text())
-        (folder / "results.json").write_text(json.dumps({**content, "config_hash": f"{number:012x}"}))
-        (folder / "DONE").write_text(f"{number:012x}\n")
-        (folder / "overrides.yaml").write_text(f"- a={number}\n- seed=1\n")
-    started = time.process_time()
-    assert len(sweep_grids(tmp_path)[0].rows) == 1000
-    assert time.process_time() - started < 20  # 1.5 s where nothing else runs
