@@ -201,7 +201,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _check_hash(folder: Path, found: str) -> None:
-    """Against the folder's name, where that ends with a hash, and its DONE, which has the sha256 of results.json too."""
+    """Against the folder's name, where that ends with a hash, and its DONE, which has the sha256 of the file, too."""
     path, done = folder / "results.json", folder / "DONE"
     named = re.search(r"-([0-9a-f]{12})(\.old-\d+)?$", folder.absolute().name)
     marks = done.read_text(encoding="utf-8", errors="replace").split() if done.exists() else [found]

@@ -7,7 +7,6 @@ modules that its components import, directly or not; modules outside `kd` count 
 import ast
 import hashlib
 import importlib.util
-import json
 import re
 import site
 import sysconfig
@@ -53,11 +52,15 @@ def code_digest() -> str:
     Comments, docstrings and layout do not count. Kept in the cache for unchanged files, as parsing takes a second.
     """
     files = sorted(PACKAGE.rglob("*.py"))
-    stamp = [[file.relative_to(PACKAGE).as_posix(), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
-    memo = cache_root() / "code" / hashlib.sha256(json.dumps([str(PACKAGE), stamp]).encode()).hexdigest()
+    return _code_digest(tuple((file, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files))
+
+
+@cache
+def _code_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    memo = cache_root() / "code" / hashlib.sha256(repr(files).encode()).hexdigest()
     if memo.exists():
         return memo.read_text(encoding="utf-8")
-    trees = [f"{file.relative_to(PACKAGE)} {tree_digest(file.read_text(encoding='utf-8'))}" for file in files]
+    trees = [f"{file.relative_to(PACKAGE)} {tree_digest(file.read_text(encoding='utf-8'))}" for file, *_ in files]
     digest = hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
     with suppress(OSError):  # a cache that cannot be written costs the second again
         write_atomically(memo, digest)
