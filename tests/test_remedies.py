@@ -131,6 +131,16 @@ def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
             ["Labeling needs teacher, but teacher Ensemble provides logits"],
             "student=tiny augmentation=labeling teacher=tiny",
         ),
+        (
+            "objective=kdrl targets=topk targets.cached=true",
+            ["kdrl needs the teacher's logprobs, but a cache holds its logits only"],
+            "objective=kdrl rollout=on_policy rollout.samples=4 reward=verifier targets=full targets.cached=false",
+        ),
+        (  # a value that is missing, and then a reward that has nothing to give
+            "method=sdft reward=verifier",
+            ["there is no teacher.model.source; take student=tiny", "which neither a term (jsd) nor the rollout reads"],
+            "method=sdft student=tiny reward=none",
+        ),
         ("method=sdft", ["student.model.source is ${teacher.model.source}"], "method=sdft student=tiny"),
         ("reward=verifier", ["which neither a term (fkl) nor the rollout reads"], "reward=none"),
         ("targets=sampled objective=rkl", ["rkl has no meaning with targets=sampled"], "objective=rkl targets=topk"),

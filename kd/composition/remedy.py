@@ -57,7 +57,7 @@ SETTINGS = {  # keys whose values some terms or targets go by; taken where the c
     "budget.generated_tokens": (None,),
 }
 MOST = 4  # changes
-VISITED = 24  # configs whose neighbours are looked at
+VISITED = 250  # configs whose neighbours are looked at
 EAGER = 0.9  # below 1: a change that mends one thing is followed at once
 MANY = 3  # files of a group that are named beside the one that is taken
 EXPLICIT = 0.5  # added to the cost of changing what the command line chose
@@ -138,13 +138,25 @@ def explained(
 def unresolved(cfg: DictConfig, lack: Lack, misfits: Misfits, line: Line | None, models: Models | None) -> str:
     """The same for a config that has no values yet, since what one file refers to is not in another."""
     fixed = frozenset[str]() if line is None else line.fixed
-    able: list[str] = []
-    for word in (f"{group}={name}" for group, names in lack.ways.items() if group not in fixed for name in names):
-        if len(able) < MANY and not _fails(line.changed([word]) if line else applied(cfg, [word]), misfits, models):
-            able.append(word)
-    if not able:
-        return str(lack)
+    words = [f"{group}={name}" for group, names in lack.ways.items() if group not in fixed for name in names]
+    fits = (w for w in words if not _fails(line.changed([w]) if line else applied(cfg, [w]), misfits, models))
+    if not (able := list(islice(fits, MANY))):
+        return "; ".join([str(lack), *_beyond(cfg, words, misfits, line, models)])
     return f"{lack}; take {' or '.join(able)}" + (f", as in: {line.changed(able[:1])}" if line else "")
+
+
+def _beyond(
+    cfg: DictConfig, words: Sequence[str], misfits: Misfits, line: Line | None, models: Models | None
+) -> Iterator[str]:
+    """What else does not fit once the first of the words that give values has been taken."""
+    for word in words:
+        other = applied(cfg, [word])
+        try:
+            errors = misfits(OmegaConf.to_container(other, resolve=True))  # type: ignore[arg-type]
+        except OmegaConfBaseException:
+            continue
+        yield f"take {word}; " + explained(other, errors, misfits, line and line.changed([word]), models)
+        return
 
 
 def _facts(errors: Sequence[ValueError]) -> str:
