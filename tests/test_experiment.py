@@ -67,7 +67,7 @@ def test_a_sweep_meets_one_teacher(override: str) -> None:
         "teacher.prepare.seed=3",
         "teacher.prepare.window=8",
         "teacher.model.architecture.hidden_size=64",
-        "skill.options.max_word_len=4",
+        "skill.options.max_word_len=7",
         "data.max_length=100",
     ],
 )

@@ -262,9 +262,13 @@ def test_an_empty_prompt_is_refused(model):
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(model):
+    """Neither of its own nor in its template, whose end of a turn would do."""
+    prompts = prompts_of()
     model.tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="set its eos_token"):
-        generate(model, prompts_of(), max_new_tokens=2)
+    assert end_ids(model) == {model.tokenizer.convert_tokens_to_ids("<|end|>")}
+    model.tokenizer.chat_template = model.tokenizer.chat_template.replace("<|end|>", "\n")
+    with pytest.raises(ValueError, match="set eos_token"):
+        generate(model, prompts, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

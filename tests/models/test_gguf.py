@@ -42,7 +42,7 @@ def tiny_weights() -> dict[str, np.ndarray]:
 
 def write_tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
+    writer.add_context_length(512)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(WIDTH)
