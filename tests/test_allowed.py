@@ -295,7 +295,7 @@ HYDRA = "# @package _global_\nhydra:\n  {}\n"
         "job_logging: {handlers: {theirs: {class: logging.StreamHandler, stream: '${name}'}}}",
         "job_logging: {handlers: {theirs: {class: logging.StreamHandler, stream: '${hydra.job.name}'}}}",
         "job_logging: {handlers: {theirs: {class: logging.StreamHandler, stream: 'e${name}'}}}",
-        "job_logging: {handlers: {theirs: {class: logging.FileHandler, filename: /root/.bashrc}}}",
+        "job_logging: {handlers: {theirs: {class: logging.FileHandler, filename: /etc/profile}}}",
         "job_logging: {root: {handlers: ['ext://strangers']}}",
     ],
 )
