@@ -187,6 +187,8 @@ def read_results(folder: Path) -> dict[str, Any]:
         page = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
+    except OSError as error:  # a folder of that name, no permission
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:  # also of bytes that are no text
         raise ValueError(f"{path} is torn ({error})") from None
     version = page.get("schema_version") if isinstance(page, dict) else None

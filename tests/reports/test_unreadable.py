@@ -31,6 +31,11 @@ def missing(folder: Path) -> None:
     (folder / "results.json").unlink()
 
 
+def a_folder(folder: Path) -> None:
+    (folder / "results.json").unlink()
+    (folder / "results.json").mkdir()
+
+
 def changed(**fields: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         page = json.loads((folder / "results.json").read_text())
@@ -63,6 +68,7 @@ DAMAGED = {
     "torn": (torn, "results.json is torn"),
     "no text": (no_text, "results.json is torn"),
     "a list": (lambda folder: (folder / "results.json").write_text("[]"), "schema_version None"),
+    "a folder": (a_folder, "results.json cannot be read (Is a directory)"),
     "missing": (missing, "results.json is missing"),
     "older schema": (changed(schema_version=0), "has schema_version 0, and this version of kd reads 1"),
     "edited": (edited, "results.json was changed or damaged since the run ended"),
@@ -101,11 +107,11 @@ def test_a_run_that_is_done_says_so_and_how_to_go_on(damage: Callable, says: str
     """It is neither skipped without its table nor overwritten; what the sentence says works."""
     folder = add_run(tmp_path, 2, [])
     damage(folder.path)
-    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
     with pytest.raises(ValueError, match="is DONE, but its results cannot be read") as refused:
         Job([]).run(folder, lambda folder: pytest.fail("it ran"), config_yaml="")
     assert says in str(refused.value)
-    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file()} == before
     command = str(refused.value).rpartition(": ")[2]
     assert command.startswith("mv ")
     subprocess.run(command, shell=True, check=True)
