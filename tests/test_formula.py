@@ -154,7 +154,7 @@ def test_what_the_page_says_of_jsd():
     assert "[arXiv 2306.13649](https://arxiv.org/abs/2306.13649), eq. 1" in section
     assert "- **Used by**: `method=gkd`" in section
     assert "| `beta` | float between 0 and 1 | `0.5` | weight of the TEACHER" in section
-    assert "| `temperature` | float > 0 | `1.0`, shared: `temperature` |" in section
+    assert "| `temperature` | float between 1e-06 and 1000000.0 | `1.0`, shared: `temperature` |" in section
 
 
 def test_methods_are_found_by_what_they_choose():
