@@ -74,10 +74,10 @@ CHECKED = {  # by the task, from the composed config
     "optim.lr=fast": ("optim.lr=fast",),
     "optim=3": ("optim=3",),
     "+learning_rate=1": ("learning_rate", "did you mean optim.lr?"),
-    "data.max_length=${nope}": ("data.max_length is ${nope}", "there is no nope"),
+    "data.max_length=${nope}": ("data.max_length=${nope}", "the config has no nope"),
     "data.max_length=${oc.env:KD_NOT_THERE}": ("data.max_length is ${oc.env:KD_NOT_THERE}",),
     "optim.steps=???": ("optim.steps", "no value"),
-    "rollout=mixed rollout.share=2": ("rollout", "share of 2"),
+    "rollout=mixed rollout.share=2.0": ("rollout", "share of 2"),
     "rollout=on_policy rollout.max_new_tokens=0": ("rollout", "max_new_tokens"),
     "rollout=on_policy rollout.temperature=-1": ("rollout", "temperature"),
     "skill.train=-1": ("skill", "train=-1"),
@@ -165,7 +165,7 @@ def test_a_wrong_config_ends_in_one_sentence(words, sentence):
         assert part in told
 
 
-@pytest.mark.parametrize("words", ["rollout=mixed rollout.share=2", "-m trainer=cpu,gpu", "data.max_length=${nope}"])
+@pytest.mark.parametrize("words", ["rollout=mixed rollout.share=2.0", "-m trainer=cpu,gpu", "data.max_length=${nope}"])
 def test_some_wrong_configs_end_in_one_sentence(words, sentence):
     told = sentence(words)
     for part in (CHECKED | SWEPT)[words]:
