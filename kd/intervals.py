@@ -1,7 +1,8 @@
 """Every number with its interval: how far it might have come out elsewhere, had other problems or seeds been drawn.
 
 Problems that come from one source (a template, a document) are not independent: `groups` names the source of each
-item, and whole groups are what is resampled. Without it every item stands for itself.
+item, and whole groups are what is resampled. Without it every item stands for itself, as an item does whose group is
+None.
 
 No interval leaves the range of its metric, and none of a share is a point: where all outcomes are alike, Wilson's
 interval says what that many of them allow.
@@ -15,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 Numbers = Sequence[float] | np.ndarray | pd.Series
-Groups = Sequence[str] | Sequence[int] | np.ndarray | None
+Groups = Sequence[str | None] | Sequence[int | None] | np.ndarray | None
 
 NAN = float("nan")
 _BATCH = 2**22  # numbers that a bootstrap draws at a time
@@ -107,13 +108,18 @@ def over_seeds(
 
         (0, 1)     all q with |p - q| <= t sqrt(q (1 - q) / n), n = p (1 - p) / v: Wilson's interval with an effective
                    number of items (Franco et al. 2019, PMC6690503) and t for z (Korn & Graubard 1998). Where all seeds
-                   have the same share, v is 0, and n is the number of items over all seeds: 0 of 96 has [0, 0.16].
+                   have the same share, v is 0, and n is the number of items over all seeds: 0 of 96 has [0, 0.16],
+                   and shares of no items at all have [0, 1].
         (0, inf)   m exp(-+ t sqrt(v) / m), the t interval of log m (delta method).
         else       m -+ t sqrt(v); also where a value is outside of the bounds.
 
     counts: items behind each value.
+
+    Raises ValueError where there is no value, or not one count, which is not negative, for each.
     """
     found = np.asarray(values, dtype=float)
+    if not len(found) or len(counts) != len(found) or min(counts) < 0:
+        raise ValueError(f"{len(found)} values over seeds with the counts {list(counts)}; give each value its items")
     mean, count = float(found.mean()), len(found)
     if count < 2:
         return mean, NAN, NAN
@@ -129,13 +135,13 @@ def over_seeds(
 
 
 def wilson(p: float, n: float | int, confidence: float = 0.95) -> tuple[float, float]:
-    """Ends of Wilson's interval for a share p of n: all q with |p - q| <= z sqrt(q (1 - q) / n)."""
+    """Ends of Wilson's interval for a share p of n: all q with |p - q| <= z sqrt(q (1 - q) / n); of n = 0, [0, 1]."""
     return _score_interval(p, n, float(stats.norm.ppf((1 + confidence) / 2)))
 
 
 def _score_interval(p: float, n: float | int, z: float) -> tuple[float, float]:
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    centre = (n * p + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * np.sqrt(n * p * (1 - p) + z**2 / 4)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
@@ -161,7 +167,9 @@ def _group_sums(values: Numbers, groups: Groups) -> np.ndarray:
     if groups is None:
         return array
     codes, names = pd.factorize(pd.Series(list(groups), dtype=object))
-    return np.bincount(codes, weights=array, minlength=len(names))
+    alone = codes < 0  # None is no group
+    codes[alone] = len(names) + np.arange(alone.sum())
+    return np.bincount(codes, weights=array)
 
 
 def _quotient(above: np.ndarray, below: np.ndarray, axis: int = -1) -> np.ndarray | np.float64:

@@ -24,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence, sentence
+from kd.job_record import Status as RecordedStatus
+from kd.job_record import read_record
 from kd.orphans import end_with_parent
 from kd.reports.grid import console
 from kd.reports.table import run_table
@@ -31,7 +33,7 @@ from kd.run_folder import RunFolder, is_rank_zero
 from kd.secrets import masked, masked_output, note
 
 SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # how a launcher tells a child process which job it is
-Status = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
+Status = RecordedStatus | Literal["unreadable"]
 Task = Callable[[DictConfig, "Job"], float | None]
 Work = Callable[[RunFolder], Mapping[str, Any]]
 
@@ -129,9 +131,16 @@ class Job:
 
 
 def read_jobs(sweep: Path) -> dict[int, Job]:
-    """The records of a sweep by job number."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in (sweep / "jobs").glob("*.json")]
-    return {r["num"]: Job(**r, sweep=sweep) for r in sorted(records, key=lambda r: r["num"])}
+    """The records of a sweep by job number; a record that cannot be read is of an unreadable job, with the reason."""
+    paths = [path for path in (sweep / "jobs").glob("*.json") if path.stem.isdecimal()]
+    return {int(path.stem): _read_job(path, sweep) for path in sorted(paths, key=lambda path: int(path.stem))}
+
+
+def _read_job(path: Path, sweep: Path) -> Job:
+    try:
+        return Job(**read_record(path), sweep=sweep)
+    except ValueError as error:
+        return Job([], sweep, int(path.stem), "unreadable", reason=str(error))
 
 
 def announce(sweep: Path, num: int, overrides: Sequence[str]) -> None:

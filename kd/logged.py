@@ -15,10 +15,11 @@ class Logged(lightning.LightningModule):
 
     means: by name, sums over the steps since the last flush. reports: the same of pairs (sum, count), see
     `kd.types.Reports`. Both are in the checkpoint, each rank's own. spoken: of names that are not accumulated in every
-    step, in how many since the last flush; the same on all ranks.
+    step, in how many since the last flush; the same on all ranks. learning_rate: the student's in the last step.
     """
 
     step_count: int
+    learning_rate: float
     budget: Budget
 
     def __init__(self, log_every: int):
@@ -65,7 +66,7 @@ class Logged(lightning.LightningModule):
             told |= {name: total / times} if times else {}
         told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
         self.tell("train", told)
-        self.tell("train", {"grad_norm": norm, "lr": listed(self.optimizers())[0].param_groups[0]["lr"]}, bar=False)
+        self.tell("train", {"grad_norm": norm, "lr": self.learning_rate}, bar=False)
 
     def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
         """To the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""

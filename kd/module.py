@@ -31,7 +31,7 @@ from kd.signals import POSITION, ROW
 from kd.terms import Term, backward_passes, by_stream
 from kd.types import Batch, Models, Progress
 
-VERSION = 5  # turns end as templates end them; 4: FLOP of hybrid networks; 3: warm-up; 2: whole references
+VERSION = 6  # the logged rate is its step's; 5: turns end as templates do; 4: hybrids' FLOP; 3: warm-up; 2: whole
 
 
 class Distillation(RunState):
@@ -242,16 +242,18 @@ class Distillation(RunState):
     def step(self) -> None:
         """Clip, optimizers, schedules."""
         self.means.pop("grad_norm", None)
-        trained = list[nn.Parameter]()
+        trained, rates = list[nn.Parameter](), list[float]()
         for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             trained += parameters
             bound = self.optimization.clip or float("inf")
             norm = nn.utils.clip_grad_norm_(parameters, bound)
             self.means.setdefault("grad_norm", norm.detach())  # the student's, which comes first; of this step
+            rates.append(optimizer.param_groups[0]["lr"])  # before the schedule moves on to the next step's
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
+        self.learning_rate = rates[0]  # the student's
         self.step_count += 1
         self.finiteness.note(self.step_count, self.means, trained)
         for name in (name for name in self.this_step if self.weights[name]):

@@ -80,6 +80,54 @@ def test_flops_agree_with_those_that_torch_does(lora):
     assert training_flops(model, one) - attention == pytest.approx(torch_does["matrices"], rel=0.06 if lora else 0.02)
 
 
+MIXTURES = {  # of 4 experts of width 32 each, of which a token meets 2; and what stands beside them in a layer
+    "mixtral": ({"intermediate_size": F, "num_local_experts": 4, "num_experts_per_tok": 2}, 4 * D),  # the router
+    "qwen2_moe": (
+        {
+            **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": F, "decoder_sparse_step": 1},
+            **{"shared_expert_intermediate_size": 24, "mlp_only_layers": [], "qkv_bias": False},
+        },
+        4 * D + 3 * D * 24 + D,  # the router, the shared expert and its gate
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_flops_of_a_mixture_are_of_the_experts_that_a_token_meets(family):
+    """By hand; and those that torch does, expert by expert, but for gains and for the half of attention that is masked.
+
+    Generating counts the same: twice the weights that a token meets.
+    """
+    changes, beside = MIXTURES[family]
+    with seeded(0, family):
+        model = scratch(architecture={"model_type": family, **ONE_LAYER, **changes, "tie_word_embeddings": False})
+    one = sequences(model, ("how many?", "12"))
+    length, rows = int(one.lengths), int(one.mask.sum())
+    linears = 2 * D * D + 2 * D * KV + 2 * 3 * D * F + beside
+    expected = 6 * (linears + 3 * D) * length + 6 * V * D * rows + 3 * 4 * length**2 * D // 2
+    assert training_flops(model, one) == expected
+    model.network.set_experts_implementation("eager")
+    assert counted(model, one)["matrices"] == 6 * linears * length + 6 * V * D * rows
+    read = 5 + 3 - 1
+    written = 2 * (linears + 3 * D) * read + 2 * V * D * 3 + 4 * read**2 * D // 2
+    assert decoding_flops(model, [5], [3]) == written
+
+
+def test_adapters_of_experts_count_as_their_experts_do():
+    """Frozen: 4 per weight that a token meets; of rank 2, each of the 2 has 2 (D + 2F) + 2 (F + D) trained weights."""
+    changes, _ = MIXTURES["mixtral"]
+    with seeded(0, "mixtral"):
+        model = scratch(architecture={"model_type": "mixtral", **ONE_LAYER, **changes, "tie_word_embeddings": False})
+    one = sequences(model, ("how many?", "12"))
+    model.network.requires_grad_(False)
+    frozen = training_flops(model, one)
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=[], target_parameters=names)
+    _with_lora(model.network, lora)
+    adapters = 2 * (2 * (D + 2 * F) + 2 * (F + D))
+    assert training_flops(model, one) - frozen == 6 * adapters * int(one.lengths)
+
+
 FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
 BESIDE_LLAMA = {  # how wide all heads together are in the layers that attend, keys and values summed
     "mamba": ({"num_hidden_layers": 2, "state_size": 8}, 0),

@@ -104,9 +104,9 @@ def test_arguments_of_a_class():
 
 
 def test_a_sum_is_put_in_brackets_and_its_letters_are_told():
-    sum_of_two = {"s": term(squared, alpha=0.5, sharp=True), "w": term(wordy, weight=-2)}
+    sum_of_two = {"s": term(squared, alpha=0.5, sharp=True), "w": term(wordy, weight=2)}
     what = "(α Σ z(v)² − ½ max(z, 1))"
-    assert composed(sum_of_two) == f"1.0 · {what} [s, w = α / 2, α=0.5] − 2.0 · wordy [w]"
+    assert composed(sum_of_two) == f"1.0 · {what} [s, w = α / 2, α=0.5] + 2.0 · wordy [w]"
     assert composed({"s": term(squared, alpha=0.25, sharp=False)}) == (
         f"1.0 · {what} [s, w = α / 2, α=0.25, sharp off]"
     )

@@ -50,6 +50,14 @@ def test_groups_that_tell_nothing_change_nothing():
     assert proportion(outcomes, groups) == proportion(outcomes)
 
 
+def test_an_item_whose_group_is_none_stands_for_itself():
+    outcomes = [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert proportion(outcomes, ["a", "a", None, None, "b"]) == proportion(outcomes, ["a", "a", "c", "d", "b"])
+    assert proportion(outcomes, [None] * 5) == proportion(outcomes)
+    numbers, below = [0.1, 0.7, 0.2, 0.4, 0.9], [1.0, 2.0, 1.0, 3.0, 1.0]
+    assert ratio(numbers, below, [1, 1, None, None, 2]) == ratio(numbers, below, [1, 1, 3, 4, 2])
+
+
 def test_proportion_or_mean():
     assert mean([0.0, 1.0, 1.0, 0.0]) == proportion([0.0, 1.0, 1.0, 0.0])
     parts = mean([0.0, 0.5, 1.0, 0.25])
@@ -174,6 +182,19 @@ def test_one_seed_and_seeds_that_are_alike():
     assert over_seeds([0.0, 0.0], [32, 32], POSITIVE) == (0.0, 0.0, 0.0)
     low, high = over_seeds([0.1 + 0.2, 0.3, 0.3], [32] * 3, SHARE)[1:]  # alike but for rounding
     assert (low, high) == pytest.approx(over_seeds([0.3] * 3, [32] * 3, SHARE)[1:], abs=1e-9)
+
+
+def test_shares_of_no_items_leave_everything_possible():
+    assert over_seeds([0.0, 0.0], [0, 0], SHARE) == pytest.approx((0.0, 0.0, 1.0))
+    assert wilson(0.3, 0) == pytest.approx((0.0, 1.0))
+    # seeds that differ tell their variance themselves: as with 32 items each
+    assert over_seeds([0.4, 0.5, 0.6], [0] * 3, SHARE) == over_seeds([0.4, 0.5, 0.6], [32] * 3, SHARE)
+
+
+@pytest.mark.parametrize(("values", "counts"), [([], []), ([0.5, 0.5], [32]), ([0.5, 0.5], [32, -1])])
+def test_counts_that_are_not_of_the_values_are_named(values, counts):
+    with pytest.raises(ValueError, match=r"values over seeds with the counts .*; give each value its items"):
+        over_seeds(values, counts, SHARE)
 
 
 @pytest.mark.parametrize("bounds", [SHARE, POSITIVE])

@@ -24,6 +24,7 @@ LAYERS = (
         "schedules",
         "seeding",
         "results",
+        "job_record",
         "artifacts",
         "versions",
         "run_folder",
@@ -64,7 +65,7 @@ LAYERS = (
     | {"cache", "doctor", "experiment", "jobs", "sweeps"},  # what a command starts
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-RUN_FOLDER = {"artifacts", "results", "run_folder", "errors"}  # the contract between training and everything that reads
+RUN_FOLDER = {"artifacts", "results", "job_record", "run_folder", "errors"}  # what is written for everything that reads
 STATISTICS = {"intervals"}
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared"}
 

@@ -203,7 +203,9 @@ def test_the_number_of_steps_that_it_spoke_in_is_needed(halves, tmp_path):
         ({"fkl": {"start": 1.0, "end": 0.0, "shape": "exponential"}}, "no exponential goes from 1.0 to 0.0"),
         ({"fkl": {"start": 1.0, "end": 0.5, "begin": 0.7, "until": 0.5}}, "no part of a run"),
         ({"fkl": {"start": 1.0, "end": 0.5, "until": 2.0}}, "objective.fkl.weight.until=2.0"),
-        ({"fkl": {"start": 1.0, "end": -0.5}}, "does not change its sign"),
+        ({"fkl": {"start": 1.0, "end": -0.5}}, "a negative weight makes the term grow"),
+        ({"fkl": {"start": -0.1, "end": -1, "shape": "exponential"}}, "a negative weight makes the term grow"),
+        ({"fkl": 1.0, "sft": -1}, "objective.sft.weight=-1: a negative weight makes the term grow instead of fall"),
         ({"fkl": "much"}, "objective.fkl.weight=much: should be float or Schedule"),
         ({"fkl": SOONER}, "nothing is left to learn from at 0.5 of the run"),
         ({"fkl": SOONER, "sft": 0.0}, "nothing is left to learn from at 0.5 of the run"),
@@ -226,8 +228,8 @@ def test_terms_may_take_turns():
     assert describe(cfg).startswith(
         "objective = (1 → 0 at 0.5 of the run) · KL(p ‖ q) [fkl] + (0 → 1 at 0.5 of the run) · −log q(y_t) [sft]   ("
     )
-    cfg.objective.sft.weight = {"start": -0.1, "end": -1, "shape": "exponential"}
-    assert "− (0.1 → 1 exponentially) · −log q(y_t) [sft]" in describe(cfg)
+    cfg.objective.sft.weight = {"start": 0.1, "end": 1, "shape": "exponential"}
+    assert "+ (0.1 → 1 exponentially) · −log q(y_t) [sft]" in describe(cfg)
 
 
 def _line(node) -> str:

@@ -92,28 +92,24 @@ def composed(objective: Mapping[str, Any]) -> str:
     In brackets: the term's name, what its letters are, and the hyperparameters that the formula shows or that are not
     at their defaults. A loss without a formula goes by its own name.
     """
-    text = " ".join(_summand(name, term) for name, term in objective.items())
-    return text.removeprefix("+ ")
+    return " + ".join(_summand(name, term) for name, term in objective.items())
 
 
 def _summand(name: str, term: Mapping[str, Any]) -> str:
     loss = term["loss"]
-    sign, weight = _weight(term.get("weight", 1.0))
+    weight = _weight(term.get("weight", 1.0))
     callee = located(f"objective.{name}.loss", loss["_target_"])
     what, *where = _clauses(formula(callee) or loss["_target_"].rpartition(".")[2])
     letters = [clause for clause in where if " = " in clause]
     who = [f"{term['responses']} responses"] if term.get("responses", "all") != "all" else []
     notes = [name, *who, *letters, *_settings(callee, loss, " ".join([what, *letters]))]
     whole = f"({what})" if re.search(r" [+−] ", _outside(what)) else what
-    return f"{sign} {weight} · {whole} [{', '.join(notes)}]"
+    return f"{weight} · {whole} [{', '.join(notes)}]"
 
 
-def _weight(weight: Any) -> tuple[str, str]:
-    """Its sign, and the rest: "0.5", or "(0.005 → 0.001)" where it changes."""
-    if not isinstance(weight, Mapping):
-        return "−" if weight < 0 else "+", str(abs(float(weight)))
-    ends = {key: abs(weight[key]) for key in ("start", "end")}
-    return "−" if min(weight["start"], weight["end"]) < 0 else "+", f"({Schedule.of({**weight, **ends})})"
+def _weight(weight: Any) -> str:
+    """As in "0.5", or "(0.005 → 0.001)" where it changes."""
+    return f"({Schedule.of(weight)})" if isinstance(weight, Mapping) else str(float(weight))
 
 
 def _clauses(text: str) -> list[str]:

@@ -11,32 +11,34 @@ LARGEST = 1e6  # beyond it, gradients leave float32 sooner or later; the learnin
 
 
 def check_weight(path: str, weight: Any) -> None:
-    """Raises ValueError for a number beyond `LARGEST`, and for a mapping that is no schedule or changes its sign.
+    """Raises ValueError for a number that is negative or beyond `LARGEST`, and for a mapping that is no schedule.
 
     What is neither a number nor a mapping is left to the check of the term's other keys.
     """
     ends = [weight.get("start"), weight.get("end")] if isinstance(weight, Mapping) else [weight]
     for end in ends:
-        if isinstance(end, float | int) and not abs(end) <= LARGEST:  # not a number either
+        if isinstance(end, float | int) and end < 0:
             raise ValueError(
-                f"{path}={shown(weight)}: a weight is a number between -{LARGEST:g} and {LARGEST:g}; 0 leaves the term "
-                "out"
+                f"{path}={shown(weight)}: a negative weight makes the term grow instead of fall; give a number between "
+                f"0, which leaves the term out, and {LARGEST:g}"
+            )
+        if isinstance(end, float | int) and not end <= LARGEST:  # not a number either
+            raise ValueError(
+                f"{path}={shown(weight)}: a weight is a number between 0, which leaves the term out, and {LARGEST:g}"
             )
     if not isinstance(weight, Mapping):
         return
     check_call(path, weight, Schedule, name="a schedule")
     try:
-        schedule = Schedule.of(weight)
+        Schedule.of(weight)
     except ValueError as error:
         raise ValueError(f"{path}={shown(weight)}: {error}") from None
-    if schedule.start * schedule.end < 0:
-        raise ValueError(f"{path}={shown(weight)}: a weight does not change its sign; keep both ends on one side of 0")
 
 
 def check_silence(weights: Mapping[str, Any]) -> None:
     """Raises ValueError if there is a moment at which all weights are 0.
 
-    A weight that does not change its sign is 0 throughout or nowhere between two edges of schedules.
+    A weight, which is never negative, is 0 throughout or nowhere between two edges of schedules.
     """
     schedules = {n: Schedule.of(w if isinstance(w, Mapping) else {"start": w, "end": w}) for n, w in weights.items()}
     edges = sorted({0.0, 1.0}.union(*({s.begin, s.until} for s in schedules.values())))

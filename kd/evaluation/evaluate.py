@@ -26,7 +26,7 @@ from kd.results import bounds
 from kd.sequences import Encoder, prompt_ids, same_text
 from kd.types import Record, Skill
 
-VERSION = 3  # texts of records stay text, turns end as the template ends them; 2: no interval of a share is a point
+VERSION = 4  # a source of None is none; 3: texts of records stay text, turns end as templates do; 2: shares' intervals
 
 Baseline = Literal["unigram", "uniform"]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
@@ -213,8 +213,9 @@ class Session:
         return {"confidence": self.evaluation.confidence, "resamples": self.evaluation.resamples}
 
     def _groups(self, records: Sequence[Record]) -> list[str]:
-        """The source of each record where its `meta` tells it under the skill's group key, else the record itself."""
-        return [str(record.meta.get(self.skill.group_key, record.id)) for record in records]
+        """The source of each record where its `meta` has one under the skill's group key, else the record itself."""
+        sources = [(record.id, record.meta.get(self.skill.group_key)) for record in records]
+        return [f"record {name}" if source is None else f"source {source}" for name, source in sources]
 
 
 def _named(system: LanguageModel | Ensemble, identity: str) -> str:

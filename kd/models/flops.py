@@ -1,9 +1,11 @@
 """Floating-point operations of a language model, by counting: real tokens, no padding, nothing done twice.
 
 2 per weight and token forward, as much again for each of the two gradients; the head per row that meets it; causal
-attention. Norms, rotations, softmaxes and the scans of state-space layers are left out (below 2 %).
+attention. Of a mixture's experts only those that a token is routed to count, beside its router and its shared experts.
+Norms, rotations, softmaxes and the scans of state-space layers are left out (below 2 %).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from kd.models.language_model import LanguageModel
 from kd.types import Sequences
 
+VERSION = 2  # the experts that a token is routed to, not all of them
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "recurrent", "moe")  # transformers' names of kinds of layers
+ROUTED = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")  # its names of experts for a token
 
 
 def training_flops(model: LanguageModel, sequences: Sequences) -> int:
@@ -22,7 +26,7 @@ def training_flops(model: LanguageModel, sequences: Sequences) -> int:
     6 per weight and token, 4 if the weight is frozen (no gradient of its own).
     """
     head = model.network.get_output_embeddings().weight
-    matrices = sum(_passes(p) * p.numel() for p in _backbone(model))
+    matrices = sum(_passes(p) * active for p, active in _backbone(model))
     lengths, rows = sequences.lengths, int(sequences.mask.sum())
     return (
         matrices * int(lengths.sum())
@@ -34,7 +38,7 @@ def training_flops(model: LanguageModel, sequences: Sequences) -> int:
 def reading_flops(model: LanguageModel, sequences: Sequences) -> int:
     """FLOP of one forward pass over the real tokens and loss rows of `sequences`."""
     head = model.network.get_output_embeddings().weight
-    matrices = 2 * sum(p.numel() for p in _backbone(model))
+    matrices = 2 * sum(active for _, active in _backbone(model))
     lengths, rows = sequences.lengths, int(sequences.mask.sum())
     return matrices * int(lengths.sum()) + _attention(model, int((lengths**2).sum())) + 2 * head.numel() * rows
 
@@ -51,7 +55,7 @@ def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequ
     tokens = sum(whole) - sum(before) + sum(prompts)
     squares = sum(n**2 for n in whole) - sum(n**2 for n in before) + sum(n**2 for n in prompts)
     rows = sum(responses) - len(before) + len(prompts)
-    matrices = 2 * sum(p.numel() for p in _backbone(model))
+    matrices = 2 * sum(active for _, active in _backbone(model))
     return matrices * tokens + _attention(model, squares) + 2 * head.numel() * rows
 
 
@@ -60,18 +64,44 @@ def scoring_flops(model: LanguageModel, head: nn.Linear, lengths: Int[Tensor, " 
 
     The model's own head, where it still has one, is met by no row.
     """
-    weights = sum((_passes(p) if learning else 2) * p.numel() for p in _backbone(model))
+    weights = sum((_passes(p) if learning else 2) * active for p, active in _backbone(model))
     attention = _attention(model, int((lengths**2).sum()))
     scores = (_passes(head.weight) if learning else 2) * head.weight.numel() * len(lengths)
     return weights * int(lengths.sum()) + (3 if learning else 1) * attention + scores
 
 
-def _backbone(model: LanguageModel) -> list[nn.Parameter]:
-    """Everything but the embedding, which is looked up, and the head, which some rows meet only, or which is gone."""
+def _backbone(model: LanguageModel) -> list[tuple[nn.Parameter, int]]:
+    """Each parameter with the number of its values that a token meets.
+
+    Left out are the embedding, which is looked up, and the head, which some rows meet only, or which is gone.
+    """
     network: Any = model.network
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
     apart = {module.weight.data_ptr() for module in ends if not isinstance(module, nn.Identity)}
-    return [p for p in network.parameters() if p.data_ptr() not in apart]
+    experts = _experts(network)
+    found = []
+    for name, parameter in network.named_parameters():
+        if parameter.data_ptr() not in apart:
+            inside = (share for prefix, share in experts.items() if name.startswith(prefix))
+            routed, of = next(inside, (1, 1))
+            found.append((parameter, parameter.numel() * routed // of))
+    return found
+
+
+def _experts(network: Any) -> dict[str, tuple[int, int]]:
+    """By prefix of their parameters' names, a mixture's routed experts: to how many of how many a token goes.
+
+    Empty where the config does not give that number; all experts count then. Adapters of experts share their prefix.
+    """
+    config = network.config.get_text_config()
+    config = getattr(config, "ffn_config", config)  # DBRX
+    routed = next((count for key in ROUTED if isinstance(count := getattr(config, key, None), int)), None)
+    found = {}
+    for name, module in network.named_modules():
+        count, shared = getattr(module, "num_experts", None), name.rpartition(".")[2].startswith("shared")
+        if routed and isinstance(count, int) and type(module).__name__.endswith("Experts") and not shared:
+            found[re.sub(r"(\.base_layer)+$", "", name) + "."] = (min(routed, count), count)
+    return found
 
 
 def _attention(model: LanguageModel, squares: int) -> int:

@@ -23,6 +23,8 @@ from kd.models.sources import model_folder
 from kd.models.tokenizers import byte_tokenizer, set_template
 
 DType = Literal["float32", "bfloat16", "float64"]
+FITTED = ("eva", "corda", "loftq", "lora_ga")  # starts of adapters that need more than the weights
+FACTORED = ("pissa", "olora", "mica")  # and those that are factors of the weights
 Rule = Literal["even", "first", "last", "ends"]
 
 
@@ -187,7 +189,7 @@ def _finish(
 
 
 def _with_lora(network: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
-    _check_lora(config)
+    _check_lora(config, network.dtype)
     network = cast(PreTrainedModel, get_peft_model(network, config).get_base_model())
     if hasattr(network.get_output_embeddings(), "get_delta_weight") and (config.use_dora or config.lora_bias):
         raise ValueError(
@@ -196,12 +198,33 @@ def _with_lora(network: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
         )
     _check_tied(network)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        if "lora_" not in name:  # of the adapters, what peft trains: MiCA's B stays as it is
+            parameter.requires_grad_(False)
     return network
 
 
-def _check_lora(config: LoraConfig) -> None:
-    """Raises ValueError for what would not be trained, or could not be folded into the weights."""
+def _check_lora(config: LoraConfig, dtype: torch.dtype) -> None:
+    """Raises ValueError for what would train nothing, could not be initialised, or not be folded into the weights."""
+    scales = {"lora_alpha": config.lora_alpha, **{f"alpha_pattern.{n}": a for n, a in config.alpha_pattern.items()}}
+    for key, alpha in scales.items():
+        if not alpha > 0:
+            raise ValueError(f"lora.{key}={alpha}: adapters scaled by it would not learn; set it above 0")
+    if not 0 <= config.lora_dropout < 1:
+        raise ValueError(
+            f"lora.lora_dropout={config.lora_dropout}: the share of the adapters' inputs that is dropped; keep it "
+            "between 0 and 1, and below 1, at which they learn nothing"
+        )
+    start = str(config.init_lora_weights)
+    if start.startswith(FITTED):
+        raise ValueError(
+            f"lora.init_lora_weights={start}: it fits adapters to data or to quantized weights, which are not given "
+            "here; take true, gaussian, orthogonal, pissa or olora"
+        )
+    if start.startswith(FACTORED) and dtype == torch.float64:
+        raise ValueError(
+            f"lora.init_lora_weights={start}: peft factors weights in float32, and these are float64; set "
+            "dtype=float32, or take true, gaussian or orthogonal"
+        )
     if config.bias != "none":
         raise ValueError(f"lora.bias={config.bias}: adapters alone are trained, and biases stay frozen; set it to none")
     if config.layer_replication:

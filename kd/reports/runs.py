@@ -1,6 +1,5 @@
 """Finding and reading run folders and the job records of sweeps (`docs/run_folder.md`)."""
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from kd.job_record import read_record
 from kd.results import read_results
 
-RECORD = ("num", "overrides", "status", "reason", "run_folder", "seconds")  # what a report reads of a job's record
 TIDY = ("run", "config_hash", "seed", "skill", "metric", "system", "value", "n", "low", "high")
 
 
@@ -130,13 +129,13 @@ def _from_folder(folder: Path) -> Job:
 
 
 def _from_record(file: Path, sweep: Path) -> Job:
-    record, problem = _read(_record, file)
+    record, problem = _read(read_record, file)
     if record is None:
         return Job(label=file.stem, status="unreadable", problem=problem)
     folder = None if record["run_folder"] is None else (sweep / record["run_folder"]).resolve()
     finished = record["status"] in ("done", "skipped") and folder is not None
     results, problem = _read(read_results, folder) if finished and folder else (None, None)
-    if results is not None and record.get("omits") is not None:  # skipped: another method's run may have written them
+    if results is not None and record["omits"] is not None:  # skipped: another method's run may have written them
         results["omits"] = record["omits"]
     return Job(
         label=str(record["num"]),
@@ -156,16 +155,6 @@ def _read(reader: Callable[[Path], Any], path: Path) -> tuple[Any, str | None]:
         return reader(path), None
     except (ValueError, OSError) as error:
         return None, " ".join(str(error).split())
-
-
-def _record(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is torn ({error})") from None
-    if missing := [key for key in RECORD if not isinstance(record, dict) or key not in record]:
-        raise ValueError(f"{file} is no record of a job: it has no {missing[0]}")
-    return record
 
 
 def _overrides(folder: Path) -> list[str]:

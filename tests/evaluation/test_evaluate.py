@@ -196,6 +196,16 @@ def test_problems_of_one_source_are_resampled_together(session, student, test_re
     assert grouped.scores["accuracy"] == proportion(alone.answers["score"], [i % 2 for i in range(10)])
 
 
+def test_problems_whose_source_is_none_stand_for_themselves(session, student, test_records):
+    """Nor is a source whose name is that of a record the same as this record."""
+    none = [replace(item, meta={**item.meta, "parity": None}) for item in test_records]
+    alone, found = (session(test=items).measure(student, identity="student") for items in (test_records, none))
+    assert found.scores == alone.scores
+    first, second, *others = test_records
+    named = [first, replace(second, meta={**second.meta, "parity": first.id}), *others]
+    assert session(test=named).measure(student, identity="student").scores == alone.scores
+
+
 def test_a_teacher_with_other_tokens_is_measured_in_its_own(session, student):
     """`What is` is one token of this tokenizer, and `12` another; bytes are the same for both."""
     words = byte_tokenizer()

@@ -58,11 +58,43 @@ def test_the_exported_folder_is_the_student_with_its_adapters(family, tmp_path):
     [
         ({"bias": "all"}, r"lora\.bias=all: adapters alone"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+        ({"lora_alpha": 0}, r"lora\.lora_alpha=0: adapters scaled by it would not learn; set it above 0"),
+        ({"lora_alpha": -4}, r"lora\.lora_alpha=-4"),
+        ({"alpha_pattern": {"q_proj": 0}}, r"lora\.alpha_pattern\.q_proj=0"),
+        ({"lora_dropout": 1.0}, r"lora\.lora_dropout=1\.0: .*at which they learn nothing"),
+        ({"lora_dropout": -0.1}, r"lora\.lora_dropout=-0\.1"),
+        *(
+            ({"init_lora_weights": name}, rf"lora\.init_lora_weights={name}: .*; take true")
+            for name in ("eva", "corda", "lora_ga")
+        ),
     ],
 )
 def test_what_would_not_be_trained_or_not_be_folded_is_refused(lora, told):
     with pytest.raises(ValueError, match=told):
         adapted("llama", **lora)
+    with torch.device("meta"), pytest.raises(ValueError, match=told):  # before any weight is loaded
+        adapted("llama", **lora)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "mica"])
+def test_adapters_that_are_factors_of_the_weights_begin_as_the_checkpoint_and_need_float32(start):
+    """They learn; what peft leaves as it is (B of MiCA) does not."""
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=start)
+    architecture = {"model_type": "llama", **SMALL}
+    with seeded(0, "factors"):
+        model = scratch(architecture=architecture)
+    before = logits(model.network.eval())
+    network = _with_lora(model.network, lora)
+    torch.testing.assert_close(logits(network), before, atol=1e-5, rtol=1e-4)
+    network(torch.arange(20, 40)[None]).logits.logsumexp(-1).sum().backward()
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name.split("lora_")[1][0] for name in learning} == ({"A"} if start == "mica" else {"A", "B"})
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in network.named_parameters() if name in learning)
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            wide = scratch(architecture=architecture, dtype="float64")
+            with pytest.raises(ValueError, match=rf"lora\.init_lora_weights={start}: .* set dtype=float32"):
+                _with_lora(wide.network, lora)
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from kd.jobs import Job
+from kd.jobs import Job, announce
+from kd.jobs import read_jobs as recorded
 from kd.reports.runs import read_jobs, read_runs
 from kd.reports.sweep import sweep_grids, write_sweep
 from kd.results import read_results
 from kd.run_folder import RunFolder
+from kd.sweeps import SweepReport
 from tests.reports.test_reports import add_job, add_run, page, program
 
 REPOSITORY = Path(__file__).parents[2]
@@ -132,6 +134,72 @@ def test_a_record_of_a_job_that_is_torn_hides_no_other(tmp_path: Path) -> None:
     first, second = [note for note in sweep_grids(sweep)[-1].notes if note.startswith("Not read")]
     assert "2.json is torn" in first
     assert "3.json is no record of a job: it has no overrides" in second
+
+
+def field(**changed: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+    return change
+
+
+def a_folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+RECORDS = {
+    "torn": (lambda path: path.write_text('{"num": 2, "over'), "2.json is torn"),
+    "empty": (lambda path: path.write_text(""), "2.json is torn"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "2.json is torn"),
+    "a list": (lambda path: path.write_text("[1, 2]"), "2.json is no record of a job: no keys"),
+    "null": (lambda path: path.write_text("null"), "2.json is no record of a job: no keys"),
+    "a folder": (a_folder_instead, "2.json cannot be read (Is a directory)"),
+    "a field less": (lambda path: path.write_text('{"num": 2}'), "is no record of a job: it has no overrides"),
+    "overrides are a number": (field(overrides=3), "is no record of a job: overrides: Input should be a valid list"),
+    "a folder that is a number": (field(run_folder=5), "is no record of a job: run_folder: Input should be a valid"),
+    "seconds are a word": (field(seconds="long"), "is no record of a job: seconds: Input should be a valid number"),
+    "an unknown status": (field(status="fine"), "is no record of a job: status: Input should be 'waiting', 'running'"),
+    "no number": (field(num=None), "is no record of a job: num: Input should be a valid integer"),
+    "another job's": (field(num=3), "2.json is the record of job 3, and its name that of job 2"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), RECORDS.values(), ids=RECORDS)
+def test_a_record_that_cannot_be_read_is_listed(damage: Callable, says: str, tmp_path: Path) -> None:
+    """By the tables; and by what runs and ends a sweep, which goes on, leaves the file and does not end with 0."""
+    sweep = tmp_path / "outputs" / "sweeps" / "today"
+    for number in (1, 2, 10):
+        add_job(sweep, number, [f"a={number}"])
+    Job([], sweep, 3, "waiting").write()
+    path = sweep / "jobs" / "2.json"
+    damage(path)
+    left = path.read_bytes() if path.is_file() else None
+    assert [(job.label, job.status) for job in read_jobs(sweep)][1] == ("2", "unreadable")
+    (note,) = [note for note in sweep_grids(sweep)[-1].notes if note.startswith("Not read")]
+    assert says in note
+    found = recorded(sweep)
+    assert {number: job.status for number, job in found.items()} == {
+        1: "done",
+        2: "unreadable",
+        3: "waiting",
+        10: "done",
+    }
+    assert says in str(found[2].reason)
+    announce(sweep, 3, [])
+    SweepReport.sweep = sweep
+    assert not SweepReport.conclude(settle=True)
+    assert says in (sweep / "sweep.md").read_text()
+    assert (path.read_bytes() if path.is_file() else None) == left
+
+
+def test_a_record_of_a_later_version_is_read(tmp_path: Path) -> None:
+    sweep = tmp_path / "outputs" / "sweeps" / "today"
+    add_job(sweep, 2, ["a=2"])
+    field(of_a_later_version={"b": 1})(sweep / "jobs" / "2.json")
+    (sweep / "jobs" / "notes.json").write_text("{}")
+    assert [(number, job.overrides) for number, job in recorded(sweep).items()] == [(2, ["a=2"])]
+    assert [job.status for job in read_jobs(sweep)] == ["done", "unreadable"]
 
 
 def test_overrides_that_are_torn_are_named_and_the_results_shown(tmp_path: Path) -> None:
