@@ -194,15 +194,23 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
 
 
 def baseline_results(cfg: DictConfig) -> Mapping[str, Any]:
-    """Results of `baseline(cfg)`, made now if there are none yet."""
+    """Results of `baseline(cfg)`, made now if there are none yet.
+
+    Raises ValueError where that run fails or its results cannot be read; names it, so that it is not taken for `cfg`.
+    """
     other = named(baseline(cfg))
     if is_rank_zero():
         limited = any(limit is not None for limit in cfg.budget.values())
         equal = "an equal budget, the same data" if limited else "equal steps, data"
         print(f"beside it, {cfg.compare} with {equal} and initial weights:", flush=True)
-    return Job(overrides=[f"objective={cfg.compare}", "compare=null"]).run(
-        folder_of(other), lambda folder: work(other, folder), config_yaml=_yaml(other), wait=True
-    )
+    job, folder = Job(overrides=[f"objective={cfg.compare}", "compare=null"]), folder_of(other)
+    try:
+        return job.run(folder, lambda folder: work(other, folder), config_yaml=_yaml(other), wait=True)
+    except ValueError as error:
+        raise ValueError(
+            f"the baseline, which compare={cfg.compare} runs beside this one in {folder.path}, failed: {error}; or "
+            "leave it out, compare=null"
+        ) from error
 
 
 class Evaluated:

@@ -96,7 +96,7 @@ def _of_term(name: str, term: Term) -> Iterator[str]:
     if 0 < (temperature := settings.get("temperature", 1.0)) < 1:
         yield f"raise objective.{name}.loss.temperature={temperature:g}"
     ends = (term.weight.start, term.weight.end) if isinstance(term.weight, Schedule) else (term.weight,)
-    if max(map(abs, ends)) > 1:
+    if max(ends) > 1:
         yield f"lower objective.{name}.weight={term.weight}"
     if term.lr is not None:
         yield f"lower objective.{name}.lr={term.lr:g}"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from kd import experiment, preparation
 from kd.export import card
+from kd.identity import SPLITS
 from kd.jobs import Job
 from kd.run_folder import RunFolder
 from tests import runs
@@ -32,6 +33,7 @@ def config(*overrides: str) -> DictConfig:
     return compose("config", overrides=[*TINY, *overrides])
 
 
+SHORT = ["teacher.prepare=null", "optim.steps=2", "evaluation=none", *(f"skill.{s}=8" for s in SPLITS)]
 VARIED = [
     "reduction=sequence",
     "temperature=2",
@@ -84,6 +86,18 @@ def test_a_run_on_sft_is_the_baseline_of_its_neighbours() -> None:
         cfg = experiment.named(config(*overrides))
         assert cfg.compare == "sft"
         assert experiment.folder_of(experiment.named(experiment.baseline(cfg))).path == own
+
+
+def test_a_baseline_that_diverges_is_named(tmp_path: Path) -> None:
+    """Past the check of the bounds: its learning rate is that of the run which it stands beside."""
+    cfg = config(*SHORT, "compare=sft", f"run.root={tmp_path}")
+    cfg.optim.lr = 1e30
+    with pytest.raises(ValueError, match=r"is \S+ at step \d, .*; or leave it out, compare=null$") as refused:
+        experiment.baseline_results(cfg)
+    (failed,) = tmp_path.glob("*/results.json")
+    named = f"the baseline, which compare=sft runs beside this one in {failed.parent}, failed: "
+    assert str(refused.value).startswith(named)
+    assert yaml.safe_load((failed.parent / "config.yaml").read_text())["objective"].keys() == {"sft"}
 
 
 def test_seqkd_is_not_its_own_baseline() -> None:
