@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import load_file
 
+from kd.composition.check import check
 from kd.experiment import check_launch, train_only
 from kd.export import export
 from kd.finiteness import NotFinite
@@ -268,3 +270,20 @@ def test_a_preparation_that_diverges_names_its_own_learning_rate(tmp_path: Path)
     assert "optim.lr" not in str(raised.value)
     with conf():
         assert unprepared(cfg) == ["teacher"]
+
+
+def test_a_preparation_on_plain_text_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
+    """An objective of one's own; the corpus is the run's, and no preparation is named by it."""
+    loss = "{_target_: kd.objectives.divergence.cross_entropy, _partial_: true}"
+    streams = {"plain_a": "main", "plain_b": "lm"}
+    terms = [f"{name}: {{stream: {stream}, kind: likelihood, loss: {loss}}}\n" for name, stream in streams.items()]
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "plain.yaml").write_text("".join(terms))
+    cfg = config(prepare={**SHORT, "objective": "plain"})
+    refused = (
+        r"^teacher\.prepare\.objective=plain has plain_b, which learns on plain text .*; take sft$"
+    )
+    with conf():
+        GlobalHydra.instance().config_loader().get_search_path().append("command-line", f"file://{tmp_path}")
+        with pytest.raises(ValueError, match=refused):
+            check(cfg)

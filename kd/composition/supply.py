@@ -148,10 +148,8 @@ def _check_streams(config: Node) -> None:
 def check_other_runs(config: Node) -> None:
     """The same for the runs that this one brings along: its baseline `compare`, and what prepares its models."""
     for role, node in prepared_roles(config).items():
-        name = (node.get("prepare") or {}).get("objective")
-        if name is not None and not _needs_none("objective", name):
-            free = " or ".join(name for name in choices("objective") if _needs_none("objective", name))
-            raise ValueError(f"{role}.prepare.objective={name} needs a teacher, and nobody teaches there; take {free}")
+        if (name := (node.get("prepare") or {}).get("objective")) is not None:
+            _check_prepared(f"{role}.prepare.objective={name}", name)
     if config["compare"] is not None:
         for name in ("teacher_tokens", "generated_tokens"):
             if config["budget"].get(name) is not None:
@@ -166,6 +164,16 @@ def check_other_runs(config: Node) -> None:
         except ValueError as error:
             ways = error.ways if isinstance(error, Lack) else {}
             raise Lack(f"compare={config['compare']}: {error}", {**ways, "compare": ["null"]}) from None
+
+
+def _check_prepared(path: str, name: str) -> None:
+    """What prepares a model learns on the skill's records alone."""
+    plain = [term for term, node in content("objective", name).items() if node.get("stream") == "lm"]
+    if not plain and _needs_none("objective", name):
+        return
+    free = [n for n in choices("objective") if n != name and _needs_none("objective", n)]
+    what = f"has {plain[0]}, which learns on plain text (stream: lm)" if plain else "needs a teacher"
+    raise ValueError(f"{path} {what}, and there is none in a preparation; take {' or '.join(free)}")
 
 
 def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:

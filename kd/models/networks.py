@@ -205,8 +205,8 @@ def _with_lora(network: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
 
 def _check_lora(config: LoraConfig, dtype: torch.dtype) -> None:
     """Raises ValueError for what would train nothing, could not be initialised, or not be folded into the weights."""
-    scales = {"lora_alpha": config.lora_alpha, **{f"alpha_pattern.{n}": a for n, a in config.alpha_pattern.items()}}
-    for key, alpha in scales.items():
+    patterns = {f"alpha_pattern.{name}": alpha for name, alpha in (config.alpha_pattern or {}).items()}
+    for key, alpha in {"lora_alpha": config.lora_alpha, **patterns}.items():
         if not alpha > 0:
             raise ValueError(f"lora.{key}={alpha}: adapters scaled by it would not learn; set it above 0")
     if not 0 <= config.lora_dropout < 1:
