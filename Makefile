@@ -52,7 +52,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/installed
-	$(VENV)/bin/python -m kd.composition.reference
+	$(VENV)/bin/python -m kd.pages.objectives
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from kd import sweeps
 from kd.composition.overrides import check_overrides
 from kd.errors import in_one_sentence
-from kd.jobs import Job
+from kd.sweeps import entry as sweeps
+from kd.sweeps.jobs import Job
 
 CONF = Path(__file__).parent / "conf"
 
@@ -16,7 +16,7 @@ CONF = Path(__file__).parent / "conf"
 @sweeps.main(config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig, job: Job) -> float | None:
     """One run, or one job of a sweep."""
-    from kd.experiment import run
+    from kd.experiment.run import run
 
     return run(cfg, job)
 

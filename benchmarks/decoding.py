@@ -40,9 +40,9 @@ def prompts(case: Mapping[str, Any]) -> torch.Tensor:
 
 def ours(case: Mapping[str, Any], sample: bool = True) -> Callable[[], list[list[int]]]:
     """From float32 weights, under autocast for bf16, as in training: casting and packing them is counted each time."""
-    from kd.models.generation import write
+    from kd.generators.generation import write
+    from kd.generators.sampling import Sampled
     from kd.models.language_model import LanguageModel
-    from kd.models.sampling import Sampled
 
     model = LanguageModel(network(case["layers"], case["size"], seed=1), words(case["size"]["vocab_size"]))
     asked, choose = prompts(case).tolist(), Sampled(float(sample))

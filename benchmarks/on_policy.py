@@ -115,7 +115,7 @@ class _Told:
         self.vocabulary = case["size"]["vocab_size"]
 
     def __call__(self, window: list, models: Any, progress: Any, encoder: Any) -> list:
-        from kd.chat_template import encode_prompt
+        from kd.data.chat_template import encode_prompt
         from kd.rollouts.wrapping import records_of
         from kd.types import Written
 

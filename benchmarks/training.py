@@ -117,9 +117,9 @@ def fit(module: Any, records: list, case: Mapping[str, Any], callback: Any) -> N
     import lightning
     from omegaconf import OmegaConf
 
-    import kd.trainer  # noqa: F401  quiets Lightning as run.py does
+    import kd.training.trainer  # noqa: F401  quiets Lightning as run.py does
     from benchmarks.losses import CONF
-    from kd.data import Data
+    from kd.data.windows import Data
 
     name = "cpu_bf16" if case["precision"] == "bf16" else "cpu"
     trainer = lightning.Trainer(
@@ -143,13 +143,13 @@ def distillation(
     """The module, with `case["window"]` records a step (8 unless told otherwise)."""
     from benchmarks.losses import objective
     from kd.alignment.same import Same
+    from kd.data.sequences import Encoder
+    from kd.experiment.build import reads_packed
     from kd.models.language_model import LanguageModel
-    from kd.models.teacher import WhiteBox
-    from kd.module import Distillation
-    from kd.optimization import Optimization
-    from kd.sequences import Encoder
-    from kd.terms import Term
-    from kd.training import reads_packed
+    from kd.teachers.white_box import WhiteBox
+    from kd.training.module import Distillation
+    from kd.training.optimization import Optimization
+    from kd.training.terms import Term
 
     student = LanguageModel(network(case["layers"][1], case["size"], seed=1), tokenizer)
     dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32

@@ -2,7 +2,7 @@
 
 An artifact is a file or a folder with a manifest: the sizes and sha256 of its files, what it belongs to, what it cost.
 A folder holds its manifest (`artifact.json`), a file has it beside itself (`NAME.artifact.json`). A stage names its
-artifact by an identity (`kd.identity`), so that one which is complete is never made again.
+artifact by an identity (`kd.experiment.identity`), so that one which is complete is never made again.
 """
 
 import hashlib

@@ -20,19 +20,19 @@ from kd.artifacts import locked, write_atomically
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.evaluation.reading import reading
-from kd.experiment import train_only
+from kd.experiment.build import Parts, build, device
+from kd.experiment.preparation import prepared, targets_folder
+from kd.experiment.run import train_only
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
-from kd.models.approximated import Approximated
-from kd.models.cached import head_tensors
-from kd.models.identity import model_digest
-from kd.models.target_store import TargetStore, check_part, keep, keys_of
-from kd.models.targets import Hidden, stored
-from kd.models.teacher import ask
-from kd.observation import moved
-from kd.preparation import prepared, targets_folder
 from kd.progress import progress_bar
 from kd.seeding import derive
-from kd.training import Parts, build, device
+from kd.teachers.cached import head_tensors
+from kd.teachers.digests import model_digest
+from kd.teachers.target_store import TargetStore, check_part, keep, keys_of
+from kd.teachers.targets import Hidden, stored
+from kd.teachers.truncated import Approximated
+from kd.teachers.white_box import ask
+from kd.training.observation import moved
 from kd.types import Batch
 
 SHARD = 256  # sequences

@@ -1,4 +1,4 @@
-"""The foreign code that the user allows by name, beside the project's own (`kd.composition.allowed`)."""
+"""The foreign code that the user allows by name, beside the project's own (`kd.components.allowed`)."""
 
 import os
 import re

@@ -29,7 +29,7 @@ def versions(*names: str) -> dict[str, int | str]:
     """What the numbers of these modules, or of functions and classes in them, depend on.
 
     Args:
-        names: dotted paths, such as `kd.training` or `my_losses.jeffreys`.
+        names: dotted paths, such as `kd.experiment.build` or `my_losses.jeffreys`.
 
     Returns:
         By module: the `VERSION` of each module of `kd` that has one other than 1, and the sha256 of each module from

@@ -60,9 +60,12 @@ def of_intervals() -> list[float]:
 
 
 STAGES: dict[str, tuple[Callable[[], list[float]], list[str]]] = {
-    "training": (partial(of_training, "objective=[fkl,sft]"), ["kd.training"]),
-    "training, sequence means": (partial(of_training, "objective=fkl", "reduction=sequence"), ["kd.training"]),
-    "writing": (partial(of_training, "objective=rkl", "rollout=on_policy"), ["kd.training", "kd.rollouts.on_policy"]),
+    "training": (partial(of_training, "objective=[fkl,sft]"), ["kd.experiment.build"]),
+    "training, sequence means": (partial(of_training, "objective=fkl", "reduction=sequence"), ["kd.experiment.build"]),
+    "writing": (
+        partial(of_training, "objective=rkl", "rollout=on_policy"),
+        ["kd.experiment.build", "kd.rollouts.on_policy"],
+    ),
     "intervals": (of_intervals, ["kd.intervals"]),
 }
 

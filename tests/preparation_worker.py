@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kd import preparation
-from kd.experiment import train_only
-from kd.run_folder import RunFolder
+from kd.experiment import preparation
+from kd.experiment.run import train_only
+from kd.runs.folder import RunFolder
 
 if __name__ == "__main__":
     config, log = Path(sys.argv[1]), Path(sys.argv[2])

@@ -1,4 +1,4 @@
-"""Runs of `kd.training` that take a second: byte models of a layer or two, a toy skill, a rollout that is scripted."""
+"""Runs of `kd.experiment.build` that take a second: byte models of a layer or two, a toy skill, a scripted rollout."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from jaxtyping import Bool, Float
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from kd.callbacks import WholeFiles
-from kd.models.identity import weights_digest
+from kd.data.sequences import Encoder
+from kd.experiment.build import Parts, build, fit
 from kd.objectives.divergence import cross_entropy, forward_kl
 from kd.rollouts.offline import Offline
-from kd.run_folder import RunFolder
+from kd.runs.folder import RunFolder
 from kd.seeding import derive
-from kd.sequences import Encoder
-from kd.training import Parts, build, fit
+from kd.teachers.digests import weights_digest
+from kd.training.callbacks import WholeFiles
 from kd.types import Batch, Models, Progress, Record, Split
 from tests.tiny import records
 

@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import kd.cache
-from kd import experiment, preparation
-from kd.jobs import Job
+from kd.data.sequences import Encoder, collate
+from kd.experiment import preparation
+from kd.experiment import run as experiment
+from kd.experiment.build import build
+from kd.experiment.preparation import targets_folder
 from kd.kernels.logits import HeadLogits
 from kd.kernels.sparse import SparseLogits
-from kd.models.cached import Cached
-from kd.models.target_store import TargetStore, keys_of
-from kd.models.teacher import ask
-from kd.preparation import targets_folder
-from kd.sequences import Encoder, collate
-from kd.training import build
+from kd.sweeps.jobs import Job
+from kd.teachers.cached import Cached
+from kd.teachers.target_store import TargetStore, keys_of
+from kd.teachers.white_box import ask
 from kd.types import Response, Sequences, Split
 from tests import runs
 from tests.tiny import record, records
@@ -89,7 +90,7 @@ def test_no_network_of_the_teacher_is_built(kind, monkeypatch):
     build(runs.config(*KINDS[kind]))
     assert len(built) >= 1
     del built[:]
-    from kd.training import _shared_teacher
+    from kd.experiment.build import _shared_teacher
 
     _shared_teacher.cache_clear()
     parts = build(runs.config(*KINDS[kind], CACHED))
@@ -301,7 +302,7 @@ def test_a_baseline_that_asks_the_teacher_reads_what_its_neighbour_reads():
 
 KILLED = """
 import os, signal, sys
-import kd.cache, kd.models.target_store as store
+import kd.cache, kd.teachers.target_store as store
 from tests import runs
 kd.cache.SHARD = 5
 original, calls = store.save_file, []

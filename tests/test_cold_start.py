@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.models.test_gguf import write_tiny_gguf
-from tests.models.test_sources import wheel
+from tests.sources.test_addresses import wheel
+from tests.sources.test_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

@@ -11,11 +11,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from kd.corpora.blocks import Blocks, blocks, lm_batch
 from kd.corpora.docstrings import Docstrings, docstrings
 from kd.corpora.licences import permissive_licence
 from kd.corpora.local import Local
 from kd.corpora.prose import Novelty, prose
+from kd.data.blocks import Blocks, blocks, lm_batch
 from kd.models.tokenizers import END, byte_tokenizer
 
 CONF = Path(__file__).parents[1] / "conf" / "corpus"

@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd import experiment, preparation
 from kd.composition.check import check
-from kd.jobs import Job
-from kd.training import build, fit
+from kd.experiment import preparation
+from kd.experiment import run as experiment
+from kd.experiment.build import build, fit
+from kd.sweeps.jobs import Job
 from kd.types import Split
 from tests.runs import Toy, config, started
 
@@ -126,7 +127,7 @@ def routed(skill: str) -> DictConfig:
     member = OmegaConf.to_container(cfg.teacher, resolve=True)
     teacher = {"members": {"first": member, "second": member}, "combine": "routed", "weights": None}
     with open_dict(cfg):
-        cfg.teacher = {"_target_": "kd.models.ensemble.Ensemble", **teacher}
+        cfg.teacher = {"_target_": "kd.teachers.ensemble.Ensemble", **teacher}
     return cfg
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd.metrics_log import TidyLogger
+from kd.runs.metrics_log import TidyLogger
 
 
 def rows(folder: Path) -> list[list[str]]:

@@ -14,8 +14,8 @@ import lightning
 import pytest
 import yaml
 
-from kd import run_folder
-from kd.run_folder import RunFolder, config_hash, git_state
+from kd.runs import folder as run_folder
+from kd.runs.folder import RunFolder, config_hash, git_state
 
 CONFIG = {"objective": {"name": "fkl", "weight": 1.0}, "layers": [1, 2], "data": {"length": 512}, "lr": 0.001}
 HASH = "0123456789ab"
@@ -203,7 +203,7 @@ def test_set_aside_renames_and_never_deletes(tmp_path: Path) -> None:
 
 KILLED_AT_REPLACE = """
     import os, signal, sys
-    from kd.run_folder import RunFolder
+    from kd.runs.folder import RunFolder
     replace, count = os.replace, 0
     def replace_or_die(source, target):
         global count
@@ -241,7 +241,7 @@ def test_killed_between_results_and_done_is_not_done(tmp_path: Path) -> None:
 
 HOLDER = """
     import sys
-    from kd.run_folder import RunFolder
+    from kd.runs.folder import RunFolder
     with RunFolder(sys.argv[1]).lock():
         print("held", flush=True)
         sys.stdin.read()

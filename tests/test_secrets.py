@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from kd import preparation
-from kd.composition.choices import CONF
+from kd.components.choices import CONF
+from kd.experiment import preparation
 from kd.secrets import hashable, masked, note, unrevealed
 from tests.runs import config
 

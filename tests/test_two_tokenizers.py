@@ -15,11 +15,11 @@ from omegaconf import OmegaConf, open_dict
 
 from kd.artifacts import cache_root, file_sha256
 from kd.composition.check import check
+from kd.data.sequences import Encoder
 from kd.doctor.__main__ import main as doctor
-from kd.models.sources import fetch
+from kd.experiment.build import build
 from kd.objectives.reduction import Counts, count
-from kd.sequences import Encoder
-from kd.training import build
+from kd.sources.addresses import fetch
 from tests import runs
 from tests.alignment.tokenizers import SMOLLM2, byte_level
 from tests.tiny import records
@@ -254,8 +254,8 @@ def test_the_doctor_tells_how_much_is_compared(vocabulary, capsys):
 
 
 def test_a_whole_run_leaves_agreement_out_and_says_so(vocabulary, tmp_path, capsys):
-    from kd.experiment import run
-    from kd.jobs import Job
+    from kd.experiment.run import run
+    from kd.sweeps.jobs import Job
 
     given = [
         *words(vocabulary, "fkl", "spans"),
@@ -331,7 +331,7 @@ def test_the_points_are_all_the_objectives_of_two_tokenizers():
 
 
 def _native(path) -> bool:
-    from kd.composition.signatures import located
+    from kd.components.signatures import located
     from kd.composition.terms import signals_of
     from kd.signals import requires
 

@@ -15,9 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import run
-from kd.composition.choices import CONF, choices
+from kd.components.choices import CONF, choices
+from kd.components.synonyms import CHOICES, KEYS, NOTES
 from kd.composition.overrides import flattened, started
-from kd.composition.synonyms import CHOICES, KEYS, NOTES
 from kd.errors import explained, fault, in_one_sentence
 
 BASE = (

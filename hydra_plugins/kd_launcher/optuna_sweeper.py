@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # else lazy: every start imports this file, and optuna is an 
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
 
-    from kd.jobs import Status
+    from kd.sweeps.jobs import Status
 
 Proposal = tuple["Trial", list[str]]  # with the overrides of its job
 
@@ -128,7 +128,7 @@ class OptunaSweeper(CheckedSweeper):
             study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
 
     def _print_best(self) -> None:
-        from kd.jobs import read_jobs
+        from kd.sweeps.jobs import read_jobs
 
         jobs = [job for job in read_jobs(self._folder()).values() if _finite(job.objective) is not None]
         if jobs:
@@ -137,7 +137,7 @@ class OptunaSweeper(CheckedSweeper):
             print(f"Best: job {best.num} ({' '.join(found)}) with {best.objective:.6g}", flush=True)
 
     def _write(self, num: int, overrides: list[str], status: "Status", reason: str | None = None) -> None:
-        from kd.jobs import Job
+        from kd.sweeps.jobs import Job
 
         Job(overrides, self._folder(), num, status, reason=reason).write()
 

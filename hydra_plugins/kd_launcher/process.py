@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from kd.jobs import Job
+    from kd.sweeps.jobs import Job
 
 RANK_VARIABLES = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "GLOBAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
@@ -63,7 +63,7 @@ class ProcessLauncher(Launcher):
         return returns
 
     def _job(self, num: int, overrides: list[str]) -> JobReturn:
-        from kd.jobs import announce, read_jobs  # lazy: importing a plugin must be fast
+        from kd.sweeps.jobs import announce, read_jobs  # lazy: importing a plugin must be fast
 
         sweep = Path(self.config.hydra.sweep.dir).absolute()
         job = read_jobs(sweep).get(num)
@@ -75,7 +75,7 @@ class ProcessLauncher(Launcher):
         return result
 
     def _run(self, sweep: Path, num: int, overrides: list[str]) -> "Job":
-        from kd.jobs import NUM, SWEEP, Job, read_jobs
+        from kd.sweeps.jobs import NUM, SWEEP, Job, read_jobs
 
         started = time.time()
         environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}

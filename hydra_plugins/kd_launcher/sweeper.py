@@ -70,8 +70,8 @@ class CheckedSweeper(BasicSweeper):
             HydraConfig.instance().cfg = outer
 
     def _record(self, num: int, overrides: list[str], folder: Any, omits: list[str]) -> None:
-        from kd.jobs import Job  # lazy: importing a plugin must be fast
-        from kd.run_folder import RunFolder
+        from kd.runs.folder import RunFolder
+        from kd.sweeps.jobs import Job  # lazy: importing a plugin must be fast
 
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir).absolute()

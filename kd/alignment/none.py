@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.byte_spans import columns, with_ends
-from kd.chat_template import end_id
+from kd.data.chat_template import end_id
 from kd.types import Batch, ModelOutput, Pairs
 
 

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.byte_spans import first_rows, identity_spans, with_ends
 from kd.alignment.token_bytes import token_bytes
-from kd.chat_template import end_id
-from kd.sequences import same_text
+from kd.data.chat_template import end_id
+from kd.data.sequences import same_text
 from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
 

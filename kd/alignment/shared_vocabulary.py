@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.spans import SpanAlignment
-from kd.chat_template import end_id
+from kd.data.chat_template import end_id
 
 PROBE = "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本 🙂"
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kd.chat_template import Turn, turn_of
+from kd.data.chat_template import Turn, turn_of
 
 END = b"\xff\xfe end"  # no text holds it: neither byte occurs in UTF-8
 

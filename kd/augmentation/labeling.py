@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kd.artifacts import Cost, cache_root, key, once
-from kd.chat_template import response_text
+from kd.data.chat_template import response_text
+from kd.data.sequences import prompt_ids
 from kd.generators import Generator, Row
+from kd.generators.sampling import Sampled
 from kd.generators.torch import Torch
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from kd.progress import progress_bar
 from kd.seeding import seeded
-from kd.sequences import prompt_ids
 from kd.types import Record, Response, Written
 from kd.versions import versions
 
@@ -33,7 +33,7 @@ class Labeling:
         max_new_tokens: a response that long is cut off there, without an end token.
         temperature: 0 takes the likeliest token each time, or searches with the generator's beams, as the paper does,
             and keeps the best `samples`; above 0 samples.
-        top_p: see `kd.models.generation.generate`.
+        top_p: see `kd.generators.generation.generate`.
         keep_reference: whether the record's own responses stay, before the teacher's.
         drop_unfinished: leave out records with a response that was cut off. Text does not show where it was cut,
             so a student that learns on it learns to stop there.

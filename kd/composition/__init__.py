@@ -1,5 +1,1 @@
-"""Is this config a run? Asked before any weight is loaded."""
-
-from kd.composition import resolvers  # registers them
-
-__all__ = ["resolvers"]
+"""Is this config a run? Checked before any weight is loaded."""

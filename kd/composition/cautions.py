@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any
 
-from kd.composition.signatures import joined, located
+from kd.components.signatures import joined, located
 from kd.composition.terms import signals_of
 from kd.signals import FROM_REWARD, requires
-from kd.terms import STREAMS
+from kd.training.terms import STREAMS
 
 Node = Mapping[str, Any]
 

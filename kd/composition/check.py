@@ -13,9 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.composition.allowed import check_allowing
-from kd.composition.choices import choices, file_of
-from kd.composition.components import calls, check_code
+from kd.components.allowed import check_allowing
+from kd.components.choices import choices, file_of
+from kd.components.instantiation import calls, check_code
+from kd.components.signatures import check_call, joined, located, suggestion
 from kd.composition.formula import composed
 from kd.composition.groups import check_margins
 from kd.composition.lacks import Lack
@@ -23,9 +24,8 @@ from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides, flattened
 from kd.composition.records import record_checks
 from kd.composition.remedy import Line, explained, unresolved
+from kd.composition.requirements import check_other_runs, supply_checks
 from kd.composition.sections import GROUPS, check_sections, check_trainer, prepared_roles
-from kd.composition.signatures import check_call, joined, located, suggestion
-from kd.composition.supply import check_other_runs, supply_checks
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
@@ -49,7 +49,8 @@ def check(
     """Raises ValueError, in one sentence that names value, reason and remedy, if `cfg` cannot be run.
 
     words: the overrides that made it, where Hydra does not run it as a job: refusals name the command line that works.
-    models: the check of its models (`kd.outlines.check_models`), which a command line that works must pass, too.
+    models: the check of its models (`kd.experiment.compatibility.check_models`), which a command line that works must
+            pass, too.
     """
     line = Line.of(words) if words is not None else Line.given()
     try:
@@ -171,7 +172,7 @@ def _check_network(path: str, node: Mapping[str, Any]) -> None:
     """The mappings that `kd.models.networks` hands on, against who takes them."""
     from peft import LoraConfig
 
-    from kd.models.sources import model_folder
+    from kd.sources.addresses import model_folder
 
     for key, taker in (("source", model_folder), ("tokenizer", model_folder), ("lora", LoraConfig)):
         if isinstance(node.get(key), Mapping):

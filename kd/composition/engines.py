@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kd.composition.signatures import located
-from kd.generators.elsewhere import Elsewhere
+from kd.components.signatures import located
+from kd.generators.external_engine import Elsewhere
 from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
 

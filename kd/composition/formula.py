@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from kd.composition.signatures import FOR_HYDRA, located, shown
+from kd.components.signatures import FOR_HYDRA, located, shown
 from kd.schedules import Schedule
 
 END = r"(?:;|\.(?=\s+(?:[A-Z(`]|\w-[A-Z]|arXiv))|\.?$)"  # of a clause; "eq. 6" goes on, and "f-Distill" begins anew

@@ -5,9 +5,9 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from kd.composition.choices import choices
+from kd.components.choices import choices
+from kd.components.signatures import joined, located
 from kd.composition.lacks import Lack
-from kd.composition.signatures import joined, located
 
 Node = Mapping[str, Any]
 

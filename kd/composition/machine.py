@@ -15,12 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd.composition.components import instantiate
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located, shown, suggestion
 from kd.composition.places import check_folder, check_name
-from kd.composition.signatures import located, shown, suggestion
 from kd.composition.targets import kept
 from kd.generators.vllm_server import Server
-from kd.models.sources import cache_root
+from kd.sources.addresses import cache_root
 
 Node = Mapping[str, Any]
 OF_PROJECT, LONGEST_PROJECT, LONGEST_TAG = "/\\#?%:", 128, 64  # what W&B forbids in a project's name, and its limits

@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.composition.allowed import allow_typed, check_hydra
-from kd.composition.choices import (
+from kd.components.allowed import allow_typed, check_hydra
+from kd.components.choices import (
     CONF,
     Choice,
     alternatives,
@@ -31,8 +31,8 @@ from kd.composition.choices import (
     parsed,
     sweeps_of,
 )
+from kd.components.synonyms import KEYS, NOTES
 from kd.composition.places import check_folder
-from kd.composition.synonyms import KEYS, NOTES
 from kd.errors import explained
 from kd.secrets import note
 

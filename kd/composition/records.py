@@ -10,14 +10,14 @@ from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
 
-from kd.composition.choices import choices
-from kd.composition.components import instantiate
+from kd.components.choices import choices
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located
 from kd.composition.groups import group_check, passes_given, ways
 from kd.composition.lacks import Lack
-from kd.composition.signatures import located
 from kd.composition.terms import signals_of
-from kd.models.ensemble import member_of
-from kd.terms import STREAMS
+from kd.teachers.ensemble import member_of
+from kd.training.terms import STREAMS
 from kd.types import Record, Split
 
 Node = Mapping[str, Any]

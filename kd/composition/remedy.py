@@ -22,10 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.composition.choices import axes, choices
+from kd.components.choices import axes, choices
+from kd.components.signatures import located
 from kd.composition.lacks import Lack
-from kd.composition.signatures import located
-from kd.composition.supply import content
+from kd.composition.requirements import content
 
 Config = dict[str, Any]  # resolved
 Misfits = Callable[[Config], list[ValueError]]

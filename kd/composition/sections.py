@@ -9,13 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, PositiveInt
 
-from kd.budget import Limits
-from kd.composition.choices import choices, meant
-from kd.composition.signatures import check_call, shown, suggestion
-from kd.composition.synonyms import KEYS, NOTHING
+from kd.components.choices import choices, meant
+from kd.components.signatures import check_call, shown, suggestion
+from kd.components.synonyms import KEYS, NOTHING
 from kd.objectives.divergence import Positive
 from kd.objectives.reduction import Reduction
-from kd.optimization import Optimization, Rate
+from kd.training.budget import Limits
+from kd.training.optimization import Optimization, Rate
 
 GROUPS = (
     *("teacher", "targets", "student", "skill", "augmentation", "rollout", "generator", "reward", "alignment"),
@@ -82,7 +82,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The section `checkpoint`; `monitor` is one of the metrics that `kd.module` logs."""
+    """The section `checkpoint`; `monitor` is one of the metrics that `kd.training.module` logs."""
 
     every: PositiveInt
     validate: PositiveInt
@@ -113,7 +113,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Prepare:
-    """How a teacher or a student is tuned first (`kd.preparation`).
+    """How a teacher or a student is tuned first (`kd.experiment.preparation`).
 
     skill: a file of `conf/skill`, or None for the run's own. lr: the default is a checkpoint's, as in
     `conf/config.yaml`; small random weights bear a higher one. seed: not the run's, so that runs share what is made.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.composition.components import instantiate
-from kd.composition.signatures import located, shown
-from kd.composition.supply import demands
-from kd.models.targets import Targets
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located, shown
+from kd.composition.requirements import demands
 from kd.seeding import seeded
 from kd.signals import is_row_wise, of_role, requires
+from kd.teachers.targets import Targets
 from kd.types import WRITERS, Progress
 
 Node = Mapping[str, Any]

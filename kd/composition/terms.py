@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd.composition.signatures import check_call, located, shown
+from kd.components.signatures import check_call, located, shown
 from kd.composition.weights import check_silence, check_weight
 from kd.signals import PAIR, domain, requires
-from kd.terms import STREAMS, Term
+from kd.training.terms import STREAMS, Term
 
 Node = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from kd.composition.signatures import check_call, shown
+from kd.components.signatures import check_call, shown
 from kd.schedules import Schedule
 
 LARGEST = 1e6  # beyond it, gradients leave float32 sooner or later; the learning rate is the place for a scale

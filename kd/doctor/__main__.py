@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from kd.doctor.checks import check_data, check_ends, has_end, licences, special_tokens
-from kd.doctor.findings import Finding, findings_table, worst
 from kd.doctor.measure import STEPS, measured, resident
 from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
 from kd.doctor.shift import shift_self_test
-from kd.doctor.subject import Subject, admit, composed, teachers
+from kd.doctor.subject import admit, composed
 from kd.doctor.tokens import record_tables
 from kd.errors import explained, fault
+from kd.experiment.checks import Subject, check_data, check_ends, has_end, licences, special_tokens, teachers
+from kd.experiment.findings import Finding, findings_table, worst
 from kd.kernels.allocation import keep_freed_memory
 
 SELF_TEST = 2  # records

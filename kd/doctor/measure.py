@@ -11,9 +11,9 @@ import torch
 from omegaconf import open_dict
 
 from kd.doctor.memory import on_gpu
-from kd.doctor.subject import Subject
-from kd.run_folder import RunFolder
-from kd.training import fit
+from kd.experiment.build import fit
+from kd.experiment.checks import Subject
+from kd.runs.folder import RunFolder
 
 STEPS = 2  # in the second one the optimizer's moments are there already
 

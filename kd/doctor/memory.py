@@ -12,15 +12,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from kd.doctor.findings import Finding
-from kd.doctor.subject import Subject, teachers
+from kd.data.sequences import Encoded, collate
+from kd.experiment.build import Parts
+from kd.experiment.checks import Subject, teachers
+from kd.experiment.findings import Finding
 from kd.kernels.chunks import CHUNK, chunk_rows
 from kd.models.language_model import LanguageModel
-from kd.models.own import Own
 from kd.rollouts.offline import Offline
-from kd.sequences import Encoded, collate
 from kd.signals import ROLES
-from kd.training import Parts
+from kd.teachers.self_teacher import Own
 from kd.types import Record
 
 LIVE_PIECES = 7  # float32 tensors of the logits evaluated at a time, held by a divergence (JSD) and its gradient

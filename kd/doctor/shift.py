@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from kd.alignment.same import Same
-from kd.doctor.findings import Finding
+from kd.data.sequences import Encoder
+from kd.experiment.build import Parts
+from kd.experiment.findings import Finding
 from kd.models.language_model import LanguageModel
-from kd.module import Distillation
 from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, count
 from kd.rollouts.offline import Offline
-from kd.sequences import Encoder
 from kd.signals import of_role
-from kd.terms import Term
-from kd.training import Parts
+from kd.training.module import Distillation
+from kd.training.terms import Term
 from kd.types import Batch, Record, Sequences
 
 VALUE, GRADIENT = 1e-5, 1e-4  # nats per response token; norm relative to that of the shifted teacher

@@ -2,38 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd.components.choices import CONF
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located
 from kd.composition.check import check
-from kd.composition.choices import CONF
-from kd.composition.components import instantiate
 from kd.composition.overrides import check_overrides, started
 from kd.composition.sections import prepared_roles
-from kd.composition.signatures import located
-from kd.doctor.findings import Finding
-from kd.models.ensemble import Ensemble
-from kd.models.language_model import LanguageModel
-from kd.preparation import checkpoint_folder, prepared, variant
-from kd.run_folder import RunFolder
+from kd.experiment.build import Parts, build
+from kd.experiment.checks import Subject
+from kd.experiment.findings import Finding
+from kd.experiment.preparation import checkpoint_folder, prepared, variant
+from kd.runs.folder import RunFolder
 from kd.secrets import note
-from kd.training import Parts, build
 
 ALIGNED = 16  # records
-
-
-@dataclass
-class Subject:
-    """A built experiment. `alignment` is the config's own; `parts` has none, so that it could be built in any case."""
-
-    cfg: DictConfig
-    parts: Parts
-    alignment: Any
-    findings: list[Finding] = field(default_factory=list)
 
 
 @contextmanager
@@ -109,13 +97,6 @@ def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:
         told = f"{name} compares logits over {student.vocabulary} (student) and {teacher.vocabulary} ids (teacher)"
         return [Finding("FAIL", "alignment", told, "take a student whose tokenizer has the teacher's ids")]
     return [Finding("PASS", "alignment", f"{name}: {one}")]
-
-
-def teachers(parts: Parts) -> dict[str, LanguageModel]:
-    """The models that teach: none, "teacher", or each member of an ensemble under "teacher" and its name."""
-    if isinstance(parts.teacher, Ensemble):
-        return {f"teacher {name}": member for name, member in parts.teacher.parts.items()}
-    return {} if parts.teacher is None else {"teacher": parts.teacher}
 
 
 def _aligned(parts: Parts, alignment: Any) -> list[Finding]:

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from kd.chat_template import end_id
-from kd.sequences import Encoder
+from kd.data.chat_template import end_id
+from kd.data.sequences import Encoder
 from kd.types import Record, Sequences
 
 RESPONSE, CUT = "green", "bold red"

@@ -5,11 +5,11 @@ from functools import partial
 
 import pandas as pd
 
-from kd.chat_template import response_text
-from kd.models.generation import end_ids, generate
+from kd.data.chat_template import response_text
+from kd.data.sequences import prompt_ids
+from kd.generators.generation import end_ids, generate
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
-from kd.sequences import prompt_ids
 from kd.skills.scoring import scored
 from kd.types import Record, Skill
 

@@ -11,19 +11,19 @@ import pandas as pd
 from pydantic import Field, NonNegativeInt, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
+from kd.data.references import content, references, with_reference
+from kd.data.sequences import Encoder, prompt_ids, same_text
 from kd.evaluation.answers import judged, write_answers
 from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.floor import Unconditional, uniform, unigram
 from kd.evaluation.likelihood import AGREEMENT, score_references, tabulate
 from kd.evaluation.measured import Measured, samples
-from kd.evaluation.references import content, references, with_reference
 from kd.evaluation.teacher_rows import Rows, rows_of
+from kd.generators.generation import end_ids
 from kd.intervals import NAN, Score, mean, ratio
-from kd.models.ensemble import Ensemble
-from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
-from kd.results import bounds
-from kd.sequences import Encoder, prompt_ids, same_text
+from kd.runs.results import bounds
+from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Skill
 
 VERSION = 4  # a source of None is none; 3: texts of records stay text, turns end as templates do; 2: shares' intervals
@@ -95,7 +95,7 @@ class Session:
     ):
         if teacher is not None and teacher_identity is None:
             raise ValueError(
-                "a teacher is given without teacher_identity; pass kd.models.identity.model_digest(teacher)"
+                "a teacher is given without teacher_identity; pass kd.teachers.digests.model_digest(teacher)"
             )
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
         self.items = references(encoder, test[: evaluation.items])
@@ -124,7 +124,7 @@ class Session:
 
         An ensemble has a distribution and writes nothing: its references are scored, and it has no answers.
 
-        identity: names the system's content: `kd.models.identity.model_digest(system)`.
+        identity: names the system's content: `kd.teachers.digests.model_digest(system)`.
         """
         table, seconds = self._system_references(system, identity)
         answers, more_seconds = self._answers(system, identity)

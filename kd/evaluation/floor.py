@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kd.data.references import references
+from kd.data.sequences import Encoder
 from kd.evaluation.likelihood import tabulate
-from kd.evaluation.references import references
 from kd.evaluation.teacher_rows import Rows
 from kd.kernels.chunks import CHUNK
-from kd.sequences import Encoder
 from kd.types import Record
 
 

@@ -7,17 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kd.diagnostics import top1_agreement
+from kd.data.references import references, size
+from kd.data.sequences import Encoder
 from kd.evaluation.reading import read, reading
-from kd.evaluation.references import references, size
 from kd.evaluation.teacher_rows import Rows
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import Logits
-from kd.models.ensemble import Ensemble
+from kd.metrics.agreement import top1_agreement
 from kd.models.language_model import LanguageModel
 from kd.objectives.divergence import kl, log_probs
 from kd.progress import progress_bar
-from kd.sequences import Encoder
+from kd.teachers.ensemble import Ensemble
 from kd.types import Batch, Record
 
 SUMS = ("nll", "top1", "forward_kl", "reverse_kl")
@@ -32,7 +32,7 @@ def score_references(
     teacher_rows: Rows | None = None,
     chunk: int = CHUNK,
 ) -> pd.DataFrame:
-    """One row per record whose reference fits whole (`kd.evaluation.references`), in the records' order.
+    """One row per record whose reference fits whole (`kd.data.references`), in the records' order.
 
     Columns: id; nll, in nats; tokens; bytes, of the reference's text in UTF-8; and against the teacher top1 (how
     many most probable ids are the teacher's), forward_kl = KL(teacher || model) and reverse_kl, in nats. All are

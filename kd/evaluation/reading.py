@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from kd.kernels.logits import Logits
-from kd.models.ensemble import Ensemble
 from kd.models.language_model import LanguageModel
-from kd.models.teacher import ask
+from kd.teachers.ensemble import Ensemble
+from kd.teachers.white_box import ask
 from kd.types import Batch
 
 

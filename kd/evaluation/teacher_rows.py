@@ -9,16 +9,16 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kd.data.references import content, references, row_slices
+from kd.data.sequences import Encoder
 from kd.evaluation.cache import kept
 from kd.evaluation.reading import read, reading
-from kd.evaluation.references import content, references, row_slices
 from kd.kernels.combined import RoutedLogits
 from kd.kernels.logits import HeadLogits, Logits
-from kd.models.ensemble import Ensemble
-from kd.models.identity import model_digest
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
-from kd.sequences import Encoder
+from kd.teachers.digests import model_digest
+from kd.teachers.ensemble import Ensemble
 from kd.types import Head, Record
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from kd.generators.sampling import Sampled
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from kd.types import Source, Written
 
 

@@ -1,12 +1,12 @@
-"""Our own engine: the model itself, in this process (`kd.models.generation`)."""
+"""Our own engine: the model itself, in this process (`kd.generators.generation`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kd.generators import Row, shared
-from kd.models.generation import check_decoding, write
+from kd.generators.generation import check_decoding, write
+from kd.generators.sampling import Sampled
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from kd.types import Source, Written
 
 
@@ -39,7 +39,7 @@ class Torch:
         version: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Written]]:
-        """See `kd.generators.Generator` and `kd.models.generation.write`."""
+        """See `kd.generators.Generator` and `kd.generators.generation.write`."""
         if not prompts:
             return []
         return write(

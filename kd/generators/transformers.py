@@ -11,12 +11,12 @@ from transformers import GenerationConfig
 
 from kd.eval_mode import eval_mode
 from kd.generators import Row
+from kd.generators.generation import check_decoding, check_prompts, end_ids
+from kd.generators.logits_processors import Watched
 from kd.generators.options import Options
-from kd.generators.second_reading import read_responses
-from kd.generators.watched import Watched
-from kd.models.generation import check_decoding, check_prompts, end_ids
+from kd.generators.rescoring import read_responses
+from kd.generators.sampling import Sampled
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from kd.types import Source, Written
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from kd.generators.elsewhere import Completion
+from kd.generators.external_engine import Completion
 
 _ROUNDING = 1e-3  # nats that a log-probability may be above 0
 Logprob = Annotated[float, Field(le=_ROUNDING)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveFloat
 
-from kd.generators.elsewhere import Completion, Elsewhere, Order, Text
+from kd.generators.external_engine import Completion, Elsewhere, Order, Text
 from kd.models.language_model import LanguageModel
 
 
@@ -22,7 +22,7 @@ class Colocated(Elsewhere):
         memory: share of the GPU's memory for vLLM.
         room: tokens of prompt and response together; None: what the model can.
         sleep: whether vLLM gives its memory back while the model learns.
-        weights, staleness, tolerance, exactness: see `kd.generators.elsewhere.Elsewhere`.
+        weights, staleness, tolerance, exactness: see `kd.generators.external_engine.Elsewhere`.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed.

@@ -14,7 +14,7 @@ from requests.adapters import HTTPAdapter, Retry
 from torch import Tensor
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from kd.generators.elsewhere import Completion, Elsewhere, Order, Text
+from kd.generators.external_engine import Completion, Elsewhere, Order, Text
 from kd.generators.vllm_answers import Cards, Choices, Results, completions, parsed, prompt_logprobs
 from kd.models.language_model import LanguageModel
 from kd.ranks import sum_over_ranks
@@ -57,7 +57,7 @@ class Server(Elsewhere):
         concurrency: requests at a time; the server makes batches of them.
         retries: of a request that met no server, a busy one (429) or one in trouble (5xx), with growing pauses, none
             above 30 s.
-        weights, staleness, tolerance, exactness: see `kd.generators.elsewhere.Elsewhere`.
+        weights, staleness, tolerance, exactness: see `kd.generators.external_engine.Elsewhere`.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from kd.models.language_model import LanguageModel, check_head
-from kd.models.sources import model_folder
 from kd.models.tokenizers import byte_tokenizer, set_template
+from kd.sources.addresses import model_folder
 
 DType = Literal["float32", "bfloat16", "float64"]
 FITTED = ("eva", "corda", "loftq", "lora_ga")  # starts of adapters that need more than the weights
@@ -38,7 +38,7 @@ def pretrained(
 ) -> LanguageModel:
     """A checkpoint as it is.
 
-    source: {address, member?, sha256?} of `kd.models.sources`. lora: fields of peft's LoraConfig. chat_template: a
+    source: {address, member?, sha256?} of `kd.sources.addresses`. lora: fields of peft's LoraConfig. chat_template: a
     Jinja template, or the path of one, instead of the checkpoint's. template_kwargs: variables of the template, such
     as {enable_thinking: false}; they become its defaults, in the exported tokenizer too.
     """

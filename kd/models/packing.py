@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from kd.data.sequences import micro_batches
 from kd.eval_mode import eval_mode
 from kd.kernels.products import faster_linear
 from kd.models.attention import switched
-from kd.sequences import micro_batches
 from kd.types import Sequences
 
 NAME = "packed"  # among the library's implementations of attention; it makes no mask for those that it does not know

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from kd.job_record import read_record
-from kd.results import read_results
+from kd.runs.job_record import read_record
+from kd.runs.results import read_results
 
 TIDY = ("run", "config_hash", "seed", "skill", "metric", "system", "value", "n", "low", "high")
 

@@ -17,7 +17,7 @@ from kd.intervals import over_seeds
 from kd.reports.grid import Grid, number, share, with_interval
 from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.table import HEADERS, LOSS_METRIC, lacking
-from kd.results import bounds
+from kd.runs.results import bounds
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 VERSIONS = "versions"  # what, beside overrides, tells rows of means apart

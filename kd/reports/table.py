@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from kd.reports.grid import Grid, share, with_interval_and_n
-from kd.results import SYSTEMS
+from kd.runs.results import SYSTEMS
 
 NAMES = {
     "uniform": "uniform",
@@ -48,7 +48,7 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
 
 
 def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
-    """A sentence for each split (`kd.results.Records`) of which data.max_length leaves out or truncates records."""
+    """Sentences: of which splits data.max_length leaves out or truncates records (`kd.runs.results.Records`)."""
     sentences = []
     for split, counts in (records or {}).items():
         given, left_out, truncated = (counts.get(key, 0) for key in ("given", "left_out", "truncated"))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from kd.models.flops import scoring_flops
-from kd.rewards.verdicts import Verdicts, finite
+from kd.rewards.base import Verdicts, finite
 from kd.types import WRITERS, Batch, Models
 
 STUDENT = WRITERS.index("student")

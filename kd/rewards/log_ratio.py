@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kd.models.teacher import ask
 from kd.objectives.divergence import Fraction, Positive
 from kd.objectives.returns import returns
 from kd.ranks import sum_over_ranks
+from kd.teachers.white_box import ask
 from kd.types import Batch, Models
 
 VERSION = 2  # defaults as in the authors' code; tokens without later rewards are not whitened

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from kd.rewards.verdicts import Verdicts, finite
+from kd.rewards.base import Verdicts, finite
 from kd.types import Batch, Models
 
 

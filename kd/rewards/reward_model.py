@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd.artifacts import verified
+from kd.data.sequences import same_text
 from kd.models.flops import scoring_flops
 from kd.models.language_model import LanguageModel
 from kd.models.networks import DType, pretrained
 from kd.objectives.reward_model import at_end, ends
-from kd.rewards.verdicts import Verdicts, finite
-from kd.sequences import same_text
+from kd.rewards.base import Verdicts, finite
 from kd.types import Batch, Models
 
 HIDDEN = frozenset({"hidden"})

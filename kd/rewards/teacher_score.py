@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.models.teacher import ask
-from kd.rewards.verdicts import Verdicts, finite
+from kd.rewards.base import Verdicts, finite
+from kd.teachers.white_box import ask
 from kd.types import Batch, Models
 
 

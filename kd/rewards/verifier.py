@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from kd.rewards.verdicts import Verdicts
+from kd.rewards.base import Verdicts
 from kd.skills.scoring import Scored, scored
 from kd.types import Batch, Models, Record, Skill
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from kd.sequences import Encoder
+from kd.data.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 

@@ -6,13 +6,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from kd.data.sequences import Encoder
 from kd.ranks import sum_over_ranks
 from kd.rollouts import Rollout
 from kd.rollouts.buffer import Buffer, merge, without_logprobs
 from kd.rollouts.offline import Offline
 from kd.rollouts.wrapping import Wrapping, records_of
 from kd.seeding import uniform
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 Branch = Literal["write", "replay", "given"]

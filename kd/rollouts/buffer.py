@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kd.sequences import Encoder, micro_batches, pad_id
+from kd.data.sequences import Encoder, micro_batches, pad_id
 from kd.types import Batch, Record, Response, Sequences
 
 TENSORS = ("tokens", "labels", "mask", "lengths")  # of Sequences

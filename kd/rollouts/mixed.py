@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from kd.data.sequences import Encoder
 from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
 from kd.rollouts.wrapping import Wrapping, records_of
 from kd.schedules import Schedule
 from kd.seeding import uniform
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Record
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from kd.data.sequences import Encoder
 from kd.rewards import judged
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 

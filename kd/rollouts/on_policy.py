@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
+from kd.data.sequences import Encoder
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from kd.data.sequences import Encoder
 from kd.generators import Generator
+from kd.generators.generation import read_again
 from kd.models.flops import decoding_flops
-from kd.models.generation import read_again
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Record, Written
 
 

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat
 
+from kd.data.sequences import Encoder, prompt_ids
 from kd.generators import Generator
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
-from kd.sequences import Encoder, prompt_ids
 from kd.types import Batch, Message, Models, Progress, Record
 
 FIELDS = {"question", "demonstration"}

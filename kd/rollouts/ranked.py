@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from kd.data.sequences import Encoder
 from kd.rollouts import Rollout
 from kd.rollouts.buffer import SIGNALS, merge, split
 from kd.rollouts.wrapping import Wrapping
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Sequences
 
 

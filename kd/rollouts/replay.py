@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from kd.data.sequences import Encoder
+from kd.generators.generation import read_again
 from kd.models.flops import decoding_flops
-from kd.models.generation import read_again
 from kd.rollouts import Rollout, Spent
 from kd.rollouts.buffer import Buffer, Group, merge
 from kd.rollouts.wrapping import Wrapping, records_of
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 

@@ -4,11 +4,11 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from kd.models.sampling_pairs import Interleaved
+from kd.data.sequences import Encoder
+from kd.generators.sampling_pairs import Interleaved
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 
@@ -21,7 +21,7 @@ class Speculative(Writing):
     that do by themselves find the exact probabilities of this process in `behaviour_logprobs`.
 
     Args:
-        top_k, temperature, top_p, teacher_temperature, teacher_top_p: see `kd.models.sampling_pairs.Interleaved`.
+        top_k, temperature, top_p, teacher_temperature, teacher_top_p: see `kd.generators.sampling_pairs.Interleaved`.
         samples, max_new_tokens, batch_size: as for `kd.rollouts.writing.Writing`.
     """
 

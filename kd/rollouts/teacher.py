@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from kd.chat_template import response_text
+from kd.data.chat_template import response_text
+from kd.data.sequences import Encoder, answer_ids
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
-from kd.sequences import Encoder, answer_ids
 from kd.types import Batch, Models, Progress, Record, Written
 
 

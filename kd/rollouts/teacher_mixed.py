@@ -4,11 +4,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
-from kd.models.sampling_pairs import Mixed
+from kd.data.sequences import Encoder
+from kd.generators.sampling_pairs import Mixed
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import NewTokens, Samples, Together, Writing
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,7 +23,7 @@ class TeacherMixed(Writing):
     is above 1 / (1 - alpha).
 
     Args:
-        alpha, temperature: see `kd.models.sampling_pairs.Mixed`.
+        alpha, temperature: see `kd.generators.sampling_pairs.Mixed`.
         samples, max_new_tokens, batch_size: as for `kd.rollouts.writing.Writing`.
     """
 

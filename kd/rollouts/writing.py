@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
+from kd.data.sequences import Encoder, prompt_ids
 from kd.generators import Generator, Row, shared
+from kd.generators.generation import write
+from kd.generators.sampling import Choose, Sampled
 from kd.generators.torch import Torch
 from kd.models.flops import decoding_flops
-from kd.models.generation import write
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Choose, Sampled
 from kd.rollouts import Spent
-from kd.sequences import Encoder, prompt_ids
 from kd.types import Record, Source, Written
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Writing:
     Args:
         samples: responses to each prompt; they stay adjacent, as one group.
         max_new_tokens: bound on a response, together with what the prompt leaves of the encoder's max_length.
-        temperature, top_p: see `kd.models.sampling.Sampled`.
+        temperature, top_p: see `kd.generators.sampling.Sampled`.
         batch_size: responses decoded together.
         generator: the engine where one model writes alone (`kd.generators`); None: our own.
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kd.composition.allowed import KEY, allow_typed
-from kd.composition.choices import CONF, choices, file_of, parsed
+from kd.components.allowed import KEY, allow_typed
+from kd.components.choices import CONF, choices, file_of, parsed
+from kd.components.signatures import located
 from kd.composition.overrides import started
-from kd.composition.signatures import located
 from kd.errors import in_one_sentence
 from kd.types import Record, Skill
 

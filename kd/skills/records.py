@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kd.chat_template import control_tokens_in, strings
+from kd.data.chat_template import control_tokens_in, strings
 from kd.types import Message, Record, Skill, Split
 
 

@@ -11,8 +11,8 @@ import torch
 
 from kd.alignment.byte_spans import byte_spans, first_rows, identity_spans, spans_of
 from kd.alignment.token_bytes import END, token_bytes
+from kd.data.sequences import Encoder
 from kd.models.tokenizers import byte_tokenizer
-from kd.sequences import Encoder
 from kd.types import Record, Response, Written
 from tests.alignment.tokenizers import TEXTS, byte_level, sentencepiece, smollm2
 

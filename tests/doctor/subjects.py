@@ -11,11 +11,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from kd.doctor import checks
+from kd.data.sequences import Encoder
 from kd.doctor.__main__ import diagnose
-from kd.doctor.subject import Subject, composed
+from kd.doctor.subject import composed
+from kd.experiment import checks
+from kd.experiment.checks import Subject
 from kd.models.language_model import LanguageModel
-from kd.sequences import Encoder
 from tests.tiny import tiny
 
 TINY = ["teacher=tiny", "student=tiny", "teacher.prepare=null", "optim.window=5", "data.max_tokens=128"]
@@ -61,7 +62,7 @@ def node(role: str, **changes: str) -> dict[str, Any]:
     made = {"_target_": "tests.doctor.subjects.model", **changes}
     if role == "student":
         return {"model": made, "prepare": None}
-    return {"_target_": "kd.models.teacher.WhiteBox", "model": made, "prepare": None, "licence": "CC0-1.0"}
+    return {"_target_": "kd.teachers.white_box.WhiteBox", "model": made, "prepare": None, "licence": "CC0-1.0"}
 
 
 def altered(subject: Subject, *settings: str) -> Subject:

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from kd.doctor import checks
+from kd.data.sequences import Encoded, collate
+from kd.experiment import checks
 from kd.models.language_model import LanguageModel
 from kd.models.tokenizers import byte_tokenizer
-from kd.sequences import Encoded, collate
 from kd.types import Batch
 from tests.doctor.subjects import END, PAD, altered, line, model, node, reader, told, toy
 from tests.tiny import records, tiny

@@ -16,15 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kd.artifacts import store
-from kd.composition.choices import CONF
+from kd.components.choices import CONF
 from kd.doctor import shift
 from kd.doctor.__main__ import main
-from kd.doctor.findings import Finding, worst
 from kd.doctor.subject import composed, from_cache, without_teachers_text
-from kd.export import export
+from kd.experiment.export import export
+from kd.experiment.findings import Finding, worst
+from kd.experiment.preparation import checkpoint_folder
 from kd.objectives.divergence import cross_entropy
-from kd.preparation import checkpoint_folder
-from kd.terms import Term
+from kd.training.terms import Term
 from kd.types import Batch
 from tests.doctor.subjects import TINY, line, node, told, toy
 from tests.tiny import tiny
@@ -46,7 +46,7 @@ def test_the_command_line_passes_tiny_models(capsys):
 
 def test_each_member_of_an_ensemble_is_looked_at():
     teacher = {"members": {"a": node("teacher"), "b": node("teacher")}, "combine": "mean_logits"}
-    with toy(teacher={"_target_": "kd.models.ensemble.Ensemble", **teacher}) as cfg:
+    with toy(teacher={"_target_": "kd.teachers.ensemble.Ensemble", **teacher}) as cfg:
         code, text = told(cfg)
     assert code == 0, text
     assert "teacher a CC0-1.0, teacher b CC0-1.0" in line(text, "licences")

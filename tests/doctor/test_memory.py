@@ -18,8 +18,8 @@ import pytest
 from kd.doctor import memory
 from kd.doctor.measure import ResidentPeak, resident
 from kd.doctor.subject import admit
-from kd.models.teacher import WhiteBox
 from kd.rollouts.on_policy import OnPolicy
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models
 from tests.doctor.subjects import TINY, altered, toy
 from tests.tiny import tiny

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from kd.doctor import checks, tokens
-from kd.experiment import work
+from kd.data.sequences import Encoder
+from kd.doctor import tokens
+from kd.experiment import checks
+from kd.experiment.run import work
 from kd.models.tokenizers import byte_tokenizer
-from kd.run_folder import RunFolder
-from kd.sequences import Encoder
+from kd.runs.folder import RunFolder
 from tests.doctor.subjects import END, line, model, node, reader, told, toy
 from tests.runs import Toy
 from tests.tiny import record

@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 
-from kd.chat_template import encode_prompt
+from kd.data.chat_template import encode_prompt
+from kd.data.sequences import Encoder
 from kd.models.language_model import LanguageModel
 from kd.models.networks import scratch
-from kd.sequences import Encoder
 from kd.types import Record, Response
 
 

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kd.chat_template import encode_prompt
+from kd.data.chat_template import encode_prompt
 from kd.evaluation.answers import judged, score_answers
 from kd.evaluation.measured import Measured, samples
 from kd.progress import progress_bar

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.evaluation.evaluate import Evaluation
-from kd.models.ensemble import Ensemble
-from kd.models.identity import model_digest
-from kd.models.teacher import WhiteBox
-from kd.sequences import Encoder
+from kd.teachers.digests import model_digest
+from kd.teachers.ensemble import Ensemble
+from kd.teachers.white_box import WhiteBox
 from tests.evaluation.conftest import TenIntegers, record, silenced, tiny
 from tests.evaluation.test_likelihood import full_log_probs
 

@@ -10,13 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import kd
+from kd.data.sequences import Encoder
 from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.evaluate import Evaluation
 from kd.evaluation.measured import gap_closed
 from kd.intervals import proportion, ratio
 from kd.models.language_model import LanguageModel
 from kd.models.tokenizers import byte_tokenizer
-from kd.sequences import Encoder
 from tests.evaluation.conftest import RECORDS, TenIntegers, record, silenced, tiny
 from tests.evaluation.test_likelihood import full_log_probs
 

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.evaluation.floor import Unconditional, uniform, unigram
 from kd.evaluation.teacher_rows import teacher_rows
-from kd.sequences import Encoder
 from tests.evaluation.conftest import RECORDS, record
 from tests.evaluation.test_likelihood import full_log_probs
 

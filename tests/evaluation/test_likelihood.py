@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from kd.chat_template import render
+from kd.data.chat_template import render
+from kd.data.references import references
+from kd.data.sequences import Encoder
 from kd.evaluation.floor import uniform
 from kd.evaluation.likelihood import score_references
 from kd.evaluation.reading import reading
-from kd.evaluation.references import references
 from kd.evaluation.teacher_rows import teacher_rows
-from kd.sequences import Encoder
 from kd.types import Response
 from tests.evaluation.conftest import RECORDS, record, silenced, tiny
 

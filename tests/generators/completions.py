@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd.generators.second_reading import read_responses
-from kd.models.generation import write
+from kd.generators.generation import write
+from kd.generators.rescoring import read_responses
+from kd.generators.sampling import Sampled
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 
 
 class Served:

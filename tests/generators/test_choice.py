@@ -7,14 +7,14 @@ from hydra import initialize_config_dir
 from omegaconf import open_dict
 from transformers import GenerationConfig
 
+from kd.components.choices import CONF
 from kd.composition.check import check, resolved
-from kd.composition.choices import CONF
-from kd.experiment import baseline, named
+from kd.experiment.build import instantiate
+from kd.experiment.run import baseline, named
 from kd.generators.options import BY_ANOTHER, Options
 from kd.generators.vllm_server import Server
 from kd.rollouts.offline import Offline
-from kd.training import instantiate
-from tests.test_composition import composed
+from tests.composition.test_composition import composed
 
 
 @pytest.fixture(scope="module", autouse=True)

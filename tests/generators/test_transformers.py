@@ -9,26 +9,26 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 from transformers import GenerationConfig
 
+from kd.data.sequences import Encoder
 from kd.generators import Generator
-from kd.generators.second_reading import read_responses
+from kd.generators.generation import end_ids
+from kd.generators.rescoring import read_responses
+from kd.generators.sampling import Sampled
 from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
 from kd.models.flops import decoding_flops
-from kd.models.generation import end_ids
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.teacher import ByTeacher
 from kd.seeding import seeded
-from kd.sequences import Encoder
 from kd.types import Models, Progress
 from tests import runs
 from tests.generators.completions import ids_of
-from tests.models.test_generation import die as die
-from tests.models.test_generation import prompts_of
+from tests.generators.test_generation import die as die
+from tests.generators.test_generation import prompts_of
 from tests.rollouts.test_rollouts import responses
-from tests.test_resume import ON_POLICY, ran
 from tests.tiny import records, tiny
+from tests.training.test_resume import ON_POLICY, ran
 
 GREEDY, SAMPLED = Sampled(0.0), Sampled(1.0)
 SEARCH = {"num_beams": 5, "length_penalty": 0.0, "early_stopping": "never"}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.generators.second_reading import read_responses
+from kd.generators.generation import write
+from kd.generators.rescoring import read_responses
+from kd.generators.sampling import Sampled
 from kd.generators.torch import Torch
 from kd.generators.vllm_colocated import Colocated
-from kd.models.generation import write
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from tests.generators.completions import ids_of
 from tests.generators.test_vllm_server import GREEDY, asked, moved
 from tests.tiny import tiny

@@ -16,11 +16,11 @@ import pytest
 import requests
 import torch
 
-from kd.generators.elsewhere import probe
-from kd.generators.second_reading import read_responses
+from kd.generators.external_engine import probe
+from kd.generators.rescoring import read_responses
+from kd.generators.sampling import Sampled
 from kd.generators.vllm_server import Server
 from kd.models.language_model import LanguageModel
-from kd.models.sampling import Sampled
 from tests.generators.test_vllm_server import asked, moved
 from tests.tiny import tiny
 
@@ -108,7 +108,9 @@ def test_weights_of_tied_and_untied_students_arrive(tmp_path):
 
 def test_a_checkpoint_that_ties_its_head_leaves_it_behind(tmp_path, monkeypatch):
     """The reason for heads of their own; where vLLM has mended it, this fails, and `save_untied` may go."""
-    monkeypatch.setattr("kd.generators.elsewhere.save_untied", lambda network, folder: network.save_pretrained(folder))
+    monkeypatch.setattr(
+        "kd.generators.external_engine.save_untied", lambda network, folder: network.save_pretrained(folder)
+    )
     model, folder = student(True), tmp_path / "weights"
     generator = Server(url="http://unused", weights=str(folder))
     generator.save(model)

@@ -7,20 +7,20 @@ import socket
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.generators import Generator
+from kd.generators.sampling import Sampled
 from kd.generators.torch import Torch
 from kd.generators.vllm_server import Server
-from kd.models.sampling import Sampled
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.paired import Paired
 from kd.rollouts.teacher import ByTeacher
 from kd.seeding import seeded
-from kd.sequences import Encoder
 from kd.types import Models, Progress
 from tests.generators.completions import Served, ids_of, serving
 from tests.rollouts.test_rollouts import responses
-from tests.test_module import LORA
 from tests.tiny import records, tiny
+from tests.training.test_module import LORA
 
 GREEDY, SAMPLED = Sampled(0.0), Sampled(1.0)
 PROMPTS = [[5, 6, 7], [9] * 12, [30, 31], [40]]
@@ -219,7 +219,9 @@ def test_a_tied_head_arrives(served, connect, family):
 def test_a_head_that_stays_behind_is_seen_where_a_mean_hides_it(served, connect, monkeypatch):
     """After a small step the mean over what was written is within the tolerance, a single token beyond exactness."""
     student = tiny(tie_word_embeddings=True)
-    monkeypatch.setattr("kd.generators.elsewhere.save_untied", lambda network, folder: network.save_pretrained(folder))
+    monkeypatch.setattr(
+        "kd.generators.external_engine.save_untied", lambda network, folder: network.save_pretrained(folder)
+    )
     served.model = copy.deepcopy(student)
     asked(connect(), student)
     torch.manual_seed(5)

@@ -14,7 +14,6 @@ from kd.composition.targets import FREE, bears_zeros
 from kd.kernels import over_chunks
 from kd.kernels.logits import DenseLogits, HeadLogits
 from kd.kernels.sparse import SparseLogits, evaluated
-from kd.models.targets import Sampled, TopK, held_of, stored
 from kd.objectives.divergence import (
     cross_entropy,
     forward_kl,
@@ -24,6 +23,7 @@ from kd.objectives.divergence import (
     total_variation,
 )
 from kd.signals import requires
+from kd.teachers.targets import Sampled, TopK, held_of, stored
 from kd.types import Head
 from tests.kernels.problem import assert_near
 from tests.objectives.terms import ROW_WISE, world

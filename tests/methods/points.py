@@ -9,10 +9,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from kd.composition.choices import CONF, axes
+from kd.components.choices import CONF, axes
+from kd.data.sequences import Encoder
 from kd.kernels.logits import label_logprobs
 from kd.schedules import Schedule
-from kd.sequences import Encoder
 from kd.types import WRITERS, Models, Progress
 from tests.objectives.cases import logits_of
 

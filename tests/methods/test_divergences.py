@@ -9,10 +9,10 @@ from math import log
 import pytest
 import torch
 
-from kd.models.ensemble import Ensemble
-from kd.models.teacher import WhiteBox
 from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, reduce
+from kd.teachers.ensemble import Ensemble
+from kd.teachers.white_box import WhiteBox
 from kd.types import Head, Pairs, Shape, Spans
 from tests.methods.points import STUDENT, TEACHER, P, Q, at, encoder, on_three_ids, point, term, weight
 from tests.objectives.cases import logits_of

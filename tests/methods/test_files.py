@@ -10,11 +10,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from kd.components.choices import CONF, axes, choices
 from kd.composition.check import check
-from kd.composition.choices import CONF, axes, choices
-from kd.composition.methods import PAGE, comment, omissions, page, settings, sources_read
 from kd.composition.sections import GROUPS
-from kd.training import build
+from kd.experiment.build import build
+from kd.pages.methods import PAGE, comment, omissions, page, settings, sources_read
 from tests import runs
 from tests.alignment.tokenizers import byte_level
 from tests.methods.points import point

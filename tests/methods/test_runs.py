@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd.composition.choices import CONF, axes, choices
-from kd.training import build, fit
+from kd.components.choices import CONF, axes, choices
+from kd.experiment.build import build, fit
 from kd.types import Record
 from tests.methods.points import pair
 from tests.runs import SIZE, Toy, started

@@ -10,12 +10,12 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from kd.models.own import Own
-from kd.models.teacher import WhiteBox
 from kd.rollouts.teacher_mixed import weigh
 from kd.seeding import seeded, uniform
 from kd.signals import introduce
-from kd.terms import Term
+from kd.teachers.self_teacher import Own
+from kd.teachers.white_box import WhiteBox
+from kd.training.terms import Term
 from kd.types import WRITERS, Batch, ModelOutput, Models, Sequences
 from tests.methods.points import P, Q, at, logprobs, point, reward, rollout, term, weight, written
 from tests.objectives.cases import logits_of

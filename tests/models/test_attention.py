@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from kd.data.sequences import Encoded, collate
 from kd.models.language_model import LanguageModel
-from kd.models.teacher import WhiteBox
 from kd.seeding import seeded
-from kd.sequences import Encoded, collate
+from kd.teachers.white_box import WhiteBox
 from kd.types import Sequences
 from tests.tiny import FAMILIES, tiny
 

@@ -6,7 +6,7 @@ Run: python -m pytest tests/models/test_checkpoints.py
 import pytest
 from transformers import AutoConfig
 
-from kd.chat_template import render
+from kd.data.chat_template import render
 from kd.models.networks import pretrained, pruned, scratch
 from tests.models.test_networks import saved
 from tests.tiny import LLAMA, record, tiny

@@ -8,11 +8,11 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kd.data.sequences import Encoded, collate
 from kd.kernels.chunks import CHUNK
 from kd.models.language_model import LanguageModel, check_head
-from kd.models.teacher import WhiteBox
 from kd.seeding import seeded
-from kd.sequences import Encoded, collate
+from kd.teachers.white_box import WhiteBox
 from kd.types import ModelOutput, Sequences
 from tests.tiny import FAMILIES, tiny
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from kd.export import export, rehearse
+from kd.experiment.export import export, rehearse
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable, merged
 from kd.models.networks import _with_lora, scratch

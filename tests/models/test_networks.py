@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kd.models.generation import generate
+from kd.generators.generation import generate
 from kd.models.language_model import LanguageModel
 from kd.models.networks import _cut_depth, _cut_ffn, kept_layers, pretrained, pruned, scratch
 from kd.models.tokenizers import byte_tokenizer

@@ -9,10 +9,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kd.data.sequences import Encoded, collate
 from kd.models import packing
 from kd.models.language_model import LanguageModel
 from kd.models.packing import Packing, packable
-from kd.sequences import Encoded, collate
 from kd.types import Sequences
 from tests.tiny import FAMILIES, tiny
 

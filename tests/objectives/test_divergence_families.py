@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from mpmath import mp, mpf
 
+from kd.components.choices import CONF
 from kd.composition.check import check
-from kd.composition.choices import CONF
 from kd.objectives.adaptive import FIRST_LOOK, adaptive_kl, todi
 from kd.objectives.alpha_beta import alpha_beta, alpha_divergence
 from kd.objectives.decoupled import dkd

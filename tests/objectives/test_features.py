@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd.composition.check import check
-from kd.export import export_objective
+from kd.experiment.build import build
+from kd.experiment.export import export_objective
 from kd.objectives.features import (
     HiddenCosine,
     HiddenCrossEntropy,
@@ -25,7 +26,6 @@ from kd.objectives.features import (
 )
 from kd.objectives.layers import LayerMatch, block_pairs, layer_pairs
 from kd.signals import domain, is_row_wise
-from kd.training import build
 from kd.types import Shape
 from tests.runs import EXACT, config, gradients, train
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.models.teacher import WhiteBox
+from kd.data.sequences import Encoded, collate
+from kd.experiment.build import build
 from kd.objectives.layerwise import TaskAwareFilters, TinyBERT
 from kd.objectives.relations import attention_kl, minilm, minilm2, rkd
-from kd.sequences import Encoded, collate
 from kd.signals import is_row_wise
-from kd.training import build
+from kd.teachers.white_box import WhiteBox
 from kd.types import Head, Progress, Shape
 from tests.runs import config
 from tests.tiny import tiny

@@ -12,7 +12,7 @@ from torch import Tensor
 from kd.objectives.divergence import reverse_kl
 from kd.objectives.policy import grpo, grpo_among_own, opd, opd_discounted, policy_gradient, reinforce, surrogate
 from kd.objectives.returns import group_advantages
-from kd.terms import Term
+from kd.training.terms import Term
 from kd.types import Batch, Sequences
 from tests.objectives import terms, trees
 from tests.objectives.trees import MASK, STUDENT, TEACHER, expected, gradient, logprobs

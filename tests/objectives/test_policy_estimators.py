@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.composition.signatures import check_call
+from kd.components.signatures import check_call
 from kd.objectives.divergence import forward_kl, reverse_kl
 from kd.objectives.estimators import ESTIMATORS, k1, k2, k3, kl_to_reference, sampled_reverse_kl
 from tests.objectives import trees

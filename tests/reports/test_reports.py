@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from kd.jobs import Job
 from kd.reports import grid
 from kd.reports.runs import TIDY, read_jobs, read_runs, run_folders
 from kd.reports.sweep import (
@@ -26,7 +25,8 @@ from kd.reports.sweep import (
     write_sweep,
 )
 from kd.reports.table import run_grid, run_table
-from kd.run_folder import RunFolder
+from kd.runs.folder import RunFolder
+from kd.sweeps.jobs import Job
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from kd.jobs import Job, announce
-from kd.jobs import read_jobs as recorded
 from kd.reports.runs import read_jobs, read_runs
 from kd.reports.sweep import sweep_grids, write_sweep
-from kd.results import read_results
-from kd.run_folder import RunFolder
-from kd.sweeps import SweepReport
+from kd.runs.folder import RunFolder
+from kd.runs.results import read_results
+from kd.sweeps.entry import SweepReport
+from kd.sweeps.jobs import Job, announce
+from kd.sweeps.jobs import read_jobs as recorded
 from tests.reports.test_reports import add_job, add_run, page, program
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from kd.data.sequences import Encoder
+from kd.experiment.build import fit
 from kd.objectives.adversarial import Discriminator
 from kd.objectives.policy import grpo
 from kd.objectives.returns import group_advantages
 from kd.rewards import Reward
 from kd.rewards.discriminator import Discriminator as Judge
 from kd.seeding import seeded
-from kd.sequences import Encoder
 from kd.signals import introduce
-from kd.training import fit
 from kd.types import Batch, Models, Sequences, Written
 from tests import runs
 from tests.tiny import record, tiny

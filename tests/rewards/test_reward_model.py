@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd.export import export, export_objective
+from kd.data.sequences import Encoder
+from kd.experiment.export import export, export_objective
 from kd.models.tokenizers import byte_tokenizer
 from kd.objectives.reward_model import RewardModel, bradley_terry, ends
 from kd.rewards import Reward
 from kd.rewards.reward_model import RewardModel as Loaded
-from kd.sequences import Encoder
 from kd.types import Models, Shape
 from tests.tiny import record, tiny
 

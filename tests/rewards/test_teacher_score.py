@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kd.models.teacher import WhiteBox
+from kd.data.sequences import Encoder, encode
 from kd.models.tokenizers import byte_tokenizer
 from kd.rewards import Reward
 from kd.rewards.teacher_score import TeacherScore
-from kd.sequences import Encoder, encode
+from kd.teachers.white_box import WhiteBox
 from kd.types import ModelOutput, Models
 from tests.tiny import record, tiny
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from kd.data.sequences import Encoder
 from kd.rewards import Reward, judged
 from kd.rewards.record_scores import RecordScores
 from kd.rewards.verifier import Verifier
-from kd.sequences import Encoder
 from kd.skills.gsm_symbolic import GsmSymbolic
 from kd.types import Models, Response, Written
 from tests import runs

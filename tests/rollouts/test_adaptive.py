@@ -5,14 +5,14 @@ import pytest
 import torch
 
 import kd.rollouts.adaptive
-from kd.models.teacher import WhiteBox
+from kd.data.sequences import Encoder
 from kd.rewards.teacher_score import TeacherScore
 from kd.rollouts import Rollout
 from kd.rollouts.adaptive import Adaptive
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded, uniform
-from kd.sequences import Encoder
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests.rollouts.told import Counting, facts, steps
 from tests.tiny import records, tiny

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.models.tokenizers import byte_tokenizer
 from kd.rollouts.buffer import Buffer, merge, split, without_logprobs
-from kd.sequences import Encoder
 from kd.types import Written
 from tests.rollouts.told import Counting, facts, learnt, texts
 from tests.tiny import record, records

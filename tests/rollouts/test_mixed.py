@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.generators.torch import Torch
 from kd.rollouts import Rollout
 from kd.rollouts.mixed import Mixed
@@ -11,7 +12,6 @@ from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.replay import Replay
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded, uniform
-from kd.sequences import Encoder
 from kd.types import Models, Progress
 from tests.rollouts.told import Counting, facts, learnt, steps
 from tests.tiny import record, records, tiny

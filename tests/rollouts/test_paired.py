@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.models.flops import decoding_flops
-from kd.models.teacher import WhiteBox
 from kd.objectives.preference import dpo
 from kd.rewards.verifier import Verifier
 from kd.rollouts import Rollout
 from kd.rollouts.paired import Demonstrated, Paired
 from kd.seeding import seeded
-from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
+from kd.teachers.white_box import WhiteBox
 from kd.types import WRITERS, Models, Progress, Response
 from tests import runs
 from tests.rollouts.told import learnt

@@ -8,16 +8,16 @@ import torch
 from omegaconf import OmegaConf
 
 from kd.alignment.same import Same
-from kd.chat_template import encode_prompt
 from kd.composition.check import check
-from kd.models.own import Own
-from kd.models.teacher import WhiteBox, ask
+from kd.data.chat_template import encode_prompt
+from kd.data.sequences import Encoder
 from kd.models.tokenizers import byte_tokenizer
 from kd.rollouts import Rollout
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.privileged_self import PrivilegedSelf
 from kd.seeding import seeded
-from kd.sequences import Encoder
+from kd.teachers.self_teacher import Own
+from kd.teachers.white_box import WhiteBox, ask
 from kd.types import Models, Progress, Record
 from tests import runs
 from tests.rollouts.told import learnt

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kd.data.sequences import Encoder
 from kd.models.tokenizers import byte_tokenizer
 from kd.objectives.preference import chosen_likelihood, cpo
 from kd.objectives.reduction import Counts, count, reduce
 from kd.rollouts import Rollout
 from kd.rollouts.ranked import Ranked
-from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
 from kd.types import Models, Progress
 from tests import runs

@@ -4,10 +4,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from kd.composition.supply import provided
+from kd.composition.requirements import provided
+from kd.data.sequences import Encoder
 from kd.models.flops import training_flops
 from kd.models.language_model import LanguageModel
-from kd.models.teacher import WhiteBox
 from kd.rollouts import Rollout
 from kd.rollouts.mixed import Mixed
 from kd.rollouts.on_policy import OnPolicy
@@ -16,7 +16,7 @@ from kd.rollouts.teacher import ByTeacher
 from kd.rollouts.teacher_mixed import TeacherMixed
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded
-from kd.sequences import Encoder
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests.rollouts.told import Counting, facts, learnt, steps, texts
 from tests.tiny import records, tiny
@@ -216,7 +216,7 @@ def test_settings_that_do_not_fit_are_refused(settings, sentence):
 
 
 def test_it_provides_what_its_writer_does_and_weights():
-    """So that an objective is told before any weight is loaded (kd.composition.supply)."""
+    """So that an objective is told before any weight is loaded (kd.composition.requirements)."""
     writers = ("kd.rollouts.on_policy.OnPolicy", "kd.rollouts.teacher.ByTeacher", "kd.rollouts.mixed.Mixed")
     given = []
     for writer in writers:

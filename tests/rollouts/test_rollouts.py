@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from kd.chat_template import encode_prompt
-from kd.models.generation import generate
+from kd.data.chat_template import encode_prompt
+from kd.data.sequences import Encoder
+from kd.generators.generation import generate
 from kd.models.tokenizers import byte_tokenizer
 from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
 from kd.rollouts.on_policy import OnPolicy
 from kd.seeding import seeded
-from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
 from kd.types import Models, Progress, Written
 from tests.tiny import record, records, tiny

@@ -6,15 +6,15 @@ Run: python -m pytest tests/rollouts/test_speculative.py
 import pytest
 import torch
 
-from kd.chat_template import encode_prompt
 from kd.composition.check import check
-from kd.models.generation import generate
-from kd.models.teacher import WhiteBox
+from kd.data.chat_template import encode_prompt
+from kd.data.sequences import Encoder
+from kd.generators.generation import generate
 from kd.rollouts import Rollout
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.speculative import Speculative
 from kd.seeding import seeded
-from kd.sequences import Encoder
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests import runs
 from tests.rollouts.pairs import Meter, at_labels, of_labels

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from kd.chat_template import encode_prompt, response_text
-from kd.models.generation import generate
-from kd.models.teacher import WhiteBox
+from kd.data.chat_template import encode_prompt, response_text
+from kd.data.sequences import Encoder
+from kd.generators.generation import generate
 from kd.models.tokenizers import byte_tokenizer
 from kd.rollouts import Rollout
 from kd.rollouts.teacher import ByTeacher
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded
-from kd.sequences import Encoder
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests.rollouts.told import learnt
 from tests.tiny import records, tiny

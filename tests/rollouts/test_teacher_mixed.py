@@ -7,16 +7,16 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from kd.chat_template import encode_prompt
 from kd.composition.check import check
+from kd.data.chat_template import encode_prompt
+from kd.data.sequences import Encoder
 from kd.models.flops import decoding_flops
-from kd.models.teacher import WhiteBox
 from kd.rollouts import Rollout
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.teacher_mixed import TeacherMixed
 from kd.seeding import seeded
-from kd.sequences import Encoder
 from kd.signals import FROM_ROLLOUT
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests import runs
 from tests.rollouts.pairs import Meter, at_labels, of_labels

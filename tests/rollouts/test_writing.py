@@ -3,11 +3,11 @@ import logging
 import pytest
 import torch
 
-from kd.chat_template import encode_prompt
-from kd.models.sampling import Sampled
+from kd.data.chat_template import encode_prompt
+from kd.data.sequences import Encoder
+from kd.generators.sampling import Sampled
 from kd.rollouts import Spent
 from kd.rollouts.writing import Writing
-from kd.sequences import Encoder
 from tests.tiny import records, tiny
 
 GIVEN = records(6)

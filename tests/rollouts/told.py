@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from kd.data.sequences import Encoder
 from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
-from kd.sequences import Encoder
 from kd.types import Batch, Models, Progress, Record, Sequences, Written
 
 

@@ -1,0 +1,310 @@
+"""Demand and supply: what terms and others ask for against what is given.
+
+Both are read from the functions and classes that `_target_` names, so no weight is loaded.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kd.components.choices import choices, file_of
+from kd.components.signatures import joined, located, shown
+from kd.composition.engines import check_generator
+from kd.composition.groups import check_groups, check_windows
+from kd.composition.lacks import Lack
+from kd.composition.sections import prepared_roles
+from kd.composition.terms import signals_of
+from kd.signals import (
+    FROM_ALIGNMENT,
+    FROM_REWARD,
+    FROM_ROLLOUT,
+    FROM_SEQUENCES,
+    is_row_wise,
+    of_role,
+    requires,
+)
+from kd.training.terms import STREAMS
+
+Node = Mapping[str, Any]
+
+
+def check_supply(config: Node) -> None:
+    """Raises ValueError if something is asked for that this config does not give."""
+    for check in supply_checks(config):
+        check()
+
+
+def supply_checks(config: Node) -> Iterator[Callable[[], None]]:
+    """The checks of demand and supply one by one: each raises ValueError for one thing that is missing."""
+    for demand in demands(config):
+        yield from _demand_checks(*demand, config)
+    yield partial(_check_streams, config)
+    for name, term in config["objective"].items():
+        if term.get("stream", STREAMS[0]) == STREAMS[0]:
+            callee = located(f"objective.{name}.loss", term["loss"]["_target_"])
+            yield partial(check_groups, name, term["loss"], signals_of(callee), config["rollout"])
+            yield partial(check_windows, name, callee, config["rollout"])
+    for check in (_check_reward, _check_read, check_generator, _check_readers, _check_translated):
+        yield partial(check, config)
+
+
+def _demand_checks(group: str, who: str, names: frozenset[str], config: Node) -> Iterator[Callable[[], None]]:
+    asked = _of_teacher(names)
+    if config["teacher"].get("_target_") is None and asked:
+        yield partial(_refuse_no_teacher, group, who, asked)
+    else:
+        text = {"teacher": "text"} if "teacher" in names else {}
+        yield partial(_require, who, "teacher", _fields(names, "teacher", "native_teacher") | text, config)
+        aligned = _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}
+        yield partial(_require, who, "alignment", aligned, config)
+    yield partial(_require, who, "student", _fields(names, "student", "reference"), config)
+    yield partial(_require, who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+    yield partial(_require, who, "reward", {name: name for name in names & FROM_REWARD}, config)
+
+
+def _check_translated(config: Node) -> None:
+    """Where the teacher's words are translated, some are missing: a term on many rows at once would not know which."""
+    alignment = located("alignment", config["alignment"]["_target_"])
+    for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
+        loss = signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
+        if of_role("teacher", requires(loss)) and not is_row_wise(loss):
+            raise ValueError(
+                f"{name} looks at many rows at once, but alignment {alignment.__qualname__} has no word of the teacher "
+                f"about some of them; take alignment=same, or a term on single rows instead of {name}"
+            )
+
+
+def _check_readers(config: Node) -> None:
+    """What a rollout has the teacher read must suit the alignment, and the terms."""
+    alignment = located("alignment", config["alignment"]["_target_"])
+    for rollout in _classes("rollout", config["rollout"]):
+        if getattr(rollout, "one_vocabulary", False) and getattr(alignment, "translates", False):
+            raise ValueError(
+                f"rollout {rollout.__qualname__} has student and teacher write each token together, so an id must mean "
+                f"the same to both, but alignment {alignment.__qualname__} translates; take alignment=same with a "
+                "teacher of the student's tokenizer, or rollout=on_policy"
+            )
+        for name, term in config["objective"].items() if getattr(rollout, "teacher_prompts", False) else ():
+            wanted = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+            if placed := of_role("teacher", wanted) & {"hidden", "attentions", "qkv"}:
+                raise ValueError(
+                    f"{name} compares the teacher's {_listed(placed)} at each position, but rollout "
+                    f"{rollout.__qualname__} gives the teacher another prompt, so that positions differ; take a term "
+                    "on logits or log-probabilities, or rollout=on_policy"
+                )
+
+
+def _check_reward(config: Node) -> None:
+    """A reward that learns with the objective is one of its terms; one of records is for their own responses."""
+    reward = config["reward"]
+    if reward.get("_target_") is None:
+        return
+    found, rollout = located("reward", reward["_target_"]), located("rollout", config["rollout"]["_target_"])
+    if hasattr(found, "bind") and (name := reward.get("term")) not in config["objective"]:
+        raise Lack(
+            f"reward.term={shown(name)}: the reward is a term that learns with the others, and the objective has "
+            f"{', '.join(config['objective'])}",
+            {"reward": choices("reward")},
+        )
+    if getattr(found, "of_records", False) and not getattr(rollout, "keeps_responses", False):
+        raise Lack(
+            f"reward {found.__qualname__} is of the responses that records came with, but rollout "
+            f"{rollout.__qualname__} writes others",
+            {"rollout": ["offline"], "reward": choices("reward")},
+        )
+
+
+def _check_read(config: Node) -> None:
+    """A reward is read by a term or by the rollout: else it costs time, and may end the run, for nothing."""
+    given = provided("reward", config["reward"])
+    read = frozenset[str]().union(*(names for group, _, names in demands(config) if group != "reward"))
+    if given and not given & read:
+        what = config["reward"]["_target_"].rpartition(".")[2]
+        raise Lack(
+            f"reward {what} provides {_listed(given)}, which neither a term ({', '.join(config['objective'])}) nor the "
+            "rollout reads",
+            {"reward": ["none"]},
+        )
+
+
+def _check_streams(config: Node) -> None:
+    """A term on plain text needs a corpus, and none of what a rollout knows; else something is to be rolled out."""
+    plain = {name: term for name, term in config["objective"].items() if term.get("stream") == "lm"}
+    if plain and config["corpus"].get("_target_") is None:
+        names = [name for name in choices("corpus") if name != "none"]
+        raise Lack(f"{next(iter(plain))} learns on plain text (stream: lm), but corpus=none", {"corpus": names})
+    if len(plain) == len(config["objective"]):
+        raise ValueError(f"{', '.join(plain)}: no term learns on the skill; add one with stream: main")
+    for name, term in plain.items():
+        if lacking := _asked(name, term) & (FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT):
+            raise ValueError(f"{name} needs {_listed(lacking)}, which plain text does not have; set its stream to main")
+
+
+def check_other_runs(config: Node) -> None:
+    """The same for the runs that this one brings along: its baseline `compare`, and what prepares its models."""
+    for role, node in prepared_roles(config).items():
+        if (name := (node.get("prepare") or {}).get("objective")) is not None:
+            _check_prepared(f"{role}.prepare.objective={name}", name)
+    if config["compare"] is not None:
+        for name in ("teacher_tokens", "generated_tokens"):
+            if config["budget"].get(name) is not None:
+                raise ValueError(
+                    f"budget.{name}={config['budget'][name]} would end this run, but not the one beside it "
+                    f"(compare={config['compare']}), which spends none; set compare=null, or limit budget.student_flops"
+                )
+        try:
+            plain = {"rollout": "offline", "generator": "torch", "reward": "none", "corpus": "none"}
+            plain["objective"] = config["compare"]
+            check_supply({**config, **{group: content(group, name) for group, name in plain.items()}})
+        except ValueError as error:
+            ways = error.ways if isinstance(error, Lack) else {}
+            raise Lack(f"compare={config['compare']}: {error}", {**ways, "compare": ["null"]}) from None
+
+
+def _check_prepared(path: str, name: str) -> None:
+    """What prepares a model learns on the skill's records alone."""
+    plain = [term for term, node in content("objective", name).items() if node.get("stream") == "lm"]
+    if not plain and _needs_none("objective", name):
+        return
+    free = [n for n in choices("objective") if n != name and _needs_none("objective", n)]
+    what = f"has {plain[0]}, which learns on plain text (stream: lm)" if plain else "needs a teacher"
+    raise ValueError(f"{path} {what}, and there is none in a preparation; take {' or '.join(free)}")
+
+
+def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """The group that asks, who in it, and for which signals ("teacher" is the teacher as a whole)."""
+    for group in ("objective", "rollout", "reward", "augmentation"):
+        for who, names in _demands(group, config[group]):
+            yield group, who, names
+    if config["checkpoint"]["monitor"] == "validation/forward_kl":
+        yield "checkpoint", "checkpoint.monitor=validation/forward_kl", frozenset({"teacher_logits"})
+
+
+def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
+    if group == "objective":
+        for name, term in node.items():
+            yield name, _asked(name, term)
+    elif group in ("rollout", "reward"):
+        yield from _parts(group, group, node)
+    else:
+        for i, stage in enumerate(node["stages"]):
+            found = located(f"augmentation.stages[{i}]", stage["_target_"])
+            yield f"augmentation stage {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+
+
+def _asked(name: str, term: Node) -> frozenset[str]:
+    """The signals of a term, and who wrote each response where it learns on some of them."""
+    signals = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
+    return signals if term.get("responses", "all") == "all" else signals | {"written_by"}
+
+
+def _parts(path: str, what: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
+    """What stands at `path`, and what it was given: a rollout may have another one that writes for it."""
+    for found in _classes(path, node):
+        yield f"{what} {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+
+
+def _classes(path: str, node: Node) -> Iterator[Callable]:
+    """What the node's `_target_` names, and those of the nodes in it."""
+    if node.get("_target_") is not None:
+        yield located(path, node["_target_"])
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _classes(f"{path}.{key}", value)
+
+
+def provided(path: str, node: Node) -> frozenset[str]:
+    """The fields that the class at `path` gives, or the class that the function there returns."""
+    if node.get("_target_") is None:
+        return frozenset()
+    found: Any = located(path, node["_target_"])
+    if not isinstance(found, type):
+        found = inspect.signature(found).return_annotation
+    given = frozenset(getattr(found, "provides", ()))
+    if isinstance(writer := node.get("writer"), Mapping):  # a rollout passes on what its writer provides, and may add
+        given &= provided(joined(path, "writer"), writer) | frozenset(getattr(found, "adds", ()))
+    return given
+
+
+def _fields(names: frozenset[str], *roles: str) -> dict[str, str]:
+    """The signals of these roles among `names`, and what each is called in a ModelOutput."""
+    return {f"{role}_{field}": field for role in roles for field in of_role(role, names)}
+
+
+def _require(who: str, group: str, wanted: Mapping[str, str], config: Node) -> None:
+    node = _supplier(group, config[group])
+    given = provided(group, node)
+    lacking = {signal: field for signal, field in wanted.items() if field not in given}
+    if not lacking:
+        return
+    ways = {group: list(_able(group, frozenset(wanted.values())))}
+    if node.get("_target_") is None:
+        raise Lack(f"{who} needs {_listed(lacking)}, but {group}=none", ways)
+    what = node["_target_"].rpartition(".")[2]
+    raise Lack(f"{who} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}", ways)
+
+
+def _supplier(group: str, node: Node) -> Node:
+    return node["model"] if group == "student" else node
+
+
+def _able(group: str, names: frozenset[str]) -> Iterator[str]:
+    """The files of `group` whose class provides `names`."""
+    for name in choices(group):
+        node = content(group, name)
+        with suppress(ValueError, KeyError):  # a broken file is told to whoever chooses it
+            if _supplier(group, node).get("_target_") is not None and names <= provided(group, _supplier(group, node)):
+                yield name
+
+
+def _of_teacher(names: frozenset[str]) -> frozenset[str]:
+    return frozenset(
+        n for n in names - FROM_SEQUENCES if n == "teacher" or n.startswith(("teacher_", "native_teacher_"))
+    )
+
+
+def _refuse_no_teacher(group: str, who: str, asked: frozenset[str]) -> None:
+    text = {"text"} if "teacher" in asked else set[str]()
+    teachers = list(_able("teacher", frozenset({*_fields(asked, "teacher", "native_teacher").values(), *text})))
+    free = [name for name in choices(group) if _needs_none(group, name)]
+    signals = f" ({', '.join(sorted(asked - {'teacher'}))})" if asked - {"teacher"} else ""
+    raise Lack(f"{who} needs a teacher{signals}, but teacher=none", {"teacher": teachers, group: free})
+
+
+def _needs_none(group: str, name: str) -> bool:
+    """Whether a file of `group` asks for no teacher; and an objective, for nothing but the records' own responses."""
+    apart = FROM_ROLLOUT | FROM_REWARD if group == "objective" else frozenset()
+    with suppress(ValueError, KeyError):
+        return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, content(group, name)))
+    return False
+
+
+def content(group: str, name: str) -> Any:
+    """A file of `group` after those that stand under its `defaults`, each at its place; interpolations as written."""
+    return _content(group, file_of(group, name))
+
+
+@cache
+def _content(group: str, file: Path) -> Any:
+    own: Any = OmegaConf.load(file)
+    bases = own.pop("defaults", ["_self_"])
+    return OmegaConf.to_container(
+        OmegaConf.merge(*(own if base == "_self_" else _placed(group, base) for base in bases))
+    )
+
+
+def _placed(group: str, base: str) -> Any:
+    name, _, place = base.partition("@")
+    node = content(group, name)
+    for key in reversed(place.split(".") if place else []):
+        node = {key: node}
+    return OmegaConf.create(node)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

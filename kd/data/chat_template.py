@@ -1,0 +1,350 @@
+"""The text of conversations as ids: what a tokenizer's chat template writes is control, what a record holds is text.
+
+Strings such as `<|im_end|>` inside a message are encoded as the characters that they are (`sanitize_control_tokens` of
+transformers), unless a record allows them. Control tokens are the tokenizer's special tokens, and the end of a turn;
+other added tokens (`<think>` of Qwen3) are ordinary words of the vocabulary, in records too.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import mark_control_tokens
+
+from kd.types import Message
+
+_QUESTION, _ANSWER = "Question?", "Answer."  # what a template is tried on
+_MARKS = mark_control_tokens("x", re.compile("x")).split("x")  # around a control token that is text
+
+
+class TextError(ValueError):
+    """A text that cannot be encoded. Its sentence lacks its subject, which is the record (`kd.data.sequences`)."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a tokenizer's template ends an answer, found by rendering one.
+
+    end: the id that ends it: the template's own (`<end_of_turn>` of Gemma), or the tokenizer's end token where the
+        template writes none.
+    closing: what stands between the answer and that token (Llama 2: a space).
+    tail: all that the template writes after an answer.
+    opening: what stands between the generation prompt and the answer (Qwen3: an empty think block).
+    anchor: text that must precede an answer when it is encoded, since the tokenizer adds a space to what is encoded
+        alone and the template has it follow other text; "" where it makes no difference.
+    """
+
+    end: int
+    closing: str = ""
+    tail: str = ""
+    opening: str = ""
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a conversation's ids. `learnt`: an assistant's turn with its end token."""
+
+    ids: tuple[int, ...]
+    learnt: bool
+
+
+def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt's text as the model sees it, up to where it begins to answer.
+
+    Without a chat template (base models) the messages are joined by blank lines, and a newline opens the answer.
+
+    Raises:
+        TextError: the template refuses the conversation.
+    """
+    if tokenizer.chat_template:
+        return _applied(messages, tokenizer, add_generation_prompt=True)
+    return (tokenizer.bos_token or "") + "\n\n".join(message["content"] for message in messages) + "\n"
+
+
+def encode_prompt(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
+) -> list[int]:
+    """Ids of the rendered prompt; special tokens are the template's alone, unless `control_tokens` allows others.
+
+    Raises:
+        TextError: the template refuses the conversation, or the tokenizer cannot write it as text.
+    """
+    marked = messages if control_tokens else _marked(messages, tokenizer)
+    return _ids(render(marked, tokenizer), tokenizer)
+
+
+def encode_answer(
+    messages: Sequence[Message],
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: bool = False,
+    ended: bool = True,
+) -> list[int]:
+    """Ids of an answer to `messages` as the template writes it, with its end token if it `ended`.
+
+    It is encoded apart from the prompt, which is how a model that answers reads it: together, a space that an answer
+    begins with could become one token with the newline that ends the prompt.
+
+    Raises:
+        TextError: see `encode_prompt`.
+    """
+    turn = turn_of(tokenizer)
+    if not control_tokens:
+        messages, text = _marked(messages, tokenizer), _marked(text, tokenizer)
+    body = _written(messages, text, tokenizer, turn) if tokenizer.chat_template else text
+    if not ended:
+        body = body.removesuffix(turn.closing)
+    return [*_anchored(body, tokenizer, turn.anchor), *([turn.end] if ended else [])]
+
+
+def encode_conversation(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
+) -> list[int]:
+    """Ids of a conversation whose last message is the assistant's, as the template writes it in one piece.
+
+    Raises:
+        TextError: see `encode_prompt`.
+    """
+    return _ids(_applied(messages if control_tokens else _marked(messages, tokenizer), tokenizer), tokenizer)
+
+
+def encode_turns(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
+) -> list[Piece]:
+    """The prompt in pieces: each answer of the assistant, encoded apart as the last one is, and what stands around it.
+
+    An assistant's message that opens a conversation answers nothing and is not learnt.
+
+    Raises:
+        TextError: see `encode_prompt`; or an answer cannot be found in what the template writes.
+    """
+    marked = messages if control_tokens else _marked(messages, tokenizer)
+    whole, turn = render(marked, tokenizer), turn_of(tokenizer)
+    end, pieces, done = _spelling(turn.end, tokenizer), list[Piece](), 0
+    for i, message in enumerate(marked):
+        if message["role"] != "assistant" or i == 0:
+            continue
+        start = _start_of(marked, i, whole, tokenizer)
+        stop = _find_control(whole, end, start)
+        if start < done or stop < 0:
+            raise TextError(
+                f"has an assistant's message (number {i}) that is not found in what the chat template writes of it; "
+                "take data.loss_on=last, or set chat_template of the model"
+            )
+        answer = _anchored(whole[start:stop], tokenizer, turn.anchor)
+        pieces.append(Piece(tuple(_ids(whole[done:start], tokenizer)), learnt=False))
+        pieces.append(Piece((*answer, turn.end), learnt=True))
+        done = stop + len(end)
+    return [*pieces, Piece(tuple(_ids(whole[done:], tokenizer)), learnt=False)]
+
+
+def _start_of(messages: Sequence[Message], i: int, whole: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Where message `i`, an answer, begins in the rendered prompt; -1 where it is not found."""
+    prompt = render(messages[:i], tokenizer)
+    if whole.startswith(prompt):
+        return len(prompt)
+    before = _applied(messages[:i], tokenizer) if tokenizer.chat_template else ""
+    content = str(messages[i].get("content") or "").strip()
+    if not content or not whole.startswith(before):
+        return -1
+    stop = _find_control(whole, _spelling(turn_of(tokenizer).end, tokenizer), len(before))
+    return whole.rfind(content, len(before), stop)  # the last: a letter may stand in the template's header, too
+
+
+def _find_control(whole: str, token: str, start: int) -> int:
+    """Where a control token of the template's is first written from `start` on, not one that is text; -1: nowhere."""
+    found = re.compile(f"(?<!{re.escape(_MARKS[0])}){re.escape(token)}").search(whole, max(start, 0))
+    return found.start() if found else -1
+
+
+def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a response's ids, as it stands: special tokens left out, spaces not tidied up.
+
+    What the template writes around an answer is left out too.
+    """
+    turn = turn_of(tokenizer)
+    before = _ids(turn.anchor, tokenizer) if turn.anchor == "\n" else []
+    text = _decode([*before, *ids], tokenizer).removeprefix("\n" if before else "")
+    text = text.removeprefix(_decode(_ids(turn.opening, tokenizer), tokenizer)) if turn.opening else text
+    return text.removesuffix(turn.closing) if len(ids) and ids[-1] == turn.end else text
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends an answer. Raises ValueError if there is none."""
+    return turn_of(tokenizer).end
+
+
+def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
+    """How the tokenizer's template ends an answer.
+
+    Raises:
+        ValueError: neither the template nor the tokenizer has an end token.
+    """
+    template = tokenizer.chat_template
+    return _turn(tokenizer, template if isinstance(template, str) else str(template), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=4)
+def _turn(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) -> Turn:
+    """`template` and `eos` are the tokenizer's as they are now: part of the key."""
+    before, after, opening = _around(tokenizer)
+    found = _first_control(after, tokenizer)
+    if found is None and eos is None:
+        raise ValueError(
+            "the tokenizer has no end token and its chat template writes none, so no response would end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    end, closing = (eos, "") if found is None else (tokenizer.convert_tokens_to_ids(found), after.split(found)[0])
+    assert isinstance(end, int)
+    return Turn(end, closing, after, opening, _anchor(before, tokenizer))
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """The text of a prompt, what the template writes after an answer to it, and what between the two."""
+    question: list[Message] = [{"role": "user", "content": _QUESTION}]
+    try:
+        before = render(question, tokenizer)
+        if not tokenizer.chat_template:
+            return before, "", ""
+        whole = _applied([*question, {"role": "assistant", "content": _ANSWER}], tokenizer)
+    except TextError:  # a template that is not for conversations
+        return "", "", ""
+    after = whole.rpartition(_ANSWER)[2]
+    opening = whole[len(before) :].partition(_ANSWER)[0] if whole.startswith(before) else ""
+    return before, after, opening
+
+
+def _first_control(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The first special token in the text; where there is none, the first added one."""
+    tokens = tokenizer.added_tokens_decoder.values()
+    for kind in ([t.content for t in tokens if t.special], [t.content for t in tokens if not t.content.isspace()]):
+        if kind and (match := _pattern(tuple(kind)).search(text)):
+            return match[0]
+    return None
+
+
+def _anchor(before: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    alone, later = _ids("a", tokenizer), _anchored("a", tokenizer, "\n")
+    if not later or later == alone:
+        return ""
+    special = next((t for t in _control(tokenizer) if t and before.endswith(t)), None)
+    if special is None:
+        return "\n"
+    return "" if _anchored("a", tokenizer, special) == alone else special
+
+
+def _written(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase, turn: Turn) -> str:
+    """The answer as the template writes it after this prompt, up to its end token.
+
+    The text as it stands where the template changes more of it than the spaces around (those that drop a chain of
+    thought), or does not begin as the prompt does.
+    """
+    prompt = render(messages, tokenizer)
+    whole = _applied([*messages, {"role": "assistant", "content": text}], tokenizer)
+    piece = whole[len(prompt) :]
+    if whole.startswith(prompt) and piece.endswith(turn.tail) and text.strip() in piece:
+        return piece.removesuffix(turn.tail) + turn.closing
+    return text + turn.closing
+
+
+def _applied(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    try:
+        text = str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
+    except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise TextError(
+            f"(roles: {roles}) is refused by the chat template ({error}); leave out what it does not take, or set "
+            "chat_template of the model"
+        ) from error
+    for i, message in enumerate(messages):
+        names = [str((call.get("function") or call).get("name")) for call in message.get("tool_calls") or ()]
+        if left := [name for name in names if name not in text]:
+            raise TextError(
+                f"has a tool call ({left[0]}, message {i}) that the chat template does not write; set a chat_template "
+                "that does, or put the call into the message's content"
+            )
+    return text
+
+
+def control_tokens_in(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The control tokens that texts hold as strings."""
+    pattern = _pattern(_control(tokenizer))
+    return {found for text in texts for found in pattern.findall(text)}
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All texts in a message, or in a list of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from strings(each)
+
+
+def _marked(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Texts whose control tokens are marked as text; what holds none stays the same object."""
+    pattern = _pattern(_control(tokenizer))
+    if not any(pattern.search(text) for text in strings(value)):
+        return value
+    plain = [dict(message) for message in value] if not isinstance(value, str) else value
+    return mark_control_tokens(plain, pattern)
+
+
+def _control(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    return _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=4)
+def _controls(tokenizer: PreTrainedTokenizerBase, size: int, template: str, eos: int | None) -> tuple[str, ...]:
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    end = _first_control(_around(tokenizer)[1], tokenizer)
+    return tuple(sorted(special | ({end} if end else set()) | ({tokenizer.eos_token} if eos is not None else set())))
+
+
+@lru_cache(maxsize=8)
+def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the tokens, longer ones first."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of rendered text, in which control tokens that are marked are text."""
+    marked = any(mark in text for mark in _MARKS)
+    try:
+        return tokenizer(text, add_special_tokens=False, **({"sanitize_control_tokens": True} if marked else {}))[
+            "input_ids"
+        ]
+    except (UnicodeEncodeError, TypeError) as error:
+        raise TextError(f"holds text that is no valid Unicode ({error}); remove its lone surrogates") from error
+    except ValueError as error:
+        if not marked:
+            raise
+        raise TextError(f"holds a control token as text ({error}); remove it, or allow control_tokens") from error
+
+
+def _anchored(text: str, tokenizer: PreTrainedTokenizerBase, anchor: str) -> list[int]:
+    """Ids of a text that follows `anchor`."""
+    if not anchor:
+        return _ids(text, tokenizer)
+    for other in (anchor, "\0"):  # the second for a tokenizer with tokens that begin with a newline
+        before, both = _ids(other, tokenizer), _ids(other + text, tokenizer)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return _ids(text, tokenizer)
+
+
+def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _spelling(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.convert_ids_to_tokens(token))

@@ -1,0 +1,67 @@
+"""Which records are scored on their references, in validation and evaluation alike, and what a score depends on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kd.data.sequences import Encoded, Encoder
+from kd.types import Record
+
+
+def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
+    """The records whose prompt and first response fit whole, each with that response alone.
+
+    Any other would be scored on another text than its bytes are counted of: nats per byte would depend on
+    `max_length`. They are fewer by what is left out, and by records without a response.
+
+    Raises:
+        ValueError: two records have one id, or no reference fits.
+    """
+    ids = {record.id for record in records}
+    if len(ids) < len(records):
+        raise ValueError(f"{len(records)} records have {len(ids)} different ids; give every record its own id")
+    firsts = (replace(record, responses=record.responses[:1]) for record in records)
+    kept = [record for record in firsts if _fits(encoder, record)]
+    if with_reference(records) and not kept:
+        raise ValueError(
+            f"no reference of {len(records)} records fits data.max_length={encoder.max_length} whole; "
+            "raise data.max_length"
+        )
+    return kept
+
+
+def with_reference(records: Sequence[Record]) -> int:
+    """How many of the records have a response."""
+    return sum(bool(record.responses) for record in records)
+
+
+def row_slices(encoder: Encoder, records: Sequence[Record]) -> dict[str, slice]:
+    """Where each record's loss rows (response tokens and end token) lie when those of all records are joined."""
+    slices, start = {}, 0
+    for record in records:
+        row = _row(encoder, record)
+        stop = start + len(row.ids) - row.prompt
+        slices[record.id], start = slice(start, stop), stop
+    return slices
+
+
+def content(encoder: Encoder, records: Sequence[Record]) -> list:
+    """What a likelihood depends on: ids, tokens, where the prompt ends, bytes of the reference."""
+    rows = ((record, _row(encoder, record)) for record in records)
+    return [[record.id, row.ids, row.prompt, size(record)] for record, row in rows]
+
+
+def size(record: Record) -> int:
+    """UTF-8 bytes of the reference's text."""
+    return len(record.responses[0].text.encode())
+
+
+def _fits(encoder: Encoder, record: Record) -> bool:
+    """In the student's tokens; a teacher with others reads what fits there, however long it is in its own."""
+    rows = encoder.encode(record)
+    return rows is not None and not rows[0].truncated
+
+
+def _row(encoder: Encoder, record: Record) -> Encoded:
+    rows = encoder.encode(record)
+    assert rows is not None  # `references` has left out what does not fit
+    return rows[0]

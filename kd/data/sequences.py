@@ -1,0 +1,353 @@
+"""From records to sequences: prompt and response as ids, shift and mask, each made here and nowhere else."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from kd.data.chat_template import (
+    Piece,
+    TextError,
+    encode_answer,
+    encode_prompt,
+    encode_turns,
+    end_id,
+    response_text,
+    turn_of,
+)
+from kd.types import WRITERS, Batch, Message, Record, Response, Sequences, Written
+
+MAX_PADDING = 0.1  # share of a window's tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt with one response. `ids[prompt:]` is the response and its end token.
+
+    truncated: whether `max_length` cut off the end token, or more.
+    earlier: begin and end of each answer inside the prompt that is learnt, too.
+    """
+
+    ids: tuple[int, ...]
+    prompt: int
+    written: Written | None = None  # the response as it came, where it came as ids
+    teacher: "Encoded | None" = None  # as the teacher reads it, where that differs
+    truncated: bool = False
+    earlier: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """Ids of the row, or of the teacher's, whichever has more."""
+        return max(len(self.ids), 0 if self.teacher is None else len(self.teacher.ids))
+
+
+def encode(
+    messages: Sequence[Message],
+    response: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    ended: bool = True,
+    control_tokens: bool = False,
+    every_turn: bool = False,
+) -> Encoded | None:
+    """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
+
+    ended: False for a response that was cut off while it was written, which has no end token in any tokens.
+    control_tokens: whether control tokens that stand in the texts as strings are control tokens.
+    every_turn: whether the assistant's messages in the prompt are learnt, too.
+
+    None if the prompt alone fills `max_length`: nothing would be learnt.
+    """
+    pieces = [Piece(tuple(encode_prompt(messages, tokenizer, control_tokens=control_tokens)), learnt=False)]
+    if every_turn:
+        pieces = encode_turns(messages, tokenizer, control_tokens=control_tokens)
+    prompt = [i for piece in pieces for i in piece.ids]
+    if len(prompt) >= max_length:
+        return None
+    answer = encode_answer(messages, response, tokenizer, control_tokens=control_tokens, ended=ended)
+    ids = tuple(prompt + answer)
+    return Encoded(ids[:max_length], len(prompt), truncated=len(ids) > max_length, earlier=_learnt(pieces))
+
+
+def _learnt(pieces: Sequence[Piece]) -> tuple[tuple[int, int], ...]:
+    """Where the pieces that are learnt begin and end."""
+    ends = list(accumulate(len(piece.ids) for piece in pieces))
+    return tuple((end - len(piece.ids), end) for piece, end in zip(pieces, ends, strict=True) if piece.learnt)
+
+
+def prompt_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the record's prompt. Raises ValueError, which names the record, for one that cannot be encoded."""
+    with naming(record):
+        return encode_prompt(record.prompt, tokenizer, control_tokens=record.control_tokens)
+
+
+def answer_ids(record: Record, text: str, tokenizer: PreTrainedTokenizerBase, *, ended: bool) -> list[int]:
+    """Ids of an answer to the record's prompt, with its end token if it `ended`. Raises as `prompt_ids`."""
+    with naming(record):
+        return encode_answer(record.prompt, text, tokenizer, control_tokens=record.control_tokens, ended=ended)
+
+
+@contextmanager
+def naming(record: Record) -> Iterator[None]:
+    """Gives what cannot be encoded of a record its subject."""
+    try:
+        yield
+    except TextError as error:
+        raise ValueError(f"record {record.id} of {record.skill} {error}") from error
+
+
+def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", multiple: int = 1) -> Sequences:
+    """`[B T]` tensors: tokens without their last, labels without their first, True where a response is predicted."""
+    longest = max(len(row.ids) for row in rows) - 1
+    width = -(-longest // multiple) * multiple
+    tokens = torch.full((len(rows), width), pad)
+    labels, mask = tokens.clone(), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        length = len(row.ids) - 1
+        start = 0 if padding_side == "right" else width - length
+        ids = torch.tensor(row.ids)
+        tokens[i, start : start + length] = ids[:-1]
+        labels[i, start : start + length] = ids[1:]
+        for begin, end in (*row.earlier, (row.prompt, len(row.ids))):
+            mask[i, start + begin - 1 : start + end - 1] = True
+    lengths = torch.tensor([len(row.ids) - 1 for row in rows])
+    return Sequences(tokens, labels, mask, lengths, padding_side)  # type: ignore[arg-type]
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = MAX_PADDING) -> list[list[int]]:
+    """Indices grouped by length, longest first, so that memory peaks early.
+
+    A group grows while longest x count stays within `max_tokens`, and padding within the share `max_padding` of
+    all tokens so far. A row longer than `max_tokens` is a group of its own.
+    """
+    groups: list[list[int]] = []
+    tokens = padded = 0  # of the rows, and of the rows as wide as their group's longest
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        tokens += lengths[i]
+        longest = lengths[groups[-1][0]] if groups else 0
+        fits = bool(groups) and longest * (len(groups[-1]) + 1) <= max_tokens
+        if fits and tokens >= (1 - max_padding) * (padded + longest):
+            groups[-1].append(i)
+            padded += longest
+        else:
+            groups.append([i])
+            padded += lengths[i]
+    return groups
+
+
+class Encoder:
+    """Records to batches, for a student's and a teacher's tokenizer.
+
+    max_length: longest sequence kept, in tokens. max_tokens: bound on a micro-batch's rows x longest row.
+    max_padding: largest share of a window's tokens that is padding; raise it where many small micro-batches cost
+    more time than padding does. every_turn: whether the assistant's messages in a prompt are learnt, too; for records
+    with one response, and one tokenizer.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedTokenizerBase,
+        teacher: PreTrainedTokenizerBase | None,
+        *,
+        max_length: int,
+        max_tokens: int,
+        max_padding: float = MAX_PADDING,
+        every_turn: bool = False,
+    ):
+        self.student, self.max_length, self.max_tokens, self.max_padding = student, max_length, max_tokens, max_padding
+        self.every_turn = every_turn
+        self.teacher = None if teacher is None or same_text(student, teacher) else teacher
+        self._rows: dict[tuple, list[Encoded]] = {}
+        if every_turn and self.teacher is not None:
+            raise ValueError(
+                "data.loss_on=all compares every answer of a conversation at the same tokens, but student and teacher "
+                "write different ones; take data.loss_on=last"
+            )
+
+    def of_every_turn(self) -> "Encoder":
+        """The same for training on all answers of a conversation."""
+        return Encoder(
+            self.student,
+            self.teacher,
+            max_length=self.max_length,
+            max_tokens=self.max_tokens,
+            max_padding=self.max_padding,
+            every_turn=True,
+        )
+
+    def batches(self, records: Sequence[Record]) -> list[Batch]:
+        """Micro-batches of the records' own responses. A record that does not fit is left out."""
+        pairs = [(record, self.encode(record)) for record in records]
+        return self._batches([(record, rows) for record, rows in pairs if rows])
+
+    def written(
+        self,
+        records: Sequence[Record],
+        responses: Sequence[Sequence[Written]],
+        teacher_prompts: Sequence[tuple[Message, ...]] | None = None,
+    ) -> list[Batch]:
+        """Micro-batches of responses that are known as ids, such as those that were just written.
+
+        `responses[i]` are those to `records[i]`: the ids are kept as they are, for text that is decoded and encoded
+        again may come back as other tokens. `teacher_prompts[i]` is what the teacher reads them after, where that is
+        not the record's own prompt; both then write the same tokens.
+
+        A record whose prompt (either of them) leaves no room for a response is left out.
+        """
+        pairs = []
+        prompts = teacher_prompts or [record.prompt for record in records]
+        for record, answers, teacher_prompt in zip(records, responses, prompts, strict=True):
+            shown = replace(record, prompt=teacher_prompt)
+            own, other = (tuple(prompt_ids(each, self.student)) for each in (record, shown))
+            room = self.max_length - max(len(own), 0 if self.teacher else len(other))
+            if room < 1:
+                continue
+            cut = [_cut(answer, room) for answer in answers]  # before anybody reads or judges their text
+            kept = replace(record, responses=tuple(self._response(record, answer) for answer in cut))
+            if rows := self._written(kept, cut, own, other, teacher_prompt):
+                pairs.append((kept, rows))
+        return self._batches(pairs)
+
+    def given(self, record: Record) -> list[Written] | None:
+        """The record's own responses as `written` takes them; None as for `encode`."""
+        rows = self.encode(record)
+        if rows is None:
+            return None
+        return [
+            Written(row.ids[row.prompt :], response.source, truncated=row.truncated)
+            for row, response in zip(rows, record.responses, strict=True)
+        ]
+
+    def takes(self, record: Record) -> bool:
+        """Whether the record's prompt leaves room for a response, in the student's tokens and in the teacher's."""
+        readers = [self.student, *([] if self.teacher is None else [self.teacher])]
+        return all(len(prompt_ids(record, reader)) < self.max_length for reader in readers)
+
+    def encode(self, record: Record) -> list[Encoded] | None:
+        """The record's sequences in the student's tokens; None if a prompt leaves no room for a response.
+
+        Nor may it fill `max_length` in the teacher's tokens, for both must hold the same responses.
+        """
+        rows = self._encode(record, self.student)
+        if rows is None or self.teacher is None:
+            return rows
+        return _beside(rows, self._encode(record, self.teacher))
+
+    def _written(
+        self,
+        record: Record,
+        answers: Sequence[Written],
+        own: tuple[int, ...],
+        other: tuple[int, ...],
+        teacher_prompt: tuple[Message, ...],
+    ) -> list[Encoded] | None:
+        rows = [Encoded(own + answer.ids, len(own), answer) for answer in answers]
+        if self.teacher is None and other != own:
+            theirs = [Encoded(other + answer.ids, len(other)) for answer in answers]
+            return [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+        if self.teacher is None:
+            return rows
+        ended = [not answer.truncated for answer in answers]
+        return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher, ended))
+
+    def _response(self, record: Record, answer: Written) -> Response:
+        """What the ids say; a text that the record has already stays as it is there."""
+        for own in record.responses if answer.source != "student" else ():
+            if own.source == answer.source and own.text == response_text(answer.ids, self.student):
+                return own
+        return Response(response_text(answer.ids, self.student), answer.source)
+
+    def _batches(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> list[Batch]:
+        sizes = {len(rows) for _, rows in pairs}
+        if len(sizes) > 1:  # refused even where lengths keep them in different batches today
+            raise ValueError(
+                f"records with {sorted(sizes)} responses are mixed in one window; give each the same number"
+            )
+        lengths = [max(row.longest - 1 for row in rows) * len(rows) for _, rows in pairs]
+        groups = micro_batches(lengths, self.max_tokens, self.max_padding)
+        return [self._batch([pairs[i] for i in group]) for group in groups]
+
+    def _batch(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> Batch:
+        records = tuple(record for record, _ in pairs)
+        rows = [row for _, group in pairs for row in group]
+        student = collate(rows, pad_id(self.student))
+        theirs = [row.teacher or row for row in rows] if any(row.teacher for row in rows) else []
+        return Batch(
+            student,
+            collate(theirs, pad_id(self.teacher or self.student)) if theirs else student,
+            records,
+            group_size=len(pairs[0][1]),
+            written_by=torch.tensor([WRITERS.index(r.source) for record in records for r in record.responses]),
+            behaviour_logprobs=_told("behaviour_logprobs", rows, student.mask),
+            old_logprobs=_told("old_logprobs", rows, student.mask),
+        )
+
+    def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
+        if any(response.source == "student" for response in record.responses):  # never seen again
+            return self._tokenized(record, tokenizer)
+        texts = [[*map(dict, record.prompt)], [response.text for response in record.responses]]
+        key = (tokenizer is self.student, json.dumps(texts, default=repr), record.control_tokens)
+        if key not in self._rows:
+            self._rows[key] = self._tokenized(record, tokenizer) or []
+        return self._rows[key] or None
+
+    def _tokenized(
+        self, record: Record, tokenizer: PreTrainedTokenizerBase, ended: Sequence[bool] | None = None
+    ) -> list[Encoded] | None:
+        if self.every_turn and len(record.responses) > 1:
+            raise ValueError(
+                f"record {record.id} of {record.skill} has {len(record.responses)} responses, so that data.loss_on=all "
+                "would count what was answered before them as often; take data.loss_on=last"
+            )
+        allowed = {"control_tokens": record.control_tokens, "every_turn": self.every_turn}
+        with naming(record):
+            rows = [
+                encode(record.prompt, response.text, tokenizer, self.max_length, ended=whole, **allowed)
+                for response, whole in zip(record.responses, ended or [True] * len(record.responses), strict=True)
+            ]
+        whole = [row for row in rows if row is not None]
+        return whole if len(whole) == len(rows) else None
+
+
+def _beside(rows: Sequence[Encoded], theirs: Sequence[Encoded] | None) -> list[Encoded] | None:
+    """Rows with what a teacher that has a tokenizer of its own reads; None where its prompt leaves no room."""
+    return None if theirs is None else [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+
+
+def _cut(answer: Written, room: int) -> Written:
+    if len(answer.ids) <= room:
+        return answer
+    behaviour, old = (None if x is None else x[:room] for x in (answer.behaviour_logprobs, answer.old_logprobs))
+    return Written(answer.ids[:room], answer.source, behaviour, old, truncated=True)
+
+
+def _told(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
+    """What each row's response came with, at its loss positions; None unless every row has it."""
+    known = [value for row in rows if (value := getattr(row.written, name, None)) is not None]
+    if len(known) < len(rows):
+        return None
+    return torch.zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(known).float())
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id will do where nothing looks; masks go by length, never by id (pad is often the end token)."""
+    return end_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def same_text(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """True if the two write every conversation in the same ids."""
+    if a is b:
+        return True
+    probe: list[Message] = [{"role": "user", "content": "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本"}]
+    return (
+        a.get_vocab() == b.get_vocab()
+        and (turn_of(a), a.eos_token_id) == (turn_of(b), b.eos_token_id)
+        and encode_prompt(probe, a) == encode_prompt(probe, b)
+    )

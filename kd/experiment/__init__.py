@@ -1,0 +1,1 @@
+"""A composed config's run: prepared, built, trained, evaluated, exported."""

@@ -1,0 +1,322 @@
+"""From a composed config to a trained student: build the parts, fit, stop and resume."""
+
+import copy
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located
+from kd.composition.targets import kept
+from kd.data.blocks import Blocks, blocks
+from kd.data.sequences import Encoder, pad_id
+from kd.data.windows import Data, nothing_fits
+from kd.experiment.compatibility import check_zeros, described
+from kd.experiment.identity import load_skill
+from kd.experiment.preparation import targets_folder
+from kd.models.language_model import WHOLE_ROWS, LanguageModel
+from kd.runs.folder import RunFolder
+from kd.runs.metrics_log import TidyLogger
+from kd.schedules import Schedule
+from kd.seeding import seeded
+from kd.signals import introduce, of_role
+from kd.skills.records import held, load
+from kd.teachers.cached import Cached
+from kd.teachers.digests import model_digest
+from kd.teachers.ensemble import Ensemble
+from kd.teachers.self_teacher import Own
+from kd.teachers.truncated import Approximated
+from kd.teachers.white_box import WhiteBox
+from kd.training.budget import Budget, Limits
+from kd.training.callbacks import Saving, read_checkpoint
+from kd.training.finiteness import NotFinite
+from kd.training.module import Distillation
+from kd.training.optimization import Optimization
+from kd.training.terms import Term
+from kd.training.trainer import audits, loggers, trainer_of
+from kd.types import Record, Skill
+
+
+@dataclass
+class Parts:
+    """What a run is made of, before the first step."""
+
+    module: Distillation
+    data: Data
+    skill: Skill
+    teacher: LanguageModel | Ensemble | None  # also there when only the evaluation wants it
+    encoder: Encoder
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
+    skill = load_skill(cfg.skill)
+    train, validation = load(skill, "train"), load(skill, "validation")[: cfg.checkpoint.records]
+    teacher = kept_teacher(cfg)
+    if teacher is not None:
+        teacher.to(device(cfg))
+    with seeded(cfg.seed, "student"):
+        student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
+    _ = student.packs  # found out before it is copied, outside of any step
+    if isinstance(teacher, Own):
+        teacher.bind(student)
+    words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
+    alignment, encoder = _aligned(cfg, student, words)
+    models = (student, teacher, alignment)
+    objective = {str(name): _term(node, cfg.seed, str(name), *models) for name, node in cfg.objective.items()}
+    reference = WhiteBox(copy.deepcopy(student)) if _asked_for("reference", objective) else None
+    module = Distillation(
+        student,
+        teacher,
+        objective,
+        instantiate(cfg.rollout),
+        alignment,
+        encoder,
+        Optimization(**cfg.optim),
+        reference=reference,
+        reward=_reward(cfg.reward, objective),
+        limits=Limits(**cfg.budget),
+        seed=cfg.seed,
+        reduction=cfg.reduction,
+        log_every=cfg.log_every,
+    )
+    given = len(train)
+    if cfg.augmentation.stages:  # a prompt without room for a response is written to for nothing
+        train = _with_room(train, encoder)
+    if reads_packed(module, words):
+        encoder.max_padding = 1.0
+    records, augmentation_tokens = augmented(cfg, train, teacher)
+    data = _data(cfg, module, records, validation, encoder, left_out=given - len(train))
+    _check_validation(cfg.checkpoint, data)
+    module.budget.teacher_tokens = augmentation_tokens
+    if told := held(data.train, encoder.student):
+        rank_zero_only(print)(f"text: {told}", flush=True)
+    if isinstance(words, Ensemble):
+        words.check([*data.train, *data.validation])
+    if isinstance(teacher, Cached):
+        audited = data.validation[: max((audit.records for audit in audits(cfg)), default=0)]
+        read = data.met() if module.teacher_fields else []
+        teacher.check(read, encoder, audited)
+        module.budget.teacher_tokens += teacher.tokens(read, encoder)
+    if (share := module.limits.share(module.budget)) >= 1:
+        raise ValueError(
+            f"budget.teacher_tokens={cfg.budget.teacher_tokens} is used up {share:.1f} times by what the teacher read "
+            "and wrote before the first step (labeling, cached targets); raise it"
+        )
+    other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
+    return Parts(module, data, skill, other, encoder)
+
+
+def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, Encoder]:
+    """The alignment of both models' tokens, and what encodes records for them. `words`: whose tokens the teacher's are.
+
+    Raises ValueError where the alignment cannot serve the two, or a term cannot bear what it leaves out.
+    """
+    alignment = instantiate(cfg.alignment)
+    if words is not None:
+        alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
+        if alignment.summary:
+            rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
+        check_zeros(alignment, {name: instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()})
+    theirs = None if words is None else words.tokenizer
+    return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
+
+
+def reads_packed(module: Distillation, words: Any) -> bool:
+    """Whether nobody spends time on padding. Hidden states are compared with it; a reward model may read with it."""
+    fields = module.student_fields | module.teacher_fields
+    models = (module.student, words, getattr(module.models.reward, "model", None))
+    return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)
+
+
+def _with_room(records: list[Record], encoder: Encoder) -> list[Record]:
+    """The records whose prompts leave room for a response. Raises ValueError where none does."""
+    if kept := [record for record in records if encoder.takes(record)]:
+        return kept
+    raise ValueError(nothing_fits(len(records), encoder.max_length))
+
+
+def _data(
+    cfg: DictConfig,
+    module: Distillation,
+    train: list[Record],
+    validation: Sequence[Record],
+    encoder: Encoder,
+    left_out: int,
+) -> Data:
+    """The windows that the module will ask for."""
+    return Data(
+        train,
+        validation,
+        encoder,
+        window=cfg.optim.window,
+        steps=cfg.optim.steps,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+        uses=getattr(module.rollout, "uses", 1),
+        plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
+        every_turn=cfg.data.loss_on == "all",
+        left_out=left_out,
+    )
+
+
+def _check_validation(checkpoint: DictConfig, data: Data) -> None:
+    """Raises ValueError where the best checkpoint is asked for and no validation record could tell which it is."""
+    if checkpoint.use == "best" and not data.references:
+        raise ValueError(
+            "checkpoint.use=best chooses by validation records, but there are none; raise the skill's number of "
+            "validation records (skill.validation), or take checkpoint.use=last"
+        )
+
+
+def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any, alignment: Any) -> Term:
+    """A term with projections has them made now, for no layer may be lazy under DDP; one that cannot be says so."""
+    with seeded(seed, "objective", name):
+        parts = instantiate(node, _convert_="all")
+        introduce(parts["loss"], student, teacher, alignment)
+        if isinstance(parts.get("weight"), Mapping):
+            parts["weight"] = Schedule.of(parts["weight"])
+        return Term(**parts)
+
+
+def _reward(node: DictConfig, objective: Mapping[str, Term]) -> Any:
+    """Who judges what was written; one that learns with the objective is one of its terms."""
+    if node._target_ is None:
+        return None
+    reward = instantiate(node, _convert_="all")
+    if hasattr(reward, "bind"):
+        reward.bind({name: term.loss for name, term in objective.items()})
+    return reward
+
+
+def _plain(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Blocks:
+    """The corpus, cut for the stream `lm`."""
+    cut = blocks(instantiate(cfg.corpus).texts(), tokenizer, cfg.data.lm_length + 1)  # the first id has no label
+    return Blocks(cut, pad=pad_id(tokenizer), size=cfg.data.lm_window, max_tokens=cfg.data.max_tokens, seed=cfg.seed)
+
+
+def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
+    return any(of_role(role, term.wanted) for term in objective.values())
+
+
+def kept_teacher(cfg: DictConfig) -> Any:
+    """The teacher of a run under its `targets`: all of it, what is kept of it, or what was written down before."""
+    if cfg.get("targets", {}).get("_target_") is None:
+        return load_teacher(cfg.teacher)
+    targets = kept(cfg.targets)
+    if cfg.targets.cached:
+        return Cached(targets_folder(cfg), targets)
+    return Approximated(load_teacher(cfg.teacher), targets)
+
+
+def load_teacher(node: DictConfig) -> Any:
+    """The teacher of a config node, or None. Jobs of one process share it: it is frozen, so nobody can tell.
+
+    One that follows its student is each job's own.
+    """
+    if node.get("_target_") is None:
+        return None
+    text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
+    return _made(text) if located("teacher", node._target_) is Own else _shared_teacher(text)
+
+
+@lru_cache(maxsize=1)
+def _shared_teacher(node: str) -> Any:
+    return _made(node)
+
+
+def _made(node: str) -> Any:
+    with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
+        return instantiate(described(json.loads(node)), _convert_="all")
+
+
+def place(cfg: DictConfig, parts: Parts) -> None:
+    """Student and teacher to where the trainer computes, so that both are measured on the same device."""
+    parts.module.student.to(device(cfg))
+    if parts.teacher is not None:
+        parts.teacher.to(device(cfg))
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """What `trainer.accelerator` comes down to for one process."""
+    name = cfg.trainer.accelerator
+    return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")
+
+
+def augmented(cfg: DictConfig, records: Any, teacher: Any) -> tuple[list[Record], int]:
+    """The training records after the augmentation's stages, in order; and the tokens that cost the teacher."""
+    stages = instantiate(cfg.augmentation.stages)
+    if stages and teacher is not None:
+        name = teacher.digest if isinstance(teacher, Cached) else model_digest(teacher.model)
+        writer: dict[str, Any] = {"teacher": teacher.model, "teacher_id": name}
+    else:
+        writer = {"teacher": None, "teacher_id": "none"}
+    for stage in stages:
+        records = stage(records, **writer, seed=cfg.seed)
+    changed = list(records)
+    return changed, sum(getattr(stage, "teacher_tokens", 0) for stage in stages)
+
+
+def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
+    """Train to the last step, from the last checkpoint if there is one.
+
+    Raises:
+        SystemExit(128 + signal): a signal stopped it; what was trained is saved then.
+        NotFinite: a value of a step, or of the validation, was not finite; what was saved before is kept.
+    """
+    last = folder.checkpoints / "last.ckpt"
+    resumed = last if last.exists() else None
+    log, step = TidyLogger(folder.path), 0
+    if resumed:
+        state = read_checkpoint(last, folder.config_hash, mmap=True)
+        step = state["distillation"]["step"]
+        if cfg.checkpoint.use == "best" and _has_best(state):  # found out now, not after the last step
+            read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash, mmap=True)
+        rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
+    log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
+    saving = Saving(last, cfg.checkpoint.every)
+    trainer = trainer_of(cfg, folder, [log, *loggers(cfg, folder)], saving, parts.module)
+    try:
+        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
+    except SIGTERMException:  # it came before `saving` listened, so before the first step
+        saving.received = signal.SIGTERM
+    except NotFinite as error:  # on all ranks; the first rank tells
+        kept = f" ({last} is kept as it was after step {max(step, saving.saved)})" if last.exists() else ""
+        raise NotFinite(f"{error}{kept}") if trainer.is_global_zero else SystemExit(0) from None
+    if saving.received is not None:
+        step = parts.module.step_count
+        rank_zero_only(print)(f"stopped at step {step}; the same command goes on from there", flush=True)
+        # The first rank tells. When another one fails, Lightning kills all.
+        raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
+    _check_learnt(parts.module.budget)
+    if cfg.checkpoint.use == "best":
+        state = read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash)["state_dict"]
+        parts.module.load_state_dict(state, strict=parts.module.strict_loading)
+
+
+def _has_best(state: Mapping[str, Any]) -> bool:
+    """Whether a validation came before a checkpoint, so that `best` belongs to it: it may not be written again."""
+    return any(callback.get("best_model_score") is not None for callback in state["callbacks"].values())
+
+
+def _check_learnt(spent: Budget) -> None:
+    """Raises ValueError if no token of any response counted; prints how many responses had none."""
+    if spent.responses and not spent.rows:
+        raise ValueError(
+            f"nothing was learnt: none of the {spent.responses} responses has a token that counts, for all of their "
+            "positions are masked; see what the rollout keeps (rollout.margin, metric without_preference), the "
+            "responses of the skill, and data.max_length"
+        )
+    if spent.masked:
+        rank_zero_only(print)(
+            f"{spent.masked} of {spent.responses} responses had no token that counts (all positions masked)", flush=True
+        )

@@ -1,0 +1,122 @@
+"""Do teacher, student, alignment and objective fit one another? Known from configurations and tokenizers alone.
+
+Models are laid out on the device "meta", where tensors have shapes and nothing else: no weight is read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from kd.components.instantiation import instantiate
+from kd.composition.targets import bears_zeros
+from kd.models.language_model import LanguageModel
+from kd.models.merging import check_mergeable
+from kd.seeding import seeded
+from kd.signals import introduce, requires, sized
+from kd.sources.addresses import model_folder
+from kd.teachers.self_teacher import Own
+
+LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
+OURS = "kd.models."  # whose targets are known to be no more than their configurations until they are asked
+
+
+def check_models(cfg: DictConfig) -> None:
+    """Raises ValueError for tokenizers that the alignment cannot serve, or a term that does not fit the models.
+
+    What is not ours is asked when the run is built, and so are cached targets, which stand for a teacher that need not
+    be at hand.
+    """
+    nodes = [cfg.student.model, cfg.teacher]
+    if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
+        return
+    losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
+    student, teacher = (_outline(_text(node)) for node in nodes)
+    check_mergeable(student)
+    check_positions(cfg.data.max_length, {"student": student, "teacher": teacher})
+    if isinstance(teacher, Own):
+        teacher.bind(student)
+    if teacher is not None:
+        words, alignment = teacher.model, instantiate(cfg.alignment)
+        alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
+        check_zeros(alignment, losses)
+    for name, loss in losses.items():
+        if sized(loss) and not hasattr(loss, "starts_from"):  # that copies weights
+            with seeded(0, "objective", name):
+                introduce(loss, student, teacher)
+
+
+def check_positions(max_length: int, models: Mapping[str, Any]) -> None:
+    """Raises ValueError if a record of `max_length` tokens could be longer than what a model has positions for.
+
+    models: by role; None and a teacher that is made of the student have none of their own.
+    """
+    for role, model in models.items():
+        for network in (part.network for part in model.modules() if isinstance(part, LanguageModel)) if model else ():
+            positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+            if positions is not None and max_length > positions:
+                raise ValueError(
+                    f"data.max_length={max_length} is more than the {positions} positions of the {role} "
+                    f"({type(network).__name__}); set data.max_length={positions}, or take a {role} with more"
+                )
+
+
+def check_zeros(alignment: Any, losses: Mapping[str, Any]) -> None:
+    """Raises ValueError for a term without a bound at ids of the student for which an alignment finds none."""
+    if not alignment.translates or not (count := alignment.forbidden()):
+        return
+    for name, loss in losses.items():
+        if requires(loss) <= LOGITS and "teacher_logits" in requires(loss) and not bears_zeros(loss):
+            raise ValueError(
+                f"{name} has no bound where the teacher's probability is zero, and {type(alignment).__name__} finds no "
+                f"teacher's id for {count} of the student's {alignment.size}; take alignment.outside=spread, or a term "
+                f"with a bound (fkl, jsd, skew_rkl) instead of {name}"
+            )
+
+
+def described(teacher: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's node without what is for the run, in the members of an ensemble too."""
+    kept = {key: value for key, value in teacher.items() if key not in ("prepare", "licence")}
+    if "members" in kept:
+        kept["members"] = {name: described(member) for name, member in kept["members"].items()}
+    return kept
+
+
+def _ours(node: Any) -> bool:
+    """Whether every target below is one of `kd.models`."""
+    if not isinstance(node, Mapping):
+        return True
+    own = node.get("_target_")
+    return (own is None or own.startswith(OURS)) and all(_ours(child) for child in node.values())
+
+
+def _text(node: DictConfig) -> str:
+    content: Any = OmegaConf.to_container(node, resolve=True)
+    return json.dumps(described(content), sort_keys=True)
+
+
+def _sources(node: Any) -> Iterator[dict[str, Any]]:
+    """Every address below a config node, with the keys beside it."""
+    if isinstance(node, Mapping):
+        if "address" in node:
+            yield dict(node)
+        for child in node.values():
+            yield from _sources(child)
+
+
+@lru_cache(maxsize=8)
+def _outline(node: str) -> Any:
+    """The model of a config node without its weights; None where there is none.
+
+    Its sources are fetched and converted before, by ordinary means: a conversion reads weights.
+    """
+    content = json.loads(node)
+    if content.get("_target_") is None:
+        return None
+    for source in _sources(content):
+        model_folder(**source)
+    with torch.device("meta"):
+        return instantiate(content, _convert_="all")

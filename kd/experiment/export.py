@@ -1,0 +1,250 @@
+"""The trained student as a folder that `from_pretrained` loads, with a card that says where it comes from."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from kd.artifacts import store
+from kd.data.chat_template import encode_prompt, end_id, turn_of
+from kd.eval_mode import eval_mode
+from kd.models.language_model import LanguageModel
+from kd.models.merging import merged
+
+TEXTS = (  # on which tokenizers of one vocabulary differ: by spaces, digits, composed letters, other scripts
+    "Tom has 12 apples, then 1234567.\n\nHow many?  It's 3.5€.",
+    " naïve caf\u00e9 and cafe\u0301, 日本語, Привет, 🙂\u200d🙂",
+    "def f(x):\n\treturn {x: 'don''t'}  # ½ ﬁ Å\n",
+)
+LONGEST = 64  # ids that the network is read at
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # of logits, relative to the largest; else 0.03
+AGREEMENT = {
+    "top1": "top-1 agreement with the teacher",
+    "forward_kl": "forward KL(teacher ‖ student), nats",
+    "reverse_kl": "reverse KL(student ‖ teacher), nats",
+}
+
+
+def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
+    """Weights (adapters merged), tokenizer, chat template and README.md in `folder`, which is read again.
+
+    What plain `transformers` reads otherwise than it was is returned, a sentence for each, and stands in README.md.
+    The generation settings end with the template's end of a turn, too.
+    """
+    student = merged(model)
+    with torch.no_grad():
+        student.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    _end_turns(student, folder)
+    found = differences(model, folder)
+    loading = ["", "## Loading", "", *(f"- {sentence}" for sentence in found)] if found else []
+    (folder / "README.md").write_text(card + "".join(f"{line}\n" for line in loading), encoding="utf-8")
+    return found
+
+
+def _end_turns(model: LanguageModel, folder: Path) -> None:
+    """Other programs stop where the template ends a turn: its token joins those of the generation settings."""
+    settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
+    declared = None if settings is None else settings.eos_token_id
+    known = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if (end := end_id(model.tokenizer)) in known:
+        return
+    settings = settings or GenerationConfig()
+    settings.eos_token_id = [*known, end] if known else end
+    settings.save_pretrained(folder)
+
+
+def differences(model: LanguageModel, folder: Path) -> list[str]:
+    """What `AutoTokenizer` and `AutoModelForCausalLM` read from `folder` otherwise than `model` is, and how to load it.
+
+    The tokenizer is tried on `TEXTS` and on a conversation, the network on their ids.
+    """
+    return [*_of_tokenizer(model.tokenizer, folder), *_of_network(model, folder)]
+
+
+def _of_network(model: LanguageModel, folder: Path) -> list[str]:
+    ours, by = model.network, f"`AutoModelForCausalLM` of transformers {transformers.__version__}"
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(folder)
+        read = read.to(ours.device).eval()
+    except Exception as error:  # whatever the library raises, the student is trained and its weights are saved
+        return [f"{by} cannot read this folder ({_first_line(error)}); load it with `{type(ours).__name__}`"]
+    known = [i for text in TEXTS for i in model.tokenizer(text)["input_ids"] if i < model.vocabulary][:LONGEST]
+    ids = torch.tensor([known], device=ours.device)
+    with eval_mode([ours]):
+        expected, found = (network(ids, use_cache=False).logits.double() for network in (ours, read))
+    gap = (expected - found).abs().max().item()
+    if gap <= TOLERANCE.get(ours.dtype, 0.03) * expected.abs().max().item():
+        return []
+    return [
+        f"{by} reads a {type(read).__name__} in {read.dtype} whose logits differ by up to {gap:.3g} from those of the "
+        f"trained {type(ours).__name__} in {ours.dtype}; load it with `{type(ours).__name__}.from_pretrained`"
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+
+
+def _of_tokenizer(ours: PreTrainedTokenizerBase, folder: Path) -> list[str]:
+    by = f"`AutoTokenizer` of transformers {transformers.__version__}"
+    try:
+        read = AutoTokenizer.from_pretrained(folder)
+        if _written(ours) == _written(read):
+            return []
+        told = f"{by} reads a {type(read).__name__}, which writes other ids than the student was trained on"
+    except Exception as error:  # see above
+        told = f"{by} cannot read this folder ({_first_line(error)})"
+    kinds: list[Any] = [type(ours), PreTrainedTokenizerFast]
+    for kind in kinds:
+        if _written(ours) == _written(kind.from_pretrained(folder)):
+            return [f"{told}; load it with `transformers.{kind.__name__}.from_pretrained`"]
+    return [f"{told}; no class of transformers reads it back, so take the tokenizer of the checkpoint it came from"]
+
+
+def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Ids of all texts, alone and as a conversation, and the ids of special tokens."""
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    chats = [encode_prompt([{"role": "user", "content": text}], tokenizer) for text in TEXTS]
+    return [special, turn_of(tokenizer), chats, [tokenizer(text)["input_ids"] for text in TEXTS]]
+
+
+def rehearse(model: LanguageModel, folder: Path, card: str, checkpoints: int) -> None:
+    """Everything that an export writes but the weights, in a temporary folder: what could not be written is known now.
+
+    folder: where the run writes. checkpoints: the bytes that its checkpoints take there at most.
+
+    Raises:
+        ValueError: a configuration or a tokenizer that transformers would not save, or too little space on the disk.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < weights + checkpoints:
+        raise ValueError(
+            f"{folder} has {free / 1e9:.1f} GB free, but checkpoints ({checkpoints / 1e9:.1f} GB) and the exported "
+            f"student ({weights / 1e9:.1f} GB) need more; free some space, or set run.root to another disk"
+        )
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as place:
+        try:
+            model.network.config.save_pretrained(place)
+            if model.network.can_generate():
+                model.network.generation_config.save_pretrained(place)
+            model.tokenizer.save_pretrained(place)
+        except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the student could not be exported at the end: {reason}; mend the files of its checkpoint "
+                "(config.json, generation_config.json, tokenizer)"
+            ) from None
+        (Path(place) / "README.md").write_text(card, encoding="utf-8")
+
+
+def export_objective(stateful: nn.Module, path: Path) -> None:
+    """What the terms of an objective learned or kept (projections, mixtures, buffers) in `path`; no file if nothing."""
+    state = {name: value.detach().cpu().contiguous() for name, value in stateful.state_dict().items()}
+    if state:
+        store(path, lambda partial: save_file(state, partial), kind="objective")
+
+
+def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence: str, data: str) -> str:
+    """Model card: teacher, data, licences, scores, config."""
+    import yaml
+
+    origins = licences(config, data, skill_licence)
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"license: {_identifier(origins)}",
+        "tags: [distillation]",
+        "---",
+        f"# {config['name']}",
+        "",
+        f"Distilled with kd. Objective: {' + '.join(config['objective'])}. "
+        f"Student made by `{config['student']['model']['_target_']}`.",
+        "",
+        "## Licences",
+        "",
+        "What the licence of any of these asks for or forbids may hold for this model too.",
+        "",
+        "| of | which | licence |",
+        "|---|---|---|",
+        *(f"| {role} | {which} | {licence or 'unknown'} |" for role, (which, licence) in origins.items()),
+        "",
+        "## Scores on held-out problems",
+        "",
+        _score_table(results),
+        "",
+        "## Configuration",
+        "",
+        "```yaml",
+        yaml.safe_dump(dict(config), sort_keys=False).rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) -> dict[str, tuple[str, str | None]]:
+    """Of data, teacher (each member of an ensemble) and the student's first weights: which, and under what licence.
+
+    A student that is cut out of a teacher's checkpoint has its licence. None: nobody says. Random weights have none.
+    """
+    told = {"data": (data, skill_licence)}
+    for role, node in _teachers(config).items():
+        told[role] = _which(node["model"]), node.get("licence")
+    if config["student"]["model"].get("source"):
+        told["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
+    return told
+
+
+def licence_of(node: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """Of the weights that a teacher's or student's `node` begins with: its own word, or that of the teacher in `config`
+    with the same checkpoint. None: nobody says, or the weights are random.
+    """
+    source = node["model"].get("source")
+    if not source:
+        return None
+    theirs = (other.get("licence") for other in _teachers(config).values() if other["model"].get("source") == source)
+    return node.get("licence") or next(theirs, None)
+
+
+def _teachers(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The teacher, or each member of an ensemble, by role."""
+    teacher = config["teacher"]
+    members = {f"teacher {name}": member for name, member in (teacher.get("members") or {}).items()}
+    return members or ({"teacher": teacher} if teacher.get("model") else {})
+
+
+def _which(model: Mapping[str, Any]) -> str:
+    return f"`{(model.get('source') or {'address': 'random weights'})['address']}`"
+
+
+def _identifier(origins: Mapping[str, tuple[str, str | None]]) -> str:
+    """For the card's front matter: the one licence of all, else "other"; "unknown" if one is."""
+    found = {(licence or "unknown").lower() for _, licence in origins.values()}
+    return "unknown" if "unknown" in found else found.pop() if len(found) == 1 else "other"
+
+
+def _score_table(results: Mapping[str, Any]) -> str:
+    """Each skill's metrics, then how far the students are from the teacher."""
+    agreement = {AGREEMENT[name]: systems for name, systems in (results.get("agreement") or {}).items()}
+    rows = ["| skill | metric | system | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
+    for skill, metrics in (*results.get("scores", {}).items(), ("", agreement)):
+        for metric, systems in metrics.items():
+            for system, score in systems.items():
+                if score is not None and score["value"] is not None:
+                    interval = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
+                    rows.append(f"| {skill} | {metric} | {system} | {score['value']:.3f} | {interval} | {score['n']} |")
+    return "\n".join(rows)

@@ -1,0 +1,130 @@
+"""The hash that names a run: its resolved config, the content of what it reads, and the versions of its code."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import kd
+from kd.artifacts import texts_sha256
+from kd.components.instantiation import instantiate
+from kd.models.tokenizers import template_text
+from kd.runs.folder import config_hash
+from kd.secrets import hashable, masked
+from kd.sources.addresses import digest
+from kd.types import Skill, Split
+from kd.versions import versions
+
+TRAINING = ("kd.experiment.build",)
+STAGES = (*TRAINING, "kd.evaluation.evaluate")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
+    """12 hexadecimal digits: of two configs equal where what is made of them must hold the same numbers.
+
+    Args:
+        cfg: the composed config, or the part of it that counts.
+        stages: the modules that make it, whatever the config names.
+
+    Data, models and files from outside count by content; components count by their `VERSION` (`kd.versions`), those
+    from outside of `kd` by their source.
+
+    Raises:
+        ValueError, FileNotFoundError: something that the run reads is not there or is damaged.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    found = _digests(config) | _data_digest(config) | _corpus_digest(config)
+    digests = {masked(name): content for name, content in found.items()}
+    return config_hash(hashable(cfg), digests=digests, version=code_of(config, stages))
+
+
+def code_of(config: Mapping[str, Any], stages: Sequence[str] = STAGES) -> dict[str, int | str]:
+    """The versions of `kd` and of everything that the stages and the components of a resolved config depend on."""
+    return {"kd": kd.__version__, **versions(*stages, *sorted(targets_in(config)))}
+
+
+def targets_in(node: Any) -> set[str]:
+    """Every `_target_` below a node of the config."""
+    children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    own = {str(node["_target_"])} if isinstance(node, Mapping) and node.get("_target_") else set()
+    return own.union(*map(targets_in, children))
+
+
+def load_skill(node: Any) -> Skill:
+    """The skill of a config's node `skill`, made once in a process: its records are read for the identity, too."""
+    content = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return _skill(json.dumps(content, sort_keys=True))
+
+
+@lru_cache(maxsize=32)
+def _skill(node: str) -> Skill:
+    return instantiate(OmegaConf.create({"skill": json.loads(node)}).skill)  # errors name the key
+
+
+def _data_digest(config: dict[str, Any]) -> dict[str, str]:
+    """Of all records that the run can meet, so that it does not matter how a skill comes by them."""
+    node = config.get("skill")
+    return {"skill": _records_digest(json.dumps(node, sort_keys=True))} if node and node.get("_target_") else {}
+
+
+@lru_cache(maxsize=32)
+def _records_digest(node: str) -> str:
+    skill = _skill(node)
+    return texts_sha256(json.dumps([split, _plain(asdict(r))]) for split in SPLITS for r in skill.load(split))
+
+
+def check_records(node: Any) -> None:
+    """Raises ValueError if a skill's records are others than those that the identity of the run was made of."""
+    text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
+    if _records_digest.__wrapped__(text) != _records_digest(text):
+        raise ValueError(
+            f"the records of skill {node._target_} changed after the run was named by them; start the command again, "
+            "and leave the data as they are until the first step (a skill's load must give the same every time)"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The same in every process: sets in order, objects of foreign types by their text without addresses."""
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(_plain(item), sort_keys=True) for item in value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return [type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value))]
+
+
+def _corpus_digest(config: dict[str, Any]) -> dict[str, str]:
+    """Of the plain text, where a term learns on it."""
+    if not any(term.get("stream") == "lm" for term in config.get("objective", {}).values()):
+        return {}
+    return {"corpus": instantiate(config["corpus"]).digest}
+
+
+def _run_digest(folder: str) -> dict[str, str]:
+    """Of the models in a finished run's folder, which a config may name (reward=reward_model)."""
+    parts = [Path(folder).expanduser() / name for name in ("student", "objective.safetensors")]
+    return {str(part): digest(f"local:{part}") for part in parts if part.exists()}
+
+
+def _digests(node: Any) -> dict[str, str]:
+    """Content hashes of all sources, by address, and of runs below `node`."""
+    if isinstance(node, list):
+        return {k: v for child in node for k, v in _digests(child).items()}
+    if not isinstance(node, dict):
+        return {}
+    own = {}
+    if "address" in node:
+        own[node["address"]] = digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})
+    own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
+    if isinstance(template := node.get("chat_template"), str):  # of a model; it may be the path of a file
+        own[template] = texts_sha256([template_text(template)])
+    return own | {k: v for child in node.values() for k, v in _digests(child).items()}

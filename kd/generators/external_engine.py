@@ -1,0 +1,305 @@
+"""What every engine with weights of its own has in common: it is given them, and what it says is checked."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from pydantic import Field, NonNegativeInt, PositiveFloat
+from torch import Tensor
+
+from kd.generators import Row, shared
+from kd.generators.generation import check_decoding, end_ids
+from kd.generators.rescoring import Reading, read_responses
+from kd.generators.sampling import Sampled
+from kd.models.language_model import LanguageModel
+from kd.models.merging import merged
+from kd.types import Source, Written
+
+Text = Annotated[str, Field(min_length=1)]
+_EXACT = 1e-3  # nats: below it there is nothing to explain
+EXACTNESS = {torch.float64: 0.01, torch.float32: 0.01}  # nats that two engines' arithmetic may differ by, at one token
+EXACTNESS_OF_HALF = 0.3  # of bfloat16 and float16
+PROBE = 32  # tokens of the prompt that both score
+
+
+class Completion(NamedTuple):
+    """One response as the engine gives it."""
+
+    ids: tuple[int, ...]  # the end token included
+    logprobs: tuple[float, ...]  # of each id, under what it was drawn from; for greedy, at temperature 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the engine is asked for."""
+
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]  # one for each prompt
+    samples: int
+    max_new_tokens: int
+    sampled: Sampled
+    ends: Sequence[int]  # ids that end a response, and nothing else does
+
+
+class Elsewhere(ABC):
+    """Responses from an engine that holds a copy of the model's weights.
+
+    Before it writes, it is given the weights as they are now (`staleness`). What it wrote is read by the model itself,
+    once and without gradient: `old_logprobs` are the model's own, `behaviour_logprobs` what the engine says it drew
+    from, and their mean distance is reported as `sampler_mismatch`, in nats per token. Where the weights are the same
+    and the two differ by more than `tolerance`, the engine writes with other weights, and that is an error.
+
+    Each time weights were given, both sides score the same prompt, tokens from all over the vocabulary, and none may
+    differ by more than `exactness`. (A mean over what was written hides weights that stayed behind as long as the model
+    has moved little; this sees them at the token that shows them most.)
+
+    Args:
+        weights: folder that both sides see, into which the weights are saved as a checkpoint.
+        staleness: steps that the engine's weights may be behind; 0: they are given anew after each step; None: they
+            are never given (a teacher that the engine holds already).
+        tolerance: largest mean distance of log-probabilities, in nats per token.
+        exactness: largest distance of one token's log-probability after weights were given, in nats; None: `EXACTNESS`
+            of the model's precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Text,
+        staleness: NonNegativeInt | None = 0,
+        tolerance: PositiveFloat = 0.25,
+        exactness: PositiveFloat | None = None,
+    ):
+        self.folder, self.staleness, self.tolerance = Path(weights).absolute(), staleness, tolerance
+        self.exactness = exactness
+        self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
+        self._opened = False
+        self._kept: dict[str, Tensor] | None = None  # of a run that goes on: files of the weights that it held
+        self._untold = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        sampled: Sampled,
+        batch_size: int,
+        source: Source = "student",
+        version: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Written]]:
+        """See `kd.generators.Generator`.
+
+        Raises:
+            OSError: the engine cannot be reached, or answers late (ConnectionError, TimeoutError).
+            ValueError: it refuses, or writes what the model could not have written.
+        """
+        self.check(max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples)
+        self._bring(model, version)
+        if not prompts:
+            return []
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        order = Order(prompts, seeds, samples, max_new_tokens, sampled, sorted(end_ids(model)))
+        found = self.complete(order)
+        _check_ids(found, order, model.vocabulary)
+        pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
+        readings = read_responses(model, pairs, sampled, batch_size=batch_size)
+        self._compare([one for group in found for one in group], readings, sampled, version)
+        if progress is not None:
+            progress(len(prompts))
+        told = iter(readings)
+        return [[_written(one, next(told), order, source) for one in group] for group in found]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `kd.generators.Generator`."""
+        return {"engine": "vllm"}
+
+    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+        """See `kd.generators.Generator`."""
+        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+
+    def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
+        """See `kd.generators.Generator`: as our own engine would, and each response once more, its prompt before it."""
+        again = ([Row(n, (length,)) for length in group] for n, group in zip(prompts, responses, strict=True))
+        return [[*once, *more] for once, more in zip(shared(prompts, responses), again, strict=True)]
+
+    @abstractmethod
+    def open(self, model: LanguageModel) -> None:
+        """Before anything is asked; where weights are given, the model is in `folder` as a whole checkpoint."""
+
+    @abstractmethod
+    def load(self, model: LanguageModel) -> None:
+        """The engine takes the weights in `folder`, and forgets what it computed with others."""
+
+    @abstractmethod
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of each id but the first, given those before, at temperature 1."""
+
+    @abstractmethod
+    def complete(self, order: Order) -> list[list[Completion]]:
+        """`order.samples` responses to each prompt."""
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """Mean distance of both sides' log-probabilities per token, and steps that the writer's weights were behind."""
+        distance, tokens, behind, responses = self._untold
+        self._untold = [0.0, 0.0, 0.0, 0.0]
+        return {"sampler_mismatch": (distance, tokens), "sampler_staleness": (behind, responses)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the weights of now may not be those that it will write with: these, as the files in `folder`."""
+        if not self.staleness or self.version is None:
+            return {}
+        return {"version": self.version, "weights": self.held() if self._kept is None else self._kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave: the engine is given those weights before it writes."""
+        if state:
+            self.version, self._kept = state["version"], state["weights"]
+
+    def held(self) -> dict[str, UInt8[Tensor, " bytes"]]:
+        """The files in `folder`, by name."""
+        files = (path for path in sorted(self.folder.iterdir()) if path.is_file())
+        return {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in files}
+
+    def restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
+        """The files that `held` gave, in `folder` again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (self.folder / name).write_bytes(content.numpy().tobytes())
+
+    def save(self, model: LanguageModel) -> None:
+        """The checkpoint in `folder`, adapters merged, with a head of its own (`save_untied`)."""
+        with torch.no_grad():
+            save_untied(merged(model).network, self.folder)
+        model.tokenizer.save_pretrained(self.folder)
+
+    def _bring(self, model: LanguageModel, version: int) -> None:
+        due = self.staleness is not None and (self.version is None or version - self.version > self.staleness)
+        if due:
+            self.save(model)
+        elif self._kept is not None:
+            self.restore(model, self._kept)
+        if not self._opened:
+            self.open(model)
+            self._opened = True
+        if due or self._kept is not None:
+            self.load(model)
+            self.version, self._kept = version if due else self.version, None
+        if due:
+            self._check_arrival(model)
+
+    def _check_arrival(self, model: LanguageModel) -> None:
+        """Raises ValueError where both sides score the same prompt differently."""
+        ids = probe(model)
+        theirs = torch.tensor(self.score(ids))
+        [own] = read_responses(model, [(ids[:1], ids[1:])], Sampled(1.0), batch_size=1)
+        distance, place = (theirs - own.own).abs().max(0)
+        bound = self.exactness or EXACTNESS.get(model.network.dtype, EXACTNESS_OF_HALF)
+        if not distance <= bound:
+            raise ValueError(
+                f"the engine was given new weights, and scores the id {ids[int(place) + 1]} of a fixed prompt "
+                f"{distance:.3g} nats away from the model itself (at most {bound:g}), so not all of them have arrived; "
+                f"start it from the checkpoint in {self.folder}, or raise generator.exactness if its arithmetic "
+                "explains that"
+            )
+
+    def _compare(
+        self, found: Sequence[Completion], readings: Sequence[Reading], sampled: Sampled, version: int
+    ) -> None:
+        said = torch.tensor([logprob for one in found for logprob in one.logprobs])
+        own, drawn = (torch.cat(parts) for parts in zip(*readings, strict=True))
+        distance = (said - drawn).abs().sum().item()
+        behind = version - (self.version or 0)
+        told = (distance, float(len(said)), float(behind * len(found)), float(len(found)))
+        self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
+        if behind:  # other weights say something else, of course
+            return
+        mean, untempered = distance / len(said), (said - own).abs().mean().item()
+        if mean > _EXACT and untempered < mean / 2:
+            raise ValueError(
+                "the engine tells log-probabilities from before temperature and top_p, which nothing was drawn from; "
+                "start it with --logprobs-mode processed_logprobs"
+            )
+        if not mean <= self.tolerance:
+            raise ValueError(
+                f"the engine's log-probabilities of what it wrote are {mean:.3g} nats per token away from the "
+                f"model's own (generator.tolerance={self.tolerance}), so it holds another model or other weights; "
+                f"start it from the checkpoint in {self.folder}, or raise the tolerance if its arithmetic explains it"
+            )
+
+
+def probe(model: LanguageModel) -> list[int]:
+    """A prompt of `PROBE` ids, evenly from the whole vocabulary without its special ids: the same for one tokenizer."""
+    ordinary = sorted(set(range(model.vocabulary)) - set(model.tokenizer.all_special_ids))
+    return [ordinary[i * (len(ordinary) - 1) // (PROBE - 1)] for i in range(PROBE)]
+
+
+def save_untied(network: Any, folder: Path) -> None:
+    """A checkpoint whose head is a tensor of its own, and whose configuration says so.
+
+    vLLM on a CPU keeps a packed copy of a tied head, which `reload_weights` leaves as it was at the start while it
+    answers that all went well; a head that the checkpoint names is loaded like everything else. It costs the engine one
+    more matrix of vocabulary x width.
+    """
+    state, head = network.state_dict(), network.get_output_embeddings()
+    tied = head is not None and head.weight is network.get_input_embeddings().weight
+    if tied:
+        [name] = [name for name, module in network.named_modules() if module is head]
+        state[f"{name}.weight"] = head.weight.clone()
+    network.save_pretrained(folder, state_dict=state)
+    if tied:
+        path = folder / "config.json"
+        told = {**json.loads(path.read_text(encoding="utf-8")), "tie_word_embeddings": False}
+        path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
+    if (counts := {len(group) for group in found}) != {order.samples} or len(found) != len(order.prompts):
+        raise ValueError(
+            f"the engine gave {sorted(counts)} responses to a prompt where {order.samples} were asked for; it does not "
+            "speak the completions protocol of vLLM"
+        )
+    for one in (one for group in found for one in group):
+        if not one.ids or len(one.ids) != len(one.logprobs):
+            raise ValueError(
+                f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not speak "
+                "the completions protocol of vLLM"
+            )
+        if len(one.ids) > order.max_new_tokens:
+            raise ValueError(
+                f"the engine wrote {len(one.ids)} ids where {order.max_new_tokens} were the most; take vLLM 0.17 or "
+                "later"
+            )
+        if early := set(order.ends) & set(one.ids[:-1]):
+            raise ValueError(f"the engine wrote on after the end token {min(early)}; take vLLM 0.17 or later")
+        if not all(-math.inf < logprob <= _EXACT for logprob in one.logprobs):
+            raise ValueError(
+                "the engine gives log-probabilities that are none (not finite, or above 0), so nothing can be learnt "
+                "from what it wrote; look at its precision and its log"
+            )
+        if not 0 <= min(one.ids) <= max(one.ids) < vocabulary:
+            wrong = next(i for i in one.ids if not 0 <= i < vocabulary)
+            raise ValueError(
+                f"the engine wrote the id {wrong}, but the tokenizer knows {vocabulary}: it holds another "
+                "model, or one whose padded head was trained; start it from the student's checkpoint"
+            )
+        if one.ids[-1] not in order.ends and len(one.ids) < order.max_new_tokens:
+            raise ValueError(
+                f"the engine ended a response after {len(one.ids)} of {order.max_new_tokens} tokens with the id "
+                f"{one.ids[-1]}, which ends nothing; start it with --generation-config vllm and room for "
+                "data.max_length tokens"
+            )
+
+
+def _written(one: Completion, read: Reading, order: Order, source: Source) -> Written:
+    drawn = torch.tensor(one.logprobs) if order.sampled.temperature else torch.zeros(len(one.ids))
+    return Written(one.ids, source, drawn, read.own, truncated=one.ids[-1] not in order.ends)

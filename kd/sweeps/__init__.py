@@ -1,0 +1,1 @@
+"""Many runs: jobs, their records, their beginning and end."""

@@ -1,0 +1,1 @@
+"""What is distilled from, and how deep it can be read."""

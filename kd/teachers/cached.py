@@ -1,0 +1,129 @@
+"""A teacher that was asked before: its targets come from disk, and its network is never built."""
+
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer
+
+from kd.data.sequences import Encoder
+from kd.kernels.logits import DenseLogits, Logits
+from kd.kernels.sparse import SparseLogits
+from kd.teachers.target_store import TargetStore, check_part, keys_of
+from kd.teachers.targets import HeldMass, Targets
+from kd.types import Batch, Head, ModelOutput, Record, Sequences
+
+REMEDY = "run `python -m kd.cache` with the same overrides, or train with targets.cached=false"
+
+
+class Cached(nn.Module):
+    """What `python -m kd.cache` wrote to `folder`, under the same call as a live teacher. It knows logits only.
+
+    Raises FileNotFoundError when nothing was written there.
+    """
+
+    provides = frozenset({"logits"})
+    exact = None  # nobody could tell more
+    model = None
+    readings = 0  # of a sequence, by any network
+    packs = True  # as nothing is read
+
+    def __init__(self, folder: Path, targets: Targets):
+        super().__init__()
+        if not (folder / "targets.json").exists():
+            raise FileNotFoundError(
+                f"targets.cached=true, but nothing was cached for this teacher and these targets in {folder}; {REMEDY}"
+            )
+        self.targets, self.store = targets, TargetStore(folder)
+        self.vocabulary, self.digest = self.store.manifest["vocabulary"], self.store.manifest["teacher"]
+        self.tokenizer = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
+        self.head = _head(folder)
+        self.told = HeldMass()
+
+    def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
+        """The logits of the loss rows. Raises ValueError for a sequence that is not in the cache."""
+        logits = self._kept(sequences)
+        if isinstance(logits, SparseLogits):
+            self.told.add(logits)
+        return ModelOutput(logits=logits)
+
+    def probe(self, batch: Batch) -> tuple[SparseLogits | Logits, Logits]:
+        """What is kept, and all of it, of sequences that were stored to audit the difference."""
+        sequences = batch.teacher
+        full = load_file(check_part(self.store.probe))
+        rows = [full[key.hex()] for key in self._known(sequences, full, bytes.hex)]
+        return self._kept(sequences), DenseLogits(torch.cat(rows).to(sequences.tokens.device))
+
+    def check(self, records: Iterable[Record], encoder: Encoder, audited: Iterable[Record] = ()) -> None:
+        """Raises ValueError, with the record's name, if one of them is not in the cache, or of those that are `audited`
+        not all that the teacher says.
+        """
+        probed = self.store.probed()
+        for record in records:
+            if not all(key in self.store for key in _keys(record, encoder)):
+                raise ValueError(
+                    f"the teacher's targets of record {record.id} of {record.skill} are not in {self.store.folder} "
+                    f"({len(self.store)} sequences are); {REMEDY}"
+                )
+        for record in audited:
+            if not all(key in self.store and key in probed for key in _keys(record, encoder)):
+                raise ValueError(
+                    f"the audit compares with all that the teacher says of record {record.id} of {record.skill}, which "
+                    f"is not in {self.store.folder}; {REMEDY}, or with targets.audit=null"
+                )
+
+    @staticmethod
+    def tokens(records: Iterable[Record], encoder: Encoder) -> int:
+        """That the teacher read to be cached for these records: each once, however often a run meets it."""
+        return sum(int(batch.teacher.lengths.sum()) for record in records for batch in encoder.batches([record]))
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.types.Reports`; as `Approximated`."""
+        return {} if self.targets.rule is None else self.told.take_report()
+
+    def _kept(self, sequences: Sequences) -> SparseLogits | Logits:
+        columns = self.store.columns(self._known(sequences, self.store))
+        on_device = {name: column.to(sequences.tokens.device) for name, column in columns.items()}
+        self.head = None if self.head is None else _moved(self.head, sequences.tokens.device)
+        return self.targets.read(on_device, self.vocabulary, self.head)
+
+    def _known(self, sequences: Sequences, known: Container, name: Callable = bytes) -> list[bytes]:
+        keys = keys_of(sequences)
+        for i, key in enumerate(keys):
+            if name(key) not in known:
+                text = self.tokenizer.decode(sequences.labels[i][sequences.mask[i]].tolist())
+                raise ValueError(
+                    f"the teacher's targets of the response {text[:60]!r} are not in {self.store.folder}; {REMEDY}"
+                )
+        return keys
+
+
+def _keys(record: Record, encoder: Encoder) -> list[bytes]:
+    return [key for batch in encoder.batches([record]) for key in keys_of(batch.teacher)]
+
+
+def _head(folder: Path) -> Head | None:
+    path = folder / "head.safetensors"
+    if not path.exists():
+        return None
+    tensors = load_file(check_part(path))
+    scale, soft_cap = (tensors[name].item() if name in tensors else None for name in ("scale", "soft_cap"))
+    return Head(tensors["weight"], tensors.get("bias"), 1.0 if scale is None else scale, soft_cap)
+
+
+def _moved(head: Head, device: torch.device) -> Head:
+    bias = None if head.bias is None else head.bias.to(device)
+    return head._replace(weight=head.weight.to(device), bias=bias)
+
+
+def head_tensors(head: Head) -> dict[str, torch.Tensor]:
+    """A head as it is stored."""
+    numbers = {name: getattr(head, name) for name in ("scale", "soft_cap")}
+    tensors = {
+        name: tensor.contiguous().cpu()
+        for name, tensor in head._asdict().items()
+        if name in ("weight", "bias") and tensor is not None
+    }
+    return tensors | {n: torch.tensor(float(x), dtype=torch.float64) for n, x in numbers.items() if x is not None}

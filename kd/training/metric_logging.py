@@ -1,0 +1,94 @@
+"""What a run tells while it trains: means over steps and ranks, sums kept on the device until they are logged."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from kd.training.budget import Budget
+
+
+class Logged(lightning.LightningModule):
+    """Of a training loop that counts its steps: what is accumulated in them, summed over ranks and logged.
+
+    means: by name, sums over the steps since the last flush. reports: the same of pairs (sum, count), see
+    `kd.types.Reports`. Both are in the checkpoint, each rank's own. spoken: of names that are not accumulated in every
+    step, in how many since the last flush; the same on all ranks. learning_rate: the student's in the last step.
+    """
+
+    step_count: int
+    learning_rate: float
+    budget: Budget
+
+    def __init__(self, log_every: int):
+        super().__init__()
+        self.log_every = log_every
+        self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
+        self.spoken = dict[str, int]()
+        self.this_step = dict[str, Tensor]()  # of terms that are told their mean after each step
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Sum of a small tensor; float64 where it is to be exact."""
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")  # type: ignore[return-value]
+
+    def by_rank(self, value: Tensor) -> Tensor:
+        """`[ranks ...]`: every rank's own `value`, exactly."""
+        own = value.new_zeros(self.trainer.world_size, *value.shape)
+        own[self.global_rank] = value
+        return self.sum_over_ranks(own)
+
+    def gathered(self, own: Any) -> list[Any]:
+        """Every rank's `own`, on every rank."""
+        if self.trainer.world_size == 1:
+            return [own]
+        everybody: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(everybody, own)
+        return everybody
+
+    def accumulate(self, name: str, value: Tensor) -> None:
+        """Add this rank's share of a mean; nothing leaves the device until `flush`."""
+        self.means[name] = self.means.get(name, 0.0) + value
+        if name in self.this_step:
+            self.this_step[name] = self.this_step[name].to(value.device) + value
+
+    def flush(self) -> None:
+        """Log the means over the steps since the last call, over all ranks; of what was silent in them all, nothing."""
+        norm = float(self.means.pop("grad_norm"))
+        names = sorted(self.means)
+        totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
+        steps = totals.new_tensor([self.spoken.get(name, self._steps_since_flush()) for name in names])
+        told = dict(zip(names, (totals / steps).tolist(), strict=True))
+        self.means, self.spoken = {}, {}
+        for name in sorted(self.reports):
+            total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
+            told |= {name: total / times} if times else {}
+        told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
+        self.tell("train", told)
+        self.tell("train", {"grad_norm": norm, "lr": self.learning_rate}, bar=False)
+
+    def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
+        """To the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(named, step=self.step_count)
+        self.log_dict(named, prog_bar=bar, logger=False)
+
+    def _steps_since_flush(self) -> int:
+        return self.step_count % self.log_every or self.log_every
+
+    def take_down(self, told: Mapping[str, tuple[float, float]]) -> None:
+        """Add pairs (sum, count) to `reports`."""
+        for name, pair in told.items():
+            self.reports[name] = self.reports.get(name, 0.0) + torch.tensor(pair, dtype=torch.float64)
+
+
+def reports_of(*parts: Any) -> dict[str, tuple[float, float]]:
+    """What they have to tell since they were asked last (`kd.types.Reports`)."""
+    return {n: pair for part in parts if hasattr(part, "take_report") for n, pair in part.take_report().items()}
+
+
+def listed(one_or_more: Any) -> list:
+    """A list, also of what Lightning gives alone where there is one."""
+    return one_or_more if isinstance(one_or_more, list) else [one_or_more]

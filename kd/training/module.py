@@ -1,0 +1,341 @@
+"""The training loop of every method: roll out, count, observe, reduce once, step."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.data.sequences import Encoder
+from kd.data.windows import Window
+from kd.kernels import over_chunks
+from kd.models.flops import reading_flops, scoring_flops, training_flops
+from kd.models.language_model import LanguageModel
+from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weights
+from kd.rollouts import Spent
+from kd.schedules import Schedule
+from kd.seeding import seed_all
+from kd.signals import POSITION, ROW
+from kd.teachers.white_box import ask
+from kd.training import validation_metrics as validation
+from kd.training.budget import Budget, Limits, forget_peak_memory
+from kd.training.finiteness import Finiteness, check_validation, stop_if_not_finite
+from kd.training.metric_logging import listed, reports_of
+from kd.training.observation import dense_rows, mask_of, moved, rows, signals_of, whole
+from kd.training.optimization import Optimization
+from kd.training.run_state import RunState
+from kd.training.terms import Term, backward_passes, by_stream
+from kd.types import Batch, Models, Progress
+
+VERSION = 6  # the logged rate is its step's; 5: turns end as templates do; 4: hybrids' FLOP; 3: warm-up; 2: whole
+
+
+class Distillation(RunState):
+    """A student, perhaps a teacher, and what is compared between them.
+
+    The teacher is not a submodule: it is in no checkpoint, in no optimizer and wrapped by no strategy.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: nn.Module | None,
+        objective: Mapping[str, Term],
+        rollout: Any,
+        alignment: Any,
+        encoder: Encoder,
+        optimization: Optimization,
+        *,
+        reference: nn.Module | None = None,
+        reward: Any = None,
+        limits: Limits | None = None,
+        seed: int,
+        reduction: Reduction = "token",
+        log_every: int = 10,
+    ):
+        super().__init__(log_every)
+        self.automatic_optimization = False
+        self.student = student
+        self.models = Models(student, teacher, reference, reward)
+        self.objective, self.rollout, self.alignment, self.encoder = objective, rollout, alignment, encoder
+        self.optimization, self.seed, self.reduction = optimization, seed, reduction
+        self.stateful = nn.ModuleDict({n: t.loss for n, t in objective.items() if isinstance(t.loss, nn.Module)})
+        self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
+        self.finiteness = Finiteness(objective)
+        self._wrote = Spent()  # of what rollout and reward spent: what is in the budget
+        self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hasattr(t.loss, "after_step")}
+        self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
+        self.demands = by_stream(objective)
+        self.weigh()
+
+    def weigh(self) -> None:
+        """Fix, for all of the step to come, what each term weighs and which are not silent."""
+        progress = self.progress
+        self.weights = {name: term.weight_at(progress) for name, term in self.objective.items()}
+        self.speaking = by_stream({name: term for name, term in self.objective.items() if self.weights[name]})
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(self.step_count, self.optimization.steps, self.limits.share(self.budget))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the budget is used up."""
+        return self.progress.fraction >= 1.0
+
+    @property
+    def teacher_fields(self) -> frozenset[str]:
+        """What any stream reads of the teacher."""
+        return frozenset[str]().union(*(demand.teacher for demand in self.demands.values()))
+
+    @property
+    def student_fields(self) -> frozenset[str]:
+        """What any stream reads of the student."""
+        return frozenset[str]().union(*(demand.student for demand in self.demands.values()))
+
+    @property
+    def reference_fields(self) -> frozenset[str]:
+        """What any stream reads of the student's starting point."""
+        return frozenset[str]().union(*(demand.reference for demand in self.demands.values()))
+
+    @property
+    def readers(self) -> tuple[Any, Any]:
+        """Who reads texts when training and when validating alike, and may have to tell about it."""
+        return self.models.teacher, self.alignment
+
+    @property
+    def reaches_everything(self) -> bool:
+        """Whether each step has a gradient for every parameter: features alone may end in the student's middle, and a
+        silent term gives none to its own."""
+        steady = [term for term in self.objective.values() if not term.may_be_silent]
+        to_the_head = any(term.student_fields & {"logits", "logprobs"} for term in steady)
+        return to_the_head and not any(
+            parameter.requires_grad
+            for name, loss in self.stateful.items()
+            if self.objective[name].may_be_silent
+            for parameter in loss.parameters()
+        )
+
+    # ---- one optimizer step ------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, window: Window, _: int) -> int | None:
+        """A run that was told to stop, or has spent its budget, stops here, between two steps (-1 tells Lightning)."""
+        return -1 if self.trainer.should_stop or self.finished else None
+
+    def training_step(self, window: Window, _: int) -> None:
+        """Learn from one window."""
+        started = time.perf_counter()
+        seed_all(self.seed, "step", window.step, self.global_rank)
+        self.weigh()
+        written, before = self.rollout(window.batches, self.models, self.progress, self.encoder), self._wrote.seconds
+        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.speaking})
+        counts = self.count([one for together in passes for one in together])
+        for together in passes:
+            with self.synchronised(together is passes[-1]):
+                self.manual_backward(self.loss_of(together, counts) * self.trainer.world_size)
+        self.step()
+        self.after_step(time.perf_counter() - started, self._wrote.seconds - before)
+
+    def loss_of(self, batches: Sequence[tuple[str, Batch]], counts: Mapping[str, Counts]) -> Tensor:
+        """The share of the step's loss that a few micro-batches have, each of its stream."""
+        total = torch.zeros((), device=self.device)
+        for stream, batch in batches:
+            batch = moved(batch, self.device)
+            total = total + self.loss(batch, self.observe(batch, stream), counts[stream], stream)
+        return total
+
+    def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
+        """What each stream's averages are divided by in this step, over all ranks; also what the step costs."""
+        local = [count(batch for stream, batch in batches if stream == name) for name in self.speaking]
+        readings = getattr(self.models.teacher, "readings", 1)
+        teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.speaking[stream].teacher)
+        flops = sum(training_flops(self.student, b.student) for _, b in batches)
+        flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.speaking[s].reference)
+        real = sum(int(b.student.lengths.sum()) for _, b in batches)
+        padded = sum(b.student.tokens.numel() for _, b in batches) - real
+        silent = sum(int((~b.student.mask.any(-1)).sum()) for _, b in batches)
+        responses = sum(len(b.student.mask) for _, b in batches)
+        before, self._wrote = self._wrote, self._spent_on_writing()
+        generated, decoding, read, _, judging = (now - then for now, then in zip(self._wrote, before, strict=True))
+        judging += self._learning_to_judge(batches)
+        costs = torch.tensor(
+            [real, padded, responses, silent, teacher + read, generated, flops + decoding, judging], dtype=torch.float64
+        )
+        totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
+        each = len(fields(Counts))
+        spent, size = self.budget, each * len(local)
+        spent.rows += int(sum(totals[:size:each]))
+        names = ("tokens", "padded", "responses", "masked", "teacher_tokens", "generated_tokens", "student_flops")
+        for name, value in zip((*names, "judge_flops"), totals[size:], strict=True):
+            setattr(spent, name, getattr(spent, name) + int(value))
+        return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.speaking)}
+
+    def _spent_on_writing(self) -> Spent:
+        """By rollout and reward, since they were made."""
+        spent = self.rollout.spent() if hasattr(self.rollout, "spent") else Spent()
+        of_reward = {name: getattr(self.models.reward, name, 0) for name in ("teacher_tokens", "judge_flops")}
+        return spent.plus(Spent(**of_reward))
+
+    def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:
+        """FLOP of terms that learn with a network of their own."""
+        own = {s: [t.loss for t in d.terms.values() if hasattr(t.loss, "reading")] for s, d in self.speaking.items()}
+        return sum(scoring_flops(*loss.reading(b.student), learning=True) for s, b in batches for loss in own[s])
+
+    def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
+        """Every signal that a term asked for; no model speaks that was not asked."""
+        demand = self.speaking[stream]
+        said = {"student": self.student(batch.student, demand.student)}
+        with torch.no_grad():
+            if demand.teacher:
+                said["native_teacher"] = ask(self.models.teacher, batch, demand.teacher)
+                said["teacher"] = self.alignment(said["native_teacher"], batch)
+            if demand.reference:
+                said["reference"] = self.models.reference(batch.student, demand.reference)
+        aligned = {name: getattr(self.alignment, name)(batch) for name in demand.alignment}
+        return signals_of(batch, said, self.progress) | aligned
+
+    def loss(self, batch: Batch, signals: Mapping[str, Any], counts: Counts, stream: str = "main") -> Tensor:
+        """This micro-batch's share of the step's loss. Row-wise terms share one chunked pass through the head."""
+        mask, covered = batch.student.mask, signals.get("teacher_covered")
+        terms = self.speaking[stream].terms
+        row_terms = {name: term for name, term in terms.items() if term.row_wise}
+        total = torch.zeros((), device=self.device)
+        if row_terms:
+            even = {
+                whose: row_weights(mask, counts.among(whose), self.reduction, chosen=term.chosen(batch))
+                for whose, term in {term.responses: term for term in row_terms.values()}.items()
+            }
+            weights = {n: term.row_weights(even[term.responses], covered, batch) for n, term in row_terms.items()}
+            total, values = over_chunks(
+                {name: term.loss for name, term in row_terms.items()},
+                signals["student_logits"],
+                {name: rows(signals[name], mask) for name in {"labels"}.union(*(t.wanted for t in row_terms.values()))},
+                {name: self.weights[name] * weights[name] for name in row_terms},
+                {name: term.wanted for name, term in row_terms.items()},
+            )
+            for name, value in values.items():
+                self.accumulate(name, (value * weights[name]).sum())
+        for name, term in terms.items():
+            if not term.row_wise:
+                mean = self.reduced(term, batch, signals, counts)
+                self.accumulate(name, mean.detach())
+                total = total + self.weights[name] * mean
+        self.accumulate("loss", total.detach())
+        return total
+
+    def reduced(self, term: Term, batch: Batch, signals: Mapping[str, Any], counts: Counts) -> Tensor:
+        """The mean of a term that is no sum over rows."""
+        mask, chosen = batch.student.mask, term.chosen(batch)
+        given = dense_rows if term.domain == ROW else whole
+        value = term.loss(**{name: given(signals[name], mask_of(name, batch)) for name in term.wanted})
+        if (importance := term.importance(batch)) is not None and term.domain in (ROW, POSITION):
+            value = value * rows(importance, mask) if term.domain == ROW else value * importance
+        if term.domain == ROW and chosen is not mask:
+            value = value[chosen[mask]]
+        return reduce(value, chosen, counts.among(term.responses), domain=term.domain, reduction=self.reduction)
+
+    def step(self) -> None:
+        """Clip, optimizers, schedules."""
+        self.means.pop("grad_norm", None)
+        trained, rates = list[nn.Parameter](), list[float]()
+        for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            trained += parameters
+            bound = self.optimization.clip or float("inf")
+            norm = nn.utils.clip_grad_norm_(parameters, bound)
+            self.means.setdefault("grad_norm", norm.detach())  # the student's, which comes first; of this step
+            rates.append(optimizer.param_groups[0]["lr"])  # before the schedule moves on to the next step's
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        self.learning_rate = rates[0]  # the student's
+        self.step_count += 1
+        self.finiteness.note(self.step_count, self.means, trained)
+        for name in (name for name in self.this_step if self.weights[name]):
+            mean = self.sum_over_ranks(self.this_step[name].double())
+            self.objective[name].loss.after_step(float(mean), self.progress)
+            self.this_step[name] = torch.zeros(())
+        if hasattr(self.models.teacher, "after_step"):
+            self.models.teacher.after_step(self.student)
+
+    def after_step(self, seconds: float, writing: float) -> None:
+        """Take down what the step cost and what was told in it; log if it is time, stop if the budget is used up."""
+        told = reports_of(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
+        if hasattr(self.rollout, "spent"):
+            told["generation_share"] = (writing, seconds)
+        for name in (name for name, term in self.objective.items() if isinstance(term.weight, Schedule)):
+            told[f"{name}_weight"] = (self.weights[name], 1.0)
+            self.spoken[name] = self.spoken.get(name, 0) + bool(self.weights[name])
+        self.take_down(told)
+        world = self.trainer.world_size  # all ranks are to stop at the same step
+        self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
+        if self.step_count % self.log_every == 0 or self.finished:
+            stop_if_not_finite(self)
+            self.flush()
+        if self.finished:
+            self.trainer.should_stop = True
+
+    def synchronised(self, last: bool) -> AbstractContextManager:
+        """Gradients are summed over ranks once per window, in its last backward pass."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if last or block is None or self.trainer.world_size == 1 else block()
+
+    # ---- validation --------------------------------------------------------------------------------------------------
+
+    @property
+    def whole_teacher(self) -> Any:
+        """Who says all of its logits in the student's tokens, whatever targets are kept of them; None if nobody."""
+        exact = getattr(self.models.teacher, "exact", self.models.teacher)
+        return exact if "logits" in self.alignment.provides else None
+
+    def on_validation_epoch_start(self) -> None:
+        """Sums over the validation split, of a student that is finite."""
+        stop_if_not_finite(self)
+        self.sums = torch.zeros(5, dtype=torch.float64)
+
+    def validation_step(self, window: Window, _: int) -> None:
+        """Likelihood of the references, and the distance to the teacher where there is one in the same tokens."""
+        for batch in window.batches:
+            self.sums += validation.sums(moved(batch, self.device), self.student, self.whole_teacher, self.alignment)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log it, and tell the rollout, which may write more or less from now on."""
+        sums = self.sum_over_ranks(self.sums).cpu()
+        told = validation.metrics(sums, compared=self.whole_teacher is not None)
+        check_validation(told, self.step_count)
+        for model in (each for each in self.modules() if isinstance(each, LanguageModel)):
+            model.recheck_packing()
+        if hasattr(self.rollout, "after_validation"):
+            self.rollout.after_validation(told)
+        for name, pair in sorted(reports_of(*self.readers).items()):  # else they would count as training's
+            total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
+            told |= {name: total / times} if times else {}
+        self.tell("validation", told)
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        """One optimizer for the student and the terms' parameters; one more for each term with its own `lr`."""
+        apart = {name for name, term in self.objective.items() if name in self.stateful and term.lr is not None}
+        main = [p for n, p in self.named_parameters() if not (n.startswith("stateful.") and n.split(".")[1] in apart)]
+        build = partial(self.optimization.build, fraction=lambda: self.progress.fraction)
+        built = [build(main)]
+        built += [build(self.stateful[n].parameters(), self.objective[n].lr) for n in sorted(apart)]
+        return [optimizer for optimizer, _ in built], [scheduler for _, scheduler in built]
+
+    def on_fit_start(self) -> None:
+        """`from_pretrained` returns eval mode and Lightning keeps it: a student would train without dropout."""
+        self.student.train()
+        forget_peak_memory()
+        for frozen in (self.models.teacher, self.models.reference):
+            if frozen is not None:
+                frozen.to(self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Micro-batches move one at a time, when their turn comes."""
+        return batch

@@ -1,0 +1,59 @@
+"""The state of a run that its checkpoints hold beside what Lightning saves."""
+
+from dataclasses import asdict
+from typing import Any
+
+from kd.training.budget import Budget, peak_memory_bytes
+from kd.training.finiteness import stop_if_not_finite
+from kd.training.metric_logging import Logged
+from kd.types import Models
+
+
+class RunState(Logged):
+    """A training loop whose step, counters, means, rollout and teacher go into its checkpoints and come back."""
+
+    rollout: Any
+    models: Models
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Without frozen parameters (a LoRA student's base): they are remade from their source."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet.
+
+        Raises NotFinite instead of writing over a good checkpoint what is not finite.
+        """
+        stop_if_not_finite(self)
+        self.note_peak_memory()
+        told = {
+            kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
+            for kind, values in (("means", self.means), ("reports", self.reports))
+        }
+        carried: dict[str, Any] = {
+            "rollout": self.gathered(getattr(self.rollout, "state_dict", dict)()),
+            "teacher": getattr(self.models.teacher, "carried_state", dict)(),
+        }
+        counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
+        checkpoint["distillation"] = {**counted, **told, **carried}
+
+    def on_fit_end(self) -> None:
+        """What training took of memory is known now."""
+        self.note_peak_memory()
+
+    def note_peak_memory(self) -> None:
+        """The largest so far, over the parts of a run that was resumed."""
+        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, peak_memory_bytes())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Everything that `on_save_checkpoint` wrote."""
+        state = checkpoint["distillation"]
+        self.step_count, self.budget = state["step"], Budget(**state["budget"])
+        self.spoken = dict(state.get("spoken", {}))
+        for kind in ("means", "reports"):
+            setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
+        if hasattr(self.rollout, "load_state_dict"):
+            self.rollout.load_state_dict(state["rollout"][self.global_rank])
+        if hasattr(self.models.teacher, "load_carried_state"):
+            self.models.teacher.load_carried_state(state["teacher"])

@@ -1,0 +1,116 @@
+"""The summands of an objective, and what those of one stream of batches ask the models for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from kd.schedules import Schedule
+from kd.signals import FROM_ALIGNMENT, domain, is_row_wise, of_role, requires
+from kd.training.optimization import Rate
+from kd.types import WRITERS, Batch, Progress
+
+STREAMS = ("main", "lm")  # the skill's records after the rollout; plain text of the corpus
+Responses = Literal["all", "own", "given"]
+CORRECT_THEMSELVES = ("policy", "preference")  # kinds of terms that know how what they learn on was drawn
+
+
+@dataclass
+class Term:
+    """One summand of the objective. `lr` gives the term's own parameters an optimizer apart.
+
+    weight: absolute; a schedule for one that changes in the run. A term whose weight is 0 at a step is silent in it:
+    nobody is asked for its sake, it is not computed, logged or told, and its own parameters get no gradient.
+    responses: which it learns on, and is averaged over: all, the student's own, or those of anybody else ("given"; with
+    rollout=demonstrated the teacher's). The term sees them all, so a group's mean stays what it is.
+    stream: on which batches it is computed. kind: what it is; terms of kinds other than "policy" and "preference" have
+    their values per token multiplied by `Batch.importance_weights` where a rollout gives them, unless they ask for
+    `behaviour_logprobs`, by which they correct themselves. (Values per response or per pair stay as they are: a token's
+    weight says nothing of them.)
+    importance_weighted: false leaves those weights out of this term.
+    """
+
+    loss: Any
+    weight: float | Schedule = 1.0
+    kind: str = "divergence"
+    lr: Rate | None = None
+    stream: str = STREAMS[0]
+    responses: Responses = "all"
+    importance_weighted: bool = True
+
+    def __post_init__(self) -> None:
+        self.wanted = requires(self.loss)
+        self.domain = domain(self.loss)
+        self.row_wise = is_row_wise(self.loss)
+        self.on_teacher = bool(of_role("teacher", self.wanted))
+
+    @property
+    def student_fields(self) -> frozenset[str]:
+        """What it reads of the student; in a chunk, log-probabilities are made from the logits."""
+        fields = of_role("student", self.wanted)
+        return (fields - {"logprobs"}) | {"logits"} if self.row_wise else fields
+
+    @property
+    def may_be_silent(self) -> bool:
+        """Whether there is a moment at which its weight is 0."""
+        ends = (self.weight.start, self.weight.end) if isinstance(self.weight, Schedule) else (self.weight,)
+        return min(ends) <= 0 <= max(ends)
+
+    def weight_at(self, progress: Progress) -> float:
+        """In the step that comes after `progress.step` steps."""
+        return self.weight(progress) if isinstance(self.weight, Schedule) else self.weight
+
+    def chosen(self, batch: Batch) -> Bool[Tensor, "B T"]:
+        """The positions that it learns on; the batch's own mask where those are all.
+
+        Raises ValueError where only some are to be and nobody knows who wrote them.
+        """
+        mask = batch.student.mask
+        if self.responses == "all":
+            return mask
+        if batch.written_by is None:
+            raise ValueError(f"responses: {self.responses} asks who wrote each response, and the rollout does not say")
+        own = batch.written_by == WRITERS.index("student")
+        return mask & (own if self.responses == "own" else ~own)[:, None]
+
+    def row_weights(self, weights: Tensor, covered: Tensor | None, batch: Batch) -> Tensor:
+        """Of its rows: none where an alignment has no word of the teacher; what they are divided by stays the same."""
+        if covered is not None and self.on_teacher:
+            weights = weights * covered
+        own = self.importance(batch)
+        return weights if own is None else weights * own[batch.student.mask]
+
+    def importance(self, batch: Batch) -> Tensor | None:
+        """`[B T]`, or None where its values count as they are."""
+        corrects = self.kind in CORRECT_THEMSELVES or "behaviour_logprobs" in self.wanted
+        return batch.importance_weights if self.importance_weighted and not corrects else None
+
+
+class Demand:
+    """The terms of one stream, and the fields of the models' outputs that they read together."""
+
+    def __init__(self, terms: Mapping[str, Term]):
+        self.terms = dict(terms)
+        wanted = frozenset[str]().union(*(term.wanted for term in terms.values()))
+        self.student = frozenset[str]().union(*(term.student_fields for term in terms.values()))
+        self.teacher = of_role("teacher", wanted) | of_role("native_teacher", wanted)
+        self.reference = of_role("reference", wanted)
+        self.alignment = FROM_ALIGNMENT & wanted
+
+
+def by_stream(objective: Mapping[str, Term]) -> dict[str, Demand]:
+    """The streams that have terms."""
+    found = {s: {n: term for n, term in objective.items() if term.stream == s} for s in STREAMS}
+    return {stream: Demand(terms) for stream, terms in found.items() if terms}
+
+
+def backward_passes(streams: Mapping[str, Sequence[Batch]]) -> list[list[tuple[str, Batch]]]:
+    """Micro-batches that share a backward pass: each alone, but the last of every stream together.
+
+    So every parameter that learns has a part in the last pass, after which gradients are summed over ranks.
+    """
+    alone = [[(stream, batch)] for stream, batches in streams.items() for batch in batches[:-1]]
+    last = [(stream, batches[-1]) for stream, batches in streams.items() if batches]
+    return [*alone, last] if last else alone

@@ -1,0 +1,121 @@
+"""The Lightning trainer of a run: callbacks, loggers, and what of its advice does not apply to us."""
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+import transformers
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from kd.runs.folder import RunFolder
+from kd.secrets import masked, unrevealed
+from kd.training.callbacks import ProgressLines, Saving, WholeFiles
+from kd.training.module import Distillation
+from kd.training.target_audit import Audit
+
+QUIET = [
+    "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
+    "The '.*_dataloader' does not have many workers",  # windows are encoded once and cached
+    r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
+    "Found .* module\\(s\\) in eval mode",  # set in on_fit_start
+    "You're resuming from a checkpoint that ended before the epoch",  # a window is a function of the step
+    "Checkpoint directory .* exists and is not empty",  # that is what resuming is
+    "It is recommended to use `self.log",  # the module sums over ranks before it logs
+]
+for message in QUIET:
+    warnings.filterwarnings("ignore", message)
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second between ours
+
+
+def trainer_of(
+    cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving, module: Distillation
+) -> lightning.Trainer:
+    """One that takes as many windows as `optim.steps` says, tells `to`, and is saved and stopped by `saving`."""
+    terminal = Console().is_terminal
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
+        settings["strategy"] = "ddp_find_unused_parameters_true"
+    return lightning.Trainer(
+        **settings,
+        max_epochs=1,  # one pass over `steps` windows
+        logger=to,
+        callbacks=[best(cfg, folder), saving, *audits(cfg), *([] if terminal else [ProgressLines()])],
+        plugins=[WholeFiles(folder.config_hash)],
+        enable_progress_bar=terminal,
+        default_root_dir=folder.path,
+        val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
+        num_sanity_val_steps=-1 if cfg.checkpoint.validate_first else 0,  # -1: all of it, unless the run goes on
+        log_every_n_steps=1,  # the module logs when it has something to say
+        use_distributed_sampler=False,  # windows are dealt to the ranks already
+        enable_model_summary=False,
+    )
+
+
+def _is_ddp(settings: Mapping[str, Any]) -> bool:
+    """Whether Lightning takes its plain DDP, by name or for want of another."""
+    devices = settings["devices"]
+    count = (
+        len(devices) if isinstance(devices, list) else {"auto": torch.cuda.device_count(), -1: 2}.get(devices, devices)
+    )
+    several = int(count) * settings.get("num_nodes", 1) > 1
+    return settings["strategy"] == "ddp" or (settings["strategy"] == "auto" and several)
+
+
+def audits(cfg: DictConfig) -> list[Audit]:
+    """What compares the kept part of the teacher with all of it, where the config asks for that."""
+    audit = cfg.get("targets", {}).get("audit")
+    return [] if audit is None or audit.every is None else [Audit(**audit)]
+
+
+def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
+    """Keeps `best.ckpt`, weights only."""
+    return ModelCheckpoint(
+        folder.checkpoints,
+        "best",
+        monitor=cfg.checkpoint.monitor,
+        save_weights_only=True,
+        save_on_train_epoch_end=False,  # what Lightning would make of validating at every step
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+
+
+def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
+    """Loggers beside metrics.csv, as `conf/logger` names them."""
+    if "wandb" not in cfg.logger:
+        return []
+    settings: Mapping[str, Any] = cfg.logger.wandb
+    name = folder.path.name
+    config = unrevealed(cfg)
+    again = [str(folder.old_runs)] if folder.old_runs else []  # after run.force=true, not into the old run's curves
+    return [
+        WandbLogger(
+            project=settings["project"],
+            group=masked(settings["group"] or "") or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
+            tags=[masked(str(tag)) for tag in settings["tags"]],
+            mode=settings["mode"],
+            offline=settings["mode"] == "offline",
+            name=name,
+            id="-".join([folder.config_hash, *again]),
+            job_type="train",
+            save_dir=str(folder.path),
+            config=config,
+        )
+    ]
+
+
+def summarise(told: Sequence[Logger], results: Mapping[str, Any]) -> None:
+    """The final scores, what they cost and the gap that was closed, in the summary of the W&B run if there is one."""
+    pages = {name: results[name] for name in ("scores", "gap_closed", "agreement", "budget")}
+    for logger in told:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(pages)

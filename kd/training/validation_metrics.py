@@ -1,0 +1,48 @@
+"""What is measured on the validation split while a run trains."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd.kernels.chunks import CHUNK, slices
+from kd.kernels.logits import label_logprobs
+from kd.models.language_model import LanguageModel
+from kd.objectives.divergence import forward_kl
+from kd.teachers.white_box import ask
+from kd.types import Batch
+
+LOGITS = frozenset({"logits"})
+
+
+@torch.no_grad()
+def sums(batch: Batch, student: LanguageModel, teacher: Any, alignment: Any) -> Tensor:
+    """`[5]`, float64: nats of the references, nats between the models, rows compared, bytes, rows.
+
+    The batch is one of whole references (`kd.data.references`), or bytes would be counted that were not read.
+    `teacher` is one that says all of its logits, or None: then nothing is compared.
+    """
+    mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]
+    logits = student(batch.student, LOGITS).logits
+    theirs = alignment(ask(teacher, batch, LOGITS), batch) if teacher else None
+    covered = None if theirs is None else theirs.covered
+    nll = divergence = 0.0
+    for piece in slices(int(mask.sum()), CHUNK):
+        own = logits.rows(piece)
+        nll -= label_logprobs(own, labels[piece]).sum().item()
+        if theirs is not None:
+            kl = forward_kl(own, theirs.logits.rows(piece))
+            divergence += (kl if covered is None else kl[covered[piece]]).sum().item()
+    texts = (response.text for record in batch.records for response in record.responses)
+    size = sum(len(text.encode()) for text in texts)
+    compared = mask.sum() if covered is None else covered.sum()
+    rows = mask.sum().item()
+    return torch.tensor([nll, divergence, compared.item(), size, rows], dtype=torch.float64)
+
+
+def metrics(sums: Tensor, *, compared: bool) -> dict[str, float]:
+    """Bits per byte, nats per token (`nll`), and KL(teacher || student) in nats per token."""
+    nll, divergence, pairs, size, rows = sums.tolist()
+    told = {"bits_per_byte": nll / max(size, 1) / math.log(2), "nll": nll / max(rows, 1)}
+    return told | {"forward_kl": divergence / max(pairs, 1)} if compared else told

@@ -1,0 +1,119 @@
+"""The hash of a run covers what the run reads: the content of data and files, own code, versions."""
+
+import json
+import textwrap
+
+import pytest
+
+from kd import versions
+from kd.experiment import identity as module
+from kd.experiment.identity import TRAINING, check_records, identity
+from tests import runs
+
+OWN = """
+import json
+from pathlib import Path
+from kd.types import Record, Response
+from own_prompts import PROMPT
+
+class Own:
+    name, metric, licence, group_key = "own", "accuracy", "CC0-1.0", "record"
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def load(self, split):
+        rows = [json.loads(line) for line in (self.folder / f"{split}.jsonl").read_text().splitlines()]
+        return [
+            Record(f"{split}-{i}", "own", ({"role": "user", "content": PROMPT + row["q"]},), (Response(row["a"]),),
+                   meta={"tags": {"b", "a"}})
+            for i, row in enumerate(rows)
+        ]
+
+    def score(self, record, text):
+        return float(text == record.responses[0].text)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The config of a run on a user's own skill: a module, a module that it imports, three files."""
+    (tmp_path / "own_skill.py").write_text(textwrap.dedent(OWN))
+    (tmp_path / "own_prompts.py").write_text("PROMPT = 'Solve: '\n")
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(
+            "".join(json.dumps({"q": f"{i}", "a": f"{i}!"}) + "\n" for i in range(3))
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("KD_ALLOW", "tests,own_skill")
+    cfg = runs.config(skill={"_target_": "own_skill.Own", "folder": str(tmp_path)})
+    yield tmp_path, cfg
+    forget()
+
+
+def forget() -> None:
+    """As in a new process."""
+    import sys
+
+    for name in ("own_skill", "own_prompts"):
+        sys.modules.pop(name, None)
+    for cache in (module._skill, module._records_digest, versions._file_of, versions._roots, versions._imports):
+        cache.cache_clear()
+
+
+def test_the_same_twice(own):
+    _, cfg = own
+    first = identity(cfg)
+    forget()
+    assert identity(cfg) == first
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_edited_data_file_is_another_run(own, split):
+    folder, cfg = own
+    before = identity(cfg)
+    path = folder / f"{split}.jsonl"
+    path.write_text(path.read_text().replace("2!", "3!"))
+    forget()
+    assert identity(cfg) != before
+
+
+def test_data_that_are_edited_between_the_check_and_the_load_end_the_run(own):
+    """Else numbers of the new data would lie under the hash of the old."""
+    folder, cfg = own
+    identity(cfg)
+    check_records(cfg.skill)
+    path = folder / "train.jsonl"
+    path.write_text(path.read_text().replace("2!", "3!"))
+    with pytest.raises(ValueError, match=r"records of skill own_skill\.Own changed after the run was named"):
+        check_records(cfg.skill)
+
+
+def test_a_skills_own_code_and_what_it_imports_count(own):
+    folder, cfg = own
+    before = identity(cfg)
+    (folder / "own_prompts.py").write_text("PROMPT = 'Work out: '\n")
+    forget()
+    edited = identity(cfg)
+    skill = folder / "own_skill.py"
+    skill.write_text(skill.read_text().replace("float(text ==", "float(text.strip() =="))  # the records stay
+    forget()
+    assert len({before, edited, identity(cfg)}) == 3
+
+
+def test_a_component_whose_numbers_changed_is_another_run(own, monkeypatch):
+    _, cfg = own
+    before = identity(cfg)
+    monkeypatch.setattr(module, "versions", lambda *names: {"kd.objectives.divergence": 2})
+    assert identity(cfg) != before
+
+
+def test_every_component_of_the_config_is_asked_for_its_version(own, monkeypatch):
+    _, cfg = own
+    asked: set[str] = set()
+    monkeypatch.setattr(module, "versions", lambda *names: asked.update(names) or {})
+    identity(cfg)
+    assert {"own_skill.Own", "kd.objectives.divergence.forward_kl", *module.STAGES} <= asked
+    asked.clear()
+    identity(cfg, TRAINING)
+    assert "kd.evaluation.evaluate" not in asked
