@@ -7,7 +7,6 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from tests.runs.test_folder import results as stored
 from transformers import AutoModelForCausalLM
 
 from kd.experiment import preparation
@@ -18,6 +17,7 @@ from kd.runs.folder import RunFolder
 from kd.sweeps.jobs import Job
 from tests import runs
 from tests.experiment.test_preparation import conf, cut_out
+from tests.test_run_folder import results as stored
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = ["teacher=tiny", "student=tiny", "skill=spell_backward", "trainer=cpu"]
