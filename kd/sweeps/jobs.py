@@ -24,12 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence, sentence
-from kd.job_record import Status as RecordedStatus
-from kd.job_record import read_record
 from kd.orphans import end_with_parent
 from kd.reports.grid import console
 from kd.reports.table import run_table
 from kd.runs.folder import RunFolder, is_rank_zero
+from kd.runs.job_record import Status as RecordedStatus
+from kd.runs.job_record import read_record
 from kd.secrets import masked, masked_output, note
 
 SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # how a launcher tells a child process which job it is
