@@ -3,4 +3,5 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("KD_ALLOW", ",".join(["tests", *(path.stem for path in Path(__file__).parent.glob("test_*.py"))]))
+TESTS = [path.stem for path in Path(__file__).parent.rglob("test_*.py")]
+os.environ.setdefault("KD_ALLOW", ",".join(["tests", *TESTS]))

@@ -44,7 +44,7 @@ def folder(root: Path) -> RunFolder:
 
 def process(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    repository = Path(run_folder.__file__).parents[1]
+    repository = Path(run_folder.__file__).parents[2]
     return subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
