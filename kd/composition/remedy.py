@@ -57,7 +57,7 @@ SETTINGS = {  # keys whose values some terms or targets go by; taken where the c
     "budget.generated_tokens": (None,),
 }
 MOST = 4  # changes
-VISITED = 250  # configs whose neighbours are looked at
+CHECKED = 400  # configs; what has a way out had it among the first 210 of them
 EAGER = 0.9  # below 1: a change that mends one thing is followed at once
 MANY = 3  # files of a group that are named beside the one that is taken
 EXPLICIT = 0.5  # added to the cost of changing what the command line chose
@@ -215,13 +215,12 @@ class Search:
         What is looked at next has the least sum of the changes' costs and the errors that are left.
         """
         heap: list[tuple[float, int, float, tuple[Change, ...], Sequence[ValueError]]] = [(0.0, 0, 0.0, (), errors)]
-        number, seen, visited = count(1), set[frozenset[Change]](), 0
-        while heap and visited < VISITED:
+        number, seen = count(1), set[frozenset[Change]]()
+        while heap and len(seen) < CHECKED:
             _, _, cost, changes, left = heapq.heappop(heap)
             if not left:
                 yield tuple(sorted(changes, key=_place))
                 continue
-            visited += 1
             here = self.applied(changes)
             for change, price in self._neighbours(here, changes, left) if len(changes) < MOST else ():
                 new = (*changes, change)
