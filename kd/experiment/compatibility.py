@@ -21,7 +21,7 @@ from kd.sources.addresses import model_folder
 from kd.teachers.self_teacher import Own
 
 LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
-OURS = "kd.models."  # whose targets are known to be no more than their configurations until they are asked
+OURS = ("kd.models.", "kd.teachers.")  # whose targets are no more than their configurations until they are asked
 
 
 def check_models(cfg: DictConfig) -> None:
@@ -86,7 +86,7 @@ def described(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ours(node: Any) -> bool:
-    """Whether every target below is one of `kd.models`."""
+    """Whether every target below is one of `kd.models` or `kd.teachers`."""
     if not isinstance(node, Mapping):
         return True
     own = node.get("_target_")
