@@ -1,32 +1,6 @@
-"""Compose, check, train, evaluate, report: `python run.py`, `python run.py -m objective=rkl,fkl`."""
+"""In a clone, `python run.py …` is what `kd …` is where the package is installed."""
 
-import sys
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from kd.composition.overrides import check_overrides
-from kd.errors import in_one_sentence
-from kd.sweeps import entry as sweeps
-from kd.sweeps.jobs import Job
-
-CONF = Path(__file__).parent / "conf"
-
-
-@sweeps.main(config_path=str(CONF), config_name="config")
-def main(cfg: DictConfig, job: Job) -> float | None:
-    """One run, or one job of a sweep."""
-    from kd.experiment.run import run
-
-    return run(cfg, job)
-
-
-def start() -> None:
-    """The whole command, as `sys.argv` gives it."""
-    with in_one_sentence():
-        check_overrides(sys.argv[1:], CONF)
-    main()
-
+from kd.command import start
 
 if __name__ == "__main__":
     start()

@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `python -m kd.cache`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kd.cache", description=__doc__)
     parser.add_argument("--this-run", action="store_true", help="only the records that this run's steps will meet")
-    parser.add_argument("overrides", nargs="*", help="as for run.py: targets=topk teacher=tiny")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
+    parser.add_argument("overrides", nargs="*", help="as for kd: targets=topk teacher=tiny")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     try:
         with composed(options.overrides, more=options.config_dir) as cfg:

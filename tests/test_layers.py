@@ -18,7 +18,7 @@ KD = ROOT / "kd"
 # A room may import from its own line and from those above it. A new file or folder of kd/ is placed here by whoever
 # makes it: low, if others shall stand on it.
 LAYERS: tuple[set[str], ...] = (
-    {"types", "signals", "schedules", "seeding", "artifacts", "versions", "errors", "secrets", "permission"}
+    {"types", "signals", "schedules", "seeding", "artifacts", "versions", "errors", "secrets", "permission", "program"}
     | {"intervals", "progress", "ranks", "eval_mode", "orphans", "sandbox"},
     {"sources", "runs", "components"},
     {"data", "kernels", "objectives", "alignment", "metrics", "reports"},
@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"training"},
     {"composition", "sweeps"},
     {"experiment"},
-    {"doctor", "cache", "pages"},
+    {"doctor", "cache", "command", "pages"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 RUN_FOLDER = {"artifacts", "runs", "errors"}  # the contract between training and everything that reads

@@ -117,7 +117,8 @@ def test_environment_names_versions_and_commit(tmp_path: Path) -> None:
 def test_git_state_sees_uncommitted_changes(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
+    (tmp_path / "file").write_text("")
+    for arguments in (["init", "-q"], ["add", "file"], [*identity, "commit", "-q", "-m", "x"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
     clean = git_state(tmp_path)
     assert clean is not None
@@ -125,6 +126,10 @@ def test_git_state_sees_uncommitted_changes(tmp_path: Path) -> None:
     assert clean["dirty"] is False
     (tmp_path / "new").write_text("")
     assert git_state(tmp_path) == {"commit": clean["commit"], "dirty": True}
+    installed = tmp_path / ".venv" / "kd"  # in another project's checkout, whose commit is not that of kd
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("")
+    assert git_state(installed) is None
 
 
 def test_nan_becomes_null(tmp_path: Path) -> None:

@@ -92,15 +92,15 @@ class ProcessLauncher(Launcher):
 
     def _command(self, overrides: list[str]) -> list[str]:
         """This program with one job's overrides. The child finds its configs where the parent did."""
-        main = sys.modules["__main__"].__spec__
-        program = ["-m", main.name] if main else [os.path.abspath(sys.argv[0])]
+        from kd.program import started_by  # lazy: importing a plugin must be fast
+
         hydra = self.config.hydra
         places = {source.provider: _place(source) for source in hydra.runtime.config_sources}
         flags = ["--config-name", hydra.job.config_name, "--config-path", places["main"]]
         if "command-line" in places:
             flags += ["--config-dir", places["command-line"]]
         kept = [item for item in hydra.overrides.hydra if not OF_THE_SWEEP.match(item)]
-        return [sys.executable, *program, *flags, *overrides, *kept, "hydra.mode=RUN"]
+        return [sys.executable, *started_by(), *flags, *overrides, *kept, "hydra.mode=RUN"]
 
     def _wait_for(self, command: list[str], environment: dict[str, str]) -> int:
         """Exit code of the child, negative for a signal. Its output goes to ours as it comes.

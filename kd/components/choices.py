@@ -3,19 +3,31 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+import kd
 from kd.components.synonyms import CHOICES
 
-CONF = Path(__file__).parents[2] / "conf"
+
+def conf_folder() -> Path:
+    """The project's yamls: `conf/`, inside the installed package or, in a clone, beside it."""
+    package = Path(kd.__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+CONF = conf_folder()
+SEARCHED = "hydra.searchpath"
 OF_HYDRA = ("hydra", "schema")  # entries of the search path that are not the user's
 
 Names = tuple[str, ...]  # what is chosen of one group: one file, or several as in objective=[fkl,sft]
@@ -31,12 +43,35 @@ class Choice:
 
 
 def folders() -> tuple[Path, ...]:
-    """The config folders that Hydra was started with, those of `--config-dir` after the project's; else CONF alone."""
+    """The config folders that Hydra was started with, in its order; CONF alone before it was started.
+
+    The project's, that of `--config-dir`, those of `hydra.searchpath`.
+    """
     if not GlobalHydra.instance().is_initialized():
         return (CONF,)
     entries = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    found = [entry.path.removeprefix("file://") for entry in entries if entry.provider not in OF_HYDRA]
-    return tuple(Path(path) for path in found if "://" not in path) or (CONF,)
+    paths = [*(entry.path for entry in entries if entry.provider not in OF_HYDRA), *_of_job()]
+    return tuple(dict.fromkeys(place for path in paths if (place := folder_at(path)))) or (CONF,)
+
+
+def _of_job() -> list[str]:
+    """The entries of `hydra.searchpath`, which Hydra keeps beside its search path once a job has begun."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"{source.schema}://{source.path}" for source in sources if source.provider.startswith(SEARCHED)]
+
+
+def folder_at(path: str) -> Path | None:
+    """The folder of an entry of Hydra's search path: PATH, file://PATH or pkg://PACKAGE. None where there is none."""
+    scheme, _, place = path.rpartition("://")
+    if scheme == "pkg":
+        try:
+            spec = find_spec(place.strip("/").replace("/", "."))
+        except ImportError:
+            return None
+        return next(map(Path, (spec and spec.submodule_search_locations) or ()), None)
+    return Path(place) if scheme in ("", "file") else None
 
 
 def choices(group: str, conf: Path | None = None) -> list[str]:

@@ -22,10 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from kd.components.allowed import allow_typed, check_hydra
 from kd.components.choices import (
     CONF,
+    SEARCHED,
     Choice,
     alternatives,
     check_choice,
     check_owners,
+    folder_at,
     folders,
     is_group,
     parsed,
@@ -38,7 +40,7 @@ from kd.secrets import note
 
 
 def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
-    """Whether the overrides of a command line name what there is, in `conf/` and the folders of `--config-dir`.
+    """Whether the overrides of a command line name what there is, in `conf/` and in the folders that the user adds.
 
     The code that a typed `run.allow` names is allowed from here on. Values of `hydra.*` are left to Hydra.
 
@@ -50,7 +52,7 @@ def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
     elsewhere = str(flags.config_path or "").startswith("pkg://") or flags.experimental_rerun
     if flags.shell_completion or flags.hydra_help or elsewhere:
         return
-    with started(conf.parent / (flags.config_path or conf), flags.config_dir):
+    with started(conf.parent / (flags.config_path or conf), flags.config_dir, flags.overrides):
         typed = list(map(parsed, flags.overrides))
         allow_typed(typed)
         given = {"the command line": [o for o in typed if not _of_hydra(o)]}
@@ -78,23 +80,45 @@ def _flags(arguments: Sequence[str]) -> Any:
 
 
 @contextmanager
-def started(conf: str | Path = CONF, more: str | Path | None = None) -> Iterator[None]:
-    """Hydra on the config folder `conf` and, after it, `more`, as `--config-dir` adds it.
+def started(conf: str | Path = CONF, more: str | Path | None = None, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Hydra on the config folder `conf` and, after it, `more`, as `--config-dir` adds it, and `hydra.searchpath`.
 
-    Raises ValueError if either is no folder.
+    overrides: of the command line, among which `hydra.searchpath` may be.
+
+    Raises ValueError if one of them is no folder.
     """
     for folder in (Path(conf), *([Path(more)] if more else [])):
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder, but configs were to be read there; give one that holds yamls")
     if not (Path(conf) / "config.yaml").exists():
-        raise ValueError(f"there is no {Path(conf) / 'config.yaml'}; run from a clone, installed with pip install -e")
+        raise ValueError(f"{Path(conf) / 'config.yaml'} does not exist; correct the folder, or install kd again")
     with initialize_config_dir(version_base="1.3", config_dir=str(Path(conf).absolute())):
-        if more:
+        searched = _searched(overrides)
+        if more or searched:
             places = create_config_search_path(str(Path(conf).absolute()))
-            places.prepend("command-line", f"file://{Path(more).absolute()}", anchor="schema")
+            if more:
+                places.prepend("command-line", f"file://{Path(more).absolute()}", anchor="schema")
+            for path in searched:
+                places.prepend(SEARCHED, path, anchor="schema")
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2(task_name="app", config_search_path=places)
         yield
+
+
+def _searched(overrides: Sequence[str]) -> list[str]:
+    """The entries of `hydra.searchpath` on the command line. Raises ValueError for one that is no folder."""
+    given = (parsed(word) for word in overrides if word.partition("=")[0].lstrip("+") == SEARCHED)
+    value = next((override.value() for override in given), [])
+    if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+        raise ValueError(f"{SEARCHED}={value} is no list of folders; write {SEARCHED}=[FOLDER] or [pkg://PACKAGE]")
+    for path in value:
+        folder = folder_at(path)
+        if folder is None or not folder.is_dir():
+            raise ValueError(
+                f"{SEARCHED}=[{path}]: there is no such folder or package; give a folder that holds yamls, "
+                "or pkg://PACKAGE, with the package's parent in PYTHONPATH"
+            )
+    return value
 
 
 def _of_hydra(override: Override) -> bool:

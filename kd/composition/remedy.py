@@ -7,8 +7,6 @@ the one that results is composed by Hydra and checked as a whole.
 import heapq
 import json
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +24,7 @@ from kd.components.choices import axes, choices
 from kd.components.signatures import located
 from kd.composition.lacks import Lack
 from kd.composition.requirements import content
+from kd.program import typed
 
 Config = dict[str, Any]  # resolved
 Misfits = Callable[[Config], list[ValueError]]
@@ -112,10 +111,7 @@ class Line:
         return compose("config", overrides=list(self.words))
 
     def __str__(self) -> str:
-        main = sys.modules["__main__"].__spec__
-        ours = main is not None and main.name.startswith("kd.")
-        program = f"python -m {main.name.removesuffix('.__main__')}" if main and ours else "python run.py"
-        return f"{program} {shlex.join(self.words)}"
+        return typed(self.words)
 
 
 def explained(

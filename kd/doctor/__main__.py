@@ -31,10 +31,10 @@ SELF_TEST = 2  # records
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `python -m kd.doctor`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kd.doctor", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="as for run.py: objective=rkl skill=spell_backward")
+    parser.add_argument("overrides", nargs="*", help="as for kd: objective=rkl skill=spell_backward")
     parser.add_argument("-n", type=int, default=2, help="number of records to print (default 2)")
     parser.add_argument("--measure", action="store_true", help="run two real steps and print their peak memory")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     disable_progress_bar()

@@ -209,7 +209,10 @@ def _version(package: str) -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """`{"commit", "dirty"}` of the checkout around `folder`, or None where there is none."""
+    """`{"commit", "dirty"}` of the checkout that holds the files of `folder`, or None where none does.
+
+    A package that is installed inside another project's checkout (its `.venv`) is not part of it.
+    """
     git = shutil.which("git")
     if git is None:
         return None
@@ -217,7 +220,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
 
-    commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
-    if commit.returncode or changes.returncode:
+    commit, changes, files = ask("rev-parse", "HEAD"), ask("status", "--porcelain"), ask("ls-files", ".")
+    if commit.returncode or changes.returncode or not files.stdout:
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}

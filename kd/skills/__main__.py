@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the skill, as in task=gcd options.max_value=9")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
     parser.add_argument("-n", type=int, default=3, help="number of records to print")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     with in_one_sentence(), started(CONF, options.config_dir):

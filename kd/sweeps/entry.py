@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 
 from kd.errors import in_one_sentence
 from kd.orphans import own
+from kd.program import again
 from kd.reports.grid import console
 from kd.runs.folder import is_rank_zero
 from kd.sweeps.jobs import SWEEP, Job, Task, read_jobs, record
@@ -126,4 +126,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def resume_command() -> str:
     """The command line of this process: runs that are DONE are skipped, the others go on."""
-    return shlex.join(word for word in sys.orig_argv if not word.startswith("run.force="))
+    return again(without="run.force=")

@@ -723,7 +723,7 @@ def test_what_an_experiment_sweeps_is_read_too(parameter, line, part, command_li
 
 
 def test_without_conf(tmp_path):
-    with pytest.raises(ValueError, match="run from a clone"):
+    with pytest.raises(ValueError, match=r"config\.yaml does not exist"):
         check_overrides(["seed=1"], tmp_path)
 
 

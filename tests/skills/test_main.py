@@ -76,5 +76,5 @@ def test_mistakes_are_answered_in_a_sentence(capsys, arguments, sentence):
 def test_a_missing_conf_folder_is_answered_with_the_way_to_install(capsys, monkeypatch, tmp_path):
     (tmp_path / "conf").mkdir()
     monkeypatch.setattr(program, "CONF", tmp_path / "conf")
-    with pytest.raises(SystemExit, match="run from a clone, installed with pip install -e"):
+    with pytest.raises(SystemExit, match=r"config\.yaml does not exist"):
         main([])
