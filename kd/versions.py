@@ -9,11 +9,14 @@ import hashlib
 import importlib.util
 import re
 import site
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
+from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import kd
 from kd.artifacts import cache_root, file_sha256, write_atomically
@@ -22,6 +25,8 @@ PACKAGE = Path(kd.__file__).parent
 _IMPORT = re.compile(
     r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n;]+)|import[ \t]+([\w., \t]+))", re.M
 )
+_DYNAMIC = re.compile(r"\b(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
+_imported_as: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()  # sha256 of own modules when first asked for
 _VERSION = re.compile(r"^VERSION(?:: \w+)? = (\d+)", re.M)
 
 
@@ -124,7 +129,16 @@ def _reached(start: _Module) -> dict[str, Path]:
         if module[0] not in found and not _is_installed(module):
             found[module[0]] = module[1]
             waiting += _imports(*module)
+            waiting += _packages(module[0])
     return found
+
+
+def _packages(name: str) -> Iterator[_Module]:
+    """The packages around a module from outside of `kd`, which Python executes before it."""
+    parts = name.split(".")
+    for end in range(1, len(parts)) if parts[0] != "kd" else ():
+        if (file := _file_of(".".join(parts[:end]))) is not None:
+            yield ".".join(parts[:end]), file
 
 
 @cache
@@ -138,7 +152,9 @@ def _imports(name: str, file: Path) -> tuple[_Module, ...]:
 
 
 def _imported(source: str, package: str) -> Iterator[str]:
-    """Absolute dotted names in a module's import statements; of `from a import b` it is a.b."""
+    """Absolute dotted names in a module's import statements, and in calls of `import_module` with a name as it stands;
+    of `from a import b` it is a.b."""
+    yield from _DYNAMIC.findall(source)
     for base, names, plain in _IMPORT.findall(re.sub(r"\\\n|#[^\n]*", " ", source)):
         if plain:
             yield from (word.split(" as ")[0].strip() for word in plain.split(","))
@@ -168,6 +184,18 @@ def _stamp(name: str) -> dict[str, int | str]:
     file = _file_of(name)
     assert file is not None
     if name.split(".")[0] != "kd":
-        return {name: file_sha256(file)}
+        return {name: _own(name, file)}
     match = _VERSION.search(file.read_text(encoding="utf-8"))
     return {name: int(match[1])} if match and match[1] != "1" else {}
+
+
+def _own(name: str, file: Path) -> str:
+    """The sha256 of a module from outside of `kd`.
+
+    Raises ValueError where this process has imported it and its file changed since, so that the old code would run.
+    """
+    now = file_sha256(file)
+    module = sys.modules.get(name)
+    if module is not None and _imported_as.setdefault(module, now) != now:
+        raise ValueError(f"{file} changed after this process had imported it; start the command again")
+    return now

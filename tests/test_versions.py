@@ -28,7 +28,7 @@ def own(tmp_path, monkeypatch):
 
 def test_own_code_counts_with_all_that_it_imports(own):
     before = versions("mine.losses.loss")
-    assert set(before) == {"mine.losses", "mine.numbers"}
+    assert set(before) == {"mine", "mine.losses", "mine.numbers"}
     (own / "unrelated.py").write_text("x = 22\n")
     assert versions("mine.losses.loss") == before
     (own / "numbers.py").write_text("SCALE = 33\n")
@@ -46,11 +46,12 @@ def test_own_code_counts_with_all_that_it_imports(own):
         "from . import numbers as n",
         "try: from mine.numbers import SCALE\nexcept ImportError: SCALE = 1",
         "def f(): import mine.numbers as n; return n.SCALE",
+        "import importlib; n = importlib.import_module( 'mine.numbers')",
     ],
 )
 def test_every_way_to_import_counts(own, line):
     (own / "losses.py").write_text(line + "\n")
-    assert set(versions("mine.losses.loss")) == {"mine.losses", "mine.numbers"}
+    assert set(versions("mine.losses.loss")) == {"mine", "mine.losses", "mine.numbers"}
 
 
 def test_a_module_of_kd_counts_by_its_version_and_only_where_it_is_imported(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from kd.data.blocks import Blocks, blocks
 from kd.data.sequences import Encoder, pad_id
 from kd.data.windows import Data, nothing_fits
 from kd.experiment.compatibility import check_zeros, described
-from kd.experiment.identity import load_skill
+from kd.experiment.identity import content_digests, load_skill
 from kd.experiment.preparation import targets_folder
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
 from kd.runs.folder import RunFolder
@@ -219,18 +219,21 @@ def kept_teacher(cfg: DictConfig) -> Any:
 
 
 def load_teacher(node: DictConfig) -> Any:
-    """The teacher of a config node, or None. Jobs of one process share it: it is frozen, so nobody can tell.
+    """The teacher of a config node, or None. Jobs of one process share it while its files stay the same: it is frozen.
 
     One that follows its student is each job's own.
     """
     if node.get("_target_") is None:
         return None
-    text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
-    return _made(text) if located("teacher", node._target_) is Own else _shared_teacher(text)
+    content = OmegaConf.to_container(node, resolve=True)
+    text = json.dumps(content, sort_keys=True)
+    if located("teacher", node._target_) is Own:
+        return _made(text)
+    return _shared_teacher(text, json.dumps(content_digests(content), sort_keys=True))
 
 
 @lru_cache(maxsize=1)
-def _shared_teacher(node: str) -> Any:
+def _shared_teacher(node: str, files: str) -> Any:
     return _made(node)
 
 

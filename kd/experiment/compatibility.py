@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.components.instantiation import instantiate
 from kd.composition.targets import bears_zeros
+from kd.experiment.identity import content_digests
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable
 from kd.seeding import seeded
@@ -34,7 +35,7 @@ def check_models(cfg: DictConfig) -> None:
     if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
         return
     losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
-    student, teacher = (_outline(_text(node)) for node in nodes)
+    student, teacher = (_laid_out(node) for node in nodes)
     check_mergeable(student)
     check_positions(cfg.data.max_length, {"student": student, "teacher": teacher})
     if isinstance(teacher, Own):
@@ -93,9 +94,10 @@ def _ours(node: Any) -> bool:
     return (own is None or own.startswith(OURS)) and all(_ours(child) for child in node.values())
 
 
-def _text(node: DictConfig) -> str:
+def _laid_out(node: DictConfig) -> Any:
+    """The model of a config node without its weights, made once in a process while its files stay the same."""
     content: Any = OmegaConf.to_container(node, resolve=True)
-    return json.dumps(described(content), sort_keys=True)
+    return _outline(json.dumps(described(content), sort_keys=True), json.dumps(content_digests(content)))
 
 
 def _sources(node: Any) -> Iterator[dict[str, Any]]:
@@ -108,7 +110,7 @@ def _sources(node: Any) -> Iterator[dict[str, Any]]:
 
 
 @lru_cache(maxsize=8)
-def _outline(node: str) -> Any:
+def _outline(node: str, files: str) -> Any:
     """The model of a config node without its weights; None where there is none.
 
     Its sources are fetched and converted before, by ordinary means: a conversion reads weights.

@@ -39,7 +39,7 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
         ValueError, FileNotFoundError: something that the run reads is not there or is damaged.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    found = _digests(config) | _data_digest(config) | _corpus_digest(config)
+    found = content_digests(config) | _data_digest(config) | _corpus_digest(config)
     digests = {masked(name): content for name, content in found.items()}
     return config_hash(hashable(cfg), digests=digests, version=code_of(config, stages))
 
@@ -89,6 +89,21 @@ def check_records(node: Any) -> None:
         )
 
 
+def check_unchanged(cfg: DictConfig, named: str) -> None:
+    """Raises ValueError if what a run has read is other than that which it was named by.
+
+    Args:
+        cfg: the composed config.
+        named: its identity before anything was loaded.
+    """
+    check_records(cfg.skill)
+    if identity(cfg) != named:
+        raise ValueError(
+            "a file that this run reads (of a model or plain text) changed after the run was named by it; start the "
+            "command again, and leave the files as they are until the first step"
+        )
+
+
 def _plain(value: Any) -> Any:
     """The same in every process: sets in order, objects of foreign types by their text without addresses."""
     if isinstance(value, Mapping):
@@ -115,10 +130,10 @@ def _run_digest(folder: str) -> dict[str, str]:
     return {str(part): digest(f"local:{part}") for part in parts if part.exists()}
 
 
-def _digests(node: Any) -> dict[str, str]:
+def content_digests(node: Any) -> dict[str, str]:
     """Content hashes of all sources, by address, and of runs below `node`."""
     if isinstance(node, list):
-        return {k: v for child in node for k, v in _digests(child).items()}
+        return {k: v for child in node for k, v in content_digests(child).items()}
     if not isinstance(node, dict):
         return {}
     own = {}
@@ -127,4 +142,4 @@ def _digests(node: Any) -> dict[str, str]:
     own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
     if isinstance(template := node.get("chat_template"), str):  # of a model; it may be the path of a file
         own[template] = texts_sha256([template_text(template)])
-    return own | {k: v for child in node.values() for k, v in _digests(child).items()}
+    return own | {k: v for child in node.values() for k, v in content_digests(child).items()}

@@ -17,7 +17,7 @@ from kd.composition.machine import check_machine, check_parts
 from kd.composition.sections import learning_processes
 from kd.composition.targets import asks_teacher, same_rows
 from kd.experiment.compatibility import check_models
-from kd.experiment.identity import check_records, code_of, identity
+from kd.experiment.identity import check_unchanged, code_of, identity
 from kd.experiment.preparation import choice, prepared, unprepared, variant
 from kd.kernels.allocation import keep_freed_memory
 from kd.reports.table import lost_records
@@ -178,7 +178,7 @@ def work(cfg: DictConfig, folder: RunFolder) -> Mapping[str, Any]:
         raise SystemExit(0)  # evaluation and reports belong to the first rank
     _rehearse(cfg, parts, folder)
     evaluation = Evaluated(cfg, parts, folder)
-    check_records(cfg.skill)  # all splits are loaded now
+    check_unchanged(cfg, folder.config_hash)  # all is loaded now
     print_lost(evaluation.records)
     evaluation.measure("before")
     fit(cfg, parts, folder)

@@ -4,11 +4,19 @@ import json
 import textwrap
 
 import pytest
+from omegaconf import OmegaConf
 
 from kd import versions
 from kd.experiment import identity as module
-from kd.experiment.identity import TRAINING, check_records, identity
+from kd.experiment.build import load_teacher
+from kd.experiment.export import export
+from kd.experiment.identity import TRAINING, check_records, check_unchanged, identity
+from kd.teachers.digests import weights_digest
 from tests import runs
+from tests.tiny import tiny
+
+CE = "kd.objectives.divergence.cross_entropy"
+WHITE_BOX = "kd.teachers.white_box.WhiteBox"
 
 OWN = """
 import json
@@ -45,7 +53,7 @@ def own(tmp_path, monkeypatch):
             "".join(json.dumps({"q": f"{i}", "a": f"{i}!"}) + "\n" for i in range(3))
         )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("KD_ALLOW", "tests,own_skill")
+    monkeypatch.setenv("KD_ALLOW", "tests,own_skill,own_package")
     cfg = runs.config(skill={"_target_": "own_skill.Own", "folder": str(tmp_path)})
     yield tmp_path, cfg
     forget()
@@ -55,7 +63,7 @@ def forget() -> None:
     """As in a new process."""
     import sys
 
-    for name in ("own_skill", "own_prompts"):
+    for name in ("own_skill", "own_prompts", "own_package", "own_package.skill"):
         sys.modules.pop(name, None)
     for cache in (module._skill, module._records_digest, versions._file_of, versions._roots, versions._imports):
         cache.cache_clear()
@@ -117,3 +125,75 @@ def test_every_component_of_the_config_is_asked_for_its_version(own, monkeypatch
     asked.clear()
     identity(cfg, TRAINING)
     assert "kd.evaluation.evaluate" not in asked
+
+
+def test_own_code_that_is_edited_while_its_process_runs_ends_the_next_job(own):
+    """Jobs of hydra/launcher=basic share a process, which goes on with the code that it has imported."""
+    folder, cfg = own
+    before = identity(cfg)
+    assert identity(cfg) == before
+    (folder / "own_prompts.py").write_text("PROMPT = 'Work out: '\n")
+    with pytest.raises(ValueError, match=r"own_prompts\.py changed after this process had imported it"):
+        identity(cfg)
+    forget()
+    assert identity(cfg) != before
+
+
+BY_NAME = "from importlib import import_module\nPROMPT = import_module('own_prompts').PROMPT"
+
+
+@pytest.mark.parametrize("how", [BY_NAME, "package"], ids=["by name", "package"])
+def test_code_that_is_imported_by_name_and_packages_around_a_module_count(own, how):
+    folder, cfg = own
+    skill = folder / "own_skill.py"
+    if how == "package":
+        (folder / "own_package").mkdir()
+        (folder / "own_package" / "skill.py").write_text(skill.read_text())
+        edited = folder / "own_package" / "__init__.py"
+        edited.write_text("print('executed before the skill')\n")
+        cfg.skill["_target_"] = "own_package.skill.Own"
+    else:
+        skill.write_text(skill.read_text().replace("from own_prompts import PROMPT", how))
+        edited = folder / "own_prompts.py"
+    before = identity(cfg)
+    forget()
+    edited.write_text(edited.read_text() + "MORE = 1\n")
+    assert identity(cfg) != before
+
+
+@pytest.mark.parametrize("what", ["teacher", "corpus"])
+def test_files_that_are_edited_between_the_check_and_the_load_end_the_run(tmp_path, what):
+    """As for data; of the model of a teacher, and plain text."""
+    text = tmp_path / "text.md"
+    text.write_text("Once upon a time.")
+    export(tiny(dtype="float32"), tmp_path / "teacher", "")
+    lm = {"stream": "lm", "kind": "likelihood", "loss": {"_target_": CE, "_partial_": True}}
+    cfg = runs.config(
+        objective={"sft": {"loss": {"_target_": CE, "_partial_": True}}, "lm": lm},
+        corpus={"_target_": "kd.corpora.local.Local", "path": str(text)},
+        teacher={"_target_": WHITE_BOX, "model": of(tmp_path / "teacher"), "prepare": None, "licence": None},
+    )
+    named = identity(cfg)
+    check_unchanged(cfg, named)
+    if what == "corpus":
+        text.write_text("Once upon a lime.")
+    else:
+        export(tiny(seed=1, dtype="float32"), tmp_path / "teacher", "")
+    with pytest.raises(ValueError, match=r"a file that this run reads .* changed after the run was named by it"):
+        check_unchanged(cfg, named)
+
+
+def of(folder):
+    source = {"address": f"local:{folder}"}
+    return {"_target_": "kd.models.networks.pretrained", "source": source, "dtype": "float32", "lora": None}
+
+
+def test_a_teacher_whose_files_changed_is_loaded_again_by_the_next_job(tmp_path):
+    """Jobs of a process share a teacher; else a run named by the new weights would learn from the old."""
+    node = OmegaConf.create({"_target_": WHITE_BOX, "model": of(tmp_path / "teacher")})
+    export(tiny(dtype="float32"), tmp_path / "teacher", "")
+    first = load_teacher(node)
+    assert load_teacher(node) is first
+    export(tiny(seed=1, dtype="float32"), tmp_path / "teacher", "")
+    second = load_teacher(node)
+    assert weights_digest(second.model) == weights_digest(tiny(seed=1, dtype="float32")) != weights_digest(first.model)
