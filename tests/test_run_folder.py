@@ -16,6 +16,7 @@ import yaml
 
 from kd.runs import folder as run_folder
 from kd.runs.folder import RunFolder, config_hash, git_state
+from kd.runs.metrics_log import TidyLogger, last_value
 
 CONFIG = {"objective": {"name": "fkl", "weight": 1.0}, "layers": [1, 2], "data": {"length": 512}, "lr": 0.001}
 HASH = "0123456789ab"
@@ -279,3 +280,38 @@ def test_a_run_that_several_jobs_need_is_waited_for(tmp_path: Path, capsys: pyte
     with run.lock(wait=True):
         assert holder.wait() == -signal.SIGKILL
     assert f"in use by process {holder.pid} on" in capsys.readouterr().err
+
+
+def a_folder_of_that_name(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGED = {
+    "another digit": (lambda path: path.write_text(path.read_text().replace("0.25", "0.15")), "changed or damaged"),
+    "torn": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "changed or damaged"),
+    "missing": (Path.unlink, "is missing, though the run is DONE"),
+    "a folder": (a_folder_of_that_name, "is missing, though the run is DONE"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGED.values(), ids=DAMAGED)
+def test_the_value_that_a_sweeper_minimises_is_read_as_it_was_written(tmp_path, damage, says):
+    """From the metrics.csv of a run that was DONE before: a search would go on from another number without a word."""
+    run = folder(tmp_path)
+    TidyLogger(run.path).log_metrics({"validation/forward_kl": 0.25}, step=3)
+    run.finish(results())
+    assert last_value(run.path, "validation/forward_kl") == 0.25
+    damage(run.path / "metrics.csv")
+    with pytest.raises(ValueError, match=rf"metrics\.csv .*{says}.*run\.force=true"):
+        last_value(run.path, "validation/forward_kl")
+
+
+def test_a_run_without_metrics_or_of_before_they_were_recorded_has_none(tmp_path):
+    run = folder(tmp_path)
+    run.finish(results())
+    assert last_value(run.path, "validation/forward_kl") is None
+    (run.path / "DONE").write_text("\n".join((run.path / "DONE").read_text().split()[:2]) + "\n")
+    TidyLogger(run.path).log_metrics({"validation/forward_kl": 0.5}, step=3)
+    assert last_value(run.path, "validation/forward_kl") == 0.5
+    assert run.results()["status"] == "done"

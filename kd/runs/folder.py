@@ -173,7 +173,9 @@ class RunFolder:
         if page["config_hash"] != self.config_hash:
             raise ValueError(f"results.json: config_hash {page['config_hash']} is not that of {self.path.name}")
         self.write_json("results.json", page)
-        self.write_text("DONE", f"{self.config_hash}\n{file_sha256(self.path / 'results.json')}\n")
+        others = [path for name in ("metrics.csv", "samples.jsonl") if (path := self.path / name).is_file()]
+        lines = [self.config_hash, file_sha256(self.path / "results.json")]
+        self.write_text("DONE", "\n".join([*lines, *(f"{file_sha256(path)}  {path.name}" for path in others)]) + "\n")
         return page
 
     def fail(self, reason: str, traceback: str) -> None:

@@ -12,14 +12,19 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from kd.artifacts import write_atomically
+from kd.runs.results import check_page
 
 COLUMNS = ("step", "split", "name", "value")
 
 
 def last_value(folder: str | os.PathLike[str], metric: str) -> float | None:
-    """The last logged value of `split/name`, or None if it was never logged."""
+    """The last logged value of `split/name`, or None if it was never logged.
+
+    Raises ValueError if the run is DONE and its metrics.csv is not as it was then.
+    """
     split, _, name = metric.partition("/")
     path = Path(folder) / "metrics.csv"
+    check_page(path.parent, path.name)
     if not path.exists():
         return None
     with path.open(newline="", encoding="utf-8") as file:

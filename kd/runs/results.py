@@ -202,11 +202,29 @@ def read_results(folder: Path) -> dict[str, Any]:
     return page
 
 
+def check_page(folder: Path, name: str) -> None:
+    """Raises ValueError if the file `name` of a run that is DONE is missing, or other than when the run ended."""
+    path, marks = folder / name, _marks(folder)
+    if name not in marks:  # DONE of before it was recorded, or no DONE
+        return
+    again = "to make it again, run the same command with run.force=true"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though the run is DONE; {again}")
+    if file_sha256(path) != marks[marks.index(name) - 1]:
+        raise ValueError(f"{path} was changed or damaged since the run ended; {again}")
+
+
+def _marks(folder: Path) -> list[str]:
+    """The words of DONE: the hash, the sha256 of results.json, and pairs of sha256 and name; without DONE none."""
+    done = folder / "DONE"
+    return done.read_text(encoding="utf-8", errors="replace").split() if done.is_file() else []
+
+
 def _check_hash(folder: Path, found: str) -> None:
     """Against the folder's name, where that ends with a hash, and its DONE, which has the sha256 of the file, too."""
-    path, done = folder / "results.json", folder / "DONE"
+    path = folder / "results.json"
     named = re.search(r"-([0-9a-f]{12})(\.old-\d+)?$", folder.absolute().name)
-    marks = done.read_text(encoding="utf-8", errors="replace").split() if done.exists() else [found]
+    marks = _marks(folder) if (folder / "DONE").exists() else [found]
     for where, expected in (("the folder's name", named[1] if named else found), ("DONE", "".join(marks[:1]))):
         if expected != found:
             raise ValueError(f"{path} is of the run {found}, and {where} of {expected or 'none'}")
