@@ -47,7 +47,7 @@ class Source(NamedTuple):
     def link(self) -> str:
         """In Markdown."""
         name = self.repository.partition("/")[2]
-        return f"[{name}@{self.commit}](https://github.com/{self.repository}/tree/{self.commit})"
+        return f"[{name}@{self.commit}](https://github.com/{self.repository}/commit/{self.commit})"
 
 
 def page(conf: Path = CONF) -> str:
