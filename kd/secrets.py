@@ -48,9 +48,19 @@ def unrevealed(config: Any) -> Any:
 
 
 def hashable(config: Any) -> Any:
-    """Plain containers for a hash: of the environment's values, those that cannot be secrets."""
+    """Plain containers for a hash: of the environment's values, those that cannot be secrets, as no number can."""
     with _env(lambda name, default, node: _secret(name, node)):
-        return OmegaConf.to_container(config, resolve=True)
+        hidden = OmegaConf.to_container(config, resolve=True)
+    return _with_numbers(hidden, OmegaConf.to_container(config, resolve=True))
+
+
+def _with_numbers(hidden: Any, plain: Any) -> Any:
+    """`hidden`, but for values that are no text: that of a variable MAX_TOKENS is no secret in spite of its name."""
+    if isinstance(plain, dict) and isinstance(hidden, dict):
+        return {key: _with_numbers(hidden[key], value) for key, value in plain.items()}
+    if isinstance(plain, list) and isinstance(hidden, list):
+        return [_with_numbers(one, other) for one, other in zip(hidden, plain, strict=True)]
+    return hidden if isinstance(plain, str) else plain
 
 
 def _secret(name: str, node: Node | None) -> bool:

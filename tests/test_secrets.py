@@ -84,6 +84,16 @@ def revealing(folder: Path) -> list[str]:
 
 
 @pytest.mark.long
+def test_a_number_counts_whatever_its_variable_is_called(monkeypatch):
+    """Else a run with another data.max_length would be DONE already."""
+    cfg, found = config(), set()
+    cfg.data.max_length = "${oc.decode:${oc.env:KD_TEST_MAX_TOKENS}}"
+    for count in ("32", "64"):
+        monkeypatch.setenv("KD_TEST_MAX_TOKENS", count)
+        found.add(preparation.identity(cfg))
+    assert len(found) == 2
+
+
 def test_no_file_of_a_run_holds_the_secret(tmp_path):
     """Config, overrides, results, card, W&B's offline folder, the cache; and what is printed."""
     done = command(tmp_path)

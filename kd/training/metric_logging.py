@@ -15,7 +15,8 @@ class Logged(lightning.LightningModule):
 
     means: by name, sums over the steps since the last flush. reports: the same of pairs (sum, count), see
     `kd.types.Reports`. Both are in the checkpoint, each rank's own. spoken: of names that are not accumulated in every
-    step, in how many since the last flush; the same on all ranks. learning_rate: the student's in the last step.
+    step, in how many since the last flush; the same on all ranks. unlogged: steps since then.
+    learning_rate: the student's in the last step.
     """
 
     step_count: int
@@ -26,7 +27,7 @@ class Logged(lightning.LightningModule):
         super().__init__()
         self.log_every = log_every
         self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
-        self.spoken = dict[str, int]()
+        self.spoken, self.unlogged = dict[str, int](), 0
         self.this_step = dict[str, Tensor]()  # of terms that are told their mean after each step
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -58,9 +59,9 @@ class Logged(lightning.LightningModule):
         norm = float(self.means.pop("grad_norm"))
         names = sorted(self.means)
         totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
-        steps = totals.new_tensor([self.spoken.get(name, self._steps_since_flush()) for name in names])
+        steps = totals.new_tensor([self.spoken.get(name, self.unlogged) for name in names])
         told = dict(zip(names, (totals / steps).tolist(), strict=True))
-        self.means, self.spoken = {}, {}
+        self.means, self.spoken, self.unlogged = {}, {}, 0
         for name in sorted(self.reports):
             total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
             told |= {name: total / times} if times else {}
@@ -74,9 +75,6 @@ class Logged(lightning.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(named, step=self.step_count)
         self.log_dict(named, prog_bar=bar, logger=False)
-
-    def _steps_since_flush(self) -> int:
-        return self.step_count % self.log_every or self.log_every
 
     def take_down(self, told: Mapping[str, tuple[float, float]]) -> None:
         """Add pairs (sum, count) to `reports`."""

@@ -272,6 +272,7 @@ class Distillation(RunState):
             told[f"{name}_weight"] = (self.weights[name], 1.0)
             self.spoken[name] = self.spoken.get(name, 0) + bool(self.weights[name])
         self.take_down(told)
+        self.unlogged += 1
         world = self.trainer.world_size  # all ranks are to stop at the same step
         self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
         if self.step_count % self.log_every == 0 or self.finished:

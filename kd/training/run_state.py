@@ -36,6 +36,7 @@ class RunState(Logged):
             "teacher": getattr(self.models.teacher, "carried_state", dict)(),
         }
         counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
+        counted["unlogged"] = self.unlogged
         checkpoint["distillation"] = {**counted, **told, **carried}
 
     def on_fit_end(self) -> None:
@@ -50,7 +51,7 @@ class RunState(Logged):
         """Everything that `on_save_checkpoint` wrote."""
         state = checkpoint["distillation"]
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
-        self.spoken = dict(state.get("spoken", {}))
+        self.spoken, self.unlogged = dict(state.get("spoken", {})), state["unlogged"]
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
         if hasattr(self.rollout, "load_state_dict"):

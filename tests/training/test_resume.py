@@ -176,6 +176,17 @@ def test_rows_of_steps_that_were_lost_are_written_again(tmp_path):
     assert runs.differences(whole, ran(cut)) == []
 
 
+def test_means_are_over_the_steps_since_the_last_row_though_the_interval_changed(tmp_path):
+    """log_every is in no hash, so a run may go on with another: six steps since the beginning are the mean of six."""
+    runs.train(runs.config(*runs.EXACT, "log_every=1"), tmp_path / "each")
+    each = [float(runs.metrics(tmp_path / "each")[f"{step},train,fkl"]) for step in range(1, 7)]
+    stop = runs.config(*runs.EXACT, "log_every=10", rollout=runs.scripted(tmp_path / "cut", (4, 0, "SIGTERM")))
+    with pytest.raises(SystemExit):
+        runs.train(stop, tmp_path / "cut")
+    runs.train(runs.config(*runs.EXACT, "log_every=3"), tmp_path / "cut")
+    assert float(runs.metrics(tmp_path / "cut")["6,train,fkl"]) == pytest.approx(sum(each) / 6, rel=1e-9)
+
+
 def test_a_run_that_was_killed_before_it_saved_begins_anew(tmp_path):
     whole = ran(tmp_path / "whole")
     cut = ran(tmp_path / "cut", rollout=runs.scripted(tmp_path / "cut", (7, 0, "SIGTERM")))
