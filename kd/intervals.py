@@ -140,9 +140,13 @@ def wilson(p: float, n: float | int, confidence: float = 0.95) -> tuple[float, f
 
 
 def _score_interval(p: float, n: float | int, z: float) -> tuple[float, float]:
-    centre = (n * p + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * np.sqrt(n * p * (1 - p) + z**2 / 4)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return _score_below(p, n, z), 1 - _score_below(1 - p, n, z)
+
+
+def _score_below(p: float, n: float | int, z: float) -> float:
+    """The lower end, exactly 0 for p = 0."""
+    below = (n * p + z * z / 2 - z * np.sqrt(n * p * (1 - p) + z * z / 4)) / (n + z * z)
+    return max(0.0, float(below))
 
 
 def _within(values: np.ndarray, low: float, high: float) -> bool:

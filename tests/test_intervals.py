@@ -187,6 +187,8 @@ def test_one_seed_and_seeds_that_are_alike():
 def test_shares_of_no_items_leave_everything_possible():
     assert over_seeds([0.0, 0.0], [0, 0], SHARE) == pytest.approx((0.0, 0.0, 1.0))
     assert wilson(0.3, 0) == pytest.approx((0.0, 1.0))
+    for z in (0.5, 0.9, 0.95, 0.99):  # and exactly at the ends
+        assert (wilson(0.0, 7, z)[0], wilson(1.0, 7, z)[1]) == (0.0, 1.0)
     # seeds that differ tell their variance themselves: as with 32 items each
     assert over_seeds([0.4, 0.5, 0.6], [0] * 3, SHARE) == over_seeds([0.4, 0.5, 0.6], [32] * 3, SHARE)
 

@@ -44,6 +44,13 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     return config_hash(hashable(cfg), digests=digests, version=code_of(config, stages))
 
 
+def family(cfg: DictConfig) -> str:
+    """12 hexadecimal digits: the identity of a config but for its seed, and what its nodes take from that."""
+    other = cfg.copy()
+    other.seed = 0
+    return identity(other)
+
+
 def code_of(config: Mapping[str, Any], stages: Sequence[str] = STAGES) -> dict[str, int | str]:
     """The versions of `kd` and of everything that the stages and the components of a resolved config depend on."""
     return {"kd": kd.__version__, **versions(*stages, *sorted(targets_in(config)))}

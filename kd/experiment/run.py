@@ -17,7 +17,7 @@ from kd.composition.machine import check_machine, check_parts
 from kd.composition.sections import learning_processes
 from kd.composition.targets import asks_teacher, same_rows
 from kd.experiment.compatibility import check_models
-from kd.experiment.identity import check_unchanged, code_of, identity
+from kd.experiment.identity import check_unchanged, code_of, family, identity
 from kd.experiment.preparation import choice, prepared, unprepared, variant
 from kd.kernels.allocation import keep_freed_memory
 from kd.reports.table import lost_records
@@ -234,7 +234,7 @@ class Evaluated:
             told = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher writes other tokens than the student: {told}", flush=True)
         self.measured: dict[str, Any] = {}
-        self.calls = calls()
+        self.calls, self.family = calls(), family(cfg)
         self.initial = model_digest(parts.module.student)
 
     @cached_property
@@ -267,6 +267,7 @@ class Evaluated:
         agreement = {name: table.pop(name) for name in ON_TEACHER if name in table}
         return {
             "seed": self.cfg.seed,
+            "family": self.family,
             "scores": {skill.name: table},
             "gap_closed": {skill.name: gaps},
             "agreement": agreement or None,

@@ -20,7 +20,11 @@ from kd.reports.table import HEADERS, LOSS_METRIC, lacking
 from kd.runs.results import bounds
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
-VERSIONS = "versions"  # what, beside overrides, tells rows of means apart
+APART = ("family", "versions")  # what, beside overrides, tells rows of means apart
+LOOK_ALIKE = (
+    "Rows of means with the same overrides are of runs that differ in more than their seed: in settings that are no "
+    "overrides, data, models or code."
+)
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 SEED_INTERVALS = (
     "Brackets are 95 % t intervals over seeds, on a scale that stays within the metric's bounds; they leave out what "
@@ -224,12 +228,12 @@ def _is_seed(key: str) -> bool:
 def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
     """Mean and 95 % interval over the seeds of otherwise equal overrides, and mean costs; None with one seed each.
 
-    Runs of other versions of their components are other rows.
+    Runs that differ in more than their seed (settings, data, models, versions of components) are other rows.
     """
     groups: dict[tuple[tuple[str, str], ...], dict[int, Job]] = {}
     for job in _finished(jobs):
         rest = tuple((key, value) for key, value in job.overrides.items() if not _is_seed(key))
-        rest = (*rest, (VERSIONS, json.dumps((job.results or {}).get("versions", {}), sort_keys=True)))
+        rest += tuple((key, json.dumps((job.results or {}).get(key), sort_keys=True)) for key in APART)
         groups.setdefault(rest, {})[(job.results or {})["seed"]] = job
     if all(len(group) < 2 for group in groups.values()):
         return None
@@ -241,7 +245,8 @@ def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
         spent = [_cost(name, float(np.mean([_spent(job, name) for job in group.values()]))) for name in costs]
         rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *means, *spent])
     header = [*keys, "seeds", *(name.partition(".")[2] for name in names), *(COSTS[name] for name in costs)]
-    return Grid("Means over seeds", header, rows, [SEED_INTERVALS, OF_TRAINING])
+    alike = len({tuple(row[: len(keys)]) for row in rows}) < len(rows)
+    return Grid("Means over seeds", header, rows, [SEED_INTERVALS, OF_TRAINING, *([LOOK_ALIKE] if alike else [])])
 
 
 def _after(job: Job, name: str) -> Mapping[str, Any]:

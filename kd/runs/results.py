@@ -143,6 +143,7 @@ class Results(_Page):
     status: Literal["done"] = "done"
     config_hash: ConfigHash
     seed: int
+    family: ConfigHash | None = None  # shared by runs that differ in their seed alone; None: not recorded
     scores: dict[str, dict[str, SystemScores]]
     gap_closed: dict[str, dict[str, float | None]]
     agreement: Agreement | None = None  # without a teacher there is none

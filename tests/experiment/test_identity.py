@@ -10,7 +10,7 @@ from kd import versions
 from kd.experiment import identity as module
 from kd.experiment.build import load_teacher
 from kd.experiment.export import export
-from kd.experiment.identity import TRAINING, check_records, check_unchanged, identity
+from kd.experiment.identity import TRAINING, check_records, check_unchanged, family, identity
 from kd.teachers.digests import weights_digest
 from tests import runs
 from tests.tiny import tiny
@@ -84,6 +84,22 @@ def test_an_edited_data_file_is_another_run(own, split):
     path.write_text(path.read_text().replace("2!", "3!"))
     forget()
     assert identity(cfg) != before
+
+
+def test_runs_of_a_family_differ_in_their_seed_alone(own):
+    folder, cfg = own
+    cfg.rollout = {"_target_": "kd.rollouts.offline.Offline", "of_the_seed": "${seed}"}  # which follows it
+    other = cfg.copy()
+    other.seed = cfg.seed + 1
+    assert identity(other) != identity(cfg)
+    first = family(cfg)
+    assert family(other) == first
+    other.optim.lr = 0.5
+    assert family(other) != first
+    path = folder / "test.jsonl"
+    path.write_text(path.read_text().replace("2!", "3!"))
+    forget()
+    assert family(cfg) != first
 
 
 def test_data_that_are_edited_between_the_check_and_the_load_end_the_run(own):

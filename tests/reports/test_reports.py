@@ -17,6 +17,7 @@ from kd.reports import grid
 from kd.reports.runs import TIDY, read_jobs, read_runs, run_folders
 from kd.reports.sweep import (
     ITEM_INTERVALS,
+    LOOK_ALIKE,
     OF_TRAINING,
     ONE_SEED,
     SEED_INTERVALS,
@@ -41,6 +42,7 @@ def page(
     teacher: float = 0.8,
     spent: dict[str, float] | None = None,
     code: str | None = None,
+    family: str | None = None,
     versions: dict[str, int] | None = None,
     **digests: str,
 ) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def page(
     kl = {"before": estimate(2.0), "after": {"value": 0.25, "n": 640, "low": 0.2, "high": 0.3}}
     return {
         "seed": seed,
+        "family": family,
         "scores": {
             "sums": {
                 "accuracy": {**students, "teacher": estimate(teacher)},
@@ -261,6 +264,16 @@ def test_runs_of_other_versions_are_never_averaged_and_mixed_code_is_marked(swee
     found = [(row[means.header.index("seeds")], row[place].split(" ")[0]) for row in means.rows]
     assert found == [("2", "0.600"), ("1", "5.00")]
     assert [note for note in jobs.notes if note.startswith("MIXED CODE: the runs were made by 2 states")]
+
+
+def test_runs_of_other_data_are_never_averaged_though_their_overrides_are_the_same(sweep: Path) -> None:
+    """Seed 1 ran before the data file was edited, and again afterwards, as 2 and 3 did: their mean is of three."""
+    for number, (seed, after, family) in enumerate(((1, 0.5, "a"), (1, 0.8, "b"), (2, 0.9, "b"), (3, 1.0, "b"))):
+        add_run(sweep.parents[1], number, ["skill=own", f"seed={seed}"], seed=seed, after=after, family=family * 12)
+    _, means = sweep_grids(sweep.parents[1])
+    place = means.header.index("sums.bits_per_byte")
+    assert [(row[0], row[place].split(" ")[0]) for row in means.rows] == [("1", "0.500"), ("3", "0.900")]
+    assert LOOK_ALIKE in means.notes
 
 
 def test_a_share_over_seeds_stays_one(sweep: Path) -> None:
