@@ -23,6 +23,7 @@ from kd.data.sequences import Encoder, collate
 from kd.experiment import preparation
 from kd.experiment import run as experiment
 from kd.experiment.build import build
+from kd.experiment.plan import Plan, baseline
 from kd.experiment.preparation import targets_folder
 from kd.kernels.logits import HeadLogits
 from kd.kernels.sparse import SparseLogits
@@ -90,7 +91,7 @@ def test_no_network_of_the_teacher_is_built(kind, monkeypatch):
     build(runs.config(*KINDS[kind]))
     assert len(built) >= 1
     del built[:]
-    from kd.experiment.build import _shared_teacher
+    from kd.experiment.loading import _shared_teacher
 
     _shared_teacher.cache_clear()
     parts = build(runs.config(*KINDS[kind], CACHED))
@@ -250,7 +251,7 @@ def composing() -> Iterator[None]:
 
 def baseline_of(cfg: DictConfig) -> DictConfig:
     with composing():
-        return experiment.baseline(cfg)
+        return baseline(cfg)
 
 
 def test_a_cached_run_beside_sft(tmp_path):
@@ -260,14 +261,14 @@ def test_a_cached_run_beside_sft(tmp_path):
     cfg = runs.config(*BESIDE, CACHED, f"run.root={tmp_path}", **nodes)
     with composing():
         experiment.run(cfg, Job([]))
-        baseline = experiment.baseline(cfg)
-        run, beside = (experiment.folder_of(experiment.named(c)) for c in (cfg, baseline))
+        plan = Plan.of(cfg)
+        run, beside = plan.folder, plan.beside.folder
     (table,) = run.results()["scores"].values()
     (own,) = beside.results()["scores"].values()
     assert table["bits_per_byte"]["sft"] == own["bits_per_byte"]["after"]
     assert own["bits_per_byte"].get("teacher") is None
     assert beside.results()["budget"]["teacher_tokens"] == 0
-    assert list(build(baseline).data.train) == runs.Toy().load("train")
+    assert list(build(plan.beside.cfg).data.train) == runs.Toy().load("train")
 
 
 def test_cached_runs_share_a_baseline_whatever_is_kept():

@@ -16,6 +16,7 @@ from kd.composition.check import check
 from kd.experiment import preparation
 from kd.experiment import run as experiment
 from kd.experiment.build import build, fit
+from kd.experiment.plan import Plan
 from kd.sweeps.jobs import Job
 from kd.types import Split
 from tests.runs import Toy, config, started
@@ -89,7 +90,7 @@ def test_a_run(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert told.count("preparing the teacher.members.") == 2
     assert len([folder for folder in (tmp_path / "cache/prepared").iterdir() if (folder / "config.json").exists()]) == 2
-    folder = experiment.folder_of(experiment.named(cfg))
+    folder = Plan.of(cfg).folder
     results = folder.results()
     (scores,) = results["scores"].values()
     assert scores["bits_per_byte"]["teacher"]["value"] > 0

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"training"},
     {"composition", "sweeps"},
     {"experiment"},
-    {"doctor", "cache", "command", "pages"},
+    {"doctor", "cache", "elicit", "command", "pages"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 RUN_FOLDER = {"artifacts", "runs", "errors"}  # the contract between training and everything that reads

@@ -160,9 +160,9 @@ def _check_reference(path: str, text: str) -> None:
 
 def _check_sweeper(sweeper: Mapping[str, Any], typed: Sequence[str]) -> None:
     check = sweeper.get("check")
-    if check not in (None, "kd.experiment.run.check") and not _inside("hydra.sweeper.check", typed):
+    if check not in (None, "kd.experiment.plan.check") and not _inside("hydra.sweeper.check", typed):
         raise ValueError(
-            f"hydra.sweeper.check={check}: jobs are checked by kd.experiment.run.check; a file names no other"
+            f"hydra.sweeper.check={check}: jobs are checked by kd.experiment.plan.check; a file names no other"
         )
 
 

@@ -1,28 +1,24 @@
 """From a composed config to a trained student: build the parts, fit, stop and resume."""
 
 import copy
-import json
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from kd.components.instantiation import instantiate
-from kd.components.signatures import located
-from kd.composition.targets import kept
 from kd.data.blocks import Blocks, blocks
 from kd.data.sequences import Encoder, pad_id
-from kd.data.windows import Data, nothing_fits
-from kd.experiment.compatibility import check_zeros, described
-from kd.experiment.identity import content_digests, load_skill
-from kd.experiment.preparation import targets_folder
+from kd.data.windows import Data
+from kd.experiment.compatibility import check_zeros
+from kd.experiment.elicitation import elicit
+from kd.experiment.identity import load_skill
+from kd.experiment.loading import device, kept_teacher, load_student
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import TidyLogger
@@ -31,10 +27,8 @@ from kd.seeding import seeded
 from kd.signals import introduce, of_role
 from kd.skills.records import held, load
 from kd.teachers.cached import Cached
-from kd.teachers.digests import model_digest
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.self_teacher import Own
-from kd.teachers.truncated import Approximated
 from kd.teachers.white_box import WhiteBox
 from kd.training.budget import Budget, Limits
 from kd.training.callbacks import Saving, read_checkpoint
@@ -60,12 +54,12 @@ class Parts:
 def build(cfg: DictConfig) -> Parts:
     """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
     skill = load_skill(cfg.skill)
-    train, validation = load(skill, "train"), load(skill, "validation")[: cfg.checkpoint.records]
+    elicited = elicit(cfg)
+    validation = load(skill, "validation")[: cfg.checkpoint.records]
     teacher = kept_teacher(cfg)
     if teacher is not None:
         teacher.to(device(cfg))
-    with seeded(cfg.seed, "student"):
-        student: LanguageModel = instantiate(cfg.student.model, _convert_="all")
+    student = load_student(cfg)
     _ = student.packs  # found out before it is copied, outside of any step
     if isinstance(teacher, Own):
         teacher.bind(student)
@@ -89,15 +83,11 @@ def build(cfg: DictConfig) -> Parts:
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
-    given = len(train)
-    if cfg.augmentation.stages:  # a prompt without room for a response is written to for nothing
-        train = _with_room(train, encoder)
     if reads_packed(module, words):
         encoder.max_padding = 1.0
-    records, augmentation_tokens = augmented(cfg, train, teacher)
-    data = _data(cfg, module, records, validation, encoder, left_out=given - len(train))
+    data = _data(cfg, module, elicited.records, validation, encoder, left_out=elicited.left_out)
     _check_validation(cfg.checkpoint, data)
-    module.budget.teacher_tokens = augmentation_tokens
+    module.budget.teacher_tokens = elicited.teacher_tokens
     if told := held(data.train, encoder.student):
         rank_zero_only(print)(f"text: {told}", flush=True)
     if isinstance(words, Ensemble):
@@ -136,13 +126,6 @@ def reads_packed(module: Distillation, words: Any) -> bool:
     fields = module.student_fields | module.teacher_fields
     models = (module.student, words, getattr(module.models.reward, "model", None))
     return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)
-
-
-def _with_room(records: list[Record], encoder: Encoder) -> list[Record]:
-    """The records whose prompts leave room for a response. Raises ValueError where none does."""
-    if kept := [record for record in records if encoder.takes(record)]:
-        return kept
-    raise ValueError(nothing_fits(len(records), encoder.max_length))
 
 
 def _data(
@@ -208,65 +191,11 @@ def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
     return any(of_role(role, term.wanted) for term in objective.values())
 
 
-def kept_teacher(cfg: DictConfig) -> Any:
-    """The teacher of a run under its `targets`: all of it, what is kept of it, or what was written down before."""
-    if cfg.get("targets", {}).get("_target_") is None:
-        return load_teacher(cfg.teacher)
-    targets = kept(cfg.targets)
-    if cfg.targets.cached:
-        return Cached(targets_folder(cfg), targets)
-    return Approximated(load_teacher(cfg.teacher), targets)
-
-
-def load_teacher(node: DictConfig) -> Any:
-    """The teacher of a config node, or None. Jobs of one process share it while its files stay the same: it is frozen.
-
-    One that follows its student is each job's own.
-    """
-    if node.get("_target_") is None:
-        return None
-    content = OmegaConf.to_container(node, resolve=True)
-    text = json.dumps(content, sort_keys=True)
-    if located("teacher", node._target_) is Own:
-        return _made(text)
-    return _shared_teacher(text, json.dumps(content_digests(content), sort_keys=True))
-
-
-@lru_cache(maxsize=1)
-def _shared_teacher(node: str, files: str) -> Any:
-    return _made(node)
-
-
-def _made(node: str) -> Any:
-    with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
-        return instantiate(described(json.loads(node)), _convert_="all")
-
-
 def place(cfg: DictConfig, parts: Parts) -> None:
     """Student and teacher to where the trainer computes, so that both are measured on the same device."""
     parts.module.student.to(device(cfg))
     if parts.teacher is not None:
         parts.teacher.to(device(cfg))
-
-
-def device(cfg: DictConfig) -> torch.device:
-    """What `trainer.accelerator` comes down to for one process."""
-    name = cfg.trainer.accelerator
-    return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")
-
-
-def augmented(cfg: DictConfig, records: Any, teacher: Any) -> tuple[list[Record], int]:
-    """The training records after the augmentation's stages, in order; and the tokens that cost the teacher."""
-    stages = instantiate(cfg.augmentation.stages)
-    if stages and teacher is not None:
-        name = teacher.digest if isinstance(teacher, Cached) else model_digest(teacher.model)
-        writer: dict[str, Any] = {"teacher": teacher.model, "teacher_id": name}
-    else:
-        writer = {"teacher": None, "teacher_id": "none"}
-    for stage in stages:
-        records = stage(records, **writer, seed=cfg.seed)
-    changed = list(records)
-    return changed, sum(getattr(stage, "teacher_tokens", 0) for stage in stages)
 
 
 def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:

@@ -44,6 +44,11 @@ def unprepared(cfg: DictConfig) -> list[str]:
     return missing
 
 
+def as_prepared(cfg: DictConfig) -> DictConfig:
+    """The same config with every preparation in place that is already made."""
+    return _from_checkpoints(cfg, lambda cfg, role, folder: None)
+
+
 def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path], None]) -> DictConfig:
     """`cfg` with the roles read from their prepared checkpoints, one after another: a student that is cut out of the
     teacher is cut out of the prepared one, and named by it.

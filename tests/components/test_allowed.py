@@ -13,7 +13,7 @@ import pytest
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-import kd.experiment.run
+import kd.experiment.plan
 from kd import cache
 from kd.components.allowed import ALLOW, allow_typed, components
 from kd.components.choices import CONF, parsed
@@ -222,7 +222,7 @@ def test_a_job_of_a_sweep_is_refused_before_it_starts(mark):
     cfg = composed()
     cfg.objective.fkl.loss._target_ = "strangers.loss"
     with started(CONF), pytest.raises(ValueError, match=r"strangers.loss is not one of"):
-        kd.experiment.run.check(cfg)
+        kd.experiment.plan.check(cfg)
     assert not mark.exists()
 
 

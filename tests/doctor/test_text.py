@@ -11,6 +11,7 @@ import pytest
 from kd.data.sequences import Encoder
 from kd.doctor import tokens
 from kd.experiment import checks
+from kd.experiment.plan import Plan
 from kd.experiment.run import work
 from kd.models.tokenizers import byte_tokenizer
 from kd.runs.folder import RunFolder
@@ -178,7 +179,7 @@ def test_a_run_refuses_what_the_doctor_fails_in_the_same_words(tmp_path):
         said = line(text, "positions (student)").removeprefix("FAIL  positions (student)").strip()
         assert said.startswith("a sequence of 10")
         with pytest.raises(ValueError, match=r"^positions \(student\): " + re.escape(said)):
-            work(cfg, RunFolder(tmp_path / "run"))
+            work(Plan(cfg, RunFolder(tmp_path / "run")))
         assert not (tmp_path / "run/checkpoints").exists()
 
 

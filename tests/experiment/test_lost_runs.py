@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from kd.experiment.build import build
-from kd.experiment.run import Evaluated
+from kd.experiment.scores import Evaluated
 from kd.rollouts.offline import Offline
 from kd.runs.results import Budget
 from kd.types import Batch, Models, Progress, Record, Split

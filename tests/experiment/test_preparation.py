@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from kd.composition.check import check
 from kd.experiment.export import export
 from kd.experiment.identity import identity
+from kd.experiment.launch import check_launch
+from kd.experiment.plan import Plan
 from kd.experiment.preparation import checkpoint_folder, prepared, unprepared
-from kd.experiment.run import check_launch, train_only
+from kd.experiment.run import train_only
 from kd.runs.folder import RunFolder
 from kd.training.finiteness import NotFinite
 from tests import runs
@@ -89,10 +91,10 @@ def test_a_student_cut_out_of_a_prepared_teacher_is_found_again(
     with conf():
         assert unprepared(cfg) == ["teacher", "student"]
         with pytest.raises(ValueError, match="preparation of the teacher and the preparation of the student"):
-            check_launch(cfg)
+            check_launch(Plan.of(cfg))
         made = prepared(cfg, copied(tmp_path / "base"))
         assert unprepared(cfg) == []
-        check_launch(cfg)
+        check_launch(Plan.of(cfg))
         assert made.teacher.model.source.address in (checkpoint_of(made, "student") / "README.md").read_text()
         assert made.student.model.lora == CUT[student].get("lora")
         shutil.rmtree(checkpoint_of(made, "student"))
@@ -280,9 +282,7 @@ def test_a_preparation_on_plain_text_is_refused_before_weights_are_loaded(tmp_pa
     (tmp_path / "objective").mkdir()
     (tmp_path / "objective" / "plain.yaml").write_text("".join(terms))
     cfg = config(prepare={**SHORT, "objective": "plain"})
-    refused = (
-        r"^teacher\.prepare\.objective=plain has plain_b, which learns on plain text .*; take sft$"
-    )
+    refused = r"^teacher\.prepare\.objective=plain has plain_b, which learns on plain text .*; take sft$"
     with conf():
         GlobalHydra.instance().config_loader().get_search_path().append("command-line", f"file://{tmp_path}")
         with pytest.raises(ValueError, match=refused):

@@ -13,6 +13,8 @@ from kd.experiment import preparation
 from kd.experiment import run as experiment
 from kd.experiment.export import card
 from kd.experiment.identity import SPLITS
+from kd.experiment.plan import Plan, check
+from kd.experiment.scores import _gap
 from kd.runs.folder import RunFolder
 from kd.sweeps.jobs import Job
 from tests import runs
@@ -82,11 +84,11 @@ def test_what_a_preparation_depends_on(override: str) -> None:
 
 def test_a_run_on_sft_is_the_baseline_of_its_neighbours() -> None:
     """One sft run serves `-m objective=sft,fkl,rkl temperature=1,2`, and is what `objective=sft` itself makes."""
-    own = experiment.folder_of(experiment.named(config("objective=sft"))).path
+    own = Plan.of(config("objective=sft")).folder.path
     for overrides in (["objective=fkl"], ["objective=rkl", "temperature=2"], ["objective=jsd", "logger=wandb"]):
-        cfg = experiment.named(config(*overrides))
-        assert cfg.compare == "sft"
-        assert experiment.folder_of(experiment.named(experiment.baseline(cfg))).path == own
+        plan = Plan.of(config(*overrides))
+        assert plan.cfg.compare == "sft"
+        assert plan.beside.folder.path == own
 
 
 def test_a_baseline_that_diverges_is_named(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_baseline_that_diverges_is_named(tmp_path: Path) -> None:
     cfg = config(*SHORT, "compare=sft", f"run.root={tmp_path}")
     cfg.optim.lr = 1e30
     with pytest.raises(ValueError, match=r"is \S+ at step \d, .*; or leave it out, compare=null$") as refused:
-        experiment.baseline_results(cfg)
+        experiment.baseline_results(Plan.of(cfg))
     (failed,) = tmp_path.glob("*/results.json")
     named = f"the baseline, which compare=sft runs beside this one in {failed.parent}, failed: "
     assert str(refused.value).startswith(named)
@@ -103,11 +105,10 @@ def test_a_baseline_that_diverges_is_named(tmp_path: Path) -> None:
 
 def test_seqkd_is_not_its_own_baseline() -> None:
     """Both have the objective sft; the baseline learns on the references, not on the teacher's text."""
-    cfg = experiment.named(config("objective=sft", "augmentation=labeling"))
-    beside = experiment.named(experiment.baseline(cfg))
-    assert cfg.compare == "sft"
-    assert list(beside.augmentation.stages) == []
-    assert experiment.folder_of(beside).path != experiment.folder_of(cfg).path
+    plan = Plan.of(config("objective=sft", "augmentation=labeling"))
+    assert plan.cfg.compare == "sft"
+    assert list(plan.beside.cfg.augmentation.stages) == []
+    assert plan.beside.folder.path != plan.folder.path
 
 
 def test_the_hash_sees_the_code_of_a_foreign_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_where_a_generator_is_found_is_not_what_it_computes(setting: str, hashed
 def test_a_term_that_does_not_fit_is_refused_before_the_run_beside_it(tmp_path: Path) -> None:
     """The tiny teacher has four heads."""
     heads = ["student.model.architecture.num_attention_heads=2", "student.model.architecture.num_key_value_heads=2"]
-    cfg = experiment.named(config("objective=attention_kl", *heads, f"run.root={tmp_path}", "optim.steps=1"))
+    cfg = config("objective=attention_kl", *heads, f"run.root={tmp_path}", "optim.steps=1")
     with pytest.raises(ValueError, match="heads"):
         experiment.run(cfg, Job([]))
     assert list(tmp_path.iterdir()) == []
@@ -161,15 +162,15 @@ def test_tokenizers_and_shapes_are_checked_without_a_weight(student: str, monkey
     """The default teacher has 30 layers of nine heads, the students are made of it."""
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
     words = ["teacher=smollm2_135m", f"student={student}", "skill=gsm_symbolic"]
-    folders = [experiment.check(config(*words, *more)) for more in ([], ["objective=minilm2"])]
+    folders = [check(config(*words, *more)) for more in ([], ["objective=minilm2"])]
     assert all(isinstance(folder, RunFolder) and not folder.done for folder in folders)
 
 
 @pytest.mark.archive
 def test_a_student_with_other_tokens_is_refused_before_any_job() -> None:
     with pytest.raises(ValueError, match=r"alignment=same needs one tokenizer.*take alignment=spans"):
-        experiment.check(config("teacher=smollm2_135m", "skill=gsm_symbolic"))
-    experiment.check(config("teacher=smollm2_135m", "skill=gsm_symbolic", "alignment=spans"))
+        check(config("teacher=smollm2_135m", "skill=gsm_symbolic"))
+    check(config("teacher=smollm2_135m", "skill=gsm_symbolic", "alignment=spans"))
 
 
 def test_gap_closed_by_hand() -> None:
@@ -177,15 +178,15 @@ def test_gap_closed_by_hand() -> None:
         return {name: {"value": value} for name, value in values.items()}
 
     # (3 - 2) / (3 - 1)
-    assert experiment._gap(systems(floor=3.0, teacher=1.0, before=9.0, after=2.0), "bits_per_byte") == 0.5
+    assert _gap(systems(floor=3.0, teacher=1.0, before=9.0, after=2.0), "bits_per_byte") == 0.5
     # (4 - 1) / (4 - 0): KL to the teacher, whose own is 0
-    assert experiment._gap(systems(floor=4.0, teacher=0.0, after=1.0), "forward_kl") == 0.75
+    assert _gap(systems(floor=4.0, teacher=0.0, after=1.0), "forward_kl") == 0.75
     # (0.6 - 0.2) / (1.0 - 0.2)
-    assert experiment._gap(systems(floor=0.2, teacher=1.0, after=0.6), "top1") == pytest.approx(0.5)
+    assert _gap(systems(floor=0.2, teacher=1.0, after=0.6), "top1") == pytest.approx(0.5)
     # a floor does not answer: from the student before
-    assert experiment._gap(systems(before=0.1, teacher=0.5, after=0.3), "accuracy") == pytest.approx(0.5)
-    assert experiment._gap(systems(before=0.5, teacher=0.5, after=0.3), "accuracy") is None
-    assert experiment._gap(systems(before=0.5, after=0.3), "accuracy") is None
+    assert _gap(systems(before=0.1, teacher=0.5, after=0.3), "accuracy") == pytest.approx(0.5)
+    assert _gap(systems(before=0.5, teacher=0.5, after=0.3), "accuracy") is None
+    assert _gap(systems(before=0.5, after=0.3), "accuracy") is None
 
 
 def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(
@@ -195,8 +196,8 @@ def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     cfg = cut_out(tmp_path / "base", "pruned", "teacher.licence=MIT", "evaluation=quick", "optim.steps=2")
     with conf():
-        cfg = experiment.named(cfg)
-        results = experiment.work(cfg, runs.started(tmp_path / "run"))
+        cfg = Plan.of(cfg).cfg
+        results = experiment.work(Plan(cfg, runs.started(tmp_path / "run"), Plan.of(cfg).beside))
     text = (tmp_path / "run/student/README.md").read_text()
     for role in ("teacher", "student, before"):
         assert f"| {role} | `local:{tmp_path / 'base'}` | MIT |" in text
@@ -212,7 +213,7 @@ def test_a_run_that_another_method_made_is_shown_with_its_own_omissions(
 ) -> None:
     cfg = config("compare=null", "omits=[the replay]", f"run.root={tmp_path}")
     other = config("compare=null", "omits=[the warm-up]", f"run.root={tmp_path}")
-    folder = experiment.folder_of(experiment.named(other))
+    folder = Plan.of(other).folder
     folder.start("", [])
     folder.finish(stored(omits=["the warm-up"]))
     for asked, told in ((cfg, "the replay"), (other, "the warm-up")):
@@ -224,7 +225,7 @@ def test_a_run_that_another_method_made_is_shown_with_its_own_omissions(
 
 
 def test_the_card_names_teacher_data_and_licences() -> None:
-    cfg = experiment.named(config())
+    cfg = Plan.of(config()).cfg
     text = card(
         OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         {"scores": {"spell": {"bits_per_byte": {"after": {"value": 1.25, "low": 1.0, "high": 1.5, "n": 9}}}}},

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from kd.components.choices import CONF
 from kd.composition.check import check, resolved
 from kd.experiment.build import instantiate
-from kd.experiment.run import baseline, named
+from kd.experiment.plan import Plan, baseline
 from kd.generators.options import BY_ANOTHER, Options
 from kd.generators.vllm_server import Server
 from kd.rollouts.offline import Offline
@@ -148,6 +148,6 @@ def test_what_is_known_of_options_is_what_the_library_has():
 
 
 def test_the_baseline_writes_nothing():
-    beside = baseline(named(composed("rollout=on_policy", "generator=vllm")))
+    beside = baseline(Plan.of(composed("rollout=on_policy", "generator=vllm")).cfg)
     check(beside)
     assert isinstance(instantiate(beside.rollout), Offline)

@@ -14,7 +14,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from kd.experiment.run import check_launch
+from kd.experiment.launch import check_launch
+from kd.experiment.plan import Plan
 from kd.models.language_model import LanguageModel
 from kd.runs.folder import ranks_started
 from kd.teachers.white_box import WhiteBox
@@ -53,13 +54,13 @@ def test_what_comes_before_ranks_is_asked_for(tmp_path: Path, monkeypatch: pytes
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=["teacher=tiny", "student=tiny", "trainer=ddp_cpu", f"run.root={tmp_path}"])
-        check_launch(cfg)  # Lightning will start the second rank
+        check_launch(Plan.of(cfg))  # Lightning will start the second rank
         monkeypatch.setenv("WORLD_SIZE", "2")
         told = r"preparation of the teacher and the run beside it \(compare=sft\).*run.prerequisites_only=true"
         with pytest.raises(ValueError, match=told):
-            check_launch(cfg)
+            check_launch(Plan.of(cfg))
         cfg.teacher.prepare = cfg.compare = None
-        check_launch(cfg)
+        check_launch(Plan.of(cfg))
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,10 @@ def test_ranks_that_would_each_train_the_same_are_refused(
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=words)
         if told is None:
-            check_launch(cfg)
+            check_launch(Plan.of(cfg))
         else:
             with pytest.raises(ValueError, match=told):
-                check_launch(cfg)
+                check_launch(Plan.of(cfg))
 
 
 @pytest.mark.long

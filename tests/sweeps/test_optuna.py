@@ -28,7 +28,7 @@ installed = pytest.mark.skipif(MISSING, reason="optuna is not installed (extra `
 def app(tmp_path: Path) -> Path:
     folder = place_app(tmp_path)
     sweeper = folder / "conf" / "hydra" / "sweeper" / "optuna.yaml"
-    sweeper.write_text(sweeper.read_text().replace("kd.experiment.run.check", "toy.check"))
+    sweeper.write_text(sweeper.read_text().replace("kd.experiment.plan.check", "toy.check"))
     return folder
 
 

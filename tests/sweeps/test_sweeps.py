@@ -36,7 +36,7 @@ def place_app(folder: Path) -> Path:
     shutil.copytree(HERE / "app", folder / "app")
     shutil.copytree(ROOT / "conf" / "hydra", folder / "app" / "conf" / "hydra")
     sweeper = folder / "app" / "conf" / "hydra" / "sweeper" / "checked.yaml"
-    sweeper.write_text(sweeper.read_text().replace("kd.experiment.run.check", "toy.check"))
+    sweeper.write_text(sweeper.read_text().replace("kd.experiment.plan.check", "toy.check"))
     return folder / "app"
 
 

@@ -74,7 +74,7 @@ def test_a_term_draws_the_same_whoever_stands_beside_it():
 
 def test_a_random_teacher_is_the_same_in_every_process_and_for_every_seed():
     """It is not the run's: jobs of all seeds share it, and so do the ranks."""
-    from kd.experiment.build import _shared_teacher
+    from kd.experiment.loading import _shared_teacher
 
     seen = set()
     for seed in (1, 2):

@@ -1,0 +1,172 @@
+"""Elicitation: what the stages of an augmentation make of a skill's training records, kept for every run that reads it.
+
+The records are an artifact, named by the skill's content, the stages, the teacher that they need and the seed. It is
+made once, before training (`python -m kd.elicit`, or by the first run that needs it), and what it cost the teacher is
+charged to each run that reads it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd.artifacts import Cost, Manifest, cache_root, once
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located
+from kd.data.sequences import Encoder
+from kd.data.windows import nothing_fits
+from kd.experiment.identity import identity, load_skill
+from kd.experiment.loading import device, load_student, load_teacher
+from kd.skills.records import load
+from kd.teachers.digests import model_digest
+from kd.teachers.self_teacher import Own
+from kd.types import Record, Response
+
+STAGE = ("kd.experiment.elicitation",)
+
+
+@dataclass(frozen=True)
+class Elicited:
+    """The training records as a run learns on them.
+
+    Attributes:
+        records: after the last stage.
+        left_out: the skill's records whose prompts leave the teacher no room for a response within `data.max_length`.
+        teacher_tokens: that the teacher read and generated for them.
+        folder: of the artifact; None where no stage changes anything.
+    """
+
+    records: list[Record]
+    left_out: int = 0
+    teacher_tokens: int = 0
+    folder: Path | None = None
+
+
+def elicit(cfg: DictConfig) -> Elicited:
+    """The training records after all stages, from the artifact, which is made now if there is none.
+
+    cfg: a config of which everything is prepared (`kd.experiment.preparation.prepared`).
+
+    Raises ValueError for an artifact that was changed since, and where no prompt leaves room for a response.
+    """
+    given = load(load_skill(cfg.skill), "train")
+    if not cfg.augmentation.stages:
+        return Elicited(given)
+    folder = elicited_folder(cfg)
+    manifest = once(folder, lambda partial: _write(cfg, given, folder, partial), kind="elicited records")
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    return Elicited([_record(line, given) for line in lines], facts["left_out"], _tokens(manifest), folder)
+
+
+def is_elicited(cfg: DictConfig) -> bool:
+    """Whether there is nothing left to elicit for this config, of which everything is prepared."""
+    return not cfg.augmentation.stages or elicited_folder(cfg).exists()
+
+
+def elicited_folder(cfg: DictConfig) -> Path:
+    """Where the records are, or will be: the same for all runs with this skill, these stages, this teacher and seed."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    content = {name: config[name] for name in ("skill", "augmentation", "seed")}
+    if _needs_teacher(cfg):
+        teacher = {name: value for name, value in config["teacher"].items() if name not in ("licence", "prepare")}
+        content |= {"teacher": teacher, "max_length": cfg.data.max_length}
+        if teacher["_target_"] is not None and located("teacher", teacher["_target_"]) is Own:
+            content["student"] = config["student"]["model"]
+    return cache_root() / "elicited" / identity(OmegaConf.create(content), STAGE)
+
+
+def _needs_teacher(cfg: DictConfig) -> bool:
+    stages = [located("augmentation.stages", stage._target_) for stage in cfg.augmentation.stages]
+    return any("teacher" in stage.requires for stage in stages)  # type: ignore[attr-defined]
+
+
+def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
+    """The artifact's files. Returns what they cost."""
+    stages = instantiate(cfg.augmentation.stages)
+    names = ", ".join(type(stage).__name__.lower() for stage in stages)
+    print(f"eliciting: {names} of {len(given)} records, once; then {folder}", flush=True)
+    teacher: dict[str, Any] = {"teacher": None, "teacher_id": "none"}
+    records = list(given)
+    if _needs_teacher(cfg):
+        model = _generating(cfg)
+        teacher = {"teacher": model, "teacher_id": model_digest(model)}
+        records = _with_room(records, model, cfg.data.max_length)
+    stream: Iterable[Record] = records
+    for stage in stages:
+        stream = stage(stream, **teacher, seed=cfg.seed)
+    partial.mkdir()
+    with (partial / "records.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(_lines(stream, given))
+    facts = {"given": len(given), "left_out": len(given) - len(records)}
+    (partial / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    return {"teacher_tokens": sum(getattr(stage, "teacher_tokens", 0) for stage in stages)}
+
+
+def _generating(cfg: DictConfig) -> Any:
+    """The model that the stages have at hand. Raises ValueError where there is none."""
+    teacher = load_teacher(cfg.teacher)
+    if isinstance(teacher, Own):
+        teacher.bind(load_student(cfg))
+    if teacher is None:
+        raise ValueError(
+            "the augmentation needs a teacher that generates, but there is none; choose one whose weights are here "
+            "(teacher=smollm2_135m), or augmentation=none"
+        )
+    return teacher.to(device(cfg)).model or teacher
+
+
+def _with_room(records: list[Record], model: Any, max_length: int) -> list[Record]:
+    """The records whose prompts leave the model room for a response. Raises ValueError where none does."""
+    encoder = Encoder(model.tokenizer, None, max_length=max_length, max_tokens=max_length)
+    if kept := [record for record in records if encoder.takes(record)]:
+        return kept
+    raise ValueError(nothing_fits(len(records), max_length))
+
+
+def _tokens(manifest: Manifest) -> int:
+    return int(manifest.cost.get("teacher_tokens", 0))
+
+
+# --- records as lines ---
+
+
+def _lines(records: Iterable[Record], given: Sequence[Record]) -> Iterator[str]:
+    """JSON, one record a line. What a skill's `score` reads stays with the skill: the line refers to its record.
+
+    Raises ValueError for the `meta` of a new record that JSON cannot hold.
+    """
+    place = {id(record.meta): i for i, record in enumerate(given)}
+    for record in records:
+        row = {field.name: getattr(record, field.name) for field in fields(record)}
+        row["responses"] = [asdict(response) for response in record.responses]
+        if (origin := place.get(id(record.meta))) is not None:
+            row["meta"], row["origin"] = None, origin
+        elif not _is_json(record.meta):
+            raise ValueError(f"record {record.id}: its meta is no JSON; use numbers, strings, lists and mappings")
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _is_json(meta: Any) -> bool:
+    try:
+        return json.loads(json.dumps(meta)) == meta
+    except (TypeError, ValueError):
+        return False
+
+
+def _record(line: str, given: Sequence[Record]) -> Record:
+    row = json.loads(line)
+    origin = row.pop("origin", None)
+    meta = row["meta"] if origin is None else given[origin].meta
+    return Record(
+        **{
+            **row,
+            "prompt": tuple(row["prompt"]),
+            "responses": tuple(Response(**response) for response in row["responses"]),
+            "provenance": tuple(row["provenance"]),
+            "meta": meta,
+        }
+    )

@@ -1,0 +1,45 @@
+"""Whether the processes that were started are the ranks of one run, and what must be there before them."""
+
+from omegaconf import DictConfig
+
+from kd.composition.sections import learning_processes
+from kd.experiment.elicitation import is_elicited
+from kd.experiment.plan import Plan, plain
+from kd.experiment.preparation import as_prepared, unprepared
+from kd.runs.folder import is_rank_zero, ranks_started
+
+
+def check_launch(plan: Plan) -> None:
+    """Raises ValueError where several ranks were started from outside before what comes before ranks was made."""
+    ranks = ranks_started()
+    _check_ranks(plan.cfg, ranks)
+    if ranks > 1 and (missing := _missing(plan)):
+        raise ValueError(
+            f"{ranks} ranks were started from outside (torchrun, Slurm), but {' and '.join(missing)} must be made by "
+            "one process before; give the same command to one process first, with run.prerequisites_only=true"
+        )
+
+
+def _missing(plan: Plan) -> list[str]:
+    missing = [f"the preparation of the {role}" for role in unprepared(plan.cfg)]
+    if not missing and not is_elicited(as_prepared(plan.cfg)):
+        missing.append("the elicitation (augmentation)")
+    if plan.beside is not None and not plan.beside.folder.done:
+        missing.append(f"the run beside it (compare={plan.cfg.compare})")
+    return missing
+
+
+def _check_ranks(cfg: DictConfig, ranks: int) -> None:
+    """Raises ValueError where each of several processes would train a whole run, or the only one writes nothing."""
+    learning = learning_processes(plain(cfg)["trainer"])
+    if ranks > 1 and learning not in (None, ranks):
+        raise ValueError(
+            f"{ranks} ranks were started from outside (WORLD_SIZE or SLURM_NTASKS), but trainer.devices="
+            f"{cfg.trainer.devices} makes a run of {learning}, so that the same would be trained several times; take "
+            f"trainer.devices={ranks} trainer.strategy=ddp, or start one process without these variables"
+        )
+    if ranks == 1 and not is_rank_zero():
+        raise ValueError(
+            "the environment (RANK, LOCAL_RANK or SLURM_PROCID) makes this process another rank than the first, and "
+            "only one was started, so that no results would be written; unset the variable"
+        )

@@ -1,0 +1,66 @@
+"""Teachers and students of a config, loaded."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from kd.components.instantiation import instantiate
+from kd.components.signatures import located
+from kd.composition.targets import kept
+from kd.experiment.compatibility import described
+from kd.experiment.identity import content_digests
+from kd.experiment.preparation import targets_folder
+from kd.models.language_model import LanguageModel
+from kd.seeding import seeded
+from kd.teachers.cached import Cached
+from kd.teachers.self_teacher import Own
+from kd.teachers.truncated import Approximated
+
+
+def load_student(cfg: DictConfig) -> LanguageModel:
+    """The student before the first step; random weights depend on the seed and a name only."""
+    with seeded(cfg.seed, "student"):
+        return instantiate(cfg.student.model, _convert_="all")
+
+
+def kept_teacher(cfg: DictConfig) -> Any:
+    """The teacher of a run under its `targets`: all of it, what is kept of it, or what was written down before."""
+    if cfg.get("targets", {}).get("_target_") is None:
+        return load_teacher(cfg.teacher)
+    targets = kept(cfg.targets)
+    if cfg.targets.cached:
+        return Cached(targets_folder(cfg), targets)
+    return Approximated(load_teacher(cfg.teacher), targets)
+
+
+def load_teacher(node: DictConfig) -> Any:
+    """The teacher of a config node, or None. Jobs of one process share it while its files stay the same: it is frozen.
+
+    One that follows its student is each job's own.
+    """
+    if node.get("_target_") is None:
+        return None
+    content = OmegaConf.to_container(node, resolve=True)
+    text = json.dumps(content, sort_keys=True)
+    if located("teacher", node._target_) is Own:
+        return _made(text)
+    return _shared_teacher(text, json.dumps(content_digests(content), sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _shared_teacher(node: str, files: str) -> Any:
+    return _made(node)
+
+
+def _made(node: str) -> Any:
+    with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
+        return instantiate(described(json.loads(node)), _convert_="all")
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """What `trainer.accelerator` comes down to for one process."""
+    name = cfg.trainer.accelerator
+    return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")

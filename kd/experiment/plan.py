@@ -1,0 +1,111 @@
+"""A composed config's name, hash and folder, and the run beside it: found out once, read by all stages."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd.composition.check import check as check_config
+from kd.composition.machine import check_machine, check_parts
+from kd.composition.targets import asks_teacher, same_rows
+from kd.experiment.compatibility import check_models
+from kd.experiment.identity import identity
+from kd.experiment.preparation import choice, variant
+from kd.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as its stages read it.
+
+    Attributes:
+        cfg: the composed config, with a name; of a run that is its own baseline, without `compare`.
+        folder: where its results are, or will be; its hash is the run's identity.
+        beside: the plan of its baseline, or None.
+    """
+
+    cfg: DictConfig
+    folder: RunFolder
+    beside: "Plan | None" = None
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "Plan":
+        """Raises ValueError, FileNotFoundError: something that the run reads is not there or is damaged."""
+        cfg = _named(cfg)
+        if cfg.compare is None:
+            return cls._at(cfg, identity(cfg))
+        alone, other = _alone(cfg), _named(baseline(cfg))
+        own, its = identity(alone), identity(other)
+        return cls._at(alone, own) if own == its else cls._at(cfg, identity(cfg), cls._at(other, its))
+
+    @classmethod
+    def _at(cls, cfg: DictConfig, digest: str, beside: "Plan | None" = None) -> "Plan":
+        return cls(cfg, RunFolder.of(cfg.run.root, cfg.name, digest), beside)
+
+
+def valid(cfg: DictConfig) -> None:
+    """Raise ValueError, in one sentence, for what cannot run."""
+    check_config(cfg, models=check_models)
+    check_machine(plain(cfg))
+    check_parts(cfg)
+    check_models(cfg)
+
+
+def check(cfg: DictConfig) -> RunFolder | None:
+    """Raise ValueError, in one sentence, for what cannot run; else the folder that would hold the results.
+
+    Called for every job of a sweep before the first one starts. No weight is loaded.
+    """
+    valid(cfg)
+    return None if cfg.run.force else Plan.of(cfg).folder
+
+
+def _named(cfg: DictConfig) -> DictConfig:
+    """With a name, if the user gave none."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        if cfg.name is None:
+            skill = cfg.skill.get("task") or cfg.skill._target_.rpartition(".")[2].lower()
+            cfg.name = "-".join([skill, "+".join(cfg.objective), f"s{cfg.seed}"])
+    return cfg
+
+
+def baseline(cfg: DictConfig) -> DictConfig:
+    """The run of equal steps, or budget, on the references themselves whose objective is `cfg.compare`.
+
+    What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
+    """
+    nothing = {"augmentation": "none", "generator": "torch", "reward": "none", "corpus": "none"}
+    other = variant(cfg, objective=cfg.compare, rollout="offline", **nothing)
+    with open_dict(other):
+        other.name, other.logger, other.omits = None, {}, []
+        other.trainer.update({"devices": 1, "strategy": "auto"})
+        if not cfg.targets.cached or not asks_teacher(plain(other)):  # else it reads what was kept for its neighbour
+            _free_of_targets(other)
+            other.temperature, other.temperature_squared = 1.0, False
+    return _alone(other)
+
+
+def _free_of_targets(other: DictConfig) -> None:
+    """A cached run's teacher is not loaded beside it either, but silenced: a student may still be cut out of its files.
+
+    Where the teacher's tokens are others, the cache is opened for them: records have to fit in both.
+    """
+    if other.targets.cached and not same_rows(plain(other)):
+        other.targets.audit = None
+        return
+    if other.targets.cached:
+        other.teacher._target_ = None
+    other.targets = choice("targets", "full")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def _alone(cfg: DictConfig) -> DictConfig:
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.compare = None
+    return cfg
