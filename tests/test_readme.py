@@ -46,13 +46,13 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, *shlex.split(command)[1:], *more]
     return subprocess.run(
-        words, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, timeout=540
+        words, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, timeout=1200
     )
 
 
 def shortened(command: str, tmp_path: Path) -> list[str]:
     """What is appended to `command` so that it ends in seconds."""
-    if "kd.cache" in command:
+    if "kd.cache" in command or "kd.elicit" in command:
         return [*[word for word in SMALL if word.partition("=")[0] not in command], *SHORT]
     if "run.py" not in command:
         return []

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd.artifacts import Cost, Manifest, cache_root, once
 from kd.components.instantiation import instantiate
 from kd.components.signatures import located
-from kd.data.sequences import Encoder
+from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_student, load_teacher
@@ -81,7 +81,7 @@ def elicited_folder(cfg: DictConfig) -> Path:
 
 def _needs_teacher(cfg: DictConfig) -> bool:
     stages = [located("augmentation.stages", stage._target_) for stage in cfg.augmentation.stages]
-    return any("teacher" in stage.requires for stage in stages)  # type: ignore[attr-defined]
+    return any("teacher" in getattr(stage, "requires", ()) for stage in stages)
 
 
 def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
@@ -121,8 +121,7 @@ def _generating(cfg: DictConfig) -> Any:
 
 def _with_room(records: list[Record], model: Any, max_length: int) -> list[Record]:
     """The records whose prompts leave the model room for a response. Raises ValueError where none does."""
-    encoder = Encoder(model.tokenizer, None, max_length=max_length, max_tokens=max_length)
-    if kept := [record for record in records if encoder.takes(record)]:
+    if kept := [record for record in records if len(prompt_ids(record, model.tokenizer)) < max_length]:
         return kept
     raise ValueError(nothing_fits(len(records), max_length))
 

@@ -1,0 +1,153 @@
+"""What an augmentation makes of a skill's records: an artifact, made once, read by every run that it fits."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import kd.elicit
+from kd.artifacts import verified
+from kd.augmentation.labeling import Labeling
+from kd.experiment import elicitation
+from kd.experiment.build import build
+from kd.experiment.elicitation import elicit, elicited_folder, is_elicited
+from kd.experiment.launch import check_launch
+from kd.experiment.loading import load_teacher
+from kd.experiment.plan import Plan
+from kd.teachers.digests import model_digest
+from kd.types import Record, Response
+from tests import runs
+
+HERE = "tests.experiment.test_elicitation"
+LABELING = ("augmentation=labeling", "augmentation.stages.0.max_new_tokens=6", "objective=sft")
+
+
+class Expanded:
+    """Beside each record a new one, which asks for the answer in capitals."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, pair: bool = False):
+        self.meta = {"kind": ("capitals", "all") if pair else "capitals"}
+
+    def __call__(self, records: Iterable[Record], **_: object) -> Iterator[Record]:
+        for record in records:
+            yield record
+            answers = tuple(Response(answer.text.upper()) for answer in record.responses)
+            passed = (*record.provenance, "expanded")
+            yield replace(record, id=f"{record.id}/capitals", responses=answers, provenance=passed, meta=self.meta)
+
+
+def by(stage: str, **settings: object) -> dict[str, object]:
+    return {"augmentation": {"stages": [{"_target_": f"{HERE}.{stage}", **settings}]}}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_artifact_holds_what_the_stage_yields() -> None:
+    cfg = runs.config(*LABELING)
+    teacher = load_teacher(cfg.teacher).model
+    stage = Labeling(max_new_tokens=6, temperature=0.0)
+    expected = list(stage(runs.Toy().load("train"), teacher=teacher, teacher_id=model_digest(teacher), seed=cfg.seed))
+    elicited = elicit(cfg)
+    assert elicited.records == expected
+    assert elicited.teacher_tokens == stage.teacher_tokens > 0
+    assert verified(elicited.folder).cost["teacher_tokens"] == stage.teacher_tokens
+
+
+def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = runs.config(*LABELING)
+    first = elicit(cfg)
+    monkeypatch.setattr(elicitation, "load_teacher", lambda node: pytest.fail("the teacher was loaded again"))
+    assert elicit(cfg) == first
+    for other in (cfg, runs.config(*LABELING, "objective=fkl", "optim.lr=0.3")):
+        parts = build(other)
+        assert parts.data.train == first.records
+        assert parts.module.budget.teacher_tokens == first.teacher_tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["objective=fkl"], True),
+        (["student.model.architecture.num_hidden_layers=2"], True),
+        (["optim.steps=3", "evaluation=none", "data.max_tokens=64"], True),
+        (["teacher.licence=MIT"], True),
+        (["seed=9"], False),
+        (["augmentation.stages.0.max_new_tokens=7"], False),
+        (["augmentation.stages.0.keep_reference=true"], False),
+        (["teacher.model.architecture.num_hidden_layers=2"], False),
+        (["data.max_length=40"], False),
+    ],
+)
+def test_what_names_it(words: list[str], same: bool) -> None:
+    assert (elicited_folder(runs.config(*LABELING, *words)) == elicited_folder(runs.config(*LABELING))) is same
+
+
+def test_one_that_was_edited_is_not_read() -> None:
+    cfg = runs.config(*LABELING)
+    lines = elicit(cfg).folder / "records.jsonl"
+    lines.write_text(lines.read_text(encoding="utf-8").replace("teacher", "referee"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"records\.jsonl"):
+        elicit(cfg)
+
+
+def test_new_records_come_back_and_the_skills_own_keep_their_meta() -> None:
+    """`meta` of a skill's record may hold what JSON has no form for: it is the skill's, not the file's."""
+    given = runs.Toy().load("train")
+    elicited = elicit(runs.config("objective=sft", **by("Expanded")))
+    own, new = elicited.records[::2], elicited.records[1::2]
+    assert own == given
+    assert [record.meta for record in new] == [{"kind": "capitals"}] * len(given)
+    assert [record.id for record in new] == [f"{record.id}/capitals" for record in given]
+    assert all(record.provenance == ("expanded",) for record in new)
+    assert elicited.teacher_tokens == 0
+
+
+def test_meta_that_would_come_back_as_something_else_is_refused() -> None:
+    cfg = runs.config("objective=sft", **by("Expanded", pair=True))
+    with pytest.raises(ValueError, match=r"capitals: its meta is no JSON"):
+        elicit(cfg)
+    assert not is_elicited(cfg)
+
+
+def test_prompts_without_room_are_left_out_and_counted() -> None:
+    cfg = runs.config(*LABELING)
+    reader = load_teacher(cfg.teacher).model.tokenizer
+    given = runs.Toy().load("train")
+    lengths = [len(elicitation.prompt_ids(record, reader)) for record in given]
+    cfg.data.max_length = sorted(lengths)[len(lengths) // 2]
+    fitting = [record.id for record, length in zip(given, lengths, strict=True) if length < cfg.data.max_length]
+    elicited = elicit(cfg)
+    assert 0 < len(fitting) < len(given)
+    assert [record.id for record in elicited.records] == fitting
+    assert elicited.left_out == len(given) - len(fitting)
+
+
+def test_ranks_from_outside_wait_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cfg = runs.config(*LABELING, "trainer=ddp_cpu", "compare=null", f"run.root={tmp_path}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"the elicitation \(augmentation\) must be made.*prerequisites_only=true"):
+        check_launch(Plan.of(cfg))
+    elicit(cfg)
+    check_launch(Plan.of(cfg))
+
+
+def test_the_command_elicits_and_shows(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    words = ["teacher=tiny", "student=tiny", "skill=spell_backward", "skill.train=4", *runs.SMALL, *LABELING]
+    assert kd.elicit.main(["-n", "1", *words]) == 0
+    out = capsys.readouterr().out
+    (folder,) = (path.parent for path in cache.glob("elicited/*/records.jsonl"))
+    assert "(labeling)" in out
+    assert "-> teacher: " in out
+    assert f"{folder}: 4 records became 4" in out.splitlines()[-1]
+    assert kd.elicit.main(["teacher=tiny", "student=tiny", "skill=spell_backward"]) == 1
+    assert capsys.readouterr().err == (
+        "augmentation=none changes no record; choose another, such as augmentation=labeling\n"
+    )
