@@ -194,11 +194,14 @@ def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(
 ) -> None:
     """What was prepared on the way has the licence of what it stands on, and lies in this machine's cache."""
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
-    cfg = cut_out(tmp_path / "base", "pruned", "teacher.licence=MIT", "evaluation=quick", "optim.steps=2")
+    words = ("teacher.licence=MIT", "evaluation=quick", "optim.steps=2", f"run.root={tmp_path}")
+    cfg = cut_out(tmp_path / "base", "pruned", *words)
     with conf():
-        cfg = Plan.of(cfg).cfg
-        results = experiment.work(Plan(cfg, runs.started(tmp_path / "run"), Plan.of(cfg).beside))
-    text = (tmp_path / "run/student/README.md").read_text()
+        plan = Plan.of(cfg)
+        cfg = plan.cfg
+        plan.folder.start("", [])
+        results = experiment.work(plan)
+    text = (plan.folder.path / "student/README.md").read_text()
     for role in ("teacher", "student, before"):
         assert f"| {role} | `local:{tmp_path / 'base'}` | MIT |" in text
     assert yaml.safe_load(text.split("```")[1].removeprefix("yaml")) == OmegaConf.to_container(cfg, resolve=True)
