@@ -20,7 +20,8 @@ from kd.artifacts import locked, write_atomically
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.evaluation.reading import reading
-from kd.experiment.build import Parts, build, device
+from kd.experiment.build import Parts, build
+from kd.experiment.loading import device
 from kd.experiment.preparation import prepared, targets_folder
 from kd.experiment.run import train_only
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits

@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from kd import versions
 from kd.experiment import identity as module
-from kd.experiment.build import load_teacher
 from kd.experiment.export import export
 from kd.experiment.identity import TRAINING, check_records, check_unchanged, family, identity
+from kd.experiment.loading import load_teacher
 from kd.teachers.digests import weights_digest
 from tests import runs
 from tests.tiny import tiny

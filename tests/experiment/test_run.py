@@ -17,7 +17,6 @@ from kd.experiment.plan import Plan, check
 from kd.experiment.scores import _gap
 from kd.runs.folder import RunFolder
 from kd.sweeps.jobs import Job
-from tests import runs
 from tests.experiment.test_preparation import conf, cut_out
 from tests.test_run_folder import results as stored
 

@@ -8,8 +8,8 @@ from omegaconf import open_dict
 from transformers import GenerationConfig
 
 from kd.components.choices import CONF
+from kd.components.instantiation import instantiate
 from kd.composition.check import check, resolved
-from kd.experiment.build import instantiate
 from kd.experiment.plan import Plan, baseline
 from kd.generators.options import BY_ANOTHER, Options
 from kd.generators.vllm_server import Server
