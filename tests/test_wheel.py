@@ -62,6 +62,16 @@ def test_the_wheel_holds_all_yamls_and_modules(wheel: Path) -> None:
     assert set(files) <= set(ZipFile(wheel).namelist())
 
 
+@pytest.mark.usefixtures("wheel")
+def test_installed_editable_the_clone_itself_is_read(tmp_path: Path) -> None:
+    """A copy of conf/ in the environment would go stale."""
+    code = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
+    name = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip()
+    with ZipFile(tmp_path / name) as archive:
+        (path,) = (name for name in archive.namelist() if ".dist-info/" not in name)
+        assert archive.read(path).decode().strip() == str(ROOT)
+
+
 def test_the_console_command_is_the_function_that_run_py_calls(wheel: Path) -> None:
     (folder,) = (path for path in ZipPath(ZipFile(wheel)).iterdir() if path.name.endswith(".dist-info"))
     (entry,) = PathDistribution(folder).entry_points.select(group="console_scripts")  # type: ignore[arg-type]
