@@ -22,7 +22,7 @@ from kd.versions import versions
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # part of every hash: raise it when the same settings are to give other texts
+VERSION = 4  # part of every hash: raise it when the same settings are to give other texts
 
 
 class Labeling:
@@ -93,7 +93,7 @@ class Labeling:
             "top_p": self.top_p,
             "teacher": teacher_id,
             "seed": seed if self.temperature else None,
-            "records": [[record.skill, record.id, [dict(message) for message in record.prompt]] for record in records],
+            "records": [[r.skill, r.id, [dict(message) for message in r.prompt], r.control_tokens] for r in records],
         }
         if self.generator.settings:
             asked["generator"] = dict(self.generator.settings)

@@ -21,7 +21,7 @@ from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_student, load_teacher
 from kd.skills.records import load
-from kd.teachers.digests import model_digest
+from kd.teachers.digests import model_digest, tokenizer_digest
 from kd.teachers.self_teacher import Own
 from kd.types import Record, Response
 
@@ -93,7 +93,7 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
     records = list(given)
     if _needs_teacher(cfg):
         model = _generating(cfg)
-        teacher = {"teacher": model, "teacher_id": model_digest(model)}
+        teacher = {"teacher": model, "teacher_id": f"{model_digest(model)} {tokenizer_digest(model.tokenizer)}"}
         records = _with_room(records, model, cfg.data.max_length)
     stream: Iterable[Record] = records
     for stage in stages:

@@ -5,6 +5,7 @@ import json
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from kd.models.language_model import LanguageModel
 from kd.teachers.ensemble import Ensemble
@@ -42,6 +43,17 @@ def model_digest(model: LanguageModel | Ensemble) -> str:
     fields = {name: value for name, value in config.items() if name not in _ORIGIN}
     text = json.dumps([weights_digest(model.network), fields], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over what decides which ids a conversation becomes: vocabulary, rules, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    for of_a_batch in ("padding", "truncation"):
+        rules.pop(of_a_batch, None)
+    words = sorted(tokenizer.get_vocab().items())
+    content = [words, rules, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

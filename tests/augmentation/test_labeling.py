@@ -2,19 +2,25 @@ import json
 import logging
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from kd.artifacts import cache_root
 from kd.augmentation import Stage
 from kd.augmentation.labeling import Labeling
 from kd.data.chat_template import encode_prompt, response_text
+from kd.experiment.build import build
 from kd.generators.generation import generate
 from kd.generators.sampling import Sampled
 from kd.generators.transformers import Transformers
 from kd.seeding import seeded
+from kd.skills.records import load
+from kd.teachers.digests import tokenizer_digest
 from kd.types import Response
+from tests import runs
 from tests.tiny import record, records, tiny
 
 GIVEN = records(5)
@@ -101,6 +107,30 @@ def test_what_it_costs_the_teacher(teacher, mute):
         stage = Labeling(max_new_tokens=6, temperature=0.0)
         list(stage(GIVEN, teacher=asked, teacher_id="t", seed=0))
         assert stage.teacher_tokens == cost
+
+
+def test_text_is_asked_for_again_where_a_prompt_became_other_tokens(cache):
+    """Of the same weights: under another chat template, and where control tokens in a record are tokens."""
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    roles = ("teacher", "student")
+    found = []
+    for words in ([], [f"{role}.model.chat_template='{plain}'" for role in roles]):
+        labels = ("augmentation=labeling", "augmentation.stages.0.max_new_tokens=4")
+        built = build(runs.config(*words, *labels))
+        direct = label(built.teacher, load(built.skill, "train"), teacher_id=f"direct {words}", max_new_tokens=4)
+        assert texts(built.data.train) == texts(direct)
+        found.append(texts(direct))
+    assert found[0] != found[1]
+    stage = Labeling(max_new_tokens=4, temperature=0.0)
+    as_tokens = [replace(given, control_tokens=True) for given in GIVEN]
+    assert stage.path(GIVEN, teacher_id="t", seed=0) != stage.path(as_tokens, teacher_id="t", seed=0)
+
+
+def test_a_tokenizer_is_the_same_after_it_was_written(tmp_path):
+    """A run whose teacher is cached has only that."""
+    tokenizer = tiny().tokenizer
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_digest(AutoTokenizer.from_pretrained(tmp_path)) == tokenizer_digest(tokenizer)
 
 
 SEARCH = {"num_beams": 3, "length_penalty": 0.0}
