@@ -57,9 +57,10 @@ def elicit(cfg: DictConfig) -> Elicited:
         return Elicited(given)
     folder = elicited_folder(cfg)
     manifest = once(folder, lambda partial: _write(cfg, given, folder, partial), kind="elicited records")
-    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    with (folder / "records.jsonl").open(encoding="utf-8") as file:  # U+2028 and the like end no line here
+        records = [_record(line, given) for line in file]
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return Elicited([_record(line, given) for line in lines], facts["left_out"], _tokens(manifest), folder)
+    return Elicited(records, facts["left_out"], _tokens(manifest), folder)
 
 
 def is_elicited(cfg: DictConfig) -> bool:

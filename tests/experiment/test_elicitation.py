@@ -110,6 +110,21 @@ def test_new_records_come_back_and_the_skills_own_keep_their_meta() -> None:
     assert elicited.teacher_tokens == 0
 
 
+class Odd:
+    """Answers with every character that Python, unlike JSON, takes for the end of a line."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, records: Iterable[Record], **_: object) -> Iterator[Record]:
+        for record in records:
+            yield replace(record, responses=(Response("a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh\n"),))
+
+
+def test_text_with_any_character_comes_back() -> None:
+    elicited = elicit(runs.config(**by("Odd")))
+    assert elicited.records == list(Odd()(runs.Toy().load("train")))
+
+
 def test_meta_that_would_come_back_as_something_else_is_refused() -> None:
     cfg = runs.config("objective=sft", **by("Expanded", pair=True))
     with pytest.raises(ValueError, match=r"capitals: its meta is no JSON"):
