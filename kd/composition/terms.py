@@ -1,7 +1,10 @@
 """Whether a term of the objective is one: its keys, weight and kind, and a loss that takes signals."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import nn
 
 from kd.components.signatures import check_call, located, shown
 from kd.composition.weights import check_silence, check_weight
@@ -10,6 +13,7 @@ from kd.training.terms import STREAMS, Term
 
 Node = Mapping[str, Any]
 
+LOGGED = ("loss", "grad_norm", "lr", "tokens_per_second", "weights", "generation_share")  # beside terms
 KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference", "transport")
 
 
@@ -19,12 +23,22 @@ def check_objective(objective: Node) -> None:
         raise ValueError("the objective has no terms; give objective=fkl, or several as 'objective=[fkl,sft]'")
     for name, term in objective.items():
         path = f"objective.{name}"
+        _check_name(path, str(name), objective)
         if not isinstance(term, Mapping):
             raise ValueError(f"{path}={shown(term)}: a term is a mapping with weight, kind and loss")
         check_weight(f"{path}.weight", term.get("weight", 1.0))
         check_call(path, term, Term, name="a term")
         _check_term(path, term)
     check_silence({name: term.get("weight", 1.0) for name, term in objective.items()})
+
+
+def _check_name(path: str, name: str, objective: Node) -> None:
+    """A term is logged, and its parameters are kept, under its name."""
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise ValueError(f"{path}: a term is named by letters, digits and underscores, a letter first; rename it")
+    stem = name.removesuffix("_weight")
+    if name in LOGGED or hasattr(nn.ModuleDict, name) or (stem != name and stem in objective):
+        raise ValueError(f"{path}: the run logs, or keeps, something else under the name {name}; rename the term")
 
 
 def _check_term(path: str, term: Node) -> None:

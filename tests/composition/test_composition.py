@@ -372,6 +372,24 @@ def test_the_baseline_is_a_run_too():
     assert "compare=null" in sentence
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["loss"], "objective.loss: the run logs, or keeps, something else under the name loss"),  # its own sum
+        (["grad_norm"], "something else under the name grad_norm"),
+        (["fkl", "fkl_weight"], "objective.fkl_weight: the run logs, or keeps, something else"),  # that of a schedule
+        (["keys"], "something else under the name keys"),  # of a mapping of modules
+        (["a.b"], "objective.a.b: a term is named by letters, digits and underscores"),
+        (["train/fkl"], "objective.train/fkl: a term is named by letters"),
+        (["2fkl"], "a letter first"),
+    ],
+)
+def test_a_term_has_a_name_of_its_own_in_what_is_logged(names, told):
+    cfg = composed()
+    cfg.objective = {name: cfg.objective.fkl for name in names}
+    assert told in refused(cfg)
+
+
 def test_nobody_teaches_who_is_prepared():
     sentence = refused(composed(student__prepare={**PREPARE, "objective": "fkl"}))
     assert "student.prepare.objective=fkl needs a teacher" in sentence
