@@ -1,4 +1,4 @@
-"""Artifacts: what one process makes and others read, whole or not there, locked while it is made, verified when read.
+"""Artifacts: files that one process makes and others read, whole or not there, locked while made, verified when read.
 
 An artifact is a file or a folder with a manifest: the sizes and sha256 of its files, what it belongs to, what it cost.
 A folder holds its manifest (`artifact.json`), a file has it beside itself (`NAME.artifact.json`). A stage names its
@@ -30,7 +30,7 @@ _known: dict[tuple[str, int, int], str] = {}  # sha256 by path, size and modific
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact consists of and what it belongs to.
+    """The files of an artifact, and what it belongs to.
 
     Attributes:
         kind: the noun for messages, such as "checkpoint" or "prepared model".
@@ -114,7 +114,7 @@ def store(path: Path, write: Callable[[Path], Any], *, kind: str, facts: Mapping
 
 
 def store_stream(path: Path, write: Callable[[Any], None], *, kind: str, facts: Mapping[str, Any]) -> Manifest:
-    """As `store`, for one large file: its content is hashed while `write(stream)` writes it."""
+    """Store one large file as `store` does: its content is hashed while `write(stream)` writes it."""
     partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def _publish(partial: Path, path: Path, manifest: Manifest) -> None:
 
 
 def _before(path: Path) -> list[list[Any]]:
-    """What the manifest of a file that is replaced lists of it; nothing where it cannot be read: it covers nothing."""
+    """The contents in the manifest of a file that is replaced; none where the manifest cannot be read."""
     try:
         return list(read_manifest(path).files[path.name]) if path.exists() else []
     except ValueError:
@@ -177,7 +177,7 @@ def _before(path: Path) -> list[list[Any]]:
 
 
 def _contents(path: Path, name: str) -> dict[str, list[list[Any]]]:
-    """What a manifest lists: of a file, which is to be called `name`, or of all files in a folder."""
+    """The contents that a manifest lists: of a file, which is to be called `name`, or of all files in a folder."""
     files = {name: path}
     if path.is_dir():
         inside = (file for file in sorted(path.rglob("*")) if file.is_file())
@@ -189,7 +189,7 @@ def _contents(path: Path, name: str) -> dict[str, list[list[Any]]]:
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of the artifact at `path` is."""
+    """The path of the manifest of the artifact at `path`."""
     return path / MANIFEST if path.is_dir() else path.with_name(f"{path.name}.{MANIFEST}")
 
 

@@ -1,7 +1,7 @@
-"""Writes down what a teacher says of a run's training records: `python -m kd.cache targets=topk skill=gsm_symbolic`.
+"""Caches a teacher's targets for a run's training records: `python -m kd.cache targets=topk skill=gsm_symbolic`.
 
-The overrides are those of the run; afterwards the same command line with targets.cached=true trains from disk. It asks
-the teacher once for each sequence, and goes on where it was interrupted.
+The overrides are those of the run; afterwards the same command line with targets.cached=true trains from disk. The
+teacher reads each sequence once, and an interrupted command goes on where it stopped.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(cfg: DictConfig, this_run: bool = False) -> str:
-    """Ask the teacher about every training sequence that is not in the cache yet; a sentence about what there is.
+    """Cache the teacher's targets of every training sequence that is not in the cache yet; returns the `summary`.
 
     this_run: leave out the records that optim.steps, optim.window and seed never come to.
 
@@ -83,7 +83,7 @@ def write(cfg: DictConfig, this_run: bool = False) -> str:
 
 
 def summary(store: TargetStore, new: int, seconds: float) -> str:
-    """What the cache holds, and what that costs."""
+    """The content of the cache, and its size."""
     size, rows = store.size_bytes(), store.rows()
     return (
         f"{store.folder}: {len(store)} sequences ({new} new, in {seconds:.0f} s), {rows} response tokens, "
@@ -102,7 +102,7 @@ def targets_of(teacher: Approximated, batch: Batch) -> Iterator[tuple[bytes, dic
 
 
 def _write_frame(folder: Path, teacher: Approximated) -> None:
-    """What is said once: whose targets, their tokenizer, and their head if it is needed."""
+    """Write what holds for all sequences: the targets' settings, the teacher's tokenizer, and its head if needed."""
     if (folder / "targets.json").exists():
         return
     model = teacher.model

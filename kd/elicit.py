@@ -56,7 +56,7 @@ def shown(record: Record) -> str:
 
 
 def summary(elicited: Elicited, given: int) -> str:
-    """Where the records are, how many became how many, and what that cost."""
+    """The folder of the records, their number before and after, and the cost."""
     assert elicited.folder is not None
     seconds = verified(elicited.folder).cost["seconds"]
     left_out = f" ({elicited.left_out} without room for a response)" if elicited.left_out else ""

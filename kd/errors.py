@@ -1,4 +1,4 @@
-"""Whatever is raised, in one sentence. A fault of the program also leaves a traceback in a file, which it names."""
+"""Errors in one sentence. A fault of the program also leaves a traceback in a file, which the sentence names."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from kd.secrets import masked
 
-# Errors of libraries that speak of what the user set, by name, so that none is imported for it.
+# Errors of libraries about what the user set, by name, so that no library is imported for them.
 OF_LIBRARIES = (
     "lightning.fabric.utilities.exceptions.MisconfigurationException",
     "wandb.errors.errors.Error",
@@ -26,19 +26,19 @@ ELSEWHERE = "take another folder: run.root=... for runs, KD_CACHE=... in the env
 
 
 def sentence(error: BaseException) -> str:
-    """An exception in one line: those that the user can mend in their own words, others after their type."""
+    """An exception in one line: the message alone where the user can mend it, else after the exception's type."""
     return explained(error) or masked(f"{type(error).__name__}: {_line(error)}".rstrip(": "))
 
 
 def explained(error: BaseException) -> str | None:
-    """What the user can mend, in one sentence without any secret; None for a fault of the program."""
+    """An error that the user can mend, in one sentence without any secret; None for a fault of the program."""
     text = _explained(error)
     return masked(text) if text else None
 
 
 def _explained(error: BaseException) -> str | None:
     if isinstance(error, SystemExit):
-        return _line(error) if isinstance(error.code, str) else f"it left with exit code {error.code}"
+        return _line(error) if isinstance(error.code, str) else f"it ended with exit code {error.code}"
     if _is(error, "hydra.errors.InstantiationException") and error.__cause__ is not None:
         return _explained(error.__cause__)
     if isinstance(error, OmegaConfBaseException):
@@ -60,7 +60,7 @@ def _line(text: object) -> str:
 
 
 def _is(error: BaseException, *names: str) -> bool:
-    """Whether it is one of these errors, whose libraries are not imported for it."""
+    """Return whether it is one of these errors; their libraries are not imported for it."""
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
 
 
@@ -74,7 +74,7 @@ def _of_config(error: OmegaConfBaseException) -> str:
 
 
 def _of_system(error: OSError) -> str:
-    """What the operating system refused, and of which file."""
+    """The operating system's reason, and the file that it refused."""
     what, why = error.filename or "a file", (error.strerror or str(error)).lower()
     if error.errno in FULL:
         return f"{what}: its disk is full ({why}); free some space, or {ELSEWHERE}"
@@ -91,7 +91,7 @@ def _of_system(error: OSError) -> str:
 
 @contextmanager
 def in_one_sentence(root: str = "") -> Iterator[None]:
-    """What is raised inside ends the process with exit code 1 and one line; HYDRA_FULL_ERROR=1 keeps the traceback.
+    """End the process with exit code 1 and one line for an error inside; HYDRA_FULL_ERROR=1 keeps the traceback.
 
     root: the folder for the traceback of a fault; "" for that of temporary files.
     """

@@ -1,11 +1,10 @@
-"""Every number with its interval: how far it might have come out elsewhere, had other problems or seeds been drawn.
+"""Every number with its interval: its likely range, had other problems or seeds been drawn.
 
 Problems that come from one source (a template, a document) are not independent: `groups` names the source of each
-item, and whole groups are what is resampled. Without it every item stands for itself, as an item does whose group is
-None.
+item, and whole groups are resampled. Without it, every item is a group of its own, as is an item of group None.
 
-No interval leaves the range of its metric, and none of a share is a point: where all outcomes are alike, Wilson's
-interval says what that many of them allow.
+No interval leaves the range of its metric, and none of a share is a point: where all outcomes are alike, it is
+Wilson's interval for that many of them.
 """
 
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ def ratio(
 
     The percentiles are moved outward so that for a mean of normal values the interval is as wide as Student's t
     interval (the expanded percentile interval of Hesterberg 2015, arXiv 1411.5279); plain percentiles are too narrow
-    where groups are few. From one group alone no interval can be told: NaN. The same seed gives the same interval.
+    where groups are few. One group alone has no interval: NaN. The same seed gives the same interval.
 
     share: no group's ratio is below 0 or above 1. Where all of them are the same, so that a bootstrap has no spread,
         the interval is Wilson's for that share of as many items as there are groups.
@@ -177,7 +176,7 @@ def _group_sums(values: Numbers, groups: Groups) -> np.ndarray:
 
 
 def _quotient(above: np.ndarray, below: np.ndarray, axis: int = -1) -> np.ndarray | np.float64:
-    with np.errstate(invalid="ignore", divide="ignore"):  # nothing below: NaN, which says so
+    with np.errstate(invalid="ignore", divide="ignore"):  # a denominator of 0 gives NaN
         return above.sum(axis=axis) / below.sum(axis=axis)
 
 

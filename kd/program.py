@@ -43,6 +43,6 @@ def _module() -> str | None:
 
 
 def _found(path: str) -> bool:
-    """Whether the shell finds this file by the name of the console command."""
+    """Return whether the shell finds this file by the name of the console command."""
     found = shutil.which(NAME)
     return found is not None and os.path.realpath(found) == os.path.realpath(path)

@@ -19,7 +19,7 @@ class Schedule:
     begin, until: fractions of the run (`kd.types.Progress.fraction`); where they are the same, it jumps there.
     shape: "linear", start + (end - start) t, or "exponential", start (end / start)^t; t goes from 0 to 1.
 
-    Raises ValueError for an end that is no finite number, a part that is none, an exponential to, from or through 0.
+    Raises ValueError for an end that is no finite number, fractions out of order, an exponential to, from or through 0.
     """
 
     start: float
@@ -40,16 +40,16 @@ class Schedule:
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> "Schedule":
-        """Of what yaml says, where 1 is as good as 1.0. Raises ValueError as the class does."""
+        """The schedule of a yaml mapping, where 1 is as good as 1.0. Raises ValueError as the class does."""
         wide: dict[str, Any] = {key: float(value) if isinstance(value, int) else value for key, value in node.items()}
         return cls(**wide)
 
     def __call__(self, progress: Progress) -> float:
-        """At the step that comes after `progress.step` steps."""
+        """The value at the step that comes after `progress.step` steps."""
         return self.at(progress.fraction)
 
     def at(self, fraction: float) -> float:
-        """When that much of the run has passed."""
+        """The value when that fraction of the run has passed."""
         if fraction >= self.until:
             return self.end
         if fraction <= self.begin:
@@ -60,7 +60,7 @@ class Schedule:
         return self.start + (self.end - self.start) * t
 
     def __str__(self) -> str:
-        """In short: "0.005 → 0.001", "0 → 1 at 0.3 of the run"."""
+        """A short form: "0.005 → 0.001", "0 → 1 at 0.3 of the run"."""
         text = f"{self.start:g} → {self.end:g}" + (" exponentially" if self.shape == "exponential" else "")
         if self.begin == self.until:
             return f"{text} at {self.begin:g} of the run"

@@ -1,7 +1,7 @@
-"""Values that a config takes from the environment: written as they are referred to, `${oc.env:KEY}`, never as they are.
+"""Values that a config takes from the environment: written as the interpolation `${oc.env:KEY}`, never as the value.
 
-A token may stand in a server's URL or in an address. So what is stored, logged or printed shows the interpolation, and
-the hash of a run does not depend on it; only what is built from the config sees the value.
+A token may be part of a server's URL or of an address. So all that is stored, logged or printed has the interpolation,
+and the hash of a run does not depend on the value; only objects that are built from the config receive it.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.resolvers import oc
 
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)  # names that tell it
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)  # names of secrets
 SHORTEST = 6  # characters that are masked in texts; what is shorter occurs by chance
 PUBLIC = frozenset({"WANDB_MODE"})  # that the project's own yamls read
 _read: set[str] = set()  # variables that configs of this process refer to
@@ -64,14 +64,14 @@ def _with_numbers(hidden: Any, plain: Any) -> Any:
 
 
 def _secret(name: str, node: Node | None) -> bool:
-    """By the variable's name, or for it stands in an address."""
+    """Return whether a variable may be a secret: by its name, or because it is part of an address."""
     whole = "" if node is None else str(node._value())
     return bool(SECRET.search(name)) or "://" in whole or "@" in whole
 
 
 @contextmanager
 def _env(hidden: Any) -> Iterator[None]:
-    """`oc.env` that gives its own text where `hidden(name, default, node)` holds."""
+    """Make `oc.env` give its own text where `hidden(name, default, node)` holds."""
 
     def env(name: str, *default: Any, _node_: Any = None) -> Any:
         if not hidden(name, default, _node_):
@@ -108,7 +108,7 @@ class _MaskedStream:
 
 @contextmanager
 def masked_output() -> Iterator[None]:
-    """What is printed inside, by whatever library, shows no value of the environment that a config refers to."""
+    """Mask, in all that is printed inside, by any library, the values of the environment that a config refers to."""
     before = sys.stdout, sys.stderr
     if values():
         sys.stdout, sys.stderr = (_MaskedStream(stream) for stream in before)

@@ -35,7 +35,7 @@ def seed_all(seed: int, *names: str | int) -> None:
 
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """The same for a block; afterwards the generators are as they were."""
+    """Set the generators for a block; afterwards they are as they were."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         seed_all(seed, *names)

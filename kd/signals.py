@@ -1,6 +1,6 @@
-"""What an objective may ask for, what it asks for, and what its result is counted over.
+"""The signals that an objective may require, those that it requires, and the domain of its values.
 
-Left of an objective's `*` stand signals, supplied every step; right of it stand hyperparameters, set in yaml.
+Left of an objective's `*` stand signals, provided at every step; right of it stand hyperparameters, set in yaml.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def requires(objective: Callable) -> frozenset[str]:
             names.add(parameter.name)
     if unknown := names - SIGNALS:
         raise ValueError(
-            f"objective {_name(objective)} asks for {sorted(unknown)}, which nobody supplies; "
+            f"objective {_name(objective)} requires {sorted(unknown)}, which nothing provides; "
             f"known signals: {', '.join(sorted(SIGNALS))} (hyperparameters stand right of the *)"
         )
     return frozenset(names)
@@ -55,7 +55,7 @@ def of_role(role: str, names: frozenset[str]) -> frozenset[str]:
 
 
 def domain(objective: Callable) -> str:
-    """What the objective's values run over: "*n" or "B T" (tokens), "B" (responses), "P" (pairs or prompts)."""
+    """The domain of the objective's values: "*n" or "B T" (tokens), "B" (responses), "P" (pairs or prompts)."""
     hint = _hints(objective).get("return")
     shape = _shape(hint)
     if shape not in (ROW, POSITION, RESPONSE, PAIR):
@@ -98,8 +98,8 @@ def of_groups(check: Callable[..., None], *, in_order: bool = False) -> Callable
     """Decorates an objective that compares the responses to one prompt with one another.
 
     check: called with how many there are to each prompt, and with those of the objective's hyperparameters that it
-        names; raises ValueError where these are too few or too many. Asked before a run starts, where that is known.
-    in_order: it takes the first response for the preferred one.
+        names; raises ValueError where these are too few or too many. Called before a run starts, where that is known.
+    in_order: whether the first response is the preferred one.
     """
 
     def decorated(objective: Objective) -> Objective:
@@ -110,15 +110,15 @@ def of_groups(check: Callable[..., None], *, in_order: bool = False) -> Callable
 
 
 def of_two_sides(objective: Objective) -> Objective:
-    """Decorates an objective that has one loss for what the student wrote and another for what others did."""
+    """Decorates an objective that has one loss for the student's responses and another for those of other sources."""
     objective.two_sided = True  # type: ignore[attr-defined]
     return objective
 
 
 def fading(where: Callable[..., bool]) -> Callable[[Objective], Objective]:
-    """Decorates an objective whose gradient is almost nothing where the student is far from the teacher.
+    """Decorates an objective whose gradient is almost 0 where the student is far from the teacher.
 
-    where: called with those of its hyperparameters that it names; whether it is so with them.
+    where: called with those of the objective's hyperparameters that it names; returns whether it is so with them.
     """
 
     def decorated(objective: Objective) -> Objective:
@@ -129,7 +129,7 @@ def fading(where: Callable[..., bool]) -> Callable[[Objective], Objective]:
 
 
 def sized(objective: Callable) -> bool:
-    """Whether `introduce` has anything to tell it."""
+    """Return whether `introduce` has an effect on the objective."""
     return (
         hasattr(objective, "sized_for")
         or hasattr(objective, "starts_from")
@@ -138,13 +138,12 @@ def sized(objective: Callable) -> bool:
 
 
 def introduce(objective: Any, student: Any, teacher: Any, alignment: Any = None) -> None:
-    """Tell an objective what models it is for (their `shape`), before the first step.
+    """Give an objective the models that it is for (their `shape`), before the first step.
 
     One with parameters of its own makes them, in its `sized_for`, or from the student itself, in its `starts_from`; a
-    function may have a check (`checked_by`). `alignment`: where the models have weights, and not only shapes; one that
-    begins with what the two heads say (`begins_with_heads`) is told them, and which ids mean the same, in its
-    `begins_with`. What a checkpoint holds comes later, and replaces all of it. Raises ValueError where the two models
-    do not fit.
+    function may have a check (`checked_by`). `alignment`: given where the models have weights, and not only shapes; an
+    objective with `begins_with_heads` then receives both heads, and the ids that mean the same, in its `begins_with`.
+    A checkpoint is loaded later, and replaces all of it. Raises ValueError where the two models do not fit.
     """
     if hasattr(objective, "sized_for"):
         objective.sized_for(student.shape, None if teacher is None else teacher.shape)
@@ -178,7 +177,7 @@ def _shape(hint: Any) -> str:
 
 
 def _shapes(hint: Any) -> list[str]:
-    """Of a tensor, or of those in a tuple; "?" for a tensor in a tuple that says none."""
+    """The shape of a tensor, or those of a tuple of tensors; "?" for one of a tuple that declares none."""
     if inner := get_args(hint):
         return [shape for item in inner for shape in (["?"] if item is Tensor else _shapes(item))]
     return [shape] if (shape := _shape(hint)) else []

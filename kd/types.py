@@ -1,4 +1,4 @@
-"""The nouns that flow between the rooms.
+"""The data types that the packages exchange.
 
 Dimensions: B sequences (prompts x samples; the samples of one prompt are adjacent), T positions,
 V vocabulary, D width, n loss rows (the positions of a batch whose label belongs to a response).
@@ -16,12 +16,12 @@ Split = Literal["train", "validation", "test"]
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text, "tool_calls"?: […]}
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values of a layer, each [B h T d], h the query heads
 Source = Literal["reference", "teacher", "student"]
-WRITERS: tuple[Source, ...] = ("reference", "teacher", "student")  # what `written_by` counts in
+WRITERS: tuple[Source, ...] = ("reference", "teacher", "student")  # `written_by` holds indices into it
 
 
 @dataclass(frozen=True)
 class Response:
-    """One answer to a prompt. `source` says who wrote it; `score` is the skill's or a judge's, if any."""
+    """One answer to a prompt. `source` is where it comes from; `score` is the skill's or a judge's, if any."""
 
     text: str
     source: Source = "reference"
@@ -46,19 +46,19 @@ class Record:
 
 @runtime_checkable
 class Skill(Protocol):
-    """Where records come from and how an answer is judged; one file each in `kd/skills`."""
+    """A source of records, with the scoring of answers to them; one file each in `kd/skills`."""
 
     name: str
     metric: str  # name of the quantity that `score` returns, e.g. "accuracy"
     licence: str
-    group_key: str  # what train and test never share, in words
+    group_key: str  # description of what train and test never share
 
     def load(self, split: Split) -> Sequence[Record]:
         """Records of one split, the same on every call and machine."""
 
     def score(self, record: Record, text: str) -> float:
-        """Between 0 (wrong) and 1 (right). A text on which it raises is wrong and counted; one that is to be evaluated
-        goes into `kd.sandbox`.
+        """The score of an answer, between 0 (wrong) and 1 (right). A text on which it raises is wrong and counted; one
+        that is to be evaluated goes into `kd.sandbox`.
         """
 
 
@@ -67,7 +67,7 @@ class Sequences:
     """Prompts and responses in one tokenizer's tokens. The next-token shift is already made.
 
     `labels[b, t]` is the token predicted at position t; `mask[b, t]` is True where that label belongs to
-    a response. Padding is on one side only, and says which: with "right" (the default) causal attention
+    a response. All padding is on the side `padding_side`: with "right" (the default) causal attention
     never sees it, so no attention mask is needed.
     """
 
@@ -86,12 +86,12 @@ class Sequences:
         return place < real if self.padding_side == "right" else place >= padding
 
     def at(self, rows: Int[Tensor, " b"] | Sequence[int] | slice) -> "Sequences":
-        """Some of the rows, in that order, as wide as all were."""
+        """The sequences `rows`, in that order, at the same width."""
         names = ("tokens", "labels", "mask", "lengths")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def to(self, device: torch.device) -> "Sequences":
-        """The same on `device`."""
+        """The sequences on `device`."""
         waiting = device.type == "cpu"  # else what is read next could be read too early
         names = ("tokens", "labels", "mask", "lengths")
         there = {name: getattr(self, name).to(device, non_blocking=not waiting) for name in names}
@@ -100,16 +100,16 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Written:
-    """A response as ids, for those that were just written: text that is encoded again may come back as other ids.
+    """A response as the ids that were generated: text that is encoded again may give other ids.
 
-    Each tensor is `[L]`, one number for each id; None where nobody looked.
+    Each tensor is `[L]`, one number for each id; None where it was not computed.
     """
 
-    ids: tuple[int, ...]  # the end token included where one was written
+    ids: tuple[int, ...]  # the end token included where one was generated
     source: Source = "student"
     behaviour_logprobs: Float[Tensor, " L"] | None = None  # under the distribution that each id was drawn from
     old_logprobs: Float[Tensor, " L"] | None = None  # the student's own at that time, at temperature 1, of all ids
-    truncated: bool = False  # cut off by a bound, before an end token
+    truncated: bool = False  # by a bound, before an end token
 
 
 @dataclass
@@ -124,16 +124,16 @@ class Batch:
     teacher: Sequences  # the same object when the tokenizers are the same
     records: tuple[Record, ...] = ()
     group_size: int = 1
-    written_by: Int[Tensor, " B"] | None = None  # places in WRITERS
+    written_by: Int[Tensor, " B"] | None = None  # indices into WRITERS
     rewards: Float[Tensor, " B"] | None = None
     advantages: Float[Tensor, "B T"] | None = None
     behaviour_logprobs: Float[Tensor, "B T"] | None = None  # under the distribution that the labels were drawn from
-    old_logprobs: Float[Tensor, "B T"] | None = None  # the student's own when it wrote
+    old_logprobs: Float[Tensor, "B T"] | None = None  # the student's own when it generated
     importance_weights: Float[Tensor, "B T"] | None = None  # of the loss at each label; None: 1
 
 
 class Head(NamedTuple):
-    """What turns last hidden states into logits: soft_cap * tanh(z / soft_cap), z = scale * (h W^T + b)."""
+    """The output projection of last hidden states h: soft_cap * tanh(z / soft_cap), z = scale * (h W^T + b)."""
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None = None
@@ -142,7 +142,7 @@ class Head(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a term may have to know of a model before training: to make its parameters, or to refuse."""
+    """The sizes of a model by which a term, before training, makes its parameters or refuses."""
 
     width: int  # of hidden states
     layers: int  # blocks; hidden states are one more
@@ -152,9 +152,9 @@ class Shape(NamedTuple):
 
 @dataclass
 class ModelOutput:
-    """What a model says about sequences; the same type for student, teacher and reference.
+    """The outputs of a model for sequences; the same type for student, teacher and reference.
 
-    A model is called with the set of fields wanted and fills no more.
+    A model is called with the set of wanted fields and fills no more.
     """
 
     logits: Any = None  # a kd.kernels.logits.Logits: lazy, over the n loss rows
@@ -165,7 +165,7 @@ class ModelOutput:
     qkv: tuple[QKV, ...] | None = None  # one for each layer
     embeddings: Float[Tensor, "V D"] | None = None  # the input embedding matrix
     head: Head | None = None  # the output projection
-    covered: Bool[Tensor, " n"] | None = None  # the loss rows that an alignment could speak about; None: all
+    covered: Bool[Tensor, " n"] | None = None  # the loss rows that an alignment covers; None: all
 
 
 class Spans(NamedTuple):
@@ -182,12 +182,12 @@ class Spans(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """P pairs of loss rows whose next-token distributions an alignment sets side by side; each field is `[P]`."""
+    """P pairs of loss rows whose next-token distributions are comparable by an alignment; each field is `[P]`."""
 
     student: Int[Tensor, " P"]
     teacher: Int[Tensor, " P"]
     sequence: Int[Tensor, " P"]
-    ends: Bool[Tensor, " P"] | None = None  # True where either side writes its end token; None: not told
+    ends: Bool[Tensor, " P"] | None = None  # True where either label is an end token; None: unknown
 
 
 class Boundaries(NamedTuple):
@@ -199,7 +199,7 @@ class Boundaries(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands. `step` counts optimizer steps that are done.
+    """The position of a run. `step` counts optimizer steps that are done.
 
     `spent` is the largest share of a limit on its budget that is used up; 0 where there is none.
     """
@@ -215,14 +215,14 @@ class Progress:
 
 
 class Reports(Protocol):
-    """What an alignment, rollout, teacher or stateful term has to tell beside the loss."""
+    """The metrics of an alignment, rollout, teacher or stateful term beside the loss."""
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """name -> (sum, count) on this rank since the last call; logged as sum / count over all ranks."""
 
 
 class Models(NamedTuple):
-    """Who may be asked during a rollout; None where nobody asked. `reference` is the student's starting point."""
+    """The models of a rollout; None for one that is not required. `reference` is the student's starting point."""
 
     student: Any
     teacher: Any = None

@@ -1,4 +1,4 @@
-"""The versions of the code that numbers come from: part of every identity, so that a mend shows no old result as new.
+"""The versions of the code that numbers come from: part of every identity, so that a fix shows no old result as new.
 
 A module of `kd` whose numbers changed carries an integer `VERSION` (1 where there is none). A run depends on the
 modules that its components import, directly or not; modules outside `kd` count by their content.
@@ -26,12 +26,12 @@ _IMPORT = re.compile(
     r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n;]+)|import[ \t]+([\w., \t]+))", re.M
 )
 _DYNAMIC = re.compile(r"\b(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
-_imported_as: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()  # sha256 of own modules when first asked for
+_imported_as: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()  # sha256 of own modules when first needed
 _VERSION = re.compile(r"^VERSION(?:: \w+)? = (\d+)", re.M)
 
 
 def versions(*names: str) -> dict[str, int | str]:
-    """What the numbers of these modules, or of functions and classes in them, depend on.
+    """The code that the numbers of these modules, or of functions and classes in them, depend on.
 
     Args:
         names: dotted paths, such as `kd.experiment.build` or `my_losses.jeffreys`.
@@ -109,7 +109,7 @@ def _file_of(module: str) -> Path | None:
 
 @cache
 def _roots(top: str) -> tuple[Path, ...]:
-    """Where a top-level package lies; a module of one file is its path without the suffix."""
+    """The folders of a top-level package; a module of one file is its path without the suffix."""
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, AttributeError, ValueError):
@@ -167,7 +167,7 @@ def _imported(source: str, package: str) -> Iterator[str]:
 
 
 def _is_installed(module: _Module) -> bool:
-    """Whether a module belongs to Python or to an installed package: its version is recorded, not its content."""
+    """Return whether a module is Python's or an installed package's: its version is recorded, not its content."""
     name, file = module
     if name.split(".")[0] == "kd":
         return False

@@ -143,7 +143,7 @@ def test_a_term_with_parameters_of_its_own_is_not_run_in_chunks():
 def test_an_unknown_signal_is_named_beside_the_known_ones():
     def focal(student_logits: Tensor, teacher_logit: Tensor, *, gamma: float = 2.0) -> Float[Tensor, "*n"]: ...
 
-    with pytest.raises(ValueError, match=r"focal asks for \['teacher_logit'\], which nobody supplies.*teacher_logits"):
+    with pytest.raises(ValueError, match=r"focal requires \['teacher_logit'\], which nothing provides.*teacher_logits"):
         requires(focal)
 
 

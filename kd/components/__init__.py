@@ -1,4 +1,4 @@
-"""What a config may name, how it is called, and which choices there are."""
+"""Components that a config may name, the check of their calls, and the choices of each group."""
 
 from kd.components import resolvers  # registers them
 

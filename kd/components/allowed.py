@@ -1,4 +1,4 @@
-"""Which code a config may name: its `_target_`s are executed, so a file alone allows none but the project's.
+"""The code that a config may name: its `_target_`s are executed, so a file alone allows none but the project's.
 
 The project's are those of the modules that the yamls in `conf/` name, and Lightning's loggers and callbacks. The
 user allows more, by the name of a package, a module or a function: `run.allow=[my_losses]` on the command line, or
@@ -110,7 +110,7 @@ def _targets(hydra: bool = False) -> frozenset[str]:
 def check_hydra(hydra: DictConfig, typed: Iterable[str]) -> None:
     """Raises ValueError for code that the section `hydra` of a composed file would have executed.
 
-    typed: the keys that stand on the command line, and so are the user's own word.
+    typed: the keys on the command line, which the user has set.
     """
     section: Any = OmegaConf.to_container(hydra, resolve=False)
     given = tuple(typed)
@@ -140,7 +140,7 @@ def _of_hydra(target: str) -> bool:
 
 
 def _is_class(target: str) -> bool:
-    """Whether a dotted path names a class where it is defined, and leads through no module that another imports."""
+    """Return whether a dotted path names a class in the module that defines it, not in one that imports it."""
     module, _, name = target.rpartition(".")
     try:
         found = getattr(import_module(module), name, None)

@@ -36,7 +36,7 @@ File = tuple[str, str]  # group and name
 
 @dataclass(frozen=True)
 class Choice:
-    """What may become of one group: one of `alternatives`. `source` is who says so."""
+    """The choice for one group: one of `alternatives`. `source` is the override or file that makes it."""
 
     source: str
     alternatives: Sequence[Names]
@@ -99,13 +99,13 @@ def parsed(line: str) -> Override:
 
 
 def is_group(override: Override) -> bool:
-    """Whether it chooses files, rather than sets a value."""
+    """Return whether the override chooses files, rather than sets a value."""
     there = any((place / override.key_or_group).is_dir() for place in folders())
     return there and not isinstance(override.value(), dict)
 
 
 def alternatives(override: Override) -> list[Names]:
-    """What an override of a group may choose: several alternatives if it is swept."""
+    """The choices of an override of a group: several alternatives if it is swept."""
     if override.is_discrete_sweep():
         return [_names(value) for value in override.sweep_iterator()]
     return [] if override.is_sweep_override() or override.is_delete() else [_names(override.value())]
@@ -145,7 +145,7 @@ def meant(group: str, name: str, known: Sequence[str]) -> str | None:
 
 
 def sweeps_of(chosen: Mapping[str, Choice]) -> Iterator[tuple[str, Override]]:
-    """What the chosen files sweep over with `hydra.sweeper.params`, and which file does."""
+    """Each parameter that the chosen files sweep over with `hydra.sweeper.params`, after its file."""
     for group, choice in chosen.items():
         for name in dict.fromkeys(name for names in choice.alternatives for name in names):
             parameters = OmegaConf.select(_content(group, name), "hydra.sweeper.params") or {}
@@ -156,7 +156,7 @@ def sweeps_of(chosen: Mapping[str, Choice]) -> Iterator[tuple[str, Override]]:
 def check_owners(chosen: Mapping[str, Choice]) -> None:
     """Raises ValueError if two files choose the same axis, or if a method's axis is chosen otherwise beside it.
 
-    Hydra would silently keep one of the two, and a table would call by a method's name what is another.
+    Hydra would silently keep one of the two, and a table would show the run under the name of a method that it is not.
     """
     choosing = [
         [[(group, name) for name in names] for names in choice.alternatives]
@@ -205,8 +205,8 @@ def _check_method(method: str, axis: str, names: Names, choice: Choice) -> None:
     for other in choice.alternatives:
         if other != names:
             raise ValueError(
-                f"{method} means {axis}={_written(names)}, but {choice.source} says {axis}={_written(other)}, "
-                f"so the results would bear a wrong name; drop {method}, or say {axis}={_written(names)}"
+                f"{method} means {axis}={_written(names)}, but {choice.source} sets {axis}={_written(other)}, "
+                f"so the results would bear a wrong name; drop {method}, or set {axis}={_written(names)}"
             )
 
 

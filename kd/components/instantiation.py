@@ -1,4 +1,4 @@
-"""Hydra's `instantiate` for the code that a config may name, with a constructor's errors in its own words."""
+"""Hydra's `instantiate` for the code that a config may name, with a constructor's own error messages."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,7 +29,7 @@ def check_code(path: str, node: Any) -> None:
 
 
 def instantiate(node: Any, **settings: Any) -> Any:
-    """What the node describes, as `hydra.utils.instantiate` makes it.
+    """The object that the node describes, as `hydra.utils.instantiate` makes it.
 
     Raises:
         ValueError: a `_target_` that a config may not name, or what a constructor refuses, after the node's path.

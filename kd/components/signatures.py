@@ -90,7 +90,7 @@ def check_call(
     name: str | None = None,
     besides: Set[str] = frozenset(),
 ) -> None:
-    """Whether `callee` can be called with the keys and values of `node`, as far as its signature tells.
+    """Check that `callee` can be called with the keys and values of `node`, as far as its signature shows.
 
     With `_partial_` the positional parameters may come later. Not checked: keys in `besides`, values that hold a
     `_target_` of their own, and parameters annotated with what no yaml value can be (tensors, models).
@@ -119,7 +119,7 @@ def _is_needed(parameter: Parameter, node: Mapping[str, Any]) -> bool:
 
 
 def check_value(path: str, value: Any, parameter: Parameter, annotation: Any, name: str) -> None:
-    """Raises ValueError if `value` is not what `annotation` says. Nothing is converted, but an int is a float."""
+    """Raises ValueError if `value` does not fit `annotation`. Nothing is converted, but an int is a float."""
     adapter = None if _calls(value) else _adapter(annotation)
     if adapter is None:
         return
@@ -134,7 +134,7 @@ def check_value(path: str, value: Any, parameter: Parameter, annotation: Any, na
 
 
 def _calls(value: Any) -> bool:
-    """Whether the value is, or holds, a node with a `_target_`."""
+    """Return whether the value is, or holds, a node with a `_target_`."""
     if isinstance(value, Mapping):
         return "_target_" in value or any(map(_calls, value.values()))
     return isinstance(value, list) and any(map(_calls, value))
@@ -154,7 +154,7 @@ def _reason(value: Any, error: ValidationError, annotation: Any) -> str:
 
 
 def _options(annotation: Any) -> Sequence[Any]:
-    """What a Literal, perhaps inside a union, allows."""
+    """The values that a Literal, perhaps inside a union, allows."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):

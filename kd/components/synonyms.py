@@ -105,7 +105,7 @@ KEYS = {
     "test_size": "skill.test",
 }
 
-# What the key of another name also needs to be said of it.
+# Notes for the keys that differ from ours in more than the name.
 NOTES = {
     "gradient_accumulation_steps": "a window is cut into micro-batches of data.max_tokens tokens by itself",
     "accumulate_grad_batches": "a window is cut into micro-batches of data.max_tokens tokens by itself",

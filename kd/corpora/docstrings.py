@@ -85,7 +85,7 @@ class Docstrings:
         return texts
 
     def _path(self) -> Path:
-        """Its name says what the texts are made from; a newer Python parses more files."""
+        """The path of the texts, named by what they are made from; a newer Python parses more files."""
         packages = [_record(package) for package in self.packages]
         made_from = {"python": sys.version_info[:2], "characters": self.characters, "packages": packages}
         return cache_root() / "corpora" / f"{key({'code': versions(__name__), **made_from})}.json"
@@ -116,7 +116,7 @@ def documents(package: Distribution) -> Iterator[str]:
 
 
 def docstrings(source: str) -> Iterator[str]:
-    """Docstrings of a module, its classes and functions, in the order of their lines; none of what cannot be parsed."""
+    """Docstrings of a module, its classes and functions, in the order of their lines; none if it cannot be parsed."""
     if '"""' not in source and "'''" not in source:  # parsing is what takes the time
         return
     try:

@@ -1,9 +1,9 @@
-"""What an installed package may be used for, as its metadata declares it."""
+"""The licence of an installed package, as its metadata declares it."""
 
 import re
 from importlib.metadata import Distribution
 
-# SPDX identifiers (https://spdx.org/licenses) that ask for no more than that the notice is kept.
+# SPDX identifiers (https://spdx.org/licenses) that require no more than that the notice is kept.
 PERMISSIVE = frozenset(
     {"0BSD", "BSD-2-Clause", "BSD-3-Clause", "MIT", "MIT-0", "MIT-CMU", "ISC", "Zlib", "BSL-1.0", "Apache-2.0"}
     | {"LLVM-exception", "PSF-2.0", "Python-2.0", "CC0-1.0", "Unlicense"}
@@ -35,10 +35,10 @@ def permissive_licence(package: Distribution) -> str:
     """The package's licence as an SPDX expression.
 
     Each identifier in it must be in `PERMISSIVE`, those of alternatives ("MIT OR GPL-2.0") too: it errs on the safe
-    side. What the metadata says in the newest form counts: expression, then classifiers, then free text.
+    side. The newest form in the metadata counts: expression, then classifiers, then free text.
 
     Raises:
-        ValueError: the licence is another, or the metadata says none.
+        ValueError: the licence is another, or the metadata declares none.
     """
     declared = _declared(package)
     identifiers = set(re.split(r"\s*\b(?:AND|OR|WITH)\b\s*|[()\s]+", declared)) - {""}

@@ -1,4 +1,4 @@
-"""One's own text: a file, or a folder of files."""
+"""The user's own text: a file, or a folder of files."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ class Local:
 
     Args:
         path: the file or folder, seen from the current folder.
-        licence: whatever shall be remembered of who may use the text.
+        licence: the terms under which the text may be used, for the record.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.

@@ -1,4 +1,4 @@
-"""From documentation to running text: what is left out of a document, and which documents are left out."""
+"""Running text from documentation: the rules that leave out parts of documents, and whole documents."""
 
 import re
 
@@ -21,13 +21,13 @@ def prose(document: str) -> str | None:
 
     None too where it bears a copyright notice of its own: other terms may hold for it than for its package.
 
-    A paragraph with a doctest or a placeholder in it goes whole, and so do fenced code, tables, images and lines of
-    HTML.
+    A paragraph with a doctest or a placeholder in it is removed whole, and so are fenced code, tables, images and
+    lines of HTML.
     """
     whole = document.strip()
     text = MARKUP_LINE.sub("", CODE_BLOCK.sub("", whole))
     kept = [part for part in paragraphs(text) if not CODE.search(part) and any(map(str.isalpha, part))]
-    while kept and HEADING.match(kept[-1]):  # of what went
+    while kept and HEADING.match(kept[-1]):  # of a removed part
         kept.pop()
     text = "\n\n".join(kept)
     if len(text) < max(SHORTEST, KEPT * len(whole)) or NOTICE.search(whole):
@@ -36,19 +36,19 @@ def prose(document: str) -> str | None:
 
 
 def paragraphs(text: str) -> list[str]:
-    """What stands between blank lines, indented as it was, without spaces at the ends of lines."""
+    """The parts between blank lines, indented as they were, without spaces at the ends of lines."""
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     return [part.strip("\n") for part in re.split(r"\n{2,}", lines) if part.strip()]
 
 
 class Novelty:
-    """Tells which documents are mostly new, so that what is pasted into many docstrings is learnt once."""
+    """Detects documents that are mostly new, so that text pasted into many docstrings is learnt once."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
 
     def __call__(self, text: str) -> bool:
-        """Whether at least the share `NOVEL` of the text's paragraphs, by characters, was in none before."""
+        """Return whether at least the share `NOVEL` of the text's paragraphs, by characters, was in none before."""
         parts = [" ".join(part.split()) for part in paragraphs(text)]
         new = sum(len(part) for part in parts if part not in self._seen)
         self._seen.update(parts)

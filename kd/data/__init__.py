@@ -1,1 +1,1 @@
-"""From records to what an optimizer step reads: conversations to ids, rows, windows, blocks of plain text."""
+"""Training data: conversations as ids, rows, windows, and blocks of plain text."""

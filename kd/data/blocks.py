@@ -1,4 +1,4 @@
-"""From texts to language-model batches: one stream of tokens, cut into blocks, some of them for each optimizer step."""
+"""Language-model batches from texts: one stream of tokens, cut into blocks, some of them for each optimizer step."""
 
 from collections.abc import Sequence
 
@@ -33,23 +33,23 @@ def blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 def lm_batch(blocks: Sequence[Sequence[int]], pad: int) -> Batch:
     """Blocks as a micro-batch in which every token but a block's first is a label.
 
-    Student and teacher read the same object; there are no records.
+    Student and teacher share one object, and there are no records.
     """
     sequences = collate([Encoded(tuple(block), prompt=1) for block in blocks], pad)
     return Batch(sequences, sequences)
 
 
 class Blocks:
-    """Which blocks an optimizer step learns from: a pure function of (seed, step), dealt to the ranks.
+    """The blocks that each optimizer step learns from: a pure function of (seed, step), dealt to the ranks.
 
     Every block is seen once before any is seen again.
 
     Args:
-        blocks: of token ids, at least 2 in each.
-        pad: id to fill up a shorter block with.
+        blocks: blocks of token ids, at least 2 in each.
+        pad: id that fills up a shorter block.
         size: blocks per optimizer step, over all ranks.
         max_tokens: bound on a micro-batch's rows x longest row, as `data.max_tokens`.
-        seed: of the order.
+        seed: seed of the order.
     """
 
     def __init__(self, blocks: Sequence[Sequence[int]], *, pad: int, size: int, max_tokens: int, seed: int):
@@ -58,7 +58,7 @@ class Blocks:
         self.blocks, self.pad, self.size, self.max_tokens, self.seed = blocks, pad, size, max_tokens, seed
 
     def indices(self, step: int) -> list[int]:
-        """Which blocks the step sees, over all ranks."""
+        """Indices of the step's blocks, over all ranks."""
         n = len(self.blocks)
         positions = range(step * self.size, (step + 1) * self.size)
         return [permutation(n, self.seed, "lm order", position // n)[position % n] for position in positions]

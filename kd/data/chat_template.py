@@ -1,4 +1,4 @@
-"""The text of conversations as ids: what a tokenizer's chat template writes is control, what a record holds is text.
+"""Conversations as ids: strings of a tokenizer's chat template are control tokens, strings of a record are text.
 
 Strings such as `<|im_end|>` inside a message are encoded as the characters that they are (`sanitize_control_tokens` of
 transformers), unless a record allows them. Control tokens are the tokenizer's special tokens, and the end of a turn;
@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from kd.types import Message
 
-_QUESTION, _ANSWER = "Question?", "Answer."  # what a template is tried on
+_QUESTION, _ANSWER = "Question?", "Answer."  # the conversation that a template is tried on
 _MARKS = mark_control_tokens("x", re.compile("x")).split("x")  # around a control token that is text
 
 
@@ -27,13 +27,13 @@ class TextError(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """How a tokenizer's template ends an answer, found by rendering one.
+    """The end of an answer in a tokenizer's template, found by rendering one.
 
     end: the id that ends it: the template's own (`<end_of_turn>` of Gemma), or the tokenizer's end token where the
         template writes none.
-    closing: what stands between the answer and that token (Llama 2: a space).
-    tail: all that the template writes after an answer.
-    opening: what stands between the generation prompt and the answer (Qwen3: an empty think block).
+    closing: the text between the answer and that token (Llama 2: a space).
+    tail: all text of the template after an answer.
+    opening: the text between the generation prompt and the answer (Qwen3: an empty think block).
     anchor: text that must precede an answer when it is encoded, since the tokenizer adds a space to what is encoded
         alone and the template has it follow other text; "" where it makes no difference.
     """
@@ -54,7 +54,7 @@ class Piece:
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The prompt's text as the model sees it, up to where it begins to answer.
+    """The rendered prompt, up to where the answer begins.
 
     Without a chat template (base models) the messages are joined by blank lines, and a newline opens the answer.
 
@@ -88,8 +88,8 @@ def encode_answer(
 ) -> list[int]:
     """Ids of an answer to `messages` as the template writes it, with its end token if it `ended`.
 
-    It is encoded apart from the prompt, which is how a model that answers reads it: together, a space that an answer
-    begins with could become one token with the newline that ends the prompt.
+    It is encoded apart from the prompt, as it is generated: together, a space at the start of the answer could become
+    one token with the newline that ends the prompt.
 
     Raises:
         TextError: see `encode_prompt`.
@@ -117,9 +117,9 @@ def encode_conversation(
 def encode_turns(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
 ) -> list[Piece]:
-    """The prompt in pieces: each answer of the assistant, encoded apart as the last one is, and what stands around it.
+    """The prompt in pieces: each answer of the assistant, encoded apart as the last one is, and the text around it.
 
-    An assistant's message that opens a conversation answers nothing and is not learnt.
+    An assistant's message that opens a conversation is no answer and is not learnt.
 
     Raises:
         TextError: see `encode_prompt`; or an answer cannot be found in what the template writes.
@@ -145,7 +145,7 @@ def encode_turns(
 
 
 def _start_of(messages: Sequence[Message], i: int, whole: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Where message `i`, an answer, begins in the rendered prompt; -1 where it is not found."""
+    """The position of message `i`, an answer, in the rendered prompt; -1 where it is not found."""
     prompt = render(messages[:i], tokenizer)
     if whole.startswith(prompt):
         return len(prompt)
@@ -154,19 +154,19 @@ def _start_of(messages: Sequence[Message], i: int, whole: str, tokenizer: PreTra
     if not content or not whole.startswith(before):
         return -1
     stop = _find_control(whole, _spelling(turn_of(tokenizer).end, tokenizer), len(before))
-    return whole.rfind(content, len(before), stop)  # the last: a letter may stand in the template's header, too
+    return whole.rfind(content, len(before), stop)  # the last match: a letter may occur in the template's header, too
 
 
 def _find_control(whole: str, token: str, start: int) -> int:
-    """Where a control token of the template's is first written from `start` on, not one that is text; -1: nowhere."""
+    """The position of the first control token from `start` on that is the template's and no text; -1 without one."""
     found = re.compile(f"(?<!{re.escape(_MARKS[0])}){re.escape(token)}").search(whole, max(start, 0))
     return found.start() if found else -1
 
 
 def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a response's ids, as it stands: special tokens left out, spaces not tidied up.
+    """The text of a response's ids without special tokens and without the template's text around an answer.
 
-    What the template writes around an answer is left out too.
+    Spaces are not tidied up.
     """
     turn = turn_of(tokenizer)
     before = _ids(turn.anchor, tokenizer) if turn.anchor == "\n" else []
@@ -181,7 +181,7 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    """How the tokenizer's template ends an answer.
+    """The end of an answer in the tokenizer's template.
 
     Raises:
         ValueError: neither the template nor the tokenizer has an end token.
@@ -192,7 +192,7 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
 
 @lru_cache(maxsize=4)
 def _turn(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) -> Turn:
-    """`template` and `eos` are the tokenizer's as they are now: part of the key."""
+    """The `Turn` of a tokenizer; `template` and `eos` are its current ones, as part of the cache's key."""
     before, after, opening = _around(tokenizer)
     found = _first_control(after, tokenizer)
     if found is None and eos is None:
@@ -206,7 +206,7 @@ def _turn(tokenizer: PreTrainedTokenizerBase, template: str, eos: int | None) ->
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
-    """The text of a prompt, what the template writes after an answer to it, and what between the two."""
+    """The text of a prompt, the template's text after an answer to it, and the text between prompt and answer."""
     question: list[Message] = [{"role": "user", "content": _QUESTION}]
     try:
         before = render(question, tokenizer)
@@ -291,7 +291,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def _marked(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Texts whose control tokens are marked as text; what holds none stays the same object."""
+    """Texts whose control tokens are marked as text; a value without any stays the same object."""
     pattern = _pattern(_control(tokenizer))
     if not any(pattern.search(text) for text in strings(value)):
         return value

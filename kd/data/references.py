@@ -1,4 +1,4 @@
-"""Which records are scored on their references, in validation and evaluation alike, and what a score depends on."""
+"""The records that are scored on their references, in validation and evaluation, and the content of a score."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +10,8 @@ from kd.types import Record
 def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
     """The records whose prompt and first response fit whole, each with that response alone.
 
-    Any other would be scored on another text than its bytes are counted of: nats per byte would depend on
-    `max_length`. They are fewer by what is left out, and by records without a response.
+    A truncated text would be scored, and the bytes of the whole one counted: nats per byte would depend on
+    `max_length`. Records without a response are left out, too.
 
     Raises:
         ValueError: two records have one id, or no reference fits.
@@ -30,12 +30,12 @@ def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
 
 
 def with_reference(records: Sequence[Record]) -> int:
-    """How many of the records have a response."""
+    """The number of records that have a response."""
     return sum(bool(record.responses) for record in records)
 
 
 def row_slices(encoder: Encoder, records: Sequence[Record]) -> dict[str, slice]:
-    """Where each record's loss rows (response tokens and end token) lie when those of all records are joined."""
+    """The places of each record's loss rows (response tokens and end token) among the joined rows of all records."""
     slices, start = {}, 0
     for record in records:
         row = _row(encoder, record)
@@ -45,7 +45,7 @@ def row_slices(encoder: Encoder, records: Sequence[Record]) -> dict[str, slice]:
 
 
 def content(encoder: Encoder, records: Sequence[Record]) -> list:
-    """What a likelihood depends on: ids, tokens, where the prompt ends, bytes of the reference."""
+    """The content that a likelihood depends on: ids, tokens, the prompt's length, bytes of the reference."""
     rows = ((record, _row(encoder, record)) for record in records)
     return [[record.id, row.ids, row.prompt, size(record)] for record, row in rows]
 
@@ -56,7 +56,7 @@ def size(record: Record) -> int:
 
 
 def _fits(encoder: Encoder, record: Record) -> bool:
-    """In the student's tokens; a teacher with others reads what fits there, however long it is in its own."""
+    """Return whether the record fits whole in the student's tokens, however long it is in the teacher's."""
     rows = encoder.encode(record)
     return rows is not None and not rows[0].truncated
 

@@ -1,4 +1,4 @@
-"""From records to sequences: prompt and response as ids, shift and mask, each made here and nowhere else."""
+"""Records as sequences: prompt and response as ids, with shift and mask, each made here and nowhere else."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -36,8 +36,8 @@ class Encoded:
 
     ids: tuple[int, ...]
     prompt: int
-    written: Written | None = None  # the response as it came, where it came as ids
-    teacher: "Encoded | None" = None  # as the teacher reads it, where that differs
+    written: Written | None = None  # the response, where it was given as ids
+    teacher: "Encoded | None" = None  # the teacher's own row, where it differs
     truncated: bool = False
     earlier: tuple[tuple[int, int], ...] = ()
 
@@ -59,7 +59,7 @@ def encode(
 ) -> Encoded | None:
     """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
 
-    ended: False for a response that was cut off while it was written, which has no end token in any tokens.
+    ended: False for a response that was truncated when it was generated, which has no end token in any tokenizer.
     control_tokens: whether control tokens that stand in the texts as strings are control tokens.
     every_turn: whether the assistant's messages in the prompt are learnt, too.
 
@@ -77,7 +77,7 @@ def encode(
 
 
 def _learnt(pieces: Sequence[Piece]) -> tuple[tuple[int, int], ...]:
-    """Where the pieces that are learnt begin and end."""
+    """The begin and end of each piece that is learnt."""
     ends = list(accumulate(len(piece.ids) for piece in pieces))
     return tuple((end - len(piece.ids), end) for piece, end in zip(pieces, ends, strict=True) if piece.learnt)
 
@@ -96,7 +96,7 @@ def answer_ids(record: Record, text: str, tokenizer: PreTrainedTokenizerBase, *,
 
 @contextmanager
 def naming(record: Record) -> Iterator[None]:
-    """Gives what cannot be encoded of a record its subject."""
+    """Name the record in the error for a text that cannot be encoded."""
     try:
         yield
     except TextError as error:
@@ -143,7 +143,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 
 
 
 class Encoder:
-    """Records to batches, for a student's and a teacher's tokenizer.
+    """Encodes records as batches, in a student's and a teacher's tokens.
 
     max_length: longest sequence kept, in tokens. max_tokens: bound on a micro-batch's rows x longest row.
     max_padding: largest share of a window's tokens that is padding; raise it where many small micro-batches cost
@@ -196,10 +196,8 @@ class Encoder:
         """Micro-batches of responses that are known as ids, such as those that were just written.
 
         `responses[i]` are those to `records[i]`: the ids are kept as they are, for text that is decoded and encoded
-        again may come back as other tokens. `teacher_prompts[i]` is what the teacher reads them after, where that is
-        not the record's own prompt; both then write the same tokens.
-
-        A record whose prompt (either of them) leaves no room for a response is left out.
+        again may give other tokens. `teacher_prompts[i]` is the prompt before them for the teacher, where it is not
+        the record's own; both models then share a tokenizer. A record of which a prompt leaves no room is left out.
         """
         pairs = []
         prompts = teacher_prompts or [record.prompt for record in records]
@@ -209,7 +207,7 @@ class Encoder:
             room = self.max_length - max(len(own), 0 if self.teacher else len(other))
             if room < 1:
                 continue
-            cut = [_cut(answer, room) for answer in answers]  # before anybody reads or judges their text
+            cut = [_cut(answer, room) for answer in answers]  # before their text is scored
             kept = replace(record, responses=tuple(self._response(record, answer) for answer in cut))
             if rows := self._written(kept, cut, own, other, teacher_prompt):
                 pairs.append((kept, rows))
@@ -226,15 +224,12 @@ class Encoder:
         ]
 
     def takes(self, record: Record) -> bool:
-        """Whether the record's prompt leaves room for a response, in the student's tokens and in the teacher's."""
+        """Return whether the record's prompt leaves room for a response, in the student's and the teacher's tokens."""
         readers = [self.student, *([] if self.teacher is None else [self.teacher])]
         return all(len(prompt_ids(record, reader)) < self.max_length for reader in readers)
 
     def encode(self, record: Record) -> list[Encoded] | None:
-        """The record's sequences in the student's tokens; None if a prompt leaves no room for a response.
-
-        Nor may it fill `max_length` in the teacher's tokens, for both must hold the same responses.
-        """
+        """The record's sequences; None if its prompt leaves no room for a response in the tokens of either model."""
         rows = self._encode(record, self.student)
         if rows is None or self.teacher is None:
             return rows
@@ -258,7 +253,7 @@ class Encoder:
         return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher, ended))
 
     def _response(self, record: Record, answer: Written) -> Response:
-        """What the ids say; a text that the record has already stays as it is there."""
+        """The response of these ids; the record's own response where it has the same source and text."""
         for own in record.responses if answer.source != "student" else ():
             if own.source == answer.source and own.text == response_text(answer.ids, self.student):
                 return own
@@ -285,8 +280,8 @@ class Encoder:
             records,
             group_size=len(pairs[0][1]),
             written_by=torch.tensor([WRITERS.index(r.source) for record in records for r in record.responses]),
-            behaviour_logprobs=_told("behaviour_logprobs", rows, student.mask),
-            old_logprobs=_told("old_logprobs", rows, student.mask),
+            behaviour_logprobs=_joined("behaviour_logprobs", rows, student.mask),
+            old_logprobs=_joined("old_logprobs", rows, student.mask),
         )
 
     def _encode(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[Encoded] | None:
@@ -317,7 +312,7 @@ class Encoder:
 
 
 def _beside(rows: Sequence[Encoded], theirs: Sequence[Encoded] | None) -> list[Encoded] | None:
-    """Rows with what a teacher that has a tokenizer of its own reads; None where its prompt leaves no room."""
+    """The rows with those of a teacher that has its own tokenizer; None where its prompt leaves no room."""
     return None if theirs is None else [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
 
 
@@ -328,8 +323,8 @@ def _cut(answer: Written, room: int) -> Written:
     return Written(answer.ids[:room], answer.source, behaviour, old, truncated=True)
 
 
-def _told(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
-    """What each row's response came with, at its loss positions; None unless every row has it."""
+def _joined(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
+    """The log-probabilities `name` of each row's response, at its loss positions; None unless every row has them."""
     known = [value for row in rows if (value := getattr(row.written, name, None)) is not None]
     if len(known) < len(rows):
         return None
@@ -337,12 +332,12 @@ def _told(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Floa
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id will do where nothing looks; masks go by length, never by id (pad is often the end token)."""
+    """The id that fills up rows; masks go by length, never by id (pad is often the end token)."""
     return end_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def same_text(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
-    """True if the two write every conversation in the same ids."""
+    """Return whether both encode every conversation as the same ids."""
     if a is b:
         return True
     probe: list[Message] = [{"role": "user", "content": "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本"}]

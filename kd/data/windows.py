@@ -1,7 +1,7 @@
-"""Windows: which records an optimizer step learns from.
+"""Windows: the records that an optimizer step learns from.
 
-A *window* covers one optimizer step over all ranks. Which records it holds is a pure function of (seed, step): the
-order needs no saved state and is the same for any number of workers. On each rank its sequences are sorted by length
+A *window* covers one optimizer step over all ranks. Its records are a pure function of (seed, step): the order
+needs no saved state and is the same for any number of workers. On each rank its sequences are sorted by length
 and cut into micro-batches of bounded size, so that little is padded.
 """
 
@@ -22,11 +22,11 @@ from kd.data.sequences import Encoder
 from kd.seeding import permutation
 from kd.types import Batch, Record
 
-AHEAD = 2  # windows that are made before they are asked for, per worker
+AHEAD = 2  # windows that are made in advance, per worker
 
 
 def nothing_fits(count: int, max_length: int) -> str:
-    """The sentence for training records none of which can be learnt from."""
+    """The error message for training records of which none can be learnt from."""
     if count == 0:
         return "there are no training records; raise the skill's number of them (skill.train)"
     return f"no record of {count} fits data.max_length={max_length}; raise data.max_length"
@@ -35,7 +35,7 @@ def nothing_fits(count: int, max_length: int) -> str:
 class Window:
     """One rank's share of one optimizer step, or a validation batch. `plain` is text of a corpus, the stream "lm".
 
-    No dataclass: Lightning looks into those to convert what they hold, and is stopped by the frozen records.
+    It is no dataclass, because Lightning would try to convert the fields of one, and fail on the frozen records.
     """
 
     def __init__(self, step: int, batches: list[Batch], plain: list[Batch] | None = None):
@@ -43,7 +43,7 @@ class Window:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """Of all batches."""
+        """The records of all batches."""
         return tuple(record for batch in self.batches for record in batch.records)
 
 
@@ -54,7 +54,7 @@ class Windows:
     have about as much to do.
 
     uses: steps in a row that get the same records, for a rollout that learns several times on what was written once.
-    plain: what gives the stream of plain text, `kd.data.blocks.Blocks`; it moves on at every step.
+    plain: the stream of plain text, `kd.data.blocks.Blocks`; it moves on at every step.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Windows:
         return Window(step, self.encoder.batches([self.records[i] for i in self._share(step)]), plain)
 
     def indices(self, step: int) -> list[int]:
-        """Which records the window holds, over all ranks."""
+        """Indices of the window's records, over all ranks."""
         n, window = len(self.records), step // self.uses
         positions = range(window * self.size, (window + 1) * self.size)
         return [permutation(n, self.seed, "order", position // n)[position % n] for position in positions]
@@ -107,7 +107,7 @@ class Windows:
 
 
 class Ahead:
-    """Windows from step `start` on, in order, made by `workers` threads before they are asked for; 0: when they are.
+    """Windows from step `start` on, in order, made in advance by `workers` threads, or on demand for 0 workers.
 
     Threads, since processes would be forked from one in which others run (gloo's, CUDA's), which at times hangs, and
     would outlive a rank that is killed. Its length is the whole run's: a resumed Lightning loop counts from the
@@ -142,7 +142,7 @@ class Data(lightning.LightningDataModule):
     """Training windows and validation batches for a `Trainer`.
 
     every_turn: whether the windows' earlier answers are learnt, too; validation is on the last one alone.
-    left_out: training records that are not among `train` already, since their prompts leave no room for a response.
+    left_out: number of training records that are not in `train`, since their prompts leave no room for a response.
     """
 
     trainer: Any
@@ -183,14 +183,14 @@ class Data(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> Ahead:
-        """Windows from the step on at which the module stands."""
+        """Windows from the module's current step on."""
         windows = self.windows(self.trainer.global_rank, self.trainer.world_size)
         return Ahead(windows, self.trainer.lightning_module.step_count, self.workers)
 
     def order_digest(self) -> str:
-        """Which tokens of the records meet which step, as a hash: jobs that agree saw the same data in the same order.
+        """A hash of the tokens of each step's records: jobs with the same hash saw the same data in the same order.
 
-        Plain text, which some terms learn on beside them, is not in it.
+        Plain text, which some terms learn on besides, is not in it.
         """
         windows = self.windows()
         rows = [[row.ids for row in windows.encoder.encode(record) or ()] for record in windows.records]
@@ -198,7 +198,7 @@ class Data(lightning.LightningDataModule):
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def met(self) -> list[Record]:
-        """The records that the run's steps learn from, in the order in which they are first met."""
+        """The records that the run's steps learn from, in the order of their first use."""
         windows = self.windows()
         seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
         return [windows.records[i] for i in seen]
@@ -209,7 +209,7 @@ class Data(lightning.LightningDataModule):
         return references(self.encoder, self.validation)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Records of each split, and how many of them `data.max_length` leaves out or truncates (`kd.runs.results`)."""
+        """Numbers of each split's records, and of those that `data.max_length` leaves out or truncates."""
         windows = self.windows()
         rows = [windows.encoder.encode(record) or () for record in windows.records]
         truncated = sum(any(row.truncated or (row.teacher or row).truncated for row in group) for group in rows)

@@ -1,4 +1,4 @@
-"""What a `transformers` network's attention takes in and gives away, seen from outside.
+"""Queries, keys, values and probabilities of a `transformers` network's attention, captured from outside.
 
 Queries, keys and values are taken where the network hands them to its attention function: after the projections,
 whatever they are called or fused into, after rotary positions and norms of queries and keys, and with LoRA. Queries
@@ -24,7 +24,7 @@ _seen: ContextVar[list[QKV]] = ContextVar("seen")
 
 @contextmanager
 def watched(network: PreTrainedModel, *, attentions: bool, qkv: bool) -> Iterator[list[QKV]]:
-    """While the network is called, probabilities can be had, if `attentions`, and the list fills, if `qkv`.
+    """Make a network, while it is called, return probabilities (`attentions`) and fill the list (`qkv`).
 
     Fused attention makes no probabilities, so `attentions` means the architecture's own plain one. Raises ValueError,
     with `qkv`, for an architecture whose attention cannot be exchanged.
@@ -32,7 +32,7 @@ def watched(network: PreTrainedModel, *, attentions: bool, qkv: bool) -> Iterato
     exchangeable = network._can_set_attn_implementation()
     if qkv and not exchangeable:
         raise ValueError(
-            f"{type(network).__name__} keeps its queries, keys and values to itself (its attention cannot be "
+            f"{type(network).__name__} gives no access to its queries, keys and values (its attention cannot be "
             "exchanged); choose another architecture, or an objective that compares hidden states"
         )
     usual = network.config._attn_implementation
@@ -49,7 +49,7 @@ def watched(network: PreTrainedModel, *, attentions: bool, qkv: bool) -> Iterato
 
 @contextmanager
 def switched(network: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """While the network is called, its attention is another one."""
+    """Exchange the network's attention for another implementation while it is called."""
     usual = network.config._attn_implementation
     if implementation == usual:
         yield
@@ -77,7 +77,7 @@ def _entering(query: Tensor, key: Tensor, value: Tensor, scale: float | None) ->
 
 
 def _own(module: nn.Module, plain: str) -> Callable[..., Any]:
-    """`eager` is each architecture's own, beside its attention module."""
+    """The implementation `plain`; `eager` is each architecture's own, beside its attention module."""
     if plain == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
     return ALL_ATTENTION_FUNCTIONS[plain]

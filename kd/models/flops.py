@@ -44,10 +44,10 @@ def reading_flops(model: LanguageModel, sequences: Sequences) -> int:
 
 
 def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1) -> int:
-    """FLOP of writing `samples` adjacent `responses` (their lengths) after each of `prompts` (theirs).
+    """FLOP of generating `samples` adjacent responses to each prompt; `prompts` and `responses` are lengths.
 
-    Each token is read once, but for the last written, and a prompt once for all its samples. Decoding may do a little
-    less: of the last layer, only what is asked of it.
+    Each token is read once, but for the last generated, and a prompt once for all its samples. Decoding may do a little
+    less: in the last layer, only the positions that are needed.
     """
     head = model.network.get_output_embeddings().weight
     before = [prompt for prompt in prompts for _ in range(samples)]
@@ -62,7 +62,7 @@ def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequ
 def scoring_flops(model: LanguageModel, head: nn.Linear, lengths: Int[Tensor, " B"], *, learning: bool = False) -> int:
     """FLOP of reading sequences of `lengths` and scoring each by `head`, once; with `learning`, of the gradients, too.
 
-    The model's own head, where it still has one, is met by no row.
+    No row passes through the model's own head, where it still has one.
     """
     weights = sum((_passes(p) if learning else 2) * active for p, active in _backbone(model))
     attention = _attention(model, int((lengths**2).sum()))
@@ -89,7 +89,7 @@ def _backbone(model: LanguageModel) -> list[tuple[nn.Parameter, int]]:
 
 
 def _experts(network: Any) -> dict[str, tuple[int, int]]:
-    """By prefix of their parameters' names, a mixture's routed experts: to how many of how many a token goes.
+    """A mixture's routed experts, by prefix of their parameters' names: (experts that a token is routed to, experts).
 
     Empty where the config does not give that number; all experts count then. Adapters of experts share their prefix.
     """
@@ -105,7 +105,7 @@ def _experts(network: Any) -> dict[str, tuple[int, int]]:
 
 
 def _attention(model: LanguageModel, squares: int) -> int:
-    """Forward, over sequences whose squared lengths add up to `squares`; half of them is masked.
+    """FLOP of attention, forward, over sequences whose squared lengths add up to `squares`; half of it is masked.
 
     0 in a network without heads of attention (Mamba); layers that are recurrent or convolutions are left out.
     """

@@ -22,10 +22,10 @@ WHOLE_ROWS = frozenset({"attentions", "qkv"})  # fields that are read off rows o
 
 
 class LanguageModel(nn.Module):
-    """`network` is the checkpoint's own module tree, `tokenizer` the one it was trained with.
+    """A language model: `network` is the checkpoint's own module tree, `tokenizer` the one it was trained with.
 
-    Only the loss rows (the True positions of `sequences.mask`) meet the head, and only when somebody asks them to:
-    `logits` is lazy.
+    Only the loss rows (the True positions of `sequences.mask`) pass through the head, and only on demand: `logits`
+    is lazy.
     """
 
     provides = frozenset({"logits", "logprobs", "mean_logprobs", "hidden", "attentions", "qkv", "embeddings", "head"})
@@ -38,12 +38,12 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def vocabulary(self) -> int:
-        """Ids that the tokenizer knows. Heads are often padded beyond it; padded rows never enter a softmax."""
+        """The number of the tokenizer's ids. Heads are often padded beyond it; padded rows never enter a softmax."""
         known = 1 + max(self.tokenizer.get_vocab().values())  # len() would miss the last ones if ids have holes
         return min(known, self.network.config.get_text_config().vocab_size)
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
-        """Hidden states once, then what was asked for."""
+        """Compute hidden states once, then the wanted fields."""
         packing = Packing.of(sequences) if self._reads_packed(wanted) else None
         out, qkv = self._read(sequences, packing, wanted)
         output = ModelOutput()
@@ -67,7 +67,7 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def packs(self) -> bool:
-        """Whether it reads sequences without padding; found out by reading two, and again by `recheck_packing`."""
+        """True if sequences can be read without padding; tried on two, and again by `recheck_packing`."""
         return packable(self.network)
 
     def recheck_packing(self) -> None:
@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
 
     @property
     def shape(self) -> Shape:
-        """What terms are sized by, as the configuration tells it."""
+        """The sizes that terms depend on, from the network's configuration."""
         config = self.network.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None)
         heads = heads if isinstance(heads, int) else None  # some list them by layer
@@ -100,7 +100,7 @@ class LanguageModel(nn.Module):
         return not wanted & WHOLE_ROWS and not recomputed and self.packs
 
     def _read(self, sequences: Sequences, packing: Packing | None, wanted: frozenset[str]) -> tuple[Any, list[QKV]]:
-        """What the backbone says, and its layers' queries, keys and values if they are wanted."""
+        """The backbone's output, and its layers' queries, keys and values if they are wanted."""
         hidden, attentions, qkv = (name in wanted for name in ("hidden", "attentions", "qkv"))
         if packing is not None:
             return packed_states(self.network, packing, sequences, output_hidden_states=hidden), []
@@ -118,13 +118,13 @@ class LanguageModel(nn.Module):
 
 
 def _recheck(model: LanguageModel, _: Any) -> None:
-    """After weights were loaded."""
+    """Recheck packing after weights were loaded."""
     model.recheck_packing()
 
 
 @torch.no_grad()
 def check_head(network: PreTrainedModel) -> None:
-    """Raises ValueError if the network does more to its logits than `head` knows, tried on one token."""
+    """Raises ValueError if the network's logits are not those of its `Head`, tried on one token."""
     token = torch.zeros(1, 1, dtype=torch.long, device=network.device)
     training = network.training
     network.eval()
@@ -134,7 +134,7 @@ def check_head(network: PreTrainedModel) -> None:
     ours = HeadLogits(hidden, _head(network, theirs.shape[1])).rows(slice(0, 1)).float()
     if not torch.allclose(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.0):
         raise ValueError(
-            f"{type(network).__name__} makes its logits from its last hidden states in a way that is not known here "
+            f"{type(network).__name__} computes its logits from its last hidden states in a way that is not supported "
             f"(largest difference {(ours - theirs).abs().max():.3g}); choose another architecture"
         )
 
@@ -152,7 +152,7 @@ def _head(network: PreTrainedModel, vocabulary: int) -> Head:
 
 
 def _head_width(config: Any, heads: int | None) -> int | None:
-    """None where queries and values (DeepSeek), or the layers (Gemma 4), differ in it."""
+    """Width of an attention head; None where queries and values (DeepSeek), or the layers (Gemma 4), differ in it."""
     if heads is None or any(getattr(config, name, None) for name in ("v_head_dim", "global_head_dim")):
         return None
     return getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -167,7 +167,7 @@ def _scale(config: Any) -> float:
 
 
 def _inputs(sequences: Sequences) -> dict[str, Tensor]:
-    if sequences.padding_side == "right":  # causal attention never looks at what follows
+    if sequences.padding_side == "right":  # causal attention never sees what follows
         return {"input_ids": sequences.tokens}
     width = sequences.tokens.shape[1]
     position = torch.arange(width, device=sequences.tokens.device) - (width - sequences.lengths[:, None])
@@ -187,7 +187,7 @@ def effective_weight(layer: Any) -> Tensor:
 
 
 def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:
-    """Log-probabilities of the labels, 0 elsewhere; each chunk's logits are made again in the backward pass."""
+    """Log-probabilities of the labels, 0 elsewhere; each chunk's logits are recomputed in the backward pass."""
     labels = sequences.labels[sequences.mask]
 
     def of(piece: slice) -> Tensor:
@@ -200,5 +200,5 @@ def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:
 
 @torch.no_grad()
 def _mean_logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, " B"]:
-    """Of a token of each response; 0 for one that has none."""
+    """The mean over each response's tokens; 0 for a response without tokens."""
     return _logprobs(rows, sequences).sum(-1) / sequences.mask.sum(-1).clamp(min=1)

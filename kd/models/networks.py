@@ -1,4 +1,4 @@
-"""Where a student's (or a teacher's) weights come from: a checkpoint, a cut of one, or nothing."""
+"""The network of a student or teacher: a checkpoint, a pruned one, or random weights."""
 
 import copy
 import re
@@ -36,7 +36,7 @@ def pretrained(
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
-    """A checkpoint as it is.
+    """A checkpoint, unchanged.
 
     source: {address, member?, sha256?} of `kd.sources.addresses`. lora: fields of peft's LoraConfig. chat_template: a
     Jinja template, or the path of one, instead of the checkpoint's. template_kwargs: variables of the template, such
@@ -60,7 +60,7 @@ def pruned(
 ) -> LanguageModel:
     """A checkpoint with fewer layers and, with `ffn`, narrower feed-forward blocks; the weights kept are copied.
 
-    layers: how many layers stay, or which. rule: which ones, if a number is given: `even` (first and last
+    layers: the number of layers that stay, or their indices. rule: the layers for a number: `even` (first and last
     included), `first`, `last`, `ends` (half from each end). ffn: neurons kept in each block, those with the
     largest product of weight norms. chat_template, template_kwargs: see `pretrained`.
     """

@@ -1,8 +1,8 @@
 """Sequences of different lengths read as one row without padding.
 
 Norms, projections and feed-forward blocks work on each token alone, so for them the real tokens of all sequences stand
-one after another. Attention alone has to know where a sequence begins and ends: it gets groups of similar lengths,
-padded, and gives back the real positions.
+one after another. Attention alone depends on where a sequence begins and ends: it is computed over groups of similar
+lengths, padded, of which the real positions are kept.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from kd.kernels.products import faster_linear
 from kd.models.attention import switched
 from kd.types import Sequences
 
-NAME = "packed"  # among the library's implementations of attention; it makes no mask for those that it does not know
-PADDING = 0.3  # largest share in a group: what attention loses by it is less than what another call costs
+NAME = "packed"  # among the library's implementations of attention; without a mask function, the library makes no mask
+PADDING = 0.3  # largest share in a group: attention loses less time by it than by another call
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of hidden states, relative in norm; else 0.03
-KNOWN = {"position_ids", "use_cache", "output_hidden_states", "sliding_window", "is_causal"}  # else more is asked for
+KNOWN = {"position_ids", "use_cache", "output_hidden_states", "sliding_window", "is_causal"}  # no others are supported
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which token of a batch stands where in a packed row: the longest sequence first, a group's sequences adjacent."""
+    """The layout of a batch in a packed row: the longest sequence first, a group's sequences adjacent."""
 
     shape: tuple[int, int]  # of the batch: rows, and tokens with padding
     places: Int[Tensor, " N"]  # of the packed tokens in the batch, flat
@@ -37,7 +37,7 @@ class Packing:
 
     @classmethod
     def of(cls, sequences: Sequences) -> "Packing":
-        """How to pack these."""
+        """The packing of these sequences."""
         known, device = sequences.lengths.tolist(), sequences.tokens.device
         order = sorted(range(len(known)), key=lambda row: (-known[row], row))
         lengths = torch.tensor([known[row] for row in order], dtype=torch.long)
@@ -78,7 +78,7 @@ class Group:
 
     @classmethod
     def of(cls, lengths: Int[Tensor, " c"], device: torch.device) -> "Group":
-        """Of sequences of these lengths, longest first."""
+        """The group of sequences with these lengths, longest first."""
         count, longest, tokens = len(lengths), int(lengths[0]), int(lengths.sum())
         real = torch.arange(longest) < lengths[:, None]
         slots = None if tokens == count * longest else real.flatten().nonzero()[:, 0].to(device)
@@ -97,10 +97,10 @@ class Group:
 
 
 def packable(network: PreTrainedModel) -> bool:
-    """Whether the network says the same of packed sequences, tried on two short ones.
+    """Return whether the network gives the same hidden states for packed sequences, tried on two short ones.
 
-    False where something but attention lets tokens see one another, where attention cannot be exchanged, looks at
-    a window only, or does what ours does not.
+    It does not where something other than attention mixes tokens, or where attention cannot be exchanged, is limited
+    to a window, or has features that ours lacks.
     """
     config: Any = network.config.get_text_config()
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
@@ -110,19 +110,19 @@ def packable(network: PreTrainedModel) -> bool:
     lengths = torch.tensor([4, 3], device=network.device)
     tokens = torch.arange(8, device=network.device).view(2, 4) % config.vocab_size
     sequences = Sequences(tokens, tokens, tokens >= 0, lengths)
-    packing, heard = Packing.of(sequences), list[bool]()
+    packing, supported = Packing.of(sequences), list[bool]()
     with eval_mode([network]), torch.autocast(network.device.type, enabled=False):
         theirs = packing.pack(backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state)
         try:
-            ours = packed_states(network, packing, sequences, heard=heard).last_hidden_state
-        except (TypeError, AttributeError, RuntimeError, ValueError):  # it wants a mask, or takes no such arguments
+            ours = packed_states(network, packing, sequences, supported=supported).last_hidden_state
+        except (TypeError, AttributeError, RuntimeError, ValueError):  # it needs a mask, or takes no such arguments
             return False
         gap = (ours - theirs).norm() / theirs.norm()
-        return heard == [True] * config.num_hidden_layers and bool(gap <= TOLERANCE.get(network.dtype, 0.03))
+        return supported == [True] * config.num_hidden_layers and bool(gap <= TOLERANCE.get(network.dtype, 0.03))
 
 
 def packed_states(network: PreTrainedModel, packing: Packing, sequences: Sequences, **wanted: Any) -> Any:
-    """What the backbone says of the packed tokens; its hidden states are `[1 N D]`."""
+    """The backbone's output for the packed tokens; its hidden states are `[1 N D]`."""
     ids = {"input_ids": packing.pack(sequences.tokens), "position_ids": packing.positions}
     with switched(network, NAME), faster_linear(sequences.tokens.device):
         return backbone(network)(**ids, use_cache=False, packing=packing, **wanted)
@@ -143,20 +143,20 @@ def _attention(
     packing: Packing,
     dropout: float = 0.0,
     scaling: float | None = None,
-    heard: list[bool] | None = None,
+    supported: list[bool] | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "1 N h e"], None]:
-    """For `transformers`, which hands on to it what its own takes."""
-    if heard is not None:
+    """Attention that `transformers` calls with the arguments of its own; appends to `supported` whether they are."""
+    if supported is not None:
         strange = mask is not None or any(others[name] is not None for name in others.keys() - KNOWN)
-        heard.append(not strange and getattr(module, "is_causal", True))
+        supported.append(not strange and getattr(module, "is_causal", True))
     sizes = [group.tokens for group in packing.groups]
     pieces = zip(*(states[0].transpose(0, 1).split(sizes) for states in (query, key, value)), strict=True)
-    said = [
+    outputs = [
         group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scaling))
         for group, (q, k, v) in zip(packing.groups, pieces, strict=True)
     ]
-    return torch.cat(said)[None], None
+    return torch.cat(outputs)[None], None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None) -> Tensor:
@@ -166,8 +166,10 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: fl
         dtype = torch.promote_types(value.dtype, torch.float32) if wide else value.dtype
         q, k, v = (states.to(dtype) for states in (query, key, value))
         shared = q.shape[1] != k.shape[1]
-        said = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared)
-        return said.to(value.dtype)
+        output = scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared
+        )
+        return output.to(value.dtype)
 
 
 AttentionInterface.register(NAME, _attention)

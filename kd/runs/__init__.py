@@ -1,1 +1,1 @@
-"""The run folder and its pages: the contract between training and everything that reads."""
+"""The run folder and its files: the contract between training and everything that reads them."""

@@ -1,4 +1,4 @@
-"""The run folder: the contract between training and everything that reads (`docs/run_folder.md`).
+"""The run folder: the contract between training and everything that reads it (`docs/run_folder.md`).
 
 A run writes into `<root>/<name>-<hash>/`, one process at a time, every file whole or not at all, and the
 marker `DONE` last.
@@ -29,7 +29,7 @@ PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-cor
 
 
 def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: Mapping[str, int | str]) -> str:
-    """12 hex digits over the resolved config, without the keys in NOT_HASHED and ENGINE, and what it stands on.
+    """12 hex digits over the resolved config without the keys in NOT_HASHED and ENGINE, the digests and the versions.
 
     Args:
         config: the composed config as plain, resolved containers.
@@ -52,7 +52,7 @@ def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes, by the variables (and their order) Lightning reads."""
+    """Return whether this process is the one that writes, by the variables (and their order) that Lightning reads."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
         if name in os.environ:
             return int(os.environ[name]) == 0
@@ -91,17 +91,17 @@ class RunFolder:
 
     @property
     def old_runs(self) -> int:
-        """How many folders of this name were set aside: the N of the last `.old-N`."""
+        """The number of folders of this name that were set aside: the N of the last `.old-N`."""
         return next(n for n in itertools.count() if not self._old(n + 1).exists())
 
     @property
     def done(self) -> bool:
-        """Whether the run reached its end: `DONE` is the last thing written."""
+        """True if the run reached its end: `DONE` is the last file written."""
         return (self.path / "DONE").exists()
 
     @property
     def readable(self) -> bool:
-        """Whether the results can be read."""
+        """True if the results can be read."""
         try:
             self.results()
         except ValueError:
@@ -110,7 +110,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints belong."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def results(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class RunFolder:
 
 def environment() -> dict[str, Any]:
     """Versions, git state of the checkout that `kd` lies in, device and threads."""
-    import torch  # only here: whoever reads run folders does without it
+    import torch  # only here: reading run folders does without it
 
     cuda = torch.cuda.is_available()
     return {
@@ -219,10 +219,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if git is None:
         return None
 
-    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
 
-    commit, changes, files = ask("rev-parse", "HEAD"), ask("status", "--porcelain"), ask("ls-files", ".")
+    commit, changes, files = run("rev-parse", "HEAD"), run("status", "--porcelain"), run("ls-files", ".")
     if commit.returncode or changes.returncode or not files.stdout:
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}

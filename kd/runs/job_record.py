@@ -10,7 +10,7 @@ Status = Literal["waiting", "running", "done", "skipped", "failed", "interrupted
 
 
 class JobRecord(BaseModel):
-    """What a record holds; keys that a later version adds are left out."""
+    """The content of a record; keys that a later version adds are left out."""
 
     num: NonNegativeInt
     overrides: list[str]

@@ -36,7 +36,7 @@ class TidyLogger(Logger):
     """Appends every logged number to `<folder>/metrics.csv` as one row, and is readable after each call.
 
     `train/loss` becomes split `train`, name `loss`; a name without a slash has an empty split. Lightning's
-    own `epoch` is left out: the loader is endless and the step says where a run is.
+    own `epoch` is left out: the loader is endless, and the step is the position of a run.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -74,7 +74,7 @@ class TidyLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Do nothing: config.yaml holds them."""
 
     @rank_zero_only
     def truncate_after(self, step: int) -> None:

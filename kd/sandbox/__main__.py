@@ -14,7 +14,7 @@ WIDTH = 80
 def main(arguments: list[str] | None = None) -> int:
     """Command line of `python -m kd.sandbox`; 1 where an attack succeeded, 2 where there is no sandbox."""
     parser = argparse.ArgumentParser(prog="python -m kd.sandbox", description=__doc__)
-    parser.add_argument("--verdicts", type=int, default=200, help="how many to time")
+    parser.add_argument("--verdicts", type=int, default=200, help="number of verdicts to time")
     options = parser.parse_args(arguments)
     try:
         print(f"mechanism: {mechanism()}\n")
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def attacks() -> int:
-    """Print the table; the number of attacks that succeeded."""
+    """Print the table; returns the number of attacks that succeeded."""
     print(f"{'attack':36}{'without':10}{'sandbox':11}how it ended")
     escaped = 0
     with targets() as at:

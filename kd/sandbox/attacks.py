@@ -1,6 +1,6 @@
-"""What hostile code tries, each attack harmless where it succeeds: it prints ESCAPED, on targets made for it.
+"""Attacks of hostile code, each harmless where it succeeds: it prints ESCAPED, on targets made for it.
 
-`escapes` runs them in the sandbox and, to show that they are attacks at all, without it.
+`inside` runs one in the sandbox and `outside`, to show that it is an attack at all, without it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ MARK = "ESCAPED"
 
 @dataclass(frozen=True)
 class Targets:
-    """What the attacks are aimed at.
+    """The targets of the attacks.
 
     secret: a file outside; its content is MARK. folder: where it lies, writable. victim: the id of a process of the
     same user, whose environment holds MARK. tcp, udp: ports on this machine. unix: the path of a listening socket.
@@ -39,7 +39,7 @@ class Targets:
 
 @contextlib.contextmanager
 def targets() -> Iterator[Targets]:
-    """Made for one series of attacks and removed after it."""
+    """Targets for one series of attacks, removed after it."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kd-attacked-"))
         secret = Path(folder, "secret")
@@ -143,13 +143,13 @@ def source(attack: str, at: Targets) -> str:
 
 
 def inside(attack: str, at: Targets, limits: Limits = LIMITS) -> tuple[bool, str]:
-    """Whether the attack succeeds in the sandbox, and how it ended."""
+    """Run the attack in the sandbox; returns whether it succeeds, and how it ended."""
     outcome = run(source(attack, at), limits=limits)
     return MARK in outcome.stdout, outcome.error or "nothing came of it"
 
 
 def outside(attack: str, at: Targets) -> bool:
-    """Whether the attack succeeds in an ordinary process of this user, in a folder of its own."""
+    """Return whether the attack succeeds in an ordinary process of this user, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="kd-attacker-") as folder:
         environment: dict[str, Any] = {**os.environ, "KD_SECRET": MARK}
         done = subprocess.run(

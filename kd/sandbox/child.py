@@ -1,4 +1,4 @@
-"""What happens in the forked process: it is confined, reads one request, and ends."""
+"""The forked process: it is confined, reads one request, and ends."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LONGEST_ERROR = 300  # characters
 
 
 class Settings(NamedTuple):
-    """What the children of one worker have in common."""
+    """Settings that the children of one worker have in common."""
 
     limits: Limits
     scratch: str  # the worker's own folder
@@ -97,7 +97,7 @@ def described(error: BaseException) -> str:
 
 
 def escapes(folder: str) -> list[str]:
-    """What this process can still do of that which it may not, `folder` being outside; empty where it is confined."""
+    """The forbidden actions that this process can still do, `folder` being outside; empty where it is confined."""
     attempts = {
         f"list {folder}": lambda: os.listdir(folder),
         f"write to {folder}": lambda: open(f"{folder}/kd-sandbox-{os.getpid()}", "x").close(),

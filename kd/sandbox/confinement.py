@@ -32,7 +32,7 @@ def landlock_version() -> int:
 
 
 class Confinement:
-    """What the children of this process will give up: prepared once, because it is applied for each verdict.
+    """Confinement of the children of this process: prepared once, because it is applied for each verdict.
 
     Args:
         limits: their bounds.

@@ -1,4 +1,4 @@
-"""What a sandboxed process may use, and what is known of it when it has ended."""
+"""Limits of a sandboxed process, and its outcome when it has ended."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sandboxed process ended.
+    """The outcome of a sandboxed process.
 
     Args:
         stdout: standard output, cut to `Limits.output` bytes; what is not UTF-8 is replaced.

@@ -1,4 +1,4 @@
-"""Which mechanism confines: bubblewrap where it works, else Landlock, else none is accepted.
+"""The mechanism that confines: bubblewrap where it works, else Landlock; none only where the user accepts that.
 
 The system calls, capabilities and limits are the same under both. They differ in how files are hidden: bubblewrap
 gives the worker namespaces of its own (files, processes, network) that hold nothing else; under Landlock the rest
@@ -42,7 +42,7 @@ BOOT = "import sys; sys.path += {paths!r}; from kd.sandbox.worker import main; m
 
 
 def missing(mechanism: Mechanism) -> str | None:
-    """Why this machine cannot have the mechanism, as far as it shows without trying; None where it may."""
+    """The reason why this machine cannot have the mechanism, as far as it shows without trying; None where it may."""
     if mechanism == "none":
         return None
     if not supported():
@@ -54,7 +54,7 @@ def missing(mechanism: Mechanism) -> str | None:
 
 
 def site_folders() -> list[str]:
-    """Where packages are installed, for this interpreter."""
+    """The folders in which packages are installed, for this interpreter."""
     known = {*site.getsitepackages(), *[path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]}
     return sorted({os.path.realpath(path) for path in known if os.path.isdir(path)})
 
@@ -69,7 +69,7 @@ def package_folders(module: str) -> list[str]:
 
 
 def readable(packages: Sequence[str]) -> list[str]:
-    """What sandboxed code may read: interpreter, installed packages, the system's libraries, and `packages`."""
+    """The paths that sandboxed code may read: interpreter, installed packages, system libraries, and `packages`."""
     interpreter = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     own = str(Path(__file__).parents[1])

@@ -1,4 +1,4 @@
-"""Workers that are started before they are needed, and what they are asked."""
+"""Workers that are started before they are needed, and the requests that they carry out."""
 
 import atexit
 import json
@@ -49,7 +49,7 @@ class Worker:
         )
 
     def check(self) -> None:
-        """Once: that the confinement holds in this worker.
+        """Check, once, that the confinement holds in this worker.
 
         Raises:
             Broken: it does not start, or something is possible that should not be.
@@ -57,7 +57,7 @@ class Worker:
         if self.checked:
             return
         with tempfile.TemporaryDirectory(prefix="kd-sandbox-outside-") as folder:
-            answer = self._ask({"kind": "check", "folder": folder})
+            answer = self._send({"kind": "check", "folder": folder})
         if answer["status"] != "ok":
             raise Broken(answer["error"])
         if answer["value"]:
@@ -67,9 +67,9 @@ class Worker:
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request. Raises Broken where the worker ends or is not confined."""
         self.check()
-        return self._ask(request)
+        return self._send(request)
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _send(self, request: Mapping[str, Any]) -> dict[str, Any]:
         body = pickle.dumps(dict(request))
         try:
             self._write(LENGTH.pack(len(body)) + body)
@@ -77,7 +77,7 @@ class Worker:
             (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
             answer: dict[str, Any] = json.loads(self._read(length, deadline))
         except OSError as error:
-            raise Broken(self._last_words() or str(error)) from None
+            raise Broken(self._last_line() or str(error)) from None
         return answer
 
     def _write(self, data: bytes) -> None:
@@ -97,7 +97,7 @@ class Worker:
             data += chunk
         return bytes(data)
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
@@ -131,7 +131,7 @@ class Pool:
         return Worker(*self.kind, files=self.files)
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer of a worker; a request whose worker died is given to another once.
+        """The answer of a worker; a request whose worker died is sent to another once.
 
         Raises:
             Broken: no worker can answer.
@@ -160,7 +160,7 @@ class Pool:
             worker.close()
 
     def abandon(self) -> None:
-        """In a forked copy of this process: close its ends of the pipes, which belong to the original."""
+        """Close a forked copy's ends of the pipes, which belong to the original process."""
         for worker in self.all:
             for stream in (worker.process.stdin, worker.process.stdout, worker.log):
                 if stream is not None:
@@ -217,7 +217,7 @@ def _found(wanted: str | None) -> Mechanism:
 
 
 def _trouble(name: Mechanism) -> str | None:
-    """Why it does not work on this machine, None where it does."""
+    """The reason why it does not work on this machine, None where it does."""
     if (reason := missing(name)) is not None:
         return reason
     worker = Worker(name, VERDICT, (), files=False)
@@ -231,11 +231,11 @@ def _trouble(name: Mechanism) -> str | None:
 
 
 def calls() -> int:
-    """How often this process has asked a sandbox; a run that raises it has used one."""
+    """The number of requests of this process to a sandbox; a run that raises it has used one."""
     return _calls
 
 
-def _ask(request: Mapping[str, Any], limits: Limits, packages: tuple[str, ...], *, files: bool) -> dict[str, Any]:
+def _send(request: Mapping[str, Any], limits: Limits, packages: tuple[str, ...], *, files: bool) -> dict[str, Any]:
     global _calls
     key = (mechanism(), limits, packages, files)
     with _lock:
@@ -263,7 +263,7 @@ def run(code: str, *, stdin: str = "", files: Mapping[str, str] | None = None, l
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise ValueError(f"files: {name!r} is not a path inside the sandbox's folder; give a relative one")
     request = {"kind": "run", "code": code, "stdin": stdin, "files": dict(files or {})}
-    answer = _ask(request, limits, (), files=True)
+    answer = _send(request, limits, (), files=True)
     names = ("stdout", "stderr", "status", "seconds")
     return Outcome(**{name: answer[name] for name in names}, error=answer.get("error", ""))
 
@@ -275,9 +275,9 @@ def verdict(
     setup: tuple[Any, ...] | None = None,
     limits: Limits = VERDICT,
 ) -> Any:
-    """What `function(*args)` returns in a fresh sandboxed process; with `setup`, what `function(*setup)(*args)` does.
+    """The value of `function(*args)` in a fresh sandboxed process; with `setup`, that of `function(*setup)(*args)`.
 
-    function: lives in a module's top level; the module is imported in the worker, so it should import little.
+    function: one of a module's top level; the module is imported in the worker, so it should import little.
     args: anything that pickles. setup: trusted; `function(*setup)` is called once, outside of the sandbox's limits.
     The value is what json carries (numbers, text, lists). A text that is evaluated in the same process as its
     verifier can make it return anything; the sandbox protects the machine, not the verdict.
@@ -294,7 +294,7 @@ def verdict(
         )
     target = pickle.dumps((module, function.__qualname__, setup))
     request = {"kind": "call", "target": target, "arguments": pickle.dumps(args)}
-    answer = _ask(request, limits, tuple(package_folders(module)), files=False)
+    answer = _send(request, limits, tuple(package_folders(module)), files=False)
     if answer["status"] == "broken":
         raise SandboxError(f"{module}.{function.__qualname__} cannot be set up in the sandbox: {answer['error']}")
     if answer["status"] != "ok":

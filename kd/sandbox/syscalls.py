@@ -97,7 +97,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, co
 
 
 def supported() -> bool:
-    """Whether the numbers of this machine's system calls are known."""
+    """Return whether the numbers of this machine's system calls are known."""
     return platform.system() == "Linux" and platform.machine() in ARCHITECTURES
 
 

@@ -38,7 +38,7 @@ class Child:
         self.limits = settings.limits
         self.scratch = settings.scratch if settings.files else None
         request, self.request = os.pipe()
-        self.asked = False
+        self.sent = False
         self.result, result = os.pipe()
         self.out, out = os.pipe()
         self.err, err = os.pipe()
@@ -63,7 +63,7 @@ class Child:
     def ask(self, request: dict[str, Any]) -> None:
         """Hand over the request."""
         os.write(self.stdin, request.pop("stdin", "").encode())
-        self.asked = True
+        self.sent = True
         try:
             with os.fdopen(self.request, "wb") as stream:
                 pickle.dump(request, stream)
@@ -71,7 +71,7 @@ class Child:
             pass  # it has ended already; why is found when it is waited for
 
     def collect(self, parent: int, *, to_the_end: bool) -> dict[str, Any]:
-        """Read what it writes, until it has answered (or, `to_the_end`, has ended) or a limit is reached."""
+        """Read the child's output until it has answered (or, `to_the_end`, has ended) or a limit is reached."""
         kept = {self.result: bytearray(), self.out: bytearray(), self.err: bytearray()}
         poller, open_, fault = select.poll(), set(kept), ""
         for descriptor in (*kept, parent):
@@ -113,7 +113,7 @@ class Child:
         """Kill it if it still runs; its wait status and what it used."""
         os.kill(self.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
-        for descriptor in (self.result, self.out, self.err, self.stdin, *[self.request] * (not self.asked)):
+        for descriptor in (self.result, self.out, self.err, self.stdin, *[self.request] * (not self.sent)):
             os.close(descriptor)
         return status, usage
 
@@ -156,7 +156,7 @@ class Server:
         self.spare: Child | None = None
 
     def serve(self) -> None:
-        """Until the parent closes its end."""
+        """Answer requests until the parent closes its end."""
         try:
             while (request := self._read()) is not None:
                 self._write(self._prepare(request) or self._answer(request))
@@ -206,7 +206,7 @@ class Server:
         return answer
 
     def _renew(self) -> None:
-        """The next child, confined before it is needed."""
+        """Fork the next child, which is confined before it is needed."""
         if self.spare is not None:
             self.spare.end()
         self.spare = Child(self.settings, self.prepared)

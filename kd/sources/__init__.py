@@ -1,1 +1,1 @@
-"""Where bytes come from: the hub, local folders, wheels and source distributions, pinned by content."""
+"""Sources of files: the hub, local folders, wheels and source distributions, pinned by content."""

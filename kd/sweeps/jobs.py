@@ -1,4 +1,4 @@
-"""What makes a task a job: its record in the sweep, its isolation, and how it ends.
+"""Tasks as jobs: a job's record in the sweep, its isolation, and its end.
 
 Each job writes its own record `<sweep>/jobs/<num>.json`, so that every Hydra launcher (a process per job,
 one process for all, joblib, submitit) leaves the same trace, and the end of a sweep only reads.
@@ -32,7 +32,7 @@ from kd.runs.job_record import Status as RecordedStatus
 from kd.runs.job_record import read_record
 from kd.secrets import masked, masked_output, note
 
-SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # how a launcher tells a child process which job it is
+SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # set by a launcher for a child process: its sweep folder and job number
 Status = RecordedStatus | Literal["unreadable"]
 Task = Callable[[DictConfig, "Job"], float | None]
 Work = Callable[[RunFolder], Mapping[str, Any]]
@@ -50,12 +50,12 @@ class Job:
     reason: str | None = None
     seconds: float | None = None
     objective: float | None = None
-    omits: list[str] | None = None  # of a skipped job: what its own method lacks, whoever wrote the results
+    omits: list[str] | None = None  # of a skipped job: what its own method lacks, whichever run wrote the results
     started: float = field(default_factory=time.time)  # unix seconds
 
     @classmethod
     def current(cls) -> "Job":
-        """The job that Hydra, or our launcher in the parent process, says this is."""
+        """The job of this process, as given by Hydra or by our launcher in the parent process."""
         config = HydraConfig.get()
         overrides: list[str] = OmegaConf.to_container(config.overrides.task, resolve=False)  # type: ignore[assignment]
         if SWEEP in os.environ:
@@ -89,8 +89,8 @@ class Job:
         """The results in `folder` when it is DONE, else those of `work(folder)`; their table is printed.
 
         The folder is locked meanwhile. With `force` an old one is set aside first; with `wait` another
-        process that works in it is waited for (a run that several jobs need). `omits`, which names no folder,
-        is this job's own also where the results are another's. A rank other than zero only works.
+        process that works in it is waited for (a run that several jobs need). `omits`, which is no part of a folder's
+        name, is this job's own also where the results are another's. A rank other than zero only works.
 
         Raises:
             BlockingIOError: another process works in the folder, and `wait` is False.
@@ -218,7 +218,7 @@ def call(task: Task, config: DictConfig, job: Job) -> float | None:
 
 
 def _stopped(stop: SystemExit) -> bool:
-    """Whether a signal was the cause; Lightning exits with 0 on a SIGTERM that nobody handles."""
+    """Return whether a signal was the cause; Lightning exits with 0 on a SIGTERM without a handler."""
     return stop.code in (None, 0) or (isinstance(stop.code, int) and stop.code >= 128)
 
 
@@ -232,7 +232,7 @@ def _failed(job: Job, error: BaseException) -> None:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Give the next job of this process what this one found, and close its W&B run."""
+    """Restore, for the next job of this process, the environment and torch's settings; close the job's W&B run."""
     environment = dict(os.environ)
     torch = sys.modules.get("torch")
     dtype = torch.get_default_dtype() if torch else None

@@ -730,7 +730,7 @@ SWEEP = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      {}\n"
         ("objective: fkl,rkll", "", "did you mean rkl?"),
         ("optim.stepz: 1,2", "", "did you mean optim.steps?"),
         ("objective: fkl,jsd", "objective.fkl.weight=2", "objective=jsd"),
-        ("rollout: offline,on_policy", "method=one", "experiment=x says rollout=on_policy"),
+        ("rollout: offline,on_policy", "method=one", "experiment=x sets rollout=on_policy"),
     ],
 )
 def test_what_an_experiment_sweeps_is_read_too(parameter, line, part, command_line):

@@ -211,7 +211,7 @@ class Closed(LlamaForCausalLM):
 def test_an_architecture_that_keeps_its_queries_is_refused():
     model = tiny()
     closed = LanguageModel(Closed(model.network.config), model.tokenizer)
-    with pytest.raises(ValueError, match="Closed keeps its queries, keys and values to itself"):
+    with pytest.raises(ValueError, match="Closed gives no access to its queries, keys and values"):
         closed(some(), frozenset({"qkv"}))
     with pytest.raises(ValueError, match="Closed has 2 layers but shows attentions of"):
         closed(some(), frozenset({"attentions"}))

@@ -297,7 +297,7 @@ def test_one_process_for_all_isolates_jobs(app: Path) -> None:
     leak, fail, left, ok = records(sweep)
     assert (leak["status"], ok["status"]) == ("done", "done")
     assert fail["reason"] == "x=1.0 cannot be learned; choose another x"
-    assert left["reason"] == "it left with exit code 3"
+    assert left["reason"] == "it ended with exit code 3"
     assert seen(sweep, leak)["pid"] == seen(sweep, ok)["pid"]
     assert (seen(sweep, ok)["KD_LEAK"], seen(sweep, ok)["KD_OURS"]) == (None, "ours")
     assert seen(sweep, ok)["dtype"] == "torch.float32"
