@@ -238,7 +238,7 @@ def shouted(records: list, **_: object) -> list:
 
 
 BESIDE = (*TOPK, "temperature=2.0", "optim.steps=2", "checkpoint.validate=2", "evaluation=quick")
-SHOUTED = {"augmentation": {"stages": [{"_target_": f"{__name__}.shouted", "_partial_": True}]}}
+SHOUTED = {"augmentation": {"stages": {"shouted": {"_target_": f"{__name__}.shouted", "_partial_": True}}}}
 
 
 @contextmanager

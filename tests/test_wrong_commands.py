@@ -15,8 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import run
+from kd.components.axes import AXES
 from kd.components.choices import CONF, choices
-from kd.components.synonyms import CHOICES, KEYS, NOTES
+from kd.components.synonyms import KEYS, NOTES
 from kd.composition.overrides import flattened, started
 from kd.errors import explained, fault, in_one_sentence
 
@@ -89,7 +90,7 @@ CHECKED = {  # by the task, from the composed config
     "corpus=local corpus.path=/no/such": ("corpus.path=/no/such does not exist",),
     "corpus=docstrings corpus.packages=[no_such_package]": ("corpus", "no_such_package"),
     "corpus=docstrings corpus.characters=0": ("corpus.characters=0",),
-    "augmentation=labeling augmentation.stages.0.samples=0": ("augmentation.stages", "samples"),
+    "augmentation=labeling augmentation.stages.labeling.samples=0": ("augmentation.stages", "samples"),
     "name=a/b": ("name='a/b'", "cannot name a folder"),
     f"name={'x' * 300}": ("name=xxx", "bytes"),
     "trainer=gpu": ("trainer.accelerator=gpu", "take trainer=cpu"),
@@ -188,9 +189,9 @@ def test_every_other_name_leads_to_a_key_that_exists():
 
 
 def test_every_other_choice_is_a_file():
-    for group, names in CHOICES.items():
-        assert set(names.values()) <= set(choices(group))
-        assert not names.keys() & set(choices(group))
+    for name, axis in AXES.items():
+        assert set(axis.synonyms.values()) <= set(choices(name))
+        assert not axis.synonyms.keys() & set(choices(name))
 
 
 # ---- completion ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 import kd
-from kd.components.synonyms import CHOICES
+from kd.components.axes import AXES, check_several
 
 
 def conf_folder() -> Path:
@@ -127,6 +127,8 @@ def check_choice(override: Override) -> None:
     found = alternatives(override)
     if override.is_sweep_override() and not found:
         raise ValueError(f"{override.input_line}: nothing in conf/{group} matches; choose from {listed}")
+    for names in found:
+        check_several(group, names)
     for name in (name for names in found for name in names):
         if name.removesuffix(".yaml") not in known:
             near = meant(group, name, known)
@@ -137,7 +139,7 @@ def check_choice(override: Override) -> None:
 def meant(group: str, name: str, known: Sequence[str]) -> str | None:
     """The choice that `name` means: in other letters, under another library's name, or in much the same letters."""
     plain = name.lower().replace("-", "_")
-    other = CHOICES.get(group, {}).get(plain)
+    other = AXES[group].synonyms.get(plain) if group in AXES else None
     for found in known:
         if found.replace("_", "") == plain.replace("_", ""):
             return found
@@ -193,12 +195,20 @@ def _check_job(files: list[File], chosen: Mapping[str, Choice]) -> None:
                     f"{other} and {group}={name} both choose {axis} ({_written(theirs)} and {_written(names)}); "
                     f"drop one of the two, or take {axis} out of the defaults of one file"
                 )
+            _check_several(f"{group}={name}", axis, names)
             owners[axis] = f"{group}={name}", names
             if axis not in chosen:
                 waiting += [(axis, name) for name in names]
     for axis, (owner, names) in owners.items():
         if owner.startswith("method=") and axis in chosen:
             _check_method(owner, axis, names, chosen[axis])
+
+
+def _check_several(owner: str, axis: str, names: Names) -> None:
+    try:
+        check_several(axis, names)
+    except ValueError as error:
+        raise ValueError(f"{owner} chooses {error}") from None
 
 
 def _check_method(method: str, axis: str, names: Names, choice: Choice) -> None:

@@ -131,31 +131,6 @@ NOTES = {
     "save_strategy": "it is a number of steps",
 }
 
-# Choices under other names, by group.
-CHOICES = {
-    "objective": {
-        "kl": "fkl",
-        "kld": "fkl",
-        "forward_kl": "fkl",
-        "kl_div": "fkl",
-        "reverse_kl": "rkl",
-        "reverse_kld": "rkl",
-        "js": "jsd",
-        "jensen_shannon": "jsd",
-        "gjsd": "jsd",
-        "ce": "sft",
-        "cross_entropy": "sft",
-        "nll": "sft",
-        "mse": "hidden_mse",
-        "total_variation": "tvd",
-    },
-    "method": {"generalized_kd": "gkd", "on_policy_distillation": "opd", "sequence_kd": "seqkd", "vanilla_kd": "kd"},
-    "logger": {"tensorboard": "csv", "none": "csv", "all": "wandb"},
-    "trainer": {"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp": "ddp", "deepspeed": "ddp"},
-    "generator": {"hf": "transformers", "huggingface": "transformers", "native": "torch"},
-    "rollout": {"offpolicy": "offline", "off_policy": "offline", "online": "on_policy", "onpolicy": "on_policy"},
-    "student": {"peft": "lora", "random": "scratch"},
-}
 NOTHING = ("none", "false", "no", "off", "nil", "")  # what users write for null
 
 MOVED = {  # modules whose functions and classes configs named before

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.components.allowed import check_allowing
+from kd.components.axes import AXES, sections
 from kd.components.choices import choices, file_of
 from kd.components.instantiation import calls, check_code
 from kd.components.signatures import check_call, joined, located, suggestion
@@ -25,7 +26,7 @@ from kd.composition.overrides import check_overrides, flattened
 from kd.composition.records import record_checks
 from kd.composition.remedy import Line, explained, unresolved
 from kd.composition.requirements import check_other_runs, supply_checks
-from kd.composition.sections import GROUPS, check_sections, check_trainer, prepared_roles
+from kd.composition.sections import check_sections, check_trainer, prepared_roles
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
@@ -33,11 +34,6 @@ from kd.generators.transformers import Transformers
 from kd.objectives.reduction import Reduction
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
-
-FOR_THE_RUN = {  # keys that stand beside those of the class
-    "teacher": frozenset({"prepare", "licence"}),
-    "targets": frozenset({"cached", "audit"}),
-}
 
 
 def check(
@@ -136,7 +132,7 @@ def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> 
         return ValueError(f"{path} is {value}, which cannot be resolved: {reason}")
     told = f"{path} is {value}, but there is no {missing[0]}"
     user, owner = path.partition(".")[0], missing[0].partition(".")[0]
-    if user not in GROUPS or owner not in GROUPS:
+    if not {user, owner} <= set(sections()):
         return ValueError(f"{told}; {suggestion(missing[0], known)}")
     without = [name for name in choices(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
     having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
@@ -160,7 +156,7 @@ def _check_other_files(config: Mapping[str, Any]) -> None:
 def _check_node(path: str, node: Mapping[str, Any]) -> None:
     callee = located(path, node["_target_"])
     place = re.sub(r"^teacher\.members\.\w+$", "teacher", path)
-    check_call(path, node, callee, besides=FOR_THE_RUN.get(place, frozenset()))
+    check_call(path, node, callee, besides=AXES[place].beside if place in AXES else frozenset())
     if callee.__module__ == "kd.models.networks":
         _check_network(path, node)
     if callee is Transformers:

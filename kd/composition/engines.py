@@ -37,7 +37,7 @@ def check_generator(config: Node) -> None:
 
 def _writers(config: Node) -> Iterator[tuple[str, Node]]:
     """Who is given an engine, and where."""
-    stages = ((f"augmentation.stages.{i}", stage) for i, stage in enumerate(config["augmentation"]["stages"]))
+    stages = ((f"augmentation.stages.{name}", stage) for name, stage in config["augmentation"]["stages"].items())
     for path, node in (*_wrapped(config), *stages):
         if isinstance(node.get("generator"), Mapping):
             yield path, node

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from kd.components.axes import AXES, sections
 from kd.components.instantiation import instantiate
 from kd.components.signatures import located, shown, suggestion
 from kd.composition.places import check_folder, check_name
@@ -24,7 +25,6 @@ from kd.sources.addresses import cache_root
 
 Node = Mapping[str, Any]
 OF_PROJECT, LONGEST_PROJECT, LONGEST_TAG = "/\\#?%:", 128, 64  # what W&B forbids in a project's name, and its limits
-PARTS = ("skill", "rollout", "generator", "alignment", "corpus", "evaluation")  # which load no model when they are made
 
 
 def check_machine(config: Node) -> None:
@@ -44,10 +44,11 @@ def check_machine(config: Node) -> None:
 
 def check_parts(cfg: DictConfig) -> None:
     """Raises ValueError for an argument that the constructor of a part refuses; models are not made."""
-    for group in PARTS:
-        if cfg[group].get("_target_") is not None:
+    for group in sections():
+        if not AXES[group].heavy and cfg[group].get("_target_") is not None:
             instantiate(cfg[group])
-    instantiate(cfg.augmentation.stages)
+    for stage in cfg.augmentation.stages.values():
+        instantiate(stage)
     if cfg.targets.get("_target_") is not None:
         kept(cfg.targets)
 

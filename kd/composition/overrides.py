@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.components.allowed import allow_typed, check_hydra
+from kd.components.axes import points
 from kd.components.choices import (
     CONF,
     SEARCHED,
@@ -193,7 +194,7 @@ def _compositions(groups: Sequence[Override], keys: Sequence[Override]) -> list[
     compositions = [first]
     for i, override in enumerate(groups):
         group = override.key_or_group
-        everywhere = group in ("method", "experiment")  # what they set may be anywhere
+        everywhere = group in points()  # what they set may be anywhere
         if any(everywhere or key.key_or_group.startswith(f"{group}.") for key in keys):
             compositions += [[*first[:i], line, *first[i + 1 :]] for line in lines[i][1:]]
     return compositions

@@ -5,7 +5,7 @@ whether each names its teacher.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
@@ -52,7 +52,7 @@ def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]
 def _check_all(config: Node, ask: Ask, splits: Sequence[Split]) -> None:
     for split in splits:
         for record in _records(json.dumps(config["skill"]), split):
-            changed = _augmented(record, config["augmentation"]["stages"])
+            changed = _augmented(record, config["augmentation"]["stages"].values())
             if changed is None:  # by a stage that does not tell
                 return
             ask(changed)
@@ -63,7 +63,7 @@ def _records(skill: str, split: Split) -> Sequence[Record]:
     return instantiate(json.loads(skill)).load(split)
 
 
-def _augmented(record: Record, stages: Sequence[Node]) -> Record | None:
+def _augmented(record: Record, stages: Iterable[Node]) -> Record | None:
     """The record as the stages will make it, but for texts; None where a stage has no `outline`."""
     for stage in stages:
         found: Any = located("augmentation.stages", stage["_target_"])

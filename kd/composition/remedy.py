@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from kd.components.axes import AXES, points, replaceable
 from kd.components.choices import axes, choices
 from kd.components.signatures import located
 from kd.composition.lacks import Lack
@@ -31,17 +32,6 @@ Misfits = Callable[[Config], list[ValueError]]
 Models = Callable[[DictConfig], None]
 Change = tuple[str, ...]  # overrides that are made together
 
-FIRST: Mapping[str, Sequence[str]] = {  # what is tried before the other files of a group, and the order of the groups
-    "rollout": ("on_policy", "paired", "demonstrated", "ranked", "teacher_mixed", "offline"),
-    "reward": ("none", "discriminator", "log_ratio", "verifier"),
-    "corpus": ("docstrings",),
-    "targets": ("full",),
-    "alignment": ("same", "shared_vocabulary", "spans"),
-    "teacher": ("tiny", "smollm2_135m"),
-    "student": ("tiny",),
-    "generator": ("torch",),
-    "augmentation": ("none",),
-}
 SETTINGS = {  # keys whose values some terms or targets go by; taken where the config has the key and another value
     "rollout.samples": (4, 1),
     "rollout.writer.samples": (4,),
@@ -81,9 +71,7 @@ class Line:
     def of(cls, words: Sequence[str]) -> "Line":
         """These overrides."""
         chosen = dict(word.split("=", 1) for word in words if "=" in word)
-        files = [
-            (group, chosen[group]) for group in ("method", "experiment") if chosen.get(group) not in (None, "null")
-        ]
+        files = [(group, chosen[group]) for group in points() if chosen.get(group) not in (None, "null")]
         fixed = {axis for group, name in files for axis in axes(group, name)}
         return cls(tuple(words), frozenset(fixed))
 
@@ -94,7 +82,7 @@ class Line:
     def changed(self, changes: Sequence[str]) -> "Line":
         """With these overrides in place of those that they contradict."""
         keys = [change.split("=", 1)[0] for change in changes]
-        groups = [key for key in keys if key in FIRST]
+        groups = [key for key in keys if key in replaceable()]
 
         def stays(word: str) -> bool:
             key = word.split("=", 1)[0].lstrip("+~")
@@ -188,7 +176,7 @@ def applied(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         for key, _, value in (word.partition("=") for word in words):
-            new = content(key, value) if key in FIRST or key == "objective" else _value(value)
+            new = content(key, value) if key in AXES else _value(value)
             OmegaConf.update(cfg, key, new, merge=False)
     return cfg
 
@@ -255,7 +243,7 @@ class Search:
         """The resolved config after these changes; None where a file cannot be resolved here."""
         config = dict(self.start)
         for key, _, value in (word.partition("=") for change in changes for word in change):
-            if key in FIRST or key == "objective":
+            if key in AXES:
                 if (node := self._node(key, value)) is None:
                     return None
                 config[key] = node
@@ -288,7 +276,7 @@ class Search:
             if (every or key in wanted) and not {key, group} & done and _settable(config or {}, key, values):
                 for i, value in enumerate(values):
                     yield (f"{key}={_yaml(value)}",), 1 + i * DEEPER + self._price(key)
-        for group in (group for group in FIRST if group not in done):
+        for group in (group for group in replaceable() if group not in done):
             names = [name for name in _ordered(group) if every or f"{group}={name}" in wanted]
             for i, name in enumerate(names):
                 price = 1 + i / 100 + self._price(group)
@@ -308,7 +296,7 @@ def _with(config: Config, path: Sequence[str], value: Any) -> Config:
 
 def _place(change: Change) -> int:
     """In the order of the groups, keys last."""
-    return [*FIRST, *SETTINGS].index(change[0].partition("=")[0])
+    return [*replaceable(), *SETTINGS].index(change[0].partition("=")[0])
 
 
 def _value(text: str) -> Any:
@@ -353,6 +341,6 @@ def _whole(group: str, name: str) -> bool:
 
 @cache
 def _ordered(group: str) -> list[str]:
-    """The files of a group that leave nothing to the user, those of FIRST first."""
-    names = [name for name in (*FIRST[group], *choices(group)) if _whole(group, name)]
+    """The files of a group that leave nothing to the user, those that its row names first."""
+    names = [name for name in (*AXES[group].first, *choices(group)) if _whole(group, name)]
     return list(dict.fromkeys(names))

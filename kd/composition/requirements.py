@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from kd.components.axes import references_alone, sections
 from kd.components.choices import choices, file_of
 from kd.components.signatures import joined, located, shown
 from kd.composition.engines import check_generator
@@ -158,8 +159,7 @@ def check_other_runs(config: Node) -> None:
                     f"(compare={config['compare']}), which spends none; set compare=null, or limit budget.student_flops"
                 )
         try:
-            plain = {"rollout": "offline", "generator": "torch", "reward": "none", "corpus": "none"}
-            plain["objective"] = config["compare"]
+            plain = {**references_alone(), "objective": config["compare"]}
             check_supply({**config, **{group: content(group, name) for group, name in plain.items()}})
         except ValueError as error:
             ways = error.ways if isinstance(error, Lack) else {}
@@ -178,7 +178,7 @@ def _check_prepared(path: str, name: str) -> None:
 
 def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
     """The group that asks, who in it, and for which signals ("teacher" is the teacher as a whole)."""
-    for group in ("objective", "rollout", "reward", "augmentation"):
+    for group in sections():
         for who, names in _demands(group, config[group]):
             yield group, who, names
     if config["checkpoint"]["monitor"] == "validation/forward_kl":
@@ -189,12 +189,12 @@ def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
     if group == "objective":
         for name, term in node.items():
             yield name, _asked(name, term)
-    elif group in ("rollout", "reward"):
-        yield from _parts(group, group, node)
-    else:
-        for i, stage in enumerate(node["stages"]):
-            found = located(f"augmentation.stages[{i}]", stage["_target_"])
+    elif group == "augmentation":
+        for name, stage in node["stages"].items():
+            found = located(f"augmentation.stages.{name}", stage["_target_"])
             yield f"augmentation stage {found.__qualname__}", frozenset(getattr(found, "requires", ()))
+    else:
+        yield from _parts(group, group, node)
 
 
 def _asked(name: str, term: Node) -> frozenset[str]:

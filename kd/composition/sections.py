@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, PositiveInt
 
+from kd.components import axes
 from kd.components.choices import choices, meant
 from kd.components.signatures import check_call, shown, suggestion
 from kd.components.synonyms import KEYS, NOTHING
@@ -17,10 +18,6 @@ from kd.objectives.reduction import Reduction
 from kd.training.budget import Limits
 from kd.training.optimization import Optimization, Rate
 
-GROUPS = (
-    *("teacher", "targets", "student", "skill", "augmentation", "rollout", "generator", "reward", "alignment"),
-    *("objective", "corpus", "trainer", "evaluation", "logger"),
-)
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again
 
@@ -112,6 +109,13 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """The group `augmentation`: stages by name, in the order in which records pass them."""
+
+    stages: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Prepare:
     """How a teacher or a student is tuned first (`kd.experiment.preparation`).
 
@@ -160,6 +164,7 @@ SECTIONS: Mapping[str, Callable] = {
     "checkpoint": Checkpoint,
     "run": Run,
     "student": Student,
+    "augmentation": Augmentation,
     "targets.audit": Audit,
     "logger": Loggers,
     "logger.wandb": Wandb,
@@ -178,6 +183,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
     _check_top(config)
     for path, schema in SECTIONS.items():
         _check_section(path, config, schema)
+    _check_stages(config["augmentation"]["stages"])
     _check_file("compare", config["compare"], "objective")
     for role, node in prepared_roles(config).items():
         _check_licence(f"{role}.licence", node.get("licence"))
@@ -188,13 +194,14 @@ def check_sections(config: Mapping[str, Any]) -> None:
 
 def _check_top(config: Mapping[str, Any]) -> None:
     own = {field.name for field in fields(Settings)}
-    sections = {path for path in SECTIONS if "." not in path}
-    for group in sorted(sections | set(GROUPS)):
+    groups = set(axes.sections())
+    sections = {path for path in SECTIONS if "." not in path} | groups
+    for group in sorted(sections):
         if not isinstance(config.get(group), Mapping):
-            remedy = f"{group}={' or '.join(choices(group))}" if group in GROUPS else f"the section {group}"
+            remedy = f"{group}={' or '.join(choices(group))}" if group in groups else f"the section {group}"
             raise ValueError(f"{group}={shown(config.get(group))}: a run cannot do without it; give {remedy}")
-    for key in (key for key in config if key not in own | sections | set(GROUPS)):
-        near = f"did you mean {KEYS[key]}?" if key in KEYS else suggestion(key, own | sections | set(GROUPS))
+    for key in (key for key in config if key not in own | sections):
+        near = f"did you mean {KEYS[key]}?" if key in KEYS else suggestion(key, own | sections)
         raise ValueError(f"{key}: the config has no such key; {near}")
     check_call("", {key: value for key, value in config.items() if key in own}, Settings, name="the config")
 
@@ -207,6 +214,21 @@ def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> No
         check_call(path, node, schema, name=path)
     elif node is not None:
         raise ValueError(f"{path}={shown(node)}: this is a section of its own; give null or its keys")
+
+
+def _check_stages(stages: Any) -> None:
+    """Each is a part that is made; `_check_section` looks at no value that holds a `_target_`."""
+    if not isinstance(stages, Mapping):
+        raise ValueError(
+            f"augmentation.stages={shown(stages)}: each stage has a name; write augmentation.stages="
+            "{labeling: {_target_: ...}} instead of a list"
+        )
+    for name, stage in stages.items():
+        if not isinstance(stage, Mapping) or not stage.get("_target_"):
+            raise ValueError(
+                f"augmentation.stages.{name}={shown(stage)}: a stage calls a class; give its _target_, or leave the "
+                f"stage out with ~augmentation.stages.{name}"
+            )
 
 
 def _check_licence(path: str, licence: Any) -> None:

@@ -67,7 +67,7 @@ def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
 
 def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
     """The config without the augmentation's stages that have the teacher write, which takes long."""
-    stages = [s for s in cfg.augmentation.stages if "teacher" not in _requires(s)]
+    stages = {name: s for name, s in cfg.augmentation.stages.items() if "teacher" not in _requires(s)}
     if len(stages) == len(cfg.augmentation.stages):
         return cfg, []
     cfg = cfg.copy()

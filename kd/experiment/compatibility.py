@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.targets import bears_zeros
 from kd.experiment.identity import content_digests
@@ -80,7 +81,7 @@ def check_zeros(alignment: Any, losses: Mapping[str, Any]) -> None:
 
 def described(teacher: dict[str, Any]) -> dict[str, Any]:
     """A teacher's node without what is for the run, in the members of an ensemble too."""
-    kept = {key: value for key, value in teacher.items() if key not in ("prepare", "licence")}
+    kept = {key: value for key, value in teacher.items() if key not in AXES["teacher"].beside}
     if "members" in kept:
         kept["members"] = {name: described(member) for name, member in kept["members"].items()}
     return kept

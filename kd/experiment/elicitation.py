@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import Cost, Manifest, cache_root, once
+from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.components.signatures import located
 from kd.data.sequences import prompt_ids
@@ -73,7 +74,7 @@ def elicited_folder(cfg: DictConfig) -> Path:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     content = {name: config[name] for name in ("skill", "augmentation", "seed")}
     if _needs_teacher(cfg):
-        teacher = {name: value for name, value in config["teacher"].items() if name not in ("licence", "prepare")}
+        teacher = {name: value for name, value in config["teacher"].items() if name not in AXES["teacher"].beside}
         content |= {"teacher": teacher, "max_length": cfg.data.max_length}
         if teacher["_target_"] is not None and located("teacher", teacher["_target_"]) is Own:
             content["student"] = config["student"]["model"]
@@ -81,15 +82,14 @@ def elicited_folder(cfg: DictConfig) -> Path:
 
 
 def _needs_teacher(cfg: DictConfig) -> bool:
-    stages = [located("augmentation.stages", stage._target_) for stage in cfg.augmentation.stages]
+    stages = [located("augmentation.stages", stage._target_) for stage in cfg.augmentation.stages.values()]
     return any("teacher" in getattr(stage, "requires", ()) for stage in stages)
 
 
 def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
     """The artifact's files. Returns what they cost."""
-    stages = instantiate(cfg.augmentation.stages)
-    names = ", ".join(type(stage).__name__.lower() for stage in stages)
-    print(f"eliciting: {names} of {len(given)} records, once; then {folder}", flush=True)
+    stages = [instantiate(stage) for stage in cfg.augmentation.stages.values()]
+    print(f"eliciting: {', '.join(cfg.augmentation.stages)} of {len(given)} records, once; then {folder}", flush=True)
     teacher: dict[str, Any] = {"teacher": None, "teacher_id": "none"}
     records = list(given)
     if _needs_teacher(cfg):

@@ -41,7 +41,13 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     found = content_digests(config) | _data_digest(config) | _corpus_digest(config)
     digests = {masked(name): content for name, content in found.items()}
-    return config_hash(hashable(cfg), digests=digests, version=code_of(config, stages))
+    return config_hash(_in_order(hashable(cfg)), digests=digests, version=code_of(config, stages))
+
+
+def _in_order(config: dict[str, Any]) -> dict[str, Any]:
+    """With the stages of the augmentation as a list: their order counts, and that of a mapping's keys does not."""
+    stages = (config.get("augmentation") or {}).get("stages") or {}
+    return {**config, "augmentation": {**config["augmentation"], "stages": [*stages.values()]}} if stages else config
 
 
 def family(cfg: DictConfig) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd.components.axes import references_alone
 from kd.composition.check import check as check_config
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
@@ -75,8 +76,7 @@ def baseline(cfg: DictConfig) -> DictConfig:
 
     What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
     """
-    nothing = {"augmentation": "none", "generator": "torch", "reward": "none", "corpus": "none"}
-    other = variant(cfg, objective=cfg.compare, rollout="offline", **nothing)
+    other = variant(cfg, objective=cfg.compare, **references_alone())
     with open_dict(other):
         other.name, other.logger, other.omits = None, {}, []
         other.trainer.update({"devices": 1, "strategy": "auto"})

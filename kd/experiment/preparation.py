@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.artifacts import cache_root, locked, store, verified
+from kd.components.axes import AXES, references_alone
 from kd.composition.sections import Prepare, prepared_roles
 from kd.experiment.export import licence_of
 from kd.experiment.identity import TRAINING, identity
@@ -84,7 +85,8 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
     """
     recipe = _recipe(cfg, role)
     with open_dict(recipe):
-        for key in ("corpus", "reward", "budget"):  # nobody writes there, and the steps are given
+        unused = [axis for axis in references_alone() if recipe[axis].get("_target_", axis) is None]
+        for key in (*unused, "budget"):  # the steps are given
             recipe.pop(key)
         for key in ("lm_window", "lm_length"):
             recipe.data.pop(key)
@@ -98,7 +100,7 @@ def targets_folder(cfg: DictConfig) -> Path:
     The config is one of which everything is `prepared`, so that the teacher is named by its content.
     """
     teacher, targets = (OmegaConf.to_container(cfg[group], resolve=True) for group in ("teacher", "targets"))
-    for node, around in ((teacher, ("prepare", "licence")), (targets, ("tail", "cached", "audit"))):
+    for node, around in ((teacher, AXES["teacher"].beside), (targets, {"tail", *AXES["targets"].beside})):
         for key in around:
             node.pop(key, None)  # type: ignore[union-attr, arg-type, call-arg]
     content = OmegaConf.create({"teacher": teacher, "targets": targets})

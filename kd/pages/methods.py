@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from kd.components.axes import AXES
 from kd.components.choices import CONF, axes, choices
 from kd.components.signatures import shown
 from kd.composition.formula import sources, typeset
@@ -19,7 +20,6 @@ from kd.composition.overrides import flattened
 
 PAGE = CONF.parent / "docs" / "methods.md"
 COLUMNS = ("objective", "rollout", "reward", "augmentation")
-ELSEWHERE = ("teacher", "generator", "alignment", "corpus")  # axes that few methods choose
 HEAD = """\
 # Methods
 
@@ -116,7 +116,7 @@ def _paper(name: str, conf: Path) -> str:
 def _section(name: str, conf: Path) -> str:
     first, *others = map(typeset, comment(name, conf))
     chosen = axes("method", name, conf)
-    also = ", ".join(f"`{axis}={'+'.join(chosen[axis])}`" for axis in ELSEWHERE if axis in chosen)
+    also = ", ".join(f"`{axis}={'+'.join(chosen[axis])}`" for axis in AXES if axis in chosen and axis not in COLUMNS)
     values = ", ".join(f"`{path}={shown(value)}`" for path, value in settings(name, conf).items())
     lines = [f"## {name}", "", first, "", *(f"- {block}" for block in others)]
     lines += [f"- Also chosen: {also}."] if also else []

@@ -91,7 +91,8 @@ def refused(cfg: DictConfig) -> str:
 SOMEWHERE = {  # where a node may stand: its path, and what is set there
     "a loss": ("objective.fkl.loss", lambda node: node),
     "nested": ("objective.fkl.loss.temperature", lambda node: node),
-    "a list": ("augmentation.stages", lambda node: [node]),
+    "a stage": ("augmentation.stages", lambda node: {"own": node}),
+    "a list": ("rollout.signals", lambda node: [node]),
     "a list in a list": ("rollout.signals", lambda node: [[{"deep": node}]]),
     "a section without calls": ("logger.wandb", lambda node: {"project": node}),
     "options": ("skill.options", lambda node: {"x": node}),

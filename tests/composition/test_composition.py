@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from torch import Tensor, nn
 
+from kd.components.axes import AXES
 from kd.components.choices import CONF, choices
 from kd.components.signatures import check_call, in_words, located
 from kd.composition.check import check, check_overrides, describe, resolved
-from kd.composition.sections import GROUPS
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
@@ -144,7 +144,7 @@ def test_every_objective_is_a_run(name):
     pytest.fail("\n".join(told))
 
 
-FILES = [f"{g}={n}" for g in (*GROUPS, "method", "experiment") if g != "objective" for n in choices(g)]
+FILES = [f"{g}={n}" for g in AXES if g != "objective" for n in choices(g)]
 FILES.remove("reward=scores")  # no skill here has scores: tests/composition/test_remedies.py
 
 
@@ -651,7 +651,10 @@ def with_files(conf: Path, files: dict[str, str]) -> Path:
         ("-m objective=jsd,fkl objective.jsd.loss.beta=.1", ["objective.jsd.loss.beta", "objective=fkl"]),
         ("-m objective=fkl,jsd objective.jsd.loss.beta=.1", ["objective.jsd.loss.beta", "objective=fkl"]),
         ("-m method=kd,gkd rollout.writer.samples=2", ["rollout.writer.samples", "method=kd"]),
-        ("augmentation=labeling augmentation.stages.0.sample=2", ["did you mean augmentation.stages[0].samples?"]),
+        (
+            "augmentation=labeling augmentation.stages.0.samples=2",
+            ["did you mean augmentation.stages.labeling.samples?"],
+        ),
         ("student.model.source.address=x", ["student.model.source is ${teacher.model.source}", "teacher.model.source"]),
         ("student.model.lora.r=8", ["student.model.lora is null", "+student.model.lora.r=8"]),
         ("trainer.max_steps=3", ["trainer.max_steps=3", "set optim.steps"]),
@@ -692,7 +695,7 @@ def test_a_wrong_override_is_answered(line, parts, command_line):
         "skill=reasoning_gym skill.task=gcd +skill.options.min_numbers=2 skill.options.min_numbers=3",
         "student=lora student.model.lora.r=8",
         "teacher.model.source={address:local:x} teacher.model.source.address=y",
-        "augmentation=labeling augmentation.stages.0.samples=2",
+        "augmentation=labeling augmentation.stages.labeling.samples=2",
         "seed=range(1,4) optim.lr=interval(0.1,1)",
     ],
 )

@@ -229,7 +229,7 @@ def test_a_group_is_asked_of_records_only_where_they_are_learnt_from() -> None:
 
 def test_the_teachers_text_counts_as_it_will_be() -> None:
     assert "came with 1" in refusal("objective=dpo", "augmentation=labeling")
-    assert refusal("objective=dpo", "augmentation=labeling", "augmentation.stages.0.keep_reference=true") == ""
+    assert refusal("objective=dpo", "augmentation=labeling", "augmentation.stages.labeling.keep_reference=true") == ""
     scores = ("objective=apo_zero", "reward=scores", "augmentation=labeling")
     assert "by the teacher without" in refusal(*scores, skill={"_target_": f"{__name__}.Judged"})
 

@@ -125,7 +125,7 @@ def test_a_teacher_is_prepared_only_if_the_cache_has_it(tmp_path, monkeypatch):
 def test_the_teacher_writes_nothing():
     with toy("augmentation=labeling") as cfg:
         given, [finding] = without_teachers_text(cfg)
-        assert list(given.augmentation.stages) == []
+        assert given.augmentation.stages == {}
         assert len(cfg.augmentation.stages) == 1
         assert finding.verdict == "WARN"
         assert without_teachers_text(given) == (given, [])

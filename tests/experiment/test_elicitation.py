@@ -21,7 +21,7 @@ from kd.types import Record, Response
 from tests import runs
 
 HERE = "tests.experiment.test_elicitation"
-LABELING = ("augmentation=labeling", "augmentation.stages.0.max_new_tokens=6", "objective=sft")
+LABELING = ("augmentation=labeling", "augmentation.stages.labeling.max_new_tokens=6", "objective=sft")
 
 
 class Expanded:
@@ -41,7 +41,7 @@ class Expanded:
 
 
 def by(stage: str, **settings: object) -> dict[str, object]:
-    return {"augmentation": {"stages": [{"_target_": f"{HERE}.{stage}", **settings}]}}
+    return {"augmentation": {"stages": {stage: {"_target_": f"{HERE}.{stage}", **settings}}}}
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +80,8 @@ def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch
         (["optim.steps=3", "evaluation=none", "data.max_tokens=64"], True),
         (["teacher.licence=MIT"], True),
         (["seed=9"], False),
-        (["augmentation.stages.0.max_new_tokens=7"], False),
-        (["augmentation.stages.0.keep_reference=true"], False),
+        (["augmentation.stages.labeling.max_new_tokens=7"], False),
+        (["augmentation.stages.labeling.keep_reference=true"], False),
         (["teacher.model.architecture.num_hidden_layers=2"], False),
         (["data.max_length=40"], False),
     ],

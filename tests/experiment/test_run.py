@@ -106,7 +106,7 @@ def test_seqkd_is_not_its_own_baseline() -> None:
     """Both have the objective sft; the baseline learns on the references, not on the teacher's text."""
     plan = Plan.of(config("objective=sft", "augmentation=labeling"))
     assert plan.cfg.compare == "sft"
-    assert list(plan.beside.cfg.augmentation.stages) == []
+    assert plan.beside.cfg.augmentation.stages == {}
     assert plan.beside.folder.path != plan.folder.path
 
 

@@ -77,14 +77,18 @@ def test_the_rollout_gets_the_engine(tmp_path):
 
 def test_the_teacher_labels_by_it_and_by_another_than_the_rollout():
     labels = instantiate(composed("augmentation=labeling", "generator=beam_search").augmentation.stages)
-    assert labels[0].generator.options.num_beams == 5
+    assert labels.labeling.generator.options.num_beams == 5
     check(composed("augmentation=labeling", "generator=transformers", "rollout=teacher_mixed", "alignment=same"))
     beside = ("augmentation=labeling", "generator=vllm", "rollout=on_policy")
-    with pytest.raises(ValueError, match=r"augmentation.stages.0.*set augmentation.stages.0.generator=null"):
+    with pytest.raises(
+        ValueError, match=r"augmentation.stages.labeling.*set augmentation.stages.labeling.generator=null"
+    ):
         check(composed(*beside))
-    check(composed(*beside, "augmentation.stages.0.generator=null"))
+    check(composed(*beside, "augmentation.stages.labeling.generator=null"))
     with pytest.raises(ValueError, match="has nothing written; take generator=torch"):
-        check(composed("augmentation=labeling", "generator=transformers", "augmentation.stages.0.generator=null"))
+        check(
+            composed("augmentation=labeling", "generator=transformers", "augmentation.stages.labeling.generator=null")
+        )
 
 
 TRANSFORMERS = ("generator=transformers", "rollout=on_policy")
@@ -123,12 +127,12 @@ def test_options_are_checked_before_any_weight_is_loaded(words, sentence):
     [
         (["rollout=mixed"], "rollout.writer: generator.options.num_beams=5 with temperature=1.0"),
         (
-            ["augmentation=labeling", "augmentation.stages.0.samples=6"],
-            "augmentation.stages.0: samples=6, but .*num_beams=5",
+            ["augmentation=labeling", "augmentation.stages.labeling.samples=6"],
+            "augmentation.stages.labeling: samples=6, but .*num_beams=5",
         ),
         (
-            ["augmentation=labeling", "augmentation.stages.0.temperature=0.5"],
-            "augmentation.stages.0: .*temperature=0.5",
+            ["augmentation=labeling", "augmentation.stages.labeling.temperature=0.5"],
+            "augmentation.stages.labeling: .*temperature=0.5",
         ),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from kd.components.axes import sections
 from kd.components.choices import CONF, axes, choices
 from kd.composition.check import check
-from kd.composition.sections import GROUPS
 from kd.experiment.build import build
 from kd.pages.methods import PAGE, comment, omissions, page, settings, sources_read
 from tests import runs
@@ -86,7 +86,7 @@ def test_every_method_is_choices_of_axes_and_values(name):
     content = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"), resolve=False)
     chosen = axes("method", name, CONF)
     assert len(chosen) == len(content["defaults"])  # nothing but `override /axis: choice`
-    assert set(chosen) <= set(GROUPS)
+    assert set(chosen) <= set(sections())
     assert {"objective", "rollout"} <= chosen.keys()
     for axis, files in chosen.items():
         assert set(files) <= set(choices(axis))

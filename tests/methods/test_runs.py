@@ -52,7 +52,7 @@ def _shorten(cfg: DictConfig) -> None:
     for key in ROOM:
         if OmegaConf.select(cfg.rollout, key) is not None:
             OmegaConf.update(cfg.rollout, key, 5)
-    for stage in cfg.augmentation.stages:
+    for stage in cfg.augmentation.stages.values():
         stage.max_new_tokens = 5
     if "characters" in cfg.corpus:
         cfg.corpus.update({"characters": 5000, "packages": ["peft"]})

@@ -47,20 +47,21 @@ def writers(batches: list[Batch]) -> list[list[str]]:
 @pytest.mark.parametrize("method", ["sft", "kd", "abkd", "akl", "taid", "dskd", "uld", "babyllama", "minilm", "pkd"])
 def test_offline_methods_leave_the_responses_as_they_are(method, models):
     assert writers(written(rollout(method), models, GIVEN, at(5))) == [["reference"]] * 4
-    assert point(method).augmentation.stages == []
+    assert point(method).augmentation.stages == {}
 
 
 @pytest.mark.parametrize("method", ["seqkd", "fdistill", "distillm2", "gad"])
 def test_the_teachers_text_stands_in_for_the_references(method, tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
-    [stage] = instantiate(point(method, "augmentation.stages.0.max_new_tokens=3").augmentation.stages)
-    made = list(stage(GIVEN, teacher=tiny(1), teacher_id="t", seed=1))
+    [node] = point(method).augmentation.stages.values()
+    node.max_new_tokens = 3
+    made = list(instantiate(node)(GIVEN, teacher=tiny(1), teacher_id="t", seed=1))
     assert [[response.source for response in kept.responses] for kept in made] == [["teacher"]] * 4
 
 
 def test_distillm2s_texts_are_both_drawn_from_the_nucleus():
     """At temperature 0.8 and top-p 0.95, by one script of the release: generate/generate_vllm.py."""
-    [stage] = instantiate(point("distillm2").augmentation.stages)
+    stage = instantiate(point("distillm2").augmentation.stages.nucleus_sampling)
     student = rollout("distillm2").sampled
     assert (stage.temperature, stage.top_p) == (student.temperature, student.top_p) == (0.8, 0.95)
 

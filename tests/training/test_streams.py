@@ -105,7 +105,7 @@ def test_teacher_tokens_stop_a_run_and_those_read_before_it_count(tmp_path):
     step = whole.budget.teacher_tokens / runs.STEPS
     part = runs.train(runs.config(f"budget.teacher_tokens={4 * step}"), tmp_path / "part").module
     assert 2 <= part.step_count <= 6
-    labels = ["augmentation=labeling", "augmentation.stages.0.max_new_tokens=4"]
+    labels = ["augmentation=labeling", "augmentation.stages.labeling.max_new_tokens=4"]
     labeled = runs.build(runs.config(*labels)).module.budget.teacher_tokens
     assert labeled > 24 * 4  # it read 24 prompts
     fewer = runs.train(runs.config(*labels, f"budget.teacher_tokens={labeled + 3 * step}"), tmp_path / "fewer").module

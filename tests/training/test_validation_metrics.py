@@ -114,7 +114,7 @@ def test_what_is_left_out_and_truncated_is_counted(student):
 
 def test_what_an_augmentation_never_meets_is_counted_too(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
-    labels = ("augmentation=labeling", "augmentation.stages.0.max_new_tokens=2", "checkpoint.records=24")
+    labels = ("augmentation=labeling", "augmentation.stages.labeling.max_new_tokens=2", "checkpoint.records=24")
     prompts = [len(each.prompt[0]["content"]) + 3 for each in runs.Toy().load("train")]
     lost = sum(size >= 30 for size in prompts)
     assert 0 < lost < 24

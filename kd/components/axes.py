@@ -1,0 +1,132 @@
+"""The axes of an experiment in one table: a new axis is one row here, a folder in `conf/` and its default there.
+
+Everything that treats the axes alike reads this table: the sections that a config must have, what a list of files
+means, what a baseline puts back, what is tried in place of a choice that does not fit, the names of other libraries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A folder of `conf/` from which a run chooses a file.
+
+    Args:
+        alone: the file that a run on the references alone has, such as the baseline beside a run (`compare`); None: the
+            file of the run itself.
+        composes: whether several files, as in `objective=[fkl,sft]`, make one run, in the given order.
+        instead: of an axis that does not compose, what takes several, beside a sweep.
+        first: files that are tried before the others in place of a choice that does not fit; none: the choice stays.
+        synonyms: what other libraries call the files.
+        beside: keys that stand beside the arguments of its class, and are for the run.
+        heavy: whether its part loads a model, or needs one, so that a check before the run does not make it.
+        section: whether the config has a section of its name; a method or an experiment may set any key.
+    """
+
+    alone: str | None = None
+    composes: bool = False
+    instead: str | None = None
+    first: Sequence[str] = ()
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
+    heavy: bool = False
+    section: bool = True
+
+
+# In this order demands are read and remedies are tried.
+AXES: dict[str, Axis] = {
+    "objective": Axis(
+        composes=True,
+        synonyms={
+            "kl": "fkl",
+            "kld": "fkl",
+            "forward_kl": "fkl",
+            "kl_div": "fkl",
+            "reverse_kl": "rkl",
+            "reverse_kld": "rkl",
+            "js": "jsd",
+            "jensen_shannon": "jsd",
+            "gjsd": "jsd",
+            "ce": "sft",
+            "cross_entropy": "sft",
+            "nll": "sft",
+            "mse": "hidden_mse",
+            "total_variation": "tvd",
+        },
+    ),
+    "rollout": Axis(
+        alone="offline",
+        first=("on_policy", "paired", "demonstrated", "ranked", "teacher_mixed", "offline"),
+        synonyms={
+            "offpolicy": "offline",
+            "off_policy": "offline",
+            "online": "on_policy",
+            "onpolicy": "on_policy",
+        },
+    ),
+    "reward": Axis(alone="none", first=("none", "discriminator", "log_ratio", "verifier"), heavy=True),
+    "corpus": Axis(alone="none", first=("docstrings",)),
+    "targets": Axis(first=("full",), beside=frozenset({"cached", "audit"}), heavy=True),
+    "alignment": Axis(first=("same", "shared_vocabulary", "spans")),
+    "teacher": Axis(
+        instead="teacher=ensemble",
+        first=("tiny", "smollm2_135m"),
+        beside=frozenset({"prepare", "licence"}),
+        heavy=True,
+    ),
+    "student": Axis(first=("tiny",), synonyms={"peft": "lora", "random": "scratch"}, heavy=True),
+    "generator": Axis(
+        alone="torch",
+        first=("torch",),
+        synonyms={"hf": "transformers", "huggingface": "transformers", "native": "torch"},
+    ),
+    "augmentation": Axis(alone="none", composes=True, first=("none",)),
+    "skill": Axis(),
+    "trainer": Axis(
+        synonyms={"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp": "ddp", "deepspeed": "ddp"}
+    ),
+    "evaluation": Axis(),
+    "logger": Axis(composes=True, synonyms={"tensorboard": "csv", "none": "csv", "all": "wandb"}),
+    "method": Axis(
+        section=False,
+        synonyms={
+            "generalized_kd": "gkd",
+            "on_policy_distillation": "opd",
+            "sequence_kd": "seqkd",
+            "vanilla_kd": "kd",
+        },
+    ),
+    "experiment": Axis(section=False),
+}
+
+
+def sections() -> list[str]:
+    """The axes that are sections of the config."""
+    return [name for name, axis in AXES.items() if axis.section]
+
+
+def points() -> list[str]:
+    """The axes whose files choose of other axes and may set any key."""
+    return [name for name, axis in AXES.items() if not axis.section]
+
+
+def replaceable() -> list[str]:
+    """The axes of which another file may be recommended, in the order in which it is looked for."""
+    return [name for name, axis in AXES.items() if axis.first]
+
+
+def references_alone() -> dict[str, str]:
+    """What a run on the references alone chooses: no augmentation, rollout, reward or corpus of another run."""
+    return {name: axis.alone for name, axis in AXES.items() if axis.alone is not None}
+
+
+def check_several(axis: str, names: Sequence[str]) -> None:
+    """Raises ValueError for several files of an axis of which Hydra would mix the keys and keep the last values."""
+    if len(names) < 2 or axis not in AXES or AXES[axis].composes:
+        return
+    listed, instead = ",".join(names), AXES[axis].instead
+    several = f"{instead} for several at once, or " if instead else ""
+    raise ValueError(
+        f"{axis}=[{listed}]: a run has one {axis}; take {several}a sweep with a run for each, -m {axis}={listed}"
+    )
