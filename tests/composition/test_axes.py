@@ -147,7 +147,9 @@ def test_a_list_in_a_file_is_refused_too(tmp_path):
     text = "# @package _global_\ndefaults:\n  - override /skill: [spell_backward, chain_sum]\n"
     (tmp_path / "experiment" / "both.yaml").write_text(text)
     told = refused("--config-dir", str(tmp_path), "experiment=both")
-    assert told.startswith("experiment=both chooses skill=[spell_backward,chain_sum]: a run has one skill; take a sweep")
+    assert told.startswith(
+        "experiment=both chooses skill=[spell_backward,chain_sum]: a run has one skill; take a sweep"
+    )
 
 
 @pytest.mark.parametrize("line", ["logger=[csv,wandb]", "objective=[fkl,sft]", "augmentation=[sampling,labeling]"])
