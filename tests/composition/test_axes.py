@@ -6,6 +6,7 @@ Run: python -m pytest tests/composition/test_axes.py
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,13 @@ from kd.components.choices import CONF, choices
 from kd.composition.check import check
 from kd.composition.overrides import check_overrides, started
 from kd.composition.requirements import demands
-from kd.experiment import run as experiment
-from kd.experiment.build import augmented
+from kd.experiment.elicitation import elicit
 from kd.experiment.identity import identity
+from kd.experiment.plan import baseline
 from kd.experiment.preparation import choice
 from kd.pages.methods import page
 from kd.types import Response
 from tests import runs
-from tests.tiny import records, tiny
 
 TINY = ("teacher=tiny", "student=tiny", "skill=spell_backward", "teacher.prepare=null")
 
@@ -94,9 +94,9 @@ def test_a_new_axis_is_composed_and_its_demands_are_read(conf):
 
 def test_a_new_axis_is_back_at_its_default_in_a_baseline(conf):
     with composed(conf, "pace=slow") as cfg:
-        assert experiment.baseline(cfg).pace == {"_target_": None}
-        other = experiment.baseline(compose("config", overrides=[*TINY]))
-        assert identity(experiment.baseline(cfg)) == identity(other)
+        assert baseline(cfg).pace == {"_target_": None}
+        other = baseline(compose("config", overrides=[*TINY]))
+        assert identity(baseline(cfg)) == identity(other)
         assert identity(cfg) != identity(compose("config", overrides=[*TINY]))
 
 
@@ -168,6 +168,9 @@ def test_stages_compose_in_the_order_given():
     assert stages("augmentation=none") == []
 
 
+KEPT = ("keep_reference=true", "max_new_tokens=4")
+
+
 class Tagged:
     """A stage that adds its tag to every response."""
 
@@ -178,38 +181,35 @@ class Tagged:
 
     def __call__(self, records, **_):
         for record in records:
-            texts = [Response(response.text + self.tag) for response in record.responses]
-            yield record.__class__(record.id, record.skill, record.prompt, tuple(texts))
+            yield replace(record, responses=tuple(Response(one.text + self.tag) for one in record.responses))
 
 
-def test_records_pass_the_stages_in_the_order_given():
-    (given,) = records(1)
+def elicited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **nodes: object) -> list[tuple[str, ...]]:
+    """The texts of each training record after the stages, and last what they cost the teacher."""
+    monkeypatch.setenv("KD_CACHE", str(tmp_path))
+    made = elicit(runs.config(*words, **nodes))
+    texts = [tuple(response.text for response in record.responses) for record in made.records]
+    return [*texts, (str(made.teacher_tokens),)]
+
+
+def test_records_pass_the_stages_in_the_order_given(tmp_path, monkeypatch):
     for tags in ("ab", "ba"):
         nodes = {tag: {"_target_": f"{__name__}.Tagged", "tag": tag} for tag in tags}
-        cfg = runs.config(augmentation={"stages": nodes})
-        (passed,), tokens = augmented(cfg, [given], None)
-        assert passed.responses[0].text == given.responses[0].text + tags
-        assert tokens == 0
+        *texts, cost = elicited(tmp_path, monkeypatch, augmentation={"stages": nodes})
+        assert texts == [(record.responses[0].text + tags,) for record in runs.Toy().load("train")]
+        assert cost == ("0",)
 
 
-def test_two_labelings_keep_what_each_wrote_and_cost_both(tmp_path, monkeypatch):
+def test_two_labelings_keep_what_each_generated_and_cost_both(tmp_path, monkeypatch):
     """Sampled text first, greedy text after it: the group is (reference, sample, greedy); the other way round, too."""
-    monkeypatch.setenv("KD_CACHE", str(tmp_path))
-    teacher, given = tiny(), records(3)
-
-    class Kept:
-        model = teacher
-
-    alone = {}
-    for names in (["sampling"], ["labeling"], ["sampling", "labeling"], ["labeling", "sampling"]):
-        keys = [f"augmentation.stages.{n}.{k}" for n in names for k in ("keep_reference=true", "max_new_tokens=4")]
-        cfg = runs.config(f"augmentation=[{','.join(names)}]", *keys)
-        made, tokens = augmented(cfg, given, Kept)
-        alone["+".join(names)] = [[response.text for response in record.responses] for record in made], tokens
-    (sampled, s), (greedy, g), (both, cost), (other, same) = alone.values()
-    assert both == [[*one, two[-1]] for one, two in zip(sampled, greedy, strict=True)]
-    assert other == [[*one, two[-1]] for one, two in zip(greedy, sampled, strict=True)]
-    assert cost == same == s + g > 0
+    found = {}
+    for names in ("sampling", "labeling", "sampling,labeling", "labeling,sampling"):
+        keys = [f"augmentation.stages.{n}.{key}" for n in names.split(",") for key in KEPT]
+        found[names] = elicited(tmp_path, monkeypatch, f"augmentation=[{names}]", *keys)
+    ((*sampled, s), (*greedy, g), (*both, cost), (*other, same)) = found.values()
+    assert both == [(*one, two[-1]) for one, two in zip(sampled, greedy, strict=True)]
+    assert other == [(*one, two[-1]) for one, two in zip(greedy, sampled, strict=True)]
+    assert int(cost[0]) == int(same[0]) == int(s[0]) + int(g[0]) > 0
 
 
 def test_the_order_of_stages_is_another_run():
