@@ -115,7 +115,7 @@ def test_text_is_asked_for_again_where_a_prompt_became_other_tokens(cache):
     roles = ("teacher", "student")
     found = []
     for words in ([], [f"{role}.model.chat_template='{plain}'" for role in roles]):
-        labels = ("augmentation=labeling", "augmentation.stages.0.max_new_tokens=4")
+        labels = ("augmentation=labeling", "augmentation.stages.labeling.max_new_tokens=4")
         built = build(runs.config(*words, *labels))
         direct = label(built.teacher, load(built.skill, "train"), teacher_id=f"direct {words}", max_new_tokens=4)
         assert texts(built.data.train) == texts(direct)
