@@ -23,6 +23,7 @@ import filelock
 import platformdirs
 
 MANIFEST = "artifact.json"
+SEAL = "sha256"  # of a manifest's own content; one from before it was written has none
 NOT_COVERED = {MANIFEST, "README.md"}  # a card may be edited: no number is read from it
 Cost = Mapping[str, float | int]
 _known: dict[tuple[str, int, int], str] = {}  # sha256 by path, size and modification time: read once in a process
@@ -46,8 +47,9 @@ class Manifest:
     cost: Cost = field(default_factory=dict)
 
     def text(self) -> str:
-        """The manifest as it is written."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The manifest as it is written, with the sha256 of all that it says."""
+        content = asdict(self)
+        return json.dumps({**content, SEAL: key(content)}, indent=2) + "\n"
 
 
 def cache_root() -> Path:
@@ -200,7 +202,11 @@ def read_manifest(path: Path, *, remedy: str = "delete both, and the same comman
         ValueError: there is none, or it is not readable.
     """
     try:
-        manifest = Manifest(**json.loads(manifest_of(path).read_text(encoding="utf-8")))
+        content = json.loads(manifest_of(path).read_text(encoding="utf-8"))
+        seal = content.pop(SEAL, None)
+        manifest = Manifest(**content)
+        if seal not in (None, key(content)):
+            raise ValueError
         named = path.is_dir() or set(manifest.files) == {path.name}
         if not (named and manifest.files and all(manifest.files.values())) or None in (manifest.facts, manifest.cost):
             raise ValueError
@@ -334,9 +340,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"  # between its lock and its name
-    return f"process {holder['pid']} on {holder['host']}"
 
 
 def texts_sha256(texts: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from types import ModuleType
 from weakref import WeakKeyDictionary
 
 import kd
-from kd.artifacts import cache_root, file_sha256, write_atomically
+from kd.artifacts import cache_root, file_sha256, store, verified
 
 PACKAGE = Path(kd.__file__).parent
 _IMPORT = re.compile(
@@ -63,12 +63,13 @@ def code_digest() -> str:
 @cache
 def _code_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     memo = cache_root() / "code" / hashlib.sha256(repr(files).encode()).hexdigest()
-    if memo.exists():
+    with suppress(ValueError, OSError):  # there is none, or it was damaged
+        verified(memo)
         return memo.read_text(encoding="utf-8")
     trees = [f"{file.relative_to(PACKAGE)} {tree_digest(file.read_text(encoding='utf-8'))}" for file, *_ in files]
     digest = hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
     with suppress(OSError):  # a cache that cannot be written costs the second again
-        write_atomically(memo, digest)
+        store(memo, lambda path: path.write_text(digest, encoding="utf-8"), kind="digest of code")
     return digest
 
 

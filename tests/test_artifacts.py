@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,28 @@ def test_a_manifest_with_a_flipped_bit_lets_nothing_pass_that_differs(tmp_path, 
         verified(path)
 
 
+@pytest.mark.parametrize("bit", range(0, 3200, 37))
+def test_no_bit_of_what_a_manifest_says_can_be_flipped(tmp_path, bit):
+    """Also of the cost, which is charged to every run that reads the artifact, and of what it belongs to."""
+    path = tmp_path / "entry"
+    store(
+        path, lambda partial: partial.write_text("whole") and {"teacher_tokens": 1234}, kind="test", facts={"run": "a"}
+    )
+    before = read_manifest(path)
+    flip(manifest_of(path), bit)
+    with suppress(ValueError):  # it is damaged
+        assert read_manifest(path) == before  # a bit of white space
+
+
+def test_a_manifest_from_before_manifests_had_a_sha256_of_their_own_is_read(tmp_path):
+    path = tmp_path / "entry"
+    before = store(path, text("whole"), kind="test")
+    content = json.loads(manifest_of(path).read_text())
+    del content["sha256"]
+    manifest_of(path).write_text(json.dumps(content))
+    assert verified(path) == before
+
+
 def test_what_is_missing_is_named(tmp_path):
     store(tmp_path / "model", model, kind="model")
     (tmp_path / "model" / "config.json").unlink()
@@ -234,6 +257,14 @@ def test_the_holder_of_a_lock_is_named(tmp_path):
     assert holder["pid"] == os.getpid()
     with locked(tmp_path / "run", wait=False):
         pass
+
+
+@pytest.mark.parametrize("torn", ["", "{", "{}", "[]", "null", '{"pid": 1}'])
+def test_a_holder_that_cannot_be_read_is_another_process(tmp_path, torn):
+    with locked(tmp_path / "run"):
+        (tmp_path / ".locks" / "run.holder").write_text(torn)
+        with pytest.raises(BlockingIOError, match="in use by another process"), locked(tmp_path / "run", wait=False):
+            pass
 
 
 def test_a_text_is_whole(tmp_path, monkeypatch):

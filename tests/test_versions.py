@@ -93,3 +93,14 @@ def test_the_digest_of_code_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "tree_digest", lambda source: 1 / 0)
     assert code_digest() == first
     assert len(first) == 16
+
+
+@pytest.mark.parametrize("damage", ["", "0123456789abcdef"])
+def test_a_digest_of_code_that_was_damaged_is_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("KD_CACHE", str(tmp_path))
+    module._code_digest.cache_clear()
+    first = code_digest()
+    (memo,) = (path for path in (tmp_path / "code").iterdir() if path.suffix != ".json")
+    memo.write_text(damage)
+    module._code_digest.cache_clear()
+    assert code_digest() == first == memo.read_text()
