@@ -1,6 +1,13 @@
 """Forward and reverse KL, mixed by how the two distributions differ; p is the teacher, q the student.
 
-The weights are constants to the gradient.
+The weights are constants to the gradient. With p = (1/2, 1/2) and q = (1/4, 3/4), ToDi's value is that of
+KL(p || q) + KL(q || p) = sum (p - q) log(p/q) = 1/4 log 2 - 1/4 log(2/3) = 1/4 log 3 = 0.2747 nats:
+
+>>> import torch
+>>> from kd.objectives.adaptive import todi
+>>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]])
+>>> todi(q.log(), p.log())
+tensor([0.2747])
 """
 
 import torch
@@ -23,9 +30,15 @@ def adaptive_kl(
     """w KL(p || q) + (1 - w) KL(q || p), w = g_head / (g_head + g_tail); phi' = (1 - w) log(q/p) - w p/q.
 
     AKL (arXiv 2404.02657): where the gap g = sum |p - q| lies on the teacher's head, forward KL, which is good at
-    heads. The head are the teacher's most probable ids that together have at most `mu` of its mass, and the most
+    heads. The head is the teacher's most probable ids that together have at most `mu` of its mass, and the most
     probable one in any case (the authors' code; DSKD's port puts the id that crosses mu into the head too). Ids as
     probable as the last one of the head belong to it, so that their order does not matter.
+
+    Args:
+        mu: share of the teacher's mass that is its head, 0 to 1; 0: the most probable ids alone, 1: all ids, so that
+            the term is forward KL. 0.5 in the paper.
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     with torch.no_grad():
@@ -48,6 +61,10 @@ def todi(
 
     phi' = (1 - w) (1 + log(q/p)) - w p/q: ids that the student underrates (w near 1) learn by forward KL, those it
     overrates by reverse KL. As w = p/(p + q), the *value* is KL(p || q) + KL(q || p); the gradient is not.
+
+    Args:
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     ratio = p - q
@@ -70,6 +87,6 @@ def _last_of_head(p: Float[Tensor, "*n V"], mu: float) -> Float[Tensor, "*n 1"]:
 
 
 def _looks(vocabulary: int) -> list[int]:
-    """How many of the most probable ids to look at: 64, 512, 4096, ... and at last all."""
+    """Numbers of most probable ids to search: 64, 512, 4096, ... and at last all."""
     looks = [FIRST_LOOK * 8**i for i in range(8)]
     return [k for k in looks if k < vocabulary] + [vocabulary]

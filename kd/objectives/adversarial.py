@@ -1,4 +1,20 @@
-"""A student that is to write what nobody can tell from its teacher's texts, and the network that tries to tell."""
+"""Adversarial distillation: a network separates the teacher's responses from the student's, and rewards the student.
+
+The loss depends on the difference of two scores alone, so a discriminator whose head has the weight 0 has the value
+-log sigma(0) = log 2 = 0.6931 for every group, here one of two responses of two tokens:
+
+>>> import torch
+>>> from kd.models.networks import scratch
+>>> from kd.objectives.adversarial import Discriminator
+>>> small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+>>> discriminator = Discriminator()
+>>> discriminator.starts_from(scratch(architecture={"model_type": "llama", **small}))
+>>> discriminator.head.weight.data.zero_()
+tensor([[0., 0., 0., 0., 0., 0., 0., 0.]])
+>>> tokens, mask = torch.tensor([[1, 2], [1, 3]]), torch.ones(2, 2, dtype=torch.bool)
+>>> discriminator(tokens, tokens, mask, mask, group_size=2).detach()
+tensor([0.6931])
+"""
 
 import copy
 from typing import Any, Literal
@@ -33,10 +49,10 @@ class Discriminator(nn.Module):
     weights before this step's update. It reads ids alone, so that no gradient goes from it to the student.
 
     D is a network of its own: the student as it is before the first step, with a scalar head, on the last token of the
-    response (the end token of what was finished). Weights, their gradients and optimizer states are there twice then,
-    and each sequence is read by it once more to learn and once to judge; both are counted in the run's `judge_flops`,
-    not in its `student_flops`. In the paper's warm-up D learns while the student is tuned on the teacher's texts: a
-    policy term that is silent at first, and one of `sft` with `responses: given` that falls silent (`method=gad`).
+    response (the end token of a finished one). Weights, gradients and optimizer states therefore exist twice, and the
+    network processes each sequence once to learn and once to score; both are counted in the run's `judge_flops`, not
+    in its `student_flops`. In the paper's warm-up D learns while the student is tuned on the teacher's texts: a policy
+    term whose weight is 0 at first, and one of `sft` with `responses: given` whose weight falls to 0 (`method=gad`).
     """
 
     network: nn.Module
@@ -46,7 +62,7 @@ class Discriminator(nn.Module):
         super().__init__()
 
     def starts_from(self, student: Any) -> None:
-        """Copy the student; its output projection is left out, for nothing would learn there."""
+        """Copy the student without its output projection, which would not learn."""
         copied = copy.deepcopy(student).train()
         copied.network.set_output_embeddings(nn.Identity())
         self.network = copied
@@ -78,7 +94,7 @@ class Discriminator(nn.Module):
         return at_end(self.head, self.network(sequences, HIDDEN).hidden[-1], end)
 
     def reading(self, sequences: Sequences) -> tuple[nn.Module, nn.Linear, Int[Tensor, " B"]]:
-        """Who reads to score these, the head, and how many tokens of each: for whoever counts what it costs."""
+        """The network and the head that score these, and the tokens processed of each: the cost of scoring."""
         return self.network, self.head, sequences.lengths + 1  # the last label, too
 
     def judge(self, sequences: Sequences) -> Float[Tensor, " B"]:

@@ -1,7 +1,14 @@
 r"""The alpha-beta family: one formula whose corners are the KLs, Hellinger's distance and the squared log-ratio.
 
 p is the teacher, q the student, as in `kd.objectives.divergence`. Cichocki, Cruces & Amari, Entropy 2011, 13(1), 134;
-as an objective ABKD, arXiv 2505.04560.
+as an objective ABKD, arXiv 2505.04560. With p = (1/2, 1/2) and q = (1/4, 3/4), alpha = beta = 1 is half the squared
+distance, (1/16 + 1/16)/2 = 0.0625, and alpha = 1, beta = 0 is forward KL, 1/2 log(4/3) = 0.1438 nats:
+
+>>> import torch
+>>> from kd.objectives.alpha_beta import alpha_beta
+>>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]])
+>>> alpha_beta(q.log(), p.log(), alpha=1.0, beta=1.0), alpha_beta(q.log(), p.log(), alpha=1.0, beta=0.0)
+(tensor([0.0625]), tensor([0.1438]))
 """
 
 import math
@@ -19,7 +26,7 @@ VERSION = 2  # powers above e^35 are computed, and those beyond float32 have a g
 
 Exponent = Annotated[float, Field(ge=-10, le=10)]
 
-ROOM = 18.0  # nats below the largest number of a dtype: 200 000 ids, divided by two exponents, add up to a number still
+ROOM = 18.0  # nats below a dtype's largest number: sums over 200 000 ids, divided by two exponents, are finite
 
 
 @fading(lambda alpha, beta: 0 < alpha < 1 and beta >= 0.5)
@@ -45,7 +52,7 @@ def alpha_beta(
     distance, alpha + beta = 1 the alpha-divergence. ABKD's code has 1/alpha in place of 1/alpha^2 in its limits.
 
     Where q(v) is small and p(v) is not, the gradient at the id's logit is about -q^beta p^alpha / alpha, and ids that
-    are unlikely to both push alike if s is near 1, so that their parts cancel: with the paper's (0.2, 0.7), found on
+    are unlikely under both have similar ones if s is near 1, which cancel: with the paper's (0.2, 0.7), found on
     students that were tuned before, one with random weights learns almost nothing and its likelihood gets worse
     (validation forward KL 3.46 -> 5.24). Forward KL, beta = 0, has no such factor.
 
@@ -57,6 +64,14 @@ def alpha_beta(
     Computed as sum [D_s(q, p) - p^alpha D_beta(q, p)] / alpha, D_c(a, b) = (a^c - b^c)/c (log a - log b at c = 0), a
     product of powers as one power: the limits need no formula of their own, and it is exactly 0 at p = q. Exchanging
     the roles together with alpha and beta gives the same divergence, so the larger of the two divides.
+
+    Args:
+        alpha: exponent of the teacher's probabilities, -10 to 10; larger ones stress errors where p is large. 0.2 in
+            the paper for GPT-2, 0.1 for OpenLLaMA.
+        beta: exponent of the student's probabilities, -10 to 10; larger ones stress ids that the student already
+            finds likely. 0.7 in the paper for GPT-2, 0.8 for OpenLLaMA.
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     if abs(alpha) < abs(beta):
@@ -81,8 +96,13 @@ def alpha_divergence(
     """[sum p^alpha q^(1 - alpha) - 1] / (alpha (alpha - 1)); phi' = -(1/alpha) (p/q)^alpha.
 
     alpha -> 1 is forward KL, alpha -> 0 reverse KL, 1/2 four times Hellinger's squared distance, 2 half of chi^2.
-    Amari, Differential-Geometrical Methods in Statistics, 1985. It is alpha + beta = 1 in `alpha_beta`, which says what
-    becomes of alpha outside of [0, 1], from -9 to 10.
+    Amari, Differential-Geometrical Methods in Statistics, 1985. It is alpha + beta = 1 in `alpha_beta`, which describes
+    values outside of [0, 1].
+
+    Args:
+        alpha: -9 to 10; 0 is reverse KL, 1 forward KL. Outside of [0, 1] single ids can dominate the value.
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     return alpha_beta(
         student_logits,
@@ -99,7 +119,7 @@ def _difference(
 ) -> Float[Tensor, "*n V"]:
     """(e^high - e^low) / c, high = low + c `apart`; e^low `apart` at c = 0.
 
-    Where both are near each other, with the digits of their distance, which a difference of powers does not have.
+    Where both are near each other it is made from their distance, whose digits a difference of powers would lose.
     """
     if c == 0.0:
         return _power(low) * apart
@@ -109,6 +129,6 @@ def _difference(
 
 
 def _power(log: Float[Tensor, "*n V"]) -> Float[Tensor, "*n V"]:
-    """e^log; from the largest that adds up to a number on, value and gradient stay as they are there."""
+    """e^log; beyond the largest power that can be summed, value and gradient are those at that bound."""
     bound = math.log(torch.finfo(log.dtype).max) - ROOM
     return (log - (log - log.clamp(max=bound)).detach()).exp()

@@ -1,7 +1,17 @@
-"""Divergences that depend on who wrote the text: one on the teacher's, another on the student's.
+"""Divergences that depend on the source of the text: one on the teacher's, another on the student's.
 
-What is not the student's own counts as the teacher's, so the records' references do. With half of the responses from
-each side, the mean over all of them is half of each side's mean.
+All text that is not the student's own counts as the teacher's, the records' references included. With half of the
+responses from each side, the mean over all of them is half of each side's mean.
+
+With p = (1/2, 1/2), q = (1/4, 3/4) and m = (3/8, 5/8), the Jensen-Shannon loss is KL(p || m) = 1/2 log(4/3) +
+1/2 log(4/5) = 0.0323 on the teacher's text, KL(q || m) = 1/4 log(2/3) + 3/4 log(6/5) = 0.0354 on the student's:
+
+>>> import torch
+>>> from kd.objectives.contrastive import two_sided_jsd
+>>> from kd.types import WRITERS
+>>> p, q = torch.tensor([[0.5, 0.5]] * 2), torch.tensor([[0.25, 0.75]] * 2)
+>>> two_sided_jsd(q.log(), p.log(), torch.tensor([WRITERS.index("teacher"), WRITERS.index("student")]))
+tensor([0.0323, 0.0354])
 """
 
 from typing import Annotated
@@ -35,6 +45,10 @@ def two_sided_jsd(
 
     Half of the responses from each side make 1/2 KL(p || m) + 1/2 KL(q || m), each on the text of its own side; `jsd`
     takes both on one text.
+
+    Args:
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     value = _skewed(p, q, written_by == OWN, torch.full_like(p[..., 0], 0.5), mixture_gradient=True)
@@ -63,7 +77,16 @@ def distillm2(
     in a straight line to `final_beta` over the first `rise` of the run. Half of the responses from each side and
     reduction=sequence make the paper's loss; the released code, without its factor 1/2, is twice that, with beta = 1.
 
-    mixture_gradient: of the reverse KL, - beta alpha q/m more in phi'; the released code holds its mixture constant.
+    Args:
+        alpha: share of the text's own model in the mixture, 0 to 1; 0: plain KLs, 1: the value is 0. 0.1 in the paper.
+        beta: weight of the student's text at the start, 0 to 2; the teacher's has 2 - beta. 1 in the paper: both alike.
+        final_beta: beta at the end of the rise, 0 to 2; 1.5 in the paper, 1 (no change) in the released code.
+        rise: share of the run over which beta changes, above 0; later steps keep `final_beta`, and above 1 the run ends
+            before it is reached. 0.5: the first half.
+        mixture_gradient: differentiate through the student in its own mixture, too: - beta alpha q/m more in phi' of
+            the reverse KL. False in the released code, which holds its mixture constant.
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     own, skew = written_by == OWN, torch.full_like(p[..., 0], alpha)
@@ -92,19 +115,30 @@ def distillm2_adaptive(
     temperature_squared: bool = False,
 ) -> Float[Tensor, "*n"]:
     """(2 - beta) KL(p || m) on the teacher's text or beta KL(q || m) on the student's, m = a of the first + (1 - a) of
-    the second, a = clip(1 - (1 - alpha) gap / d, 0.01, alpha), d = by how much the writer is surer of the whole
-    response; phi' = -(2 - beta) (1 - a) p/m, or beta log(q/m), a held constant. DistiLLM-2 (arXiv 2503.07067).
+    the second, a = clip(1 - (1 - alpha) gap / d, 0.01, alpha), d = the writer's lead in the response's mean token
+    probability; phi' = -(2 - beta) (1 - a) p/m, or beta log(q/m), a held constant. DistiLLM-2 (arXiv 2503.07067).
 
     Of a response y, d = P - Q on the teacher's text and Q - P on the student's (+ 1e-5, as released), P and Q the
     geometric means of the token probabilities under p and q. To first order the divergence is (1 - a) d, which this
     holds at (1 - alpha) gap: from d = gap upwards a = alpha, below it a falls, to 0.01 at nine tenths of gap (alpha =
     0.1). Where the writer is the less sure of the two (d < 0), a = alpha.
 
-    A row knows its response by P and Q, so the head still runs in chunks; for them each model meets it once more,
-    without gradient.
+    P and Q are given with each row, so the head still runs in chunks; to make them, it is evaluated once more for each
+    model, without gradient. The released code takes for gap the mean d until its first log, and then never reads it (so
+    that a = alpha: `distillm2`).
 
-    teacher_gap, student_gap: the typical d of either side, which alpha is meant for. The released code takes the mean
-        until its first log, and then never reads it (so that a = alpha: `distillm2`).
+    Args:
+        alpha: largest skew, 0 to 1, the paper's alpha_0; 0: plain KLs. 0.1 in the paper.
+        teacher_gap: typical d on the teacher's text, above 0, a difference of probabilities; the larger, the smaller a.
+        student_gap: the same on the student's text. The paper measures both.
+        beta: weight of the student's text at the start, 0 to 2; the teacher's has 2 - beta. 1 in the paper: both alike.
+        final_beta: beta at the end of the rise, 0 to 2; 1.5 in the paper, 1 (no change) in the released code.
+        rise: share of the run over which beta changes, above 0; later steps keep `final_beta`, and above 1 the run ends
+            before it is reached. 0.5: the first half.
+        mixture_gradient: differentiate through the student in its own mixture, too: - beta alpha q/m more in phi' of
+            the reverse KL. False in the released code, which holds its mixture constant.
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        temperature_squared: multiply the value by temperature^2, which keeps gradients at the scale of temperature 1.
     """
     p, q = log_probs(teacher_logits, temperature), log_probs(student_logits, temperature)
     own = written_by == OWN
@@ -126,7 +160,7 @@ def _skewed(
 ) -> Float[Tensor, "*n"]:
     """KL(a || alpha a + (1 - alpha) b), (a, b) = (q, p) where `own`, else (p, q).
 
-    mixture_gradient: whether q is learnt as the a of its mixture, too.
+    mixture_gradient: differentiate through q in its own mixture, too.
     """
     wide = torch.promote_types(p.dtype, q.dtype)
     p, q, own = p.to(wide), q.to(wide), own.unsqueeze(-1)

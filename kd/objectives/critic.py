@@ -1,4 +1,17 @@
-"""A learnt baseline: what the rest of a response will be worth, read from the student's last hidden states."""
+"""A learnt baseline: the reward to be expected from here on, predicted from the student's last hidden states.
+
+The head begins at 0, so a response of one token with reward 1 has the advantage A = R = 1. At ratio 1 the policy's part
+is -1 and the head's (0 - 1)^2/2, of weight 0.1: -1 + 0.05 = -0.95.
+
+>>> import torch
+>>> from kd.objectives.critic import PPO
+>>> from kd.types import Shape
+>>> ppo = PPO(value_weight=0.1).requires_grad_(False)
+>>> ppo.sized_for(Shape(width=2, layers=1), None)
+>>> drawn, hidden = torch.tensor([[0.5]]).log(), (torch.ones(1, 1, 2),)
+>>> ppo(drawn, drawn, drawn, torch.tensor([1.0]), hidden, torch.tensor([[True]])).detach()
+tensor([[-0.9500]])
+"""
 
 from typing import Annotated, ClassVar
 
@@ -20,18 +33,23 @@ class PPO(nn.Module):
     V_t = v h_t + c reads the student's last hidden state before y_t; the reward comes at the last token. Advantages
     and returns R = A + V_old are made with the head as it was when the window was written: a copy that is renewed
     every `uses` steps, so a replay must neither mix windows nor end one early (capacity, max_age). The hidden states
-    that it reads are today's, so V_old moves with the student while a window is used again. The head begins at 0. With
-    a group's mean for a baseline instead of a head: objective=grpo with by_deviation=false.
+    that it reads are the current ones, so V_old moves with the student while a window is used again. The head begins at
+    0. With a group's mean for a baseline instead of a head: objective=grpo with by_deviation=false.
 
     Args:
-        discount: gamma, for a token.
-        gae_lambda: 1 trusts rewards alone, 0 the head alone (arXiv 1506.02438).
+        discount: gamma, per token, 0 to 1; 1: a reward counts alike for all tokens before it, 0: for its own alone.
+        gae_lambda: 0 to 1; 1 uses rewards alone, 0 the head alone beyond the next token (arXiv 1506.02438).
+        clip_low: the ratio rho counts no further below 1 - clip_low where A is negative; null: no bound. 0.2 in the
+            paper.
+        clip_high: the ratio rho counts no further above 1 + clip_high where A is positive; null: no bound. 0.2 in the
+            paper.
         uses: optimizer steps that learn from the same window, as the rollout has it; the clips have an effect from
             the second on.
-        value_clip: how far V may go from V_old and still learn; null: anywhere.
-        value_weight: of the head's loss against the policy's.
-        through_student: let the head's loss teach the student's body, too.
-        cap: bound on w = q_old/b, which corrects for sampling that is not the student's at temperature 1.
+        value_clip: largest distance of V from V_old at which V still learns, in units of the reward; null: no bound.
+            0.2 in TRL.
+        value_weight: weight of the head's loss beside the policy's, at least 0. 0.1 in TRL.
+        through_student: backpropagate the head's loss into the student's body, too; false: into the head alone.
+        cap: bound on w = q_old/b, above 0, which corrects for sampling other than the student's at temperature 1.
     """
 
     whole_windows: ClassVar[bool] = True

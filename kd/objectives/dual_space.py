@@ -1,19 +1,32 @@
 """Dual-space distillation: each model's states, projected into the other's space, are read by the other's head.
 
 h is the student's last hidden state, g the teacher's, at rows that predict a response. In the student's space the
-teacher says p^ = softmax(sg(W_s) P g), W_s the student's head and P a projection to its width; in the teacher's space
-the student says q^ = softmax(W_t Q h), W_t the teacher's head and Q a projection to its width. With q and p what the
-models say themselves:
+teacher is p^ = softmax(sg(W_s) P g), W_s the student's head and P a projection to its width; in the teacher's space
+the student is q^ = softmax(W_t Q h), W_t the teacher's head and Q a projection to its width. With q and p the models'
+own distributions:
 
     D(sg(p^), q) + CE(p^, y) + KL(p || q^)
 
 The first teaches the student in its own space, the second the projection P (sg stops the gradient: the student's head
-does not move to please it), the third the student in the teacher's space. Arithmetic after the heads is in float32 or
+is not moved by it), the third the student in the teacher's space. Arithmetic after the heads is in float32 or
 wider, in pieces of rows, so that no `[n, V]` tensor stays.
 
 DSKD: arXiv 2406.17328; with exact token alignment: arXiv 2504.11426 (DSKDv2). Both weigh the sum with 0.5 beside 0.5
 of the labels' cross-entropy, and use temperature 2 for the divergences without the factor temperature^2. Projections
 are the term's own: they learn at `optim.lr`, or with an optimizer apart at the term's `lr` (1e-3; in DSKDv2 5e-4).
+
+Heads of weight 0 make all distributions uniform: both divergences are 0, and CE(p^, y) = log V. With V = 4 ids, at one
+token that both models generate, log 4 = 1.3863:
+
+>>> import torch
+>>> from kd.objectives.dual_space import DualSpace
+>>> from kd.types import Head, Shape, Spans
+>>> term = DualSpace()
+>>> term.sized_for(Shape(width=2, layers=1), Shape(width=3, layers=1))
+>>> h, g, y, mask = torch.ones(1, 1, 2), torch.ones(1, 1, 3), torch.tensor([[0]]), torch.tensor([[True]])
+>>> spans = Spans(*(torch.tensor([i]) for i in (0, 1, 0, 1, 0)))
+>>> term((h,), (g,), Head(torch.zeros(4, 2)), Head(torch.zeros(4, 3)), y, mask, mask, spans).detach()
+tensor([[1.3863]])
 """
 
 import math
@@ -60,7 +73,7 @@ class _DualSpace(nn.Module):
         head: Head,
         labels: Int[Tensor, " r"],
     ) -> Float[Tensor, " r"]:
-        """D(sg(p^), q) + CE(p^, y), the first only where p^ names the label if `only_correct`."""
+        """D(sg(p^), q) + CE(p^, y), the first only where the label is the best id of p^ if `only_correct`."""
         frozen = head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
 
         def values(rows: slice) -> Tensor:
@@ -89,14 +102,20 @@ class DualSpace(_DualSpace):
 
     That is exact token alignment. With one tokenizer these are all rows, which is DSKD for equal vocabularies.
 
-    start: random: as a linear layer begins (DSKD). pseudo_inverse: P = W_s^+ W_t and Q = W_t^+ W_s, of the heads' rows
-        at ids that both tokenizers know (DSKDv2): P g says in the student's space what g says in the teacher's, and
-        Q h in the teacher's what h says, as nearly as a linear map can; see `kd.objectives.heads.carried`. Both learn
-        from there.
-
     In the authors' code of DSKDv2 P learns, while Q is made again from the student's head at every step; their
     pseudo-inverse drops singular values below K 2^-23 of the largest (K ids), this one those below 1e-6. The teacher's
-    own most probable id stands for y in CE(p^, y) there, and the first divergence counts where p^ names it.
+    own most probable id stands for y in CE(p^, y) there, and the first divergence counts where it is that of p^.
+
+    Args:
+        divergence: D, a function of the student's and the teacher's logits (`kd.objectives.divergence`) that takes a
+            temperature; it compares in the student's space. Forward KL in the paper.
+        temperature: divisor of all logits that are compared, above 0, in both spaces; the cross-entropy has 1. 2 in
+            the paper.
+        only_correct: count the first divergence only where the label is the most probable id of p^; false: everywhere.
+        start: `random`: projections begin as linear layers do (DSKD). `pseudo_inverse`: P = W_s^+ W_t and
+            Q = W_t^+ W_s, of the heads' rows at ids that both tokenizers have (DSKDv2): the student's head gives P g
+            the logits that the teacher's gives g, and the other way round for Q h, as nearly as a linear map can; see
+            `kd.objectives.heads.carried`. Both learn from there.
     """
 
     def __init__(
@@ -112,7 +131,7 @@ class DualSpace(_DualSpace):
 
     @property
     def begins_with_heads(self) -> bool:
-        """Whether `begins_with` is to be called."""
+        """True where `begins_with` must be called."""
         return self.start == "pseudo_inverse"
 
     @torch.no_grad()
@@ -149,14 +168,21 @@ class DualSpace(_DualSpace):
 class DualSpaceAttention(_DualSpace):
     """D(sg(p^), q) + CE(p^, y) + KL(p || q^), of states that cross-model attention (CMA) has mixed.
 
-    In place of an alignment, every row attends to the response in the other tokens.
-    A row of the student asks with its embeddings of the token read and the token predicted, projected; the teacher's
-    rows answer with theirs. The weights, over one response at a time, mix the projected states, of the teacher for the
-    student's rows and of the student for the teacher's. Rows of the teacher are counted by spreading their sum evenly
-    over the student's rows of the response.
+    In place of an alignment, every row attends to the response in the other tokens. The query of a student's row is its
+    embeddings of the token read and the token predicted, projected; the keys are those of the teacher's rows. The
+    weights, over one response at a time, mix the projected states, of the teacher for the student's rows and of the
+    student for the teacher's. The sum over the teacher's rows is spread evenly over the student's rows of the response.
 
     Where the authors divide by the deviation over a batch, padding included, this divides embeddings by that of the
     whole matrix and states by that of the response, so that a response's value does not depend on its neighbours.
+
+    Args:
+        divergence: D, a function of the student's and the teacher's logits (`kd.objectives.divergence`) that takes a
+            temperature; it compares in the student's space. Forward KL in the paper.
+        temperature: divisor of all logits that are compared, above 0, in both spaces; the cross-entropy has 1. 2 in
+            the paper.
+        only_correct: count the first divergence only where the label is the most probable id of p^; false: everywhere.
+            True in the authors' code.
     """
 
     to_query: nn.Linear
@@ -204,7 +230,7 @@ class DualSpaceAttention(_DualSpace):
 
 
 def _scaled(states: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    """Divided by the deviation of a response's own entries."""
+    """The states divided by the standard deviation of their response's entries."""
     count = (mask.sum(1) * states.shape[-1]).clamp(min=2)[:, None, None]
     kept = states * mask[..., None]
     mean = kept.sum((1, 2), keepdim=True) / count

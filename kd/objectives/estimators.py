@@ -1,4 +1,4 @@
-r"""Reverse KL from sampled tokens: three estimators, and what each of them learns.
+r"""Reverse KL from sampled tokens: three estimators, and the gradient of each.
 
 y ~ q, r = log q(y) - log p(y). Their values, and the gradients that they have *in expectation* when they are a direct
 loss, whose samples are constants (Schulman, Approximating KL Divergence, 2020):
@@ -9,7 +9,15 @@ loss, whose samples are constants (Schulman, Approximating KL Divergence, 2020):
 
 -r as the reward of a policy gradient (`kd.objectives.policy.opd`) has the gradient of KL(q || p), too, and so has the
 sum over the vocabulary (`kd.objectives.divergence.reverse_kl`), which needs no estimator. All of this is about one
-token after a given prefix: what a token does to the prefixes that follow is told by returns alone.
+token after a given prefix: only returns hold what a token does to the prefixes that follow.
+
+With q(y) = 1/2 and p(y) = 1/4, r = log 2 = 0.6931, r^2/2 = 0.2402 and e^-r - 1 + r = log 2 - 1/2 = 0.1931:
+
+>>> import torch
+>>> from kd.objectives.estimators import k1, k2, k3
+>>> q, p = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+>>> k1(q, p), k2(q, p), k3(q, p)
+(tensor([0.6931]), tensor([0.2402]), tensor([0.1931]))
 """
 
 from typing import Annotated, Literal
@@ -81,6 +89,10 @@ def sampled_reverse_kl(
     student as it is now drew at temperature 1, which is all that the paper has.
 
     Raises ValueError for the estimators k1 and k3, which do not learn reverse KL (see above).
+
+    Args:
+        estimator: k2, the only one of the three whose expected gradient as a direct loss is that of reverse KL.
+        cap: bound on w, above 0; 3 as TRL has it for such weights, and large values leave w as it is.
     """
     weights = drawn_elsewhere(student_logprobs, behaviour_logprobs, cap)
     return weights * ESTIMATORS[_learns_reverse_kl(estimator)](student_logprobs, teacher_logprobs)
@@ -99,5 +111,9 @@ def kl_to_reference(
     one of KL(q || q_ref). Both are 0 where the student has not moved. `estimator="k2"` has the gradient of reverse KL.
 
     Raises ValueError for the estimator k1, which learns nothing.
+
+    Args:
+        estimator: k3, in expectation the gradient of forward KL from the reference, as in the paper; or k2, that of
+            reverse KL.
     """
     return ESTIMATORS[_learns(estimator)](student_logprobs, reference_logprobs)

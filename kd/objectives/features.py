@@ -1,4 +1,4 @@
-"""What the layers of two models hold, compared position by position or as sets.
+"""Hidden states of two models, compared position by position or as sets.
 
 h is the student's hidden state, projected where the widths differ, g the teacher's, both `[D]` at one position of one
 pair of layers (`kd.objectives.layers`); values are summed over the pairs. Positions are those that predict a response;
@@ -6,6 +6,15 @@ with `positions=all` also the prompt's, never padding. Arithmetic after the proj
 
 Projections and mixtures belong to the term: they are in checkpoints and in `objective.safetensors` beside the student,
 not inside it. They learn at `optim.lr`, or with an optimizer apart at the term's own `lr`.
+
+With h = (3, 4) and g = (4, 3), both of length 5, the squared error is (1 + 1)/2 = 1, the cosine 24/25, so its distance
+0.04, and the squared distance of unit vectors 2 x 0.04 = 0.08:
+
+>>> import torch
+>>> from kd.objectives.features import cosine_distance, normalised_error, squared_error
+>>> h, g = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
+>>> squared_error(h, g), cosine_distance(h, g), normalised_error(h, g)
+(tensor(1.), tensor(0.0400), tensor(0.0800))
 """
 
 from typing import Literal
@@ -70,7 +79,7 @@ class HiddenStates(_Matched):
 
     @staticmethod
     def distance(h: Float[Tensor, "*n E"], g: Float[Tensor, "*n E"]) -> Float[Tensor, "*n"]:
-        """Of features in float32 or wider, a value each."""
+        """The distance of features in float32 or wider, a value for each position."""
         raise NotImplementedError
 
     def forward(
@@ -88,19 +97,43 @@ class HiddenStates(_Matched):
 
 
 class HiddenMSE(HiddenStates):
-    """1/D |h - g|^2; dL/dh = 2/D (h - g). Hints (FitNets, arXiv 1412.6550, eq. 3), averaged over features."""
+    """1/D |h - g|^2; dL/dh = 2/D (h - g). Hints (FitNets, arXiv 1412.6550, eq. 3), averaged over features.
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, pairs as [[0, 0], [2, 4]], 0
+            the embeddings (`kd.objectives.layers.layer_pairs`), or `learned`, a mixture of all the teacher's.
+        projection: from the student's width to the teacher's, without a bias: `linear` always, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
+    """
 
     distance = staticmethod(squared_error)
 
 
 class HiddenL1(HiddenStates):
-    """1/D |h - g|_1; dL/dh = sign(h - g)/D. The second measure of the survey's table 2 (arXiv 2402.13116)."""
+    """1/D |h - g|_1; dL/dh = sign(h - g)/D. The second measure of the survey's table 2 (arXiv 2402.13116).
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, pairs as [[0, 0], [2, 4]], 0
+            the embeddings (`kd.objectives.layers.layer_pairs`), or `learned`, a mixture of all the teacher's.
+        projection: from the student's width to the teacher's, without a bias: `linear` always, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
+    """
 
     distance = staticmethod(absolute_error)
 
 
 class HiddenCosine(HiddenStates):
-    """1 - cos(h, g). The alignment of directions of DistilBERT (arXiv 1910.01108)."""
+    """1 - cos(h, g). The alignment of directions of DistilBERT (arXiv 1910.01108).
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, pairs as [[0, 0], [2, 4]], 0
+            the embeddings (`kd.objectives.layers.layer_pairs`), or `learned`, a mixture of all the teacher's.
+        projection: from the student's width to the teacher's, without a bias: `linear` always, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
+    """
 
     distance = staticmethod(cosine_distance)
 
@@ -109,6 +142,13 @@ class HiddenCrossEntropy(HiddenStates):
     """-sum_d softmax(g)_d log softmax(h)_d; dL/dh = softmax(h) - softmax(g). Survey's table 2 (arXiv 2402.13116).
 
     Its least value is the entropy of softmax(g), not 0.
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, pairs as [[0, 0], [2, 4]], 0
+            the embeddings (`kd.objectives.layers.layer_pairs`), or `learned`, a mixture of all the teacher's.
+        projection: from the student's width to the teacher's, without a bias: `linear` always, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
     """
 
     distance = staticmethod(feature_cross_entropy)
@@ -119,6 +159,13 @@ class PatientKD(HiddenStates):
 
     The paper compares the [CLS] token only, which decoders do not have. PKD-Skip is layers=skip and PKD-Last is
     layers=tail; both leave out the last layer, which the logits train.
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, pairs as [[0, 0], [2, 4]], 0
+            the embeddings (`kd.objectives.layers.layer_pairs`), or `learned`, a mixture of all the teacher's.
+        projection: from the student's width to the teacher's, without a bias: `linear` always, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
     """
 
     distance = staticmethod(normalised_error)
@@ -133,8 +180,13 @@ class HiddenMMD(_Matched):
 
     Args:
         kernel: `linear`, k(x, y) = x y / D, compares means only; `rbf` is exp(-|x - y|^2 / (2 bandwidth^2)).
-        bandwidth: of rbf, in units of the features; null makes 2 bandwidth^2 the mean squared distance within the
-            union of both sets, as a constant.
+        bandwidth: of rbf, above 0, in units of the features; null makes 2 bandwidth^2 the mean squared distance within
+            the union of both sets, as a constant.
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, pairs as [[0, 0], [2, 4]], 0
+            the embeddings (`kd.objectives.layers.layer_pairs`), or `learned`, a mixture of all the teacher's.
+        projection: from the student's width to the teacher's, without a bias: `linear` always, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
     """
 
     def __init__(
@@ -180,7 +232,7 @@ def squared_mmd_linear(x: Float[Tensor, "n E"], y: Float[Tensor, "m E"]) -> Floa
 def squared_mmd_rbf(
     x: Float[Tensor, "n E"], y: Float[Tensor, "m E"], *, bandwidth: float | None = None, rows: int = ROWS
 ) -> Float[Tensor, ""]:
-    """See `HiddenMMD`. No more than `rows` rows of a kernel matrix exist at a time, in the backward pass too."""
+    """The squared MMD of `HiddenMMD`; at most `rows` rows of a kernel matrix exist at a time, backwards too."""
     centre = y.detach().mean(0)  # distances stay, and lose fewer digits to what all tokens have in common
     x, y = x - centre, (y - centre).to(x.dtype)
     width = 2 * bandwidth**2 if bandwidth is not None else mean_squared_distance(torch.cat([x, y]))
@@ -203,5 +255,5 @@ def _mean_rbf(x: Tensor, y: Tensor, width: float | Tensor, rows: int) -> Tensor:
 
 
 def wide(features: Tensor) -> Tensor:
-    """In float32, or in what is wider."""
+    """The features in at least float32."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

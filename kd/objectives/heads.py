@@ -1,4 +1,15 @@
-"""Between the spaces of two models: the linear map after which one head says what another said before it."""
+"""The linear map between the hidden spaces of two models after which one head gives the logits of the other.
+
+Where the target's head is the identity and the source's twice the identity, M = 2 I keeps all logits:
+
+>>> import torch
+>>> from kd.objectives.heads import carried
+>>> from kd.types import Head
+>>> ids = torch.arange(2)
+>>> carried(Head(2 * torch.eye(2)), ids, Head(torch.eye(2)), ids)
+tensor([[2., 0.],
+        [0., 2.]], dtype=torch.float64)
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +26,8 @@ ROWS = 8192  # of a head in float64 at a time
 def carried(source: Head, source_ids: Ids, target: Head, target_ids: Ids) -> Float[Tensor, "T S"]:
     """M = (c_t W_t)^+ c_s W_s, in float64: of all M that bring c_t W_t M nearest to c_s W_s the smallest.
 
-    W are the rows of the two heads at K ids that mean the same, c the heads' scales. So `target` says of M x what
-    `source` says of x: exactly, if W_s lies in what W_t spans, else with the least squared difference of logits for
+    W are the rows of the two heads at K ids that mean the same, c the heads' scales. So `target` gives M x the logits
+    that `source` gives x: exactly, if W_s lies in what W_t spans, else with the least squared difference of logits for
     states x of one covariance. Soft caps come after both and are left out: two heads with one cap are as near after it,
     two with different ones only where logits are small.
 
@@ -47,7 +58,7 @@ def _check_biases(source: Head, source_ids: Ids, target: Head, target_ids: Ids) 
     ours, theirs = _bias(target, target_ids), _bias(source, source_ids)
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
         raise ValueError(
-            "start=pseudo_inverse carries over what heads say by a linear map, but the heads' biases differ by "
+            "start=pseudo_inverse carries logits over by a linear map, but the heads' biases differ by "
             f"up to {(ours - theirs).abs().max():.3g} at ids that mean the same; take start=random"
         )
 

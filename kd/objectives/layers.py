@@ -1,8 +1,14 @@
-"""Which layer of the student learns from which of the teacher, and what brings both to one width.
+"""Pairs of the student's and the teacher's layers, and the projections that bring both to one width.
 
-Hidden states are counted as `ModelOutput.hidden` holds them: 0 is what the embeddings give, l what block l gives, and
-the last, at index `Shape.layers`, has passed the final norm. So a model of L blocks has L + 1 hidden states, and its
+Hidden states are counted as in `ModelOutput.hidden`: 0 is the output of the embeddings, l that of block l, and the
+last, at index `Shape.layers`, has passed the final norm. So a model of L blocks has L + 1 hidden states, and its
 attention l (of L) works between l - 1 and l.
+
+Two blocks spread evenly over four learn from the second and the fourth:
+
+>>> from kd.objectives.layers import layer_pairs
+>>> layer_pairs("uniform", student=2, teacher=4)
+[(1, 2), (2, 4)]
 """
 
 from collections.abc import Sequence
@@ -27,13 +33,13 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
     skip:      every block of the student but its last, spread over the teacher: i -> i L_t / L_s (PKD-Skip).
     tail:      the same blocks, from the teacher's last ones without its very last: i -> i + L_t - L_s (PKD-Last).
     uniform:   every block of the student, spread over the teacher; the last learns from the last (TinyBERT).
-    [[s, t], ...]: as told.
+    [[s, t], ...]: these.
 
     Fractions are rounded, halves up. Raises ValueError for an index that is not there, and for a map that leaves
     nothing.
     """
     if not isinstance(layers, str):
-        return _told(layers, student, teacher)
+        return _explicit(layers, student, teacher)
     if layers == "last":
         return [(student, teacher)]
     if layers == "uniform":
@@ -48,7 +54,7 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
 
 
 def block_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int, int]]:
-    """The same for what blocks have and embeddings have not (attention), as indices from 0."""
+    """`layer_pairs` of attention, which blocks have and embeddings have not, as indices from 0."""
     pairs = layer_pairs(layers, student, teacher)
     if any(0 in pair for pair in pairs):
         raise ValueError(
@@ -57,15 +63,15 @@ def block_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
     return [(s - 1, t - 1) for s, t in pairs]
 
 
-def _told(layers: Sequence[Sequence[int]], student: int, teacher: int) -> list[tuple[int, int]]:
+def _explicit(layers: Sequence[Sequence[int]], student: int, teacher: int) -> list[tuple[int, int]]:
     if not layers or any(len(pair) != 2 for pair in layers):
         raise ValueError(
             f"layers={_shown(layers)}: give pairs [student's layer, teacher's layer], e.g. [[0, 0], [2, 4]]"
         )
-    for i, (who, depth) in enumerate((("student", student), ("teacher", teacher))):
+    for i, (side, depth) in enumerate((("student", student), ("teacher", teacher))):
         if wrong := [pair[i] for pair in layers if not 0 <= pair[i] <= depth]:
             raise ValueError(
-                f"layers={_shown(layers)}: the {who} has no layer {wrong[0]}; it has 0 (embeddings) to {depth} (last)"
+                f"layers={_shown(layers)}: the {side} has no layer {wrong[0]}; it has 0 (embeddings) to {depth} (last)"
             )
     return [(s, t) for s, t in layers]
 
@@ -81,9 +87,11 @@ def _shown(layers: LayerMap) -> str:
 class LayerMatch(nn.Module):
     """Pairs of feature rows, one for each pair of layers: the student's, projected, and the teacher's.
 
-    projection: from the student's to the teacher's width, without a bias, for each pair: `linear` always, `auto` where
-    the widths differ, `none` never. With layers=learned each block of the student learns from a mixture of all blocks
-    of the teacher, sum_l softmax(w)_l h_l, whose weights begin even.
+    Args:
+        layers: see `layer_pairs`. With `learned` each block of the student learns from a mixture of all blocks of the
+            teacher, sum_l softmax(w)_l h_l, whose weights begin even.
+        projection: from the student's to the teacher's width, without a bias, for each pair: `linear` always, `auto`
+            where the widths differ, `none` never.
 
     Raises:
         ValueError: the widths differ and projection is `none`; or see `layer_pairs`.
@@ -114,7 +122,7 @@ class LayerMatch(nn.Module):
         teacher: tuple[Float[Tensor, "B T E"], ...],
         rows: Bool[Tensor, "B T"],
     ) -> list[tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]]]:
-        """At the True positions of `rows`, in order."""
+        """The pairs at the True positions of `rows`, in order."""
         return [
             (through(project, student[pair[0]][rows]), self._target(i, teacher, rows))
             for i, (pair, project) in enumerate(zip(self.pairs, self.projections, strict=True))
@@ -136,7 +144,7 @@ def through(projection: nn.Module, states: Float[Tensor, "*n D"]) -> Float[Tenso
 
 
 def compared(mask: Bool[Tensor, "B T"], real: Bool[Tensor, "B T"], positions: Positions) -> Bool[Tensor, "B T"]:
-    """Where features are compared: at the positions that predict a response, or wherever a token is."""
+    """The positions whose features are compared: those that predict a response, or all but padding."""
     return mask if positions == "response" else real
 
 
@@ -145,8 +153,8 @@ def over_positions(
 ) -> Float[Tensor, "B T"]:
     """Values at the True positions of `rows`, put back; 0 elsewhere.
 
-    With positions=all every position of a sequence carries the mean over it, for what is averaged later are the
-    positions of responses.
+    With positions=all every position of a sequence holds the mean over it, for later averages are over the positions
+    of responses.
     """
     placed = values.new_zeros(rows.shape).masked_scatter(rows, values)
     if positions == "response":

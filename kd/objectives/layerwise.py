@@ -1,4 +1,18 @@
-"""Methods that teach several layers in several ways at once. See `kd.objectives.features` on parameters and widths."""
+"""Losses on several layers at once. See `kd.objectives.features` on parameters and widths.
+
+With one token, one head and features 2 wide: where h - g = (1, 1) in the only block and 0 in the embeddings, hidden
+states add (1 + 1)/2 = 1. Queries and keys of ones give the student the score 2/sqrt(2), zeros the teacher the score 0,
+so scores add 2:
+
+>>> import torch
+>>> from kd.objectives.layerwise import TinyBERT
+>>> from kd.types import Shape
+>>> term = TinyBERT(projection="none")
+>>> term.sized_for(Shape(width=2, layers=1, heads=1), Shape(width=2, layers=1, heads=1))
+>>> one, zero, mask = torch.ones(1, 1, 2), torch.zeros(1, 1, 2), torch.tensor([[True]])
+>>> term((zero, one), (zero, zero), ((one[None],) * 3,), ((zero[None],) * 3,), mask, mask).round(decimals=4)
+tensor([[3.]])
+"""
 
 from typing import Annotated
 
@@ -34,6 +48,14 @@ class TinyBERT(nn.Module):
     TinyBERT's transformer distillation (arXiv 1909.10351, eqs. 7-9): embeddings (l = 0, without the scores), hidden
     states, and the scores of token t with itself and those before it. The prediction layer is a term of its own: add
     fkl. Heads are compared one to one, so both models need as many. W is a projection for each pair of layers.
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, or pairs as [[1, 2], [2, 4]]
+            (`kd.objectives.layers.layer_pairs`), beside the embeddings. `uniform` in the paper: 3, 6, 9 and 12 of 12
+            for a student of 4.
+        projection: from the student's width to the teacher's: `linear` always, as in the paper, `auto` where the widths
+            differ, `none` never (widths must be equal).
+        positions: `response`: those that predict a response; `all`: the prompt's too, as in the paper's pre-training.
     """
 
     match: LayerMatch
@@ -73,8 +95,8 @@ class TinyBERT(nn.Module):
 class TaskAwareFilters(nn.Module):
     """sum_l 1/E |F^s_l h_l - sg(F^t_l g_l)|^2 after stage one; in it, -sum_l log q(y | F h_l) of both models' filters.
 
-    TED (arXiv 2210.01351): filters learn what of a layer serves the task while both models stand still; then the
-    student and its filters learn to match the teacher's filtered states. `sg` is a constant, so that the teacher's
+    TED (arXiv 2210.01351): filters learn which features of a layer serve the task while both models are frozen; then
+    the student and its filters learn to match the teacher's filtered states. `sg` is a constant, so that the teacher's
     filters learn from the task alone.
 
     Both stages are parts of one run here: in the first `stage_one` of its steps this term gives the student no
@@ -83,7 +105,9 @@ class TaskAwareFilters(nn.Module):
     further task loss (add sft and fkl as terms).
 
     Args:
-        stage_one: share of the run's steps in which filters learn the task.
+        stage_one: share of the run's steps in which filters learn the task, 0 to below 1; 0: they stay the identity.
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, or pairs as [[0, 0], [2, 4]],
+            0 the embeddings (`kd.objectives.layers.layer_pairs`).
     """
 
     targets: LayerMatch
@@ -93,14 +117,14 @@ class TaskAwareFilters(nn.Module):
     def __init__(self, *, stage_one: Share = 0.25, layers: LayerMap = "uniform") -> None:
         super().__init__()
         self.stage_one, self.layers = stage_one, layers
-        self.register_buffer("learning", torch.tensor(stage_one > 0))  # whether filters do, in the step to come
+        self.register_buffer("learning", torch.tensor(stage_one > 0))  # whether filters learn in the step to come
 
     def sized_for(self, student: Shape, teacher: Shape) -> None:
         """Make the filters, one for each model and pair of layers."""
         self.targets = LayerMatch(student, teacher, layers=self.layers, projection="linear")
         filters = [nn.Linear(teacher.width, teacher.width, bias=False) for _ in self.targets.pairs]
         for linear in filters:
-            nn.init.eye_(linear.weight)  # the task is read from the whole of a layer, to begin with
+            nn.init.eye_(linear.weight)  # at first the task is read from the whole layer
         self.filters = nn.ModuleList(filters)
         for i, linear in enumerate(filters):
             self.register_buffer(f"learnt_{i}", linear.weight.detach().clone())
@@ -132,7 +156,7 @@ class TaskAwareFilters(nn.Module):
         return over_positions(values + nothing, mask, "response")
 
     def after_step(self, value: float, progress: Progress) -> None:
-        """Keep what stage one learnt: an optimizer's momentum moves idle filters on, and would move the targets."""
+        """Store the filters of stage one: an optimizer's momentum moves idle filters on, and would move the targets."""
         if self.learning:
             for i, weight in enumerate(self.filters.parameters()):
                 self.get_buffer(f"learnt_{i}").copy_(weight.detach())
@@ -142,7 +166,7 @@ class TaskAwareFilters(nn.Module):
 def _score_error(
     student: QKV, teacher: QKV, rows: Bool[Tensor, "B T"], real: Bool[Tensor, "B T"]
 ) -> Float[Tensor, " n"]:
-    """The mean over heads and over what is seen of the squared difference of scores."""
+    """The squared difference of scores, its mean over heads and over visible positions."""
     check_heads(student[0].shape[1], teacher[0].shape[1])
 
     def of(b: int) -> Tensor:
@@ -155,7 +179,7 @@ def _score_error(
 
 
 def _nll(features: Float[Tensor, "n E"], head: Head, labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """-log q(label), the head's logits a chunk at a time, made again backwards."""
+    """-log q(label), the head's logits a chunk at a time, recomputed in the backward pass."""
     logits = HeadLogits(features, head)
 
     def of(piece: slice) -> Tensor:

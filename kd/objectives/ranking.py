@@ -1,8 +1,17 @@
-"""Losses on a group of responses to one prompt that somebody has ordered; one value for each prompt.
+"""Losses on an ordered group of responses to one prompt; one value for each prompt.
 
 s_i = log q(y_i)/|y_i| is the student's score of response i, its mean log-probability of a token, and u_i the teacher's.
 The order is that of the rewards (a verifier, a reward model, a judge; `rrhf`, `pro`) or of the teacher's scores
-(`listwise`, `margin`, `margin_mse`). Responses that are equal in it stay in the order they came in.
+(`listwise`, `margin`, `margin_mse`). Responses that are equal in it keep the order of the batch.
+
+Two responses of one token have the scores s = (-1, -2), the second the higher reward: RRHF is max(0, -1 + 2) = 1. With
+the teacher's scores u = (-2, -1), Margin-MSE is [(s_1 - s_2) - (u_1 - u_2)]^2 = (1 + 1)^2 = 4:
+
+>>> import torch
+>>> from kd.objectives.ranking import margin_mse, rrhf
+>>> s, u, mask = torch.tensor([[-1.0], [-2.0]]), torch.tensor([[-2.0], [-1.0]]), torch.tensor([[True], [True]])
+>>> rrhf(s, mask, torch.tensor([0.0, 1.0]), group_size=2), margin_mse(s, u, mask, group_size=2)
+(tensor([1.]), tensor([4.]))
 """
 
 import torch
@@ -35,7 +44,7 @@ def grouped(values: Float[Tensor, " B"], group_size: int) -> Float[Tensor, "P G"
 def scores(
     logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, length_normalised: bool = True
 ) -> Float[Tensor, "P G"]:
-    """s: mean log-probability of a token, or log q(y) itself."""
+    """The scores s: mean log-probability of a token, or log q(y) itself."""
     return grouped(response_logprobs(logprobs, mask, length_normalised=length_normalised), group_size)
 
 
@@ -66,9 +75,10 @@ def pro(
     """-sum_{k < n} log [exp(c_kk s_k) / sum_{i >= k} exp(c_ki s_i)], s_1 .. s_n in falling order of the rewards r; PRO
     (arXiv 2306.17492).
 
-    by_reward_gap: c_ki = r_k - r_i and c_kk = the largest of them, so that responses of equal reward do not push each
-        other (the paper's 1/T). False: c = 1, the likelihood of the order under Plackett and Luce's model;
-        with two responses -log sigma(s_1 - s_2).
+    Args:
+        by_reward_gap: c_ki = r_k - r_i and c_kk = the largest of them, so that responses of equal reward do not push
+            each other (the paper's 1/T). False: c = 1, the likelihood of the order under Plackett and Luce's model;
+            with two responses -log sigma(s_1 - s_2).
     """
     s, r = scores(student_logprobs, mask, group_size), grouped(rewards, group_size)
     order = _falling(r)
@@ -89,7 +99,11 @@ def best_likelihood(
     *,
     length_normalised: bool = False,
 ) -> Float[Tensor, " P"]:
-    """-log q(y), y the response of the highest reward; divided by |y| if `length_normalised`."""
+    """-log q(y), y the response of the highest reward; divided by |y| if `length_normalised`.
+
+    Args:
+        length_normalised: take the mean over the response's tokens; false: the sum, as in RRHF's paper.
+    """
     s = scores(student_logprobs, mask, group_size, length_normalised=length_normalised)
     best = _falling(grouped(rewards, group_size))[:, :1]
     return -s.gather(-1, best).squeeze(-1)
@@ -111,7 +125,9 @@ def listwise(
     P_i)/tau. ListNet's top-one loss on the teacher's scores: Cao et al., Learning to Rank: From Pairwise Approach to
     Listwise Approach, 2007. ListNet has the cross-entropy, larger by the entropy of softmax(u / tau).
 
-    tau: of responses, not of tokens; the smaller, the more the best of a group counts alone.
+    Args:
+        tau: temperature of the distribution over responses, not tokens, above 0, in nats per token; the smaller, the
+            more the best of a group counts alone, and large ones make all alike. 1: the scores as they are.
     """
     s, u = scores(student_logprobs, mask, group_size), scores(teacher_logprobs, mask, group_size)
     return kl((u / tau).log_softmax(-1), (s / tau).log_softmax(-1))
@@ -128,6 +144,10 @@ def margin(
 ) -> Float[Tensor, " P"]:
     """sum_{i < j} max(0, s_j - s_i + (j - i) margin), s_1 .. s_n in falling order of the teacher's scores; the
     contrastive loss of BRIO (arXiv 2203.16804) with a teacher as the judge.
+
+    Args:
+        margin: by how much s must fall with each place, at least 0, in nats per token; 0: the order alone. 0.001 in
+            the paper on CNN/DailyMail.
     """
     s, u = scores(student_logprobs, mask, group_size), scores(teacher_logprobs, mask, group_size)
     s = s.gather(-1, _falling(u))
@@ -144,7 +164,7 @@ def margin_mse(
     group_size: int,
 ) -> Float[Tensor, " P"]:
     """mean_{i < j} [(s_i - s_j) - (u_i - u_j)]^2, s_i = log q(y_i)/|y_i|, u_i = log p(y_i)/|y_i|; Margin-MSE (arXiv
-    2010.02666). How much better counts, and not only which; a constant between the two scores does not.
+    2010.02666). The size of a difference counts, and not only its sign; a constant between the two scores does not.
     """
     d = scores(student_logprobs, mask, group_size) - scores(teacher_logprobs, mask, group_size)
     squares = (d.unsqueeze(-1) - d.unsqueeze(-2)).square().triu(1)
@@ -152,7 +172,7 @@ def margin_mse(
 
 
 def _falling(values: Float[Tensor, "P G"]) -> Int[Tensor, "P G"]:
-    """Places from the highest to the lowest; equals as they came."""
+    """Places from the highest to the lowest; equals in the order of the batch."""
     return values.sort(dim=-1, descending=True, stable=True).indices
 
 

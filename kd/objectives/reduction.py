@@ -1,8 +1,19 @@
-"""The only place that averages.
+"""The averages of values over an optimizer step, which are taken here alone.
 
-An optimizer step covers a window of micro-batches on every rank. What its terms are divided by is counted over
-all of them (`Counts`, after the rollout), so that splitting a window into micro-batches or over ranks changes
-nothing.
+An optimizer step covers a window of micro-batches on every rank. The denominators of its terms are counted over all of
+them (`Counts`, after the rollout), so that splitting a window into micro-batches or over ranks changes nothing.
+
+Of two responses, one token with the value 4 and three with 1 each, the mean over tokens is 7/4, that over responses
+(4 + 1)/2:
+
+>>> import torch
+>>> from kd.objectives.reduction import Counts, reduce
+>>> values = torch.tensor([[4.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+>>> counts = Counts(tokens=4.0, responses=2.0, groups=2.0)
+>>> reduce(values, values > 0, counts, domain="B T")
+tensor(1.7500)
+>>> reduce(values, values > 0, counts, domain="B T", reduction="sequence")
+tensor(2.5000)
 """
 
 from collections.abc import Iterable
@@ -22,7 +33,7 @@ STUDENT = WRITERS.index("student")
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one optimizer step, over accumulation and ranks."""
+    """Numbers of tokens, responses and groups in one optimizer step, over accumulation and ranks."""
 
     tokens: float  # response tokens
     responses: float  # responses that have at least one such token
@@ -31,7 +42,7 @@ class Counts:
     own_responses: float = 0.0
 
     def among(self, responses: Literal["all", "own", "given"]) -> "Counts":
-        """Of the student's own responses alone, or of all the others; their groups are not counted."""
+        """The counts of the student's own responses, or of all others; their groups are not counted."""
         if responses == "all":
             return self
         if responses == "own":

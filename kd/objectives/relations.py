@@ -1,11 +1,21 @@
-"""What the tokens of a sequence, or the responses of a batch, are to each other in one model and in the other.
+"""Relations among the tokens of a sequence, or the responses of a batch, compared between two models.
 
-Relations are compared, not features, so that widths need not agree and nothing has to be projected. In what attends,
-token t stands in relation to itself and to those before it, the prompt's included, as a decoder sees them; padding has
+Relations are compared, not features, so that widths need not agree and nothing has to be projected. In attention,
+token t is related to itself and to those before it, the prompt's included, as in a decoder; padding has
 no part in it. Values belong to t: positions that predict a response, or with `positions=all` every token.
 
 Queries and keys are those whose products are the scores (after rotary positions), keys and values repeated for the
 query heads that share them.
+
+In one head, the second of two tokens attends evenly in the teacher and by (1/4, 3/4) in the student, the first to
+itself: KL is 0 at the first and 1/2 log(4/3) = 0.1438 at the second.
+
+>>> import torch
+>>> from kd.objectives.relations import attention_kl
+>>> student, teacher = (torch.tensor([[[[1.0, 0.0], row]]]) for row in ([0.25, 0.75], [0.5, 0.5]))
+>>> mask = torch.tensor([[True, True]])
+>>> attention_kl((student,), (teacher,), mask, mask)
+tensor([[0.0000, 0.1438]])
 """
 
 from collections.abc import Iterator
@@ -39,16 +49,16 @@ def check_heads(student: int | None, teacher: int | None) -> None:
         )
 
 
-def _check_width(width: int, heads: int, who: str) -> None:
+def _check_width(width: int, heads: int, side: str) -> None:
     if width % heads:
         raise ValueError(
-            f"relation_heads={heads} does not divide the {width} of the {who}'s joined heads; "
+            f"relation_heads={heads} does not divide the {width} of the {side}'s joined heads; "
             "choose a divisor of both models' widths"
         )
 
 
 def _layer_of(teacher_layer: int | None, depth: int) -> int:
-    """Counted from 1."""
+    """The layer counted from 1; None is the last."""
     if teacher_layer is not None and teacher_layer > depth:
         raise ValueError(f"teacher_layer={teacher_layer} is not there: the teacher has {depth}; set at most {depth}")
     return teacher_layer or depth
@@ -65,9 +75,9 @@ def _equal_heads_in_blocks(student: Shape, teacher: Shape, *, layers: LayerMap) 
 
 def _divisible_heads(student: Shape, teacher: Shape, *, relation_heads: int, teacher_layer: int | None) -> None:
     _layer_of(teacher_layer, teacher.layers)
-    for shape, who in ((student, "student"), (teacher, "teacher")):
+    for shape, side in ((student, "student"), (teacher, "teacher")):
         if shape.heads is not None and shape.head_width is not None:
-            _check_width(shape.heads * shape.head_width, relation_heads, who)
+            _check_width(shape.heads * shape.head_width, relation_heads, side)
 
 
 def _mapped_layers(student: Shape, teacher: Shape, *, layers: LayerMap) -> None:
@@ -87,10 +97,15 @@ def attention_kl(
     layers: LayerMap = "uniform",
     positions: Positions = "response",
 ) -> Float[Tensor, "B T"]:
-    """1/h sum_a KL(A^t_a || A^s_a), A^t_a what head a of the teacher attends to. Attention transfer (arXiv 2004.02984).
+    """1/h sum_a KL(A^t_a || A^s_a), A^t_a the attention of the teacher's head a. Attention transfer (arXiv 2004.02984).
 
     A are the probabilities that each model itself uses (soft caps and scales included); layers are summed. Heads are
     compared one to one, so both models need as many. Raises ValueError for a student with attention dropout.
+
+    Args:
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, or pairs as [[1, 2], [2, 4]],
+            counted from 1 (`kd.objectives.layers.layer_pairs`).
+        positions: `response`: those that predict a response; `all`: the prompt's too.
     """
     pairs = block_pairs(layers, len(student_attentions), len(teacher_attentions))
     rows = compared(mask, real, positions)
@@ -116,6 +131,9 @@ def minilm(
 
     MiniLM (arXiv 2002.10957): attention distributions and value relations of the last layer of each model.
     Both need as many attention heads; `minilm2` does not.
+
+    Args:
+        positions: `response`: those that predict a response; `all`: the prompt's too, as in the paper's pre-training.
     """
     student, teacher = student_qkv[-1], teacher_qkv[-1]
     check_heads(student[0].shape[1], teacher[0].shape[1])
@@ -141,9 +159,11 @@ def minilm2(
     Queries carry an architecture's own scale of scores (Granite's), by whose square their relations are flatter.
 
     Args:
-        relation_heads: r. The paper has 48 for a teacher 768 wide and 64 for one of 1024: more than attention heads.
+        relation_heads: r, at least 1, a divisor of both joined widths; more heads make finer relations. The paper has
+            48 for a teacher 768 wide and 64 for one of 1024: more than attention heads.
         teacher_layer: counted from 1; null is the last. The paper takes an upper middle one of large teachers
             (21 of 24 for BERT-large, 19 of 24 for RoBERTa-large).
+        positions: `response`: those that predict a response; `all`: the prompt's too, as in the paper's pre-training.
     """
     layer = _layer_of(teacher_layer, len(teacher_qkv))
     student = _recut(student_qkv[-1], relation_heads, "student")
@@ -171,9 +191,11 @@ def rkd(
     Args:
         level: items are the tokens of a response, a value each; or the mean features of the responses of a
             micro-batch, all with one value, which then depends on how a window is split (one response alone gives 0).
-        distance: weight of the pairs; the paper has 1 to angle's 2.
-        angle: weight of the triples.
-        items: the most that are related, evenly taken; memory grows with its cube.
+        distance: weight of the pairs; 0: angles alone. The paper has 1 to angle's 2.
+        angle: weight of the triples; 0: distances alone.
+        items: the most that are related, at least 2, evenly taken; memory grows with its cube.
+        layers: pairs of layers, the student's first: `last`, `skip`, `tail`, `uniform`, or pairs as [[0, 0], [2, 4]],
+            0 the embeddings (`kd.objectives.layers.layer_pairs`).
     """
     pairs = layer_pairs(layers, len(student_hidden) - 1, len(teacher_hidden) - 1)
     return torch.stack(
@@ -185,7 +207,7 @@ def rkd(
 
 
 def _check_no_dropout(probabilities: Float[Tensor, "B h T T"]) -> None:
-    """What dropout set to 0 would count as far from the teacher as a logarithm can be, and teach nothing."""
+    """Raises ValueError after dropout, whose zeros are as far from the teacher as logs go and have no gradient."""
     own = probabilities.detach().diagonal(dim1=2, dim2=3)
     total = probabilities.detach().float().sum(-1)
     if bool(((total - 1).abs() > 0.05)[own > 0].any()):
@@ -203,12 +225,12 @@ def _attention_rows(p: Tensor, q: Tensor, rows: Bool[Tensor, "B T"]) -> Float[Te
     return kl(*(log_probs(x.clamp(min=torch.finfo(x.dtype).tiny).log()) for x in wide)).mean(-1)
 
 
-def _recut(vectors: QKV, heads: int, who: str) -> QKV:
-    """`[B h T d]` as `[B heads T h d / heads]`."""
+def _recut(vectors: QKV, heads: int, side: str) -> QKV:
+    """The vectors `[B h T d]` as `[B heads T h d / heads]`."""
 
     def cut(x: Tensor) -> Tensor:
         joined = x.transpose(1, 2).flatten(2)
-        _check_width(joined.shape[-1], heads, who)
+        _check_width(joined.shape[-1], heads, side)
         return joined.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     q, k, v = map(cut, vectors)
@@ -223,7 +245,7 @@ def _relation_kl(
     real: Bool[Tensor, "B T"],
     positions: Positions,
 ) -> Float[Tensor, "B T"]:
-    """Summed over the relations, each (of what, to what); one sequence's scores at a time, made again backwards."""
+    """KL summed over the `related` pairs of (q, k, v); each sequence's scores are recomputed in the backward pass."""
     rows = compared(mask, real, positions)
 
     def of(b: int) -> Tensor:
@@ -292,12 +314,12 @@ def _huber(x: Tensor, y: Tensor) -> Float[Tensor, ""]:
 
 
 def _norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... 1"]:
-    """Of equal rows it is tiny and not 0, for the root has no gradient there."""
+    """The norm; of 0 it is tiny and not 0, for the root has no gradient there."""
     return x.square().sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 def _distances(x: Float[Tensor, "n D"]) -> Float[Tensor, " p"]:
-    """Between distinct rows, over their mean."""
+    """The distances of distinct rows, divided by their mean."""
     i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
     found = _norm(x[i] - x[j])[:, 0]
     return found / found.mean() if len(found) else found

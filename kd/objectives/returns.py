@@ -1,6 +1,16 @@
 """From rewards to advantages: over the tokens of a response, and over the responses to a prompt.
 
 Nothing here is differentiated. Positions without loss are passed over: a response may be interrupted.
+
+At discount 1/2, a reward of 1 at the last of three tokens is worth 1/4, 1/2 and 1. Of rewards (3, 1) each is compared
+with the other: 3 - 1 = 2 and 1 - 3 = -2.
+
+>>> import torch
+>>> from kd.objectives.returns import group_advantages, returns
+>>> returns(torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool), discount=0.5)
+tensor([[0.2500, 0.5000, 1.0000]])
+>>> group_advantages(torch.tensor([3.0, 1.0]), 2, baseline="leave_one_out")
+tensor([ 2., -2.])
 """
 
 from typing import Literal
@@ -50,7 +60,7 @@ def at_the_end(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float
 
 
 def check_peers(group_size: int, *, baseline: Baseline = "group") -> None:
-    """Raises ValueError for one response to a prompt where its peers are asked for."""
+    """Raises ValueError for one response to a prompt where a baseline needs its peers."""
     if group_size < 2 and baseline != "none":
         raise ValueError(
             "group_size=1: a response has no peers to be compared with; set rollout.samples=4 (at least 2), "
@@ -69,9 +79,9 @@ def group_advantages(
     """r_i - b, b the mean of the group ("group"), of its other members ("leave_one_out"), or 0 ("none").
 
     by_deviation: divide by the group's standard deviation (of a sample, n - 1) + 1e-4, as GRPO does.
-    members: who belongs to their group, None: all; the others have 0.
+    members: responses that count in their group, None: all; the others have 0.
 
-    Raises ValueError where a group has one member and its peers are asked for.
+    Raises ValueError where a group has one member and its peers are needed.
     """
     wide = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     check_peers(group_size, baseline="group" if by_deviation else baseline)

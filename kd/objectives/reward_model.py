@@ -1,7 +1,14 @@
-"""Scores of whole responses, learnt from which of several is preferred.
+"""Scores of whole responses, learnt from preferences among them.
 
 The score is read off the last hidden state of a response that stands in `tokens`: the one that predicts its last label.
-So it knows all of the response but that label, which is the end token of what was finished.
+So it depends on all of the response but that label, which is the end token of a finished one.
+
+A response whose score is higher by log 3 is preferred with probability 3/4, so the loss is log(4/3) = 0.2877:
+
+>>> import torch
+>>> from kd.objectives.reward_model import bradley_terry
+>>> bradley_terry(torch.tensor([3.0, 1.0]).log(), group_size=2)
+tensor([0.2877])
 """
 
 import math
@@ -56,7 +63,7 @@ class RewardModel(nn.Module):
 
 
 def scalar_head(width: int) -> nn.Linear:
-    """From hidden states to a score; small, so that scores begin near one another (arXiv 2009.01325, appendix B)."""
+    """A head for scores, small, so that scores begin near one another (arXiv 2009.01325, appendix B)."""
     head = nn.Linear(width, 1, bias=False)  # a bias would be the same in all scores, and only differences count
     nn.init.normal_(head.weight, std=1 / math.sqrt(width + 1))
     return head

@@ -7,6 +7,17 @@ that is not wanted).
 
 Rules look at one row, so that the head is still evaluated in chunks. A quantile ("the fifth with the highest entropy")
 is not of one row: `hardest` ranks a micro-batch, holds all its logits, and depends on how a window is cut.
+
+Of two students, (1/2, 1/2) has the entropy log 2 = 0.69, above the threshold of 0.5, and (0.9, 0.1) one of 0.33. With
+the teacher (1/4, 3/4) the first has KL(p || q) = 1/4 log(1/2) + 3/4 log(3/2) = 0.1308, and the second counts nothing:
+
+>>> import torch
+>>> from functools import partial
+>>> from kd.objectives.divergence import forward_kl
+>>> from kd.objectives.selective import entropy, selected
+>>> p, q = torch.tensor([[0.25, 0.75]] * 2), torch.tensor([[0.5, 0.5], [0.9, 0.1]])
+>>> selected(q.log(), p.log(), torch.tensor([0, 0]), divergence=forward_kl, rule=partial(entropy, threshold=0.5))
+tensor([0.1308, 0.0000])
 """
 
 import math
@@ -33,7 +44,11 @@ def selected(
 ) -> Float[Tensor, "*n"]:
     """rule(student, teacher, labels) * divergence(student, teacher).
 
-    A `rule` gives weights between 0 and 1; `divergence` is one that asks for logits alone.
+    Args:
+        divergence: a function of the student's and the teacher's logits with one value for each row, such as
+            `kd.objectives.divergence.forward_kl`.
+        rule: a function of both models' logits and the labels with a weight for each row, 0 (dropped) to 1, such as
+            `entropy` and `teacher_correctness`.
     """
     with torch.no_grad():
         weights = rule(student_logits, teacher_logits, labels)
@@ -51,6 +66,11 @@ def hardest(
 
     The largest are the `share` of a micro-batch's rows, rounded up; equals of the smallest are kept. Rho-1 (arXiv
     2404.07965) selects tokens so, by how far the loss exceeds a reference model's; a divergence is such an excess.
+
+    Args:
+        divergence: a function of the student's and the teacher's logits with one value for each row, such as
+            `kd.objectives.divergence.forward_kl`.
+        share: share of the rows that is kept, above 0, to 1: all rows. 0.6 is of the order of Rho-1's.
     """
     values = divergence(student_logits, teacher_logits)
     if len(values) == 0:
@@ -74,9 +94,15 @@ def entropy(
     width: NonNegative = 0.0,
     temperature: Positive = 1.0,
 ) -> Float[Tensor, "*n"]:
-    """Rows where a model is unsure, or sure: entropy H above or below `threshold` nats.
+    """The weights of rows by a model's entropy H, above or below `threshold` nats.
 
-    width = 0 keeps or drops; a positive one weighs by sigmoid((H - threshold) / width), or its complement.
+    Args:
+        of: the model whose entropy counts, `student` or `teacher`.
+        keep: `above` keeps the rows where the model is unsure, `below` those where it is sure.
+        threshold: in nats, at least 0; at most log V has an effect. Papers take a quantile instead.
+        width: nats, at least 0; 0 keeps or drops, a positive one weighs by sigmoid((H - threshold) / width), or its
+            complement.
+        temperature: divisor of the model's logits, above 0; 1 leaves them as they are, higher ones raise its entropy.
     """
     log = log_probs(student_logits if of == "student" else teacher_logits, temperature)
     excess = -(log.exp() * log).sum(-1) - threshold
@@ -92,7 +118,11 @@ def teacher_correctness(
     *,
     keep: Literal["right", "wrong"] = "right",
 ) -> Float[Tensor, "*n"]:
-    """Rows where the label is (one of) the teacher's most probable ids, or where it is not."""
+    """The weights of rows by the teacher's correctness: the label is (one of) its most probable ids, or is not.
+
+    Args:
+        keep: `right` keeps the rows where it is, `wrong` the others.
+    """
     best = teacher_logits.amax(-1)
     right = teacher_logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) == best
     dtype = torch.promote_types(teacher_logits.dtype, torch.float32)

@@ -1,7 +1,18 @@
-"""Comparisons at stretches of text that student and teacher both write in whole tokens (`kd.types.Spans`).
+"""Comparisons at spans of text that student and teacher both generate in whole tokens (`kd.types.Spans`).
 
-A span is worth the product of its tokens' probabilities, whatever number of tokens it takes. Its value stands at the
+The probability of a span is the product of its tokens', whatever their number. Its value stands at the
 student's first row of it; other rows are 0, and averages divide by all rows.
+
+A span is one token of the student with probability 1/4 and two of the teacher with 1/2 and 1. At temperature 1 the two
+classes (the span, anything else) have KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 log(4/3) = 0.1438:
+
+>>> import torch
+>>> from kd.objectives.spans import approximate_likelihood
+>>> from kd.types import Spans
+>>> span = Spans(*(torch.tensor([i]) for i in (0, 1, 0, 2, 0)))
+>>> q, p = torch.tensor([0.25]).log(), torch.tensor([0.5, 1.0]).log()
+>>> approximate_likelihood(q, p, span, temperature=1.0)
+tensor([0.1438])
 """
 
 import math
@@ -39,16 +50,22 @@ def merged_spans(
 ) -> Float[Tensor, "*n"]:
     """matched_weight * JSD_beta(p~, q~ on shared ids) + unmatched_weight * sum_i |p~_(i) - q~_(i)| on the others.
 
-    p~(v) = p(v) prod_k p(y_k | y_<k) over the later tokens y_2 .. of the span as they were written, so that p~(y_1) is
-    the probability of the span; q~ alike. What is lost to continuations that were not written is not renormalised.
+    p~(v) = p(v) prod_k p(y_k | y_<k) over the later tokens y_2 .. of the span as they stand, so that p~(y_1) is
+    the probability of the span; q~ alike. The mass of other continuations is not renormalised.
     JSD_beta is the generalised Jensen-Shannon divergence of measures, as in `generalized_jsd` (beta weighs the
     teacher); the others are sorted and filled up as in `universal_logit`.
-
-    matched_weight, unmatched_weight: None: the share of the teacher's ids that have a counterpart, or that have none.
 
     The general online logit distillation of TRL ("GOLD", its hybrid loss, made of that of arXiv 2402.12030; another
     paper has the same name), where both weights are None by default. It counts a padded head's ids among the teacher's,
     and leaves the second part out where one side has no other ids.
+
+    Args:
+        beta: weight of the teacher in the mixture of shared ids, between 0 and 1. 0.5 in TRL.
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are. 0.9 in TRL for one tokenizer,
+            1 for two.
+        matched_weight: weight of the shared ids' part, at least 0; null: the share of the teacher's ids that have a
+            counterpart.
+        unmatched_weight: weight of the others' part, at least 0; null: the share of the teacher's ids that have none.
     """
     q = _merged(log_probs(student_logits, temperature), labels, spans.start, spans.end)
     p = _merged(log_probs(native_teacher_logits, temperature), teacher_labels, spans.teacher_start, spans.teacher_end)
@@ -72,9 +89,14 @@ def approximate_likelihood(
 ) -> Float[Tensor, "*n"]:
     """D((p^(1/tau), 1 - p^(1/tau)), (q^(1/tau), 1 - q^(1/tau))), p and q the likelihoods of a span, tau `temperature`.
 
-    Approximate likelihood matching (arXiv 2503.20083, eq. 5): an f-divergence, binarised. Any divergence of this
-    project serves; the temperature keeps the likelihoods of long spans away from 0. Its spans are the minimal ones, and
-    nothing is done about those at whose end one tokenizer would have gone on: `debiased_likelihood` does.
+    Approximate likelihood matching (arXiv 2503.20083, eq. 5): an f-divergence, binarised. Its spans are the minimal
+    ones, without a correction for those at whose end one tokenizer would have gone on: `debiased_likelihood` has it.
+
+    Args:
+        divergence: D, a function of the student's and the teacher's logits, here of the two classes, such as
+            `kd.objectives.divergence.forward_kl`.
+        temperature: tau, above 0, which keeps the likelihoods of long spans away from 0; 1: the likelihoods as they
+            are. Gradients are about tau times smaller than at 1. 100 in the paper.
     """
     q = _sums(student_logprobs, spans.start, spans.end)
     p = _sums(native_teacher_logprobs, spans.teacher_start, spans.teacher_end)
@@ -95,17 +117,22 @@ def debiased_likelihood(
 ) -> Float[Tensor, "*n"]:
     """D((p^(1/tau), 1 - p^(1/tau)), (q^(1/tau), 1 - q^(1/tau))), p and q the likelihoods of a span and its end.
 
-    A likelihood of "app" speaks of all texts that begin so where tokens are bytes, but where "apple" is a token, it
-    says that the text does not go on with "le". B are the ids before which every tokenizer cuts
+    The likelihood of "app" is that of all texts that begin so where tokens are bytes; where "apple" is a token, texts
+    that go on with "le" are excluded. B are the ids before which every tokenizer cuts
     (`kd.types.Boundaries`); to `approximate_likelihood`'s p and q the probability of B at the row after the span is
     multiplied, 1 for the last span of a response. tau is `temperature`.
-
-    least: a span after which the teacher's B is not above it is joined with the next, for there both likelihoods are of
-        an event that hardly happens; 0: none is.
 
     Approximate likelihood matching with its correction of chunks (arXiv 2503.20083), and its choice of chunks, as the
     authors' code has them (`append_space`, `merge_by_space_prob` with 0.1; their loss is the cross-entropy, which has
     the gradient of forward KL).
+
+    Args:
+        divergence: D, a function of the student's and the teacher's logits, here of the two classes, such as
+            `kd.objectives.divergence.forward_kl`.
+        temperature: tau, above 0, which keeps the likelihoods of long spans away from 0; 1: the likelihoods as they
+            are. Gradients are about tau times smaller than at 1. 100 in the paper.
+        least: probability of B, 0 to below 1; a span after which the teacher's is not above it is joined with the next,
+            for there both likelihoods are of a rare event. 0: none is. 0.1 in the authors' scripts.
     """
     q, p = label_logprobs(student_logits, labels), label_logprobs(native_teacher_logits, teacher_labels)
     more = spans.sequence == spans.sequence.roll(-1)
@@ -121,7 +148,7 @@ def debiased_likelihood(
 
 
 def _mass(logits: Float[Tensor, "S V"], ids: Bool[Tensor, " V"]) -> Float[Tensor, " S"]:
-    """log of the probability of the ids together."""
+    """The log of the probability of the ids together."""
     return log_probs(logits)[:, ids].logsumexp(-1).clamp(max=0)
 
 
@@ -136,7 +163,7 @@ def _joined(spans: Spans, last: Bool[Tensor, " S"]) -> Spans:
 def _between(
     p: Float[Tensor, " S"], q: Float[Tensor, " S"], divergence: Callable, temperature: float
 ) -> Float[Tensor, " S"]:
-    """Of log-likelihoods, each as one of two classes."""
+    """The divergence of log-likelihoods, each as one of two classes."""
     # a difference of one nat is one of 1/tau here, and its divergence 1/tau^2: below what float32 can tell apart
     return divergence(_binary(q.double() / temperature), _binary(p.double() / temperature)).to(q.dtype)
 
@@ -172,7 +199,7 @@ def _without(log: Float[Tensor, "S V"], ids: Int[Tensor, " K"]) -> Float[Tensor,
 
 
 def _binary(log: Float[Tensor, " S"]) -> Float[Tensor, "S 2"]:
-    """(log x, log(1 - x)) of log x <= 0."""
+    """The pair (log x, log(1 - x)) of log x <= 0."""
     log = log.clamp(max=NEARLY_CERTAIN)
     return torch.stack([log, torch.log(-torch.expm1(log))], dim=-1)
 

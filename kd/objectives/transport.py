@@ -3,6 +3,16 @@
 p is the teacher's next-token distribution over its own U ids, q the student's over its V, at rows that an alignment
 sets side by side (`kd.types.Pairs`): the k-th of a response beside the k-th with alignment=none, those that have read
 the same text with alignment=spans. A row of the student in no pair has the value 0; averages divide by all rows.
+
+The teacher's (3/4, 1/4) beside the student's (1/2, 1/4, 1/4), filled up with 0: |3/4 - 1/2| + 0 + 1/4 = 1/2.
+
+>>> import torch
+>>> from kd.objectives.transport import universal_logit
+>>> from kd.types import Pairs
+>>> row = torch.tensor([0])
+>>> q, p = torch.tensor([[0.25, 0.5, 0.25]]), torch.tensor([[0.25, 0.75]])
+>>> universal_logit(q.log(), p.log(), Pairs(row, row, row))
+tensor([0.5000])
 """
 
 from typing import Annotated
@@ -31,10 +41,12 @@ def universal_logit(
     Universal logit distillation (arXiv 2402.12030, eq. 4): the Wasserstein distance where moving mass costs the same
     whatever the tokens. The paper adds the cross-entropy of the labels and weighs this term with 1.5.
 
-    end_token: False: pairs at which either side writes its end token are not compared, as in the authors' code (which
-        leaves out the last token of a response that was cut, too, and divides by the pairs that are left).
+    Raises ValueError if end tokens are left out and the alignment does not mark where a response ends.
 
-    Raises ValueError if they are to be left out by an alignment that does not say which these are.
+    Args:
+        temperature: divisor of both models' logits, above 0; 1 leaves them as they are, higher ones flatten.
+        end_token: false: pairs at which either side has its end token are not compared, as in the authors' code (which
+            leaves out the last token of a response that was cut, too, and divides by the pairs that are left).
     """
     if not end_token:
         pairs = _inside(pairs)
@@ -62,9 +74,18 @@ def multi_level_transport(
     costs (absolute and logarithmic); in the third, P is the Sinkhorn plan between the rows of the response, with
     entropy `epsilon` and mass 1 in each row, so that a row's value is what it costs to move it onto the teacher's.
 
-    `temperature` softens both models in all three terms; the authors' code softens in the third alone. It also divides
-    logits by their standard deviation first, applies softmax to the probabilities again for
-    the second and third, exchanges p and q in the second, and weighs the sum of a response's third term with 1e-4.
+    The authors' code softens in the third term alone, divides logits by their standard deviation first, applies softmax
+    to the probabilities again for the second and third, exchanges p and q in the second, and weighs the sum of a
+    response's third term with 1e-4.
+
+    Args:
+        top: ids of each model that are compared, at least 1; from the vocabulary's size on: all.
+        temperature: divisor of both models' logits in all three terms, above 0; 1 leaves them as they are.
+        log_weight: weight of the logarithmic cost, at least 0; 0: without it.
+        sequence_weight: weight of the cost between rows, at least 0; 0: without it.
+        epsilon: entropy of the plan, above 0, in units of the cost (0 to 2); the smaller, the nearer to the cheapest
+            plan and the more iterations it takes, and large ones spread every row evenly.
+        iterations: rounds of Sinkhorn's normalisation, at least 1.
     """
     q, p = log_probs(student_logits, temperature), log_probs(native_teacher_logits, temperature)
     values = student_logits.new_zeros(len(student_logits), dtype=q.dtype)
@@ -107,17 +128,17 @@ def over_rows(values: Float[Tensor, " P"], pairs: Pairs, student_logits: Float[T
 
 
 def _inside(pairs: Pairs) -> Pairs:
-    """Those at which no response ends."""
+    """The pairs at which no response ends."""
     if pairs.ends is None:
         raise ValueError(
-            "end_token=false, but the alignment does not say where a response ends; set `ends` in its pairs"
+            "end_token=false, but the alignment does not mark where a response ends; set `ends` in its pairs"
         )
     kept = ~pairs.ends
     return Pairs(pairs.student[kept], pairs.teacher[kept], pairs.sequence[kept], pairs.ends[kept])
 
 
 def _ranked(log: Float[Tensor, "r V"], top: int) -> Float[Tensor, "r K"]:
-    """The ids of most probability over all rows, most first."""
+    """The columns of the ids of most probability over all rows, most first."""
     with torch.no_grad():
         ids = log.exp().sum(0).topk(min(top, log.shape[1])).indices
     return log[:, ids].clamp(min=LOG_ZERO)

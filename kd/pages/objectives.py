@@ -92,14 +92,14 @@ class Entry:
     def _resolved(self) -> Any:
         return OmegaConf.select(self.known, f"objective.{self.name}.loss")
 
-    def settings(self) -> Iterator[tuple[str, str, str, str]]:
-        """Hyperparameters: name, what it takes, its default, what it does."""
-        told = arguments(prose(self.callee))
+    def settings(self) -> Iterator[tuple[str, str, str, str, str]]:
+        """Hyperparameters: name, type, default, the docstring's words on it, and the file's on the default."""
+        explained = arguments(prose(self.callee))
         for key, parameter in inspect.signature(self.callee).parameters.items():
             if not inspect.isclass(self.callee) and parameter.kind is not Parameter.KEYWORD_ONLY:
                 continue
-            words = self._comment_of(key) or told.get(key, "")
-            yield key, in_words(parameter.annotation), self._default(key, parameter), words
+            default = self._default(key, parameter)
+            yield key, in_words(parameter.annotation), default, explained.get(key, ""), self._comment_of(key)
 
     def _default(self, key: str, parameter: Parameter) -> str:
         given = self.node["loss"].get(key, parameter.default)
@@ -217,8 +217,13 @@ def _link(paper: str) -> str:
 
 
 def _table(entry: Entry) -> list[str]:
-    rows = [f"| `{name}` | {takes} | {default} | {_cell(words)} |" for name, takes, default, words in entry.settings()]
-    return ["| hyperparameter | takes | default | |", "|---|---|---|---|", *rows, ""] if rows else []
+    rows = [
+        f"| `{name}` | {takes} | {default} | {_cell(words)} | {_cell(note)} |"
+        for name, takes, default, words, note in entry.settings()
+    ]
+    return (
+        ["| hyperparameter | takes | default | | of the default |", "|---|---|---|---|---|", *rows, ""] if rows else []
+    )
 
 
 def _cell(text: str) -> str:
@@ -234,8 +239,9 @@ def _rest(callee: Callable) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """Typeset, lines and indented blocks kept as they are."""
-    return typeset(text).strip("\n")
+    """Typeset, lines and indented blocks kept as they are; an example that runs becomes a block of code."""
+    paragraphs = text.strip("\n").split("\n\n")
+    return "\n\n".join(f"```python\n{part}\n```" if part.startswith(">>> ") else typeset(part) for part in paragraphs)
 
 
 def main(arguments: list[str] | None = None) -> int:

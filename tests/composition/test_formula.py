@@ -153,7 +153,8 @@ def test_what_the_page_says_of_jsd():
     assert "- **Chunked**: yes" in section
     assert "[arXiv 2306.13649](https://arxiv.org/abs/2306.13649), eq. 1" in section
     assert "- **Used by**: `method=gkd`" in section
-    assert "| `beta` | float between 0 and 1 | `0.5` | weight of the TEACHER" in section
+    assert "| `beta` | float between 0 and 1 | `0.5` | weight of the teacher in the mixture, 0 to 1" in section
+    assert "| weight of the TEACHER in the mixture; 0 is forward KL" in section  # the file's own note
     assert "| `temperature` | float between 1e-06 and 1000000.0 | `1.0`, shared: `temperature` |" in section
 
 
