@@ -17,6 +17,7 @@ from kd import types
 from kd.composition.overrides import check_overrides
 from tests.documents import ROOT, pages
 from tests.test_layers import NAMELESS
+from tests.test_readme import SHORT, SMALL, run
 
 HISTORY = {"CHANGELOG.md", "experiments/LOG.md"}  # they name what was
 FENCED = re.compile(r"^```.*?^```$", flags=re.DOTALL | re.MULTILINE)
@@ -24,12 +25,14 @@ NAME = re.compile(r"\bkd(?:\.\w+)+")
 PATH = re.compile(r"(?<![\w/.])(?:kd|conf|tests|docs|benchmarks|experiments|hydra_plugins|\.ci)/[\w./-]*")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILES = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).splitlines()
-COMMANDS = [
-    line.strip()
-    for page in pages()
-    if page.parent != ROOT and "extending" not in page.parts
-    for line in re.findall(r"^ *(python (?:run\.py|-m (?:kd|benchmarks)\.).*)$", page.read_text(), flags=re.MULTILINE)
-]
+COMMAND = re.compile(r"^ *(python (?:run\.py|-m (?:kd|benchmarks)\.).*)$", flags=re.MULTILINE)
+SHOWING = [page for page in pages() if page.parent != ROOT and "extending" not in page.parts]
+COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMAND.findall(page.read_text())))
+# Checked and not run: what needs a server, a sandbox's minutes or another command's files; sweeps; what the README has.
+CHECKED = re.compile(
+    r"<|=vllm|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m|(?:experiment|method)=|run\.py +#"
+)
+RUN = [pytest.param(line, marks=pytest.mark.long) for line in COMMANDS if not CHECKED.search(line)]
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
 
 
@@ -103,6 +106,18 @@ def test_commands_in_pages_name_what_there_is(command: str) -> None:
         check_overrides(shlex.split(command, comments=True)[2:])
     else:
         assert find_spec(command.split()[2])
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_commands_in_pages_run(command: str, tmp_path: Path) -> None:
+    """As they stand, but for small models, little data and few steps."""
+    words = shlex.join(shlex.split(command, comments=True))
+    small = [] if "kd.skills" in words else [*SMALL, "teacher.prepare=null", "trainer=cpu"]
+    more = [word for word in small if f" {word.partition('=')[0]}=" not in words and "steps" not in word]
+    if "run.py" in words:
+        more = [*more, *SHORT, "compare=null", f"run.root={tmp_path / 'outputs'}"]
+    done = run(words, more, {"KD_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("page", PAGES)
