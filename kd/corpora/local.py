@@ -13,7 +13,7 @@ class Local:
 
     Args:
         path: the file or folder, seen from the current folder.
-        licence: the terms under which the text may be used, for the record.
+        licence: the terms under which the text may be used; kept with the run's config, not checked.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
