@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kd.artifacts import locked, write_atomically
+from kd.artifacts import write_atomically
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.evaluation.reading import reading
@@ -25,6 +25,7 @@ from kd.experiment.loading import device
 from kd.experiment.preparation import prepared, targets_folder
 from kd.experiment.run import train_only
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
+from kd.locks import locked
 from kd.progress import progress_bar
 from kd.seeding import derive
 from kd.teachers.cached import head_tensors

@@ -18,7 +18,8 @@ import run
 from kd.components.axes import AXES
 from kd.components.choices import CONF, choices
 from kd.components.synonyms import KEYS, NOTES
-from kd.composition.overrides import flattened, started
+from kd.composition.overrides import started
+from kd.composition.suggestions import flattened
 from kd.errors import explained, fault, in_one_sentence
 
 BASE = (

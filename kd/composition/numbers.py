@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kd.composition.overrides import flattened
+from kd.composition.suggestions import flattened
 
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the normal numbers of float32
 HEADS, GROUPED, WIDTH = "num_attention_heads", "num_key_value_heads", "hidden_size"

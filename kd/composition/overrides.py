@@ -6,7 +6,7 @@ What is known is taken from the files of `conf/` and from the config that the ch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,12 @@ from kd.components.choices import (
     check_choice,
     check_owners,
     folder_at,
-    folders,
     is_group,
     parsed,
     sweeps_of,
 )
-from kd.components.synonyms import KEYS, NOTES
 from kd.composition.places import check_folder
+from kd.composition.suggestions import flattened, nearest, no_key
 from kd.errors import explained
 from kd.secrets import note
 
@@ -173,20 +172,6 @@ def _check_whole(config_name: str, lines: Sequence[str]) -> None:
         note(hydra.sweeper)
 
 
-def flattened(node: Any, path: str = "") -> dict[str, Any]:
-    """Every node of plain or OmegaConf containers by its dotted path, interpolations as they are written."""
-    if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=False)
-    below = {path: node} if path else {}
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            below |= flattened(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            below |= flattened(value, f"{path}[{i}]")
-    return below
-
-
 def _compositions(groups: Sequence[Override], keys: Sequence[Override]) -> list[list[str]]:
     """Choices to compose: the first of each sweep; then the others, one sweep at a time, where a key depends on it."""
     lines = [_lines(override) for override in groups]
@@ -225,7 +210,7 @@ def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], con
                     raise ValueError(
                         f"{override.input_line}: {missing} does not exist with {' '.join(lines)}; drop one"
                     )
-                raise ValueError(_no_key(override, missing, here))
+                raise ValueError(no_key(override, missing, here))
         for cfg in configs:
             _update(cfg, override)
     for override in keys:
@@ -272,7 +257,7 @@ def _unresolved(error: str, cfg: DictConfig) -> str:
     if variable := re.search(r"Environment variable '(.+)' not found", line):
         return f"the environment variable {variable[1]} is not set; set it, or write ${{oc.env:{variable[1]},DEFAULT}}"
     if key := re.search(r"Interpolation key '(.+)' not found", line):
-        near = _nearest(key[1], list(flattened(cfg)))
+        near = nearest(key[1], list(flattened(cfg)))
         return f"the config has no {key[1]}; {f'did you mean ${{{near}}}?' if near else 'give a value'}"
     if resolver := re.search(r"Unsupported interpolation type (\S+)", line):
         return f"there is no resolver {resolver[1]}; give a value, ${{a key of the config}} or ${{oc.env:VARIABLE}}"
@@ -290,64 +275,3 @@ def _missing(key: str, override: Override, known: Mapping[str, Any]) -> list[str
     value = override.value()
     merged = flattened(value, key) if isinstance(value, dict) and isinstance(known[key], dict) else {}
     return [inner for inner in merged if inner not in known and known.get(inner.rpartition(".")[0])]
-
-
-def _no_key(override: Override, key: str, known: Mapping[str, Any]) -> str:
-    line = (override.input_line or "").lstrip("~")
-    parent = key
-    while parent and parent not in known:
-        parent = parent.rpartition(".")[0]
-    above = known.get(parent)
-    if isinstance(above, str) and "${" in above:
-        return (
-            f"{line}: {parent} is {above}; set {above.strip('${}')}{key.removeprefix(parent)}, or {parent} as a whole"
-        )
-    if parent and above is None:
-        return f"{line}: {parent} is null, so there is no {key}; write +{line} to add it"
-    if key.startswith("trainer.") and (where := _elsewhere(key.removeprefix("trainer."))):
-        return f"{line}: this is said elsewhere; set {where}"
-    if near := _synonym(key, known):
-        return f"{line}: the config has no {key}; did you mean {near}"
-    others = [path for path in known if not key.startswith(f"{path}.")]
-    if near := _nearest(key, [*others, *(_groups() - known.keys())]):
-        return f"{line}: the config has no {key}; did you mean {near}?"
-    inside = [name for name in known if name.rpartition(".")[0] == parent]
-    there = f"{parent or 'the top level'} has {', '.join(name.rpartition('.')[2] for name in inside) or 'no keys'}"
-    return f"{line}: the config has no {key}; {there}" + (f" (+{line} would add it)" if parent else "")
-
-
-def _synonym(key: str, known: Mapping[str, Any]) -> str | None:
-    """The key that other libraries call `key`, as the end of a question."""
-    first, _, rest = key.partition(".")
-    name = key.rpartition(".")[2].lower()
-    near = KEYS.get(name)
-    if (
-        near is None
-        or (rest and first in known)
-        or (near not in known and near.partition(".")[0] not in {*known, *_groups()})
-    ):
-        return None
-    note = f" ({NOTES[name]})" if name in NOTES else ""
-    return f"{near}?{note}"
-
-
-def _groups() -> set[str]:
-    return {path.name for place in folders() for path in place.iterdir() if path.is_dir()}
-
-
-def _elsewhere(argument: str) -> str | None:
-    from kd.composition.sections import ELSEWHERE  # lazy: Lightning takes seconds
-
-    return ELSEWHERE.get(argument)
-
-
-def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The same name elsewhere, else the path that reads most like it, else a name that reads like it elsewhere."""
-    last = key.rpartition(".")[2]
-    same = [path for path in known if path.rpartition(".")[2] == last]
-    if same:
-        return max(same, key=lambda path: SequenceMatcher(None, key, path).ratio())
-    if near := get_close_matches(key, known, n=1, cutoff=0.75):
-        return near[0]
-    lasts = get_close_matches(last, [path.rpartition(".")[2] for path in known], n=1, cutoff=0.7)
-    return next((path for path in known if lasts and path.rpartition(".")[2] == lasts[0]), None)

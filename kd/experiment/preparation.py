@@ -15,11 +15,12 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd.artifacts import cache_root, locked, store, verified
+from kd.artifacts import cache_root, store, verified
 from kd.components.axes import AXES, references_alone
 from kd.composition.sections import Prepare, prepared_roles
 from kd.experiment.export import licence_of
 from kd.experiment.identity import TRAINING, identity
+from kd.locks import locked
 from kd.runs.folder import RunFolder
 from kd.secrets import unrevealed
 from kd.training.finiteness import NotFinite

@@ -16,7 +16,7 @@ from kd.components.axes import AXES
 from kd.components.choices import CONF, axes, choices
 from kd.components.signatures import shown
 from kd.composition.formula import sources, typeset
-from kd.composition.overrides import flattened
+from kd.composition.suggestions import flattened
 
 PAGE = CONF.parent / "docs" / "methods.md"
 COLUMNS = ("objective", "rollout", "reward", "augmentation")

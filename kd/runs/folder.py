@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kd.artifacts import file_sha256, key, locked, write_atomically
+from kd.artifacts import file_sha256, key, write_atomically
+from kd.locks import locked
 from kd.runs.results import Failure, finite, read_results, validated
 from kd.versions import code_digest
 

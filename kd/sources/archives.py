@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
-from kd.artifacts import file_sha256, locked
+from kd.artifacts import file_sha256
+from kd.locks import locked
 from kd.permission import ALLOW, permitted
 from kd.progress import activity
 
