@@ -3,11 +3,11 @@
 Left of an objective's `*` stand signals, provided at every step; right of it stand hyperparameters, set in yaml.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -57,14 +57,36 @@ def of_role(role: str, names: frozenset[str]) -> frozenset[str]:
 def domain(objective: Callable) -> str:
     """The domain of the objective's values: "*n" or "B T" (tokens), "B" (responses), "P" (pairs or prompts)."""
     hint = _hints(objective).get("return")
+    if get_origin(hint) is tuple and len(get_args(hint)) == 2:  # values and metrics
+        hint = get_args(hint)[0]
     shape = _shape(hint)
     if shape not in (ROW, POSITION, RESPONSE, PAIR):
         found = shape or ("a scalar" if hasattr(hint, "dim_str") else "an unannotated value")
         raise ValueError(
             f"objective {_name(objective)} returns {found}; annotate it as one of "
-            f'Float[Tensor, "*n"], "B T", " B", " P", unreduced'
+            f'Float[Tensor, "*n"], "B T", " B", " P", unreduced, or as a tuple of that and a dict of metrics'
         )
     return shape
+
+
+def separated(result: Tensor | tuple[Tensor, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The values of an objective, and its metrics by name, detached; none where it returns the values alone.
+
+    Metrics run over what the values run over, are averaged as they are, and are logged as `train/<term>/<metric>`. The
+    names are the same in every call.
+
+    Raises ValueError for a metric of another shape than the values.
+    """
+    if isinstance(result, Tensor):
+        return result, {}
+    values, metrics = result
+    for name, metric in metrics.items():
+        if metric.shape != values.shape:
+            raise ValueError(
+                f"the metric {name} has shape {list(metric.shape)} and the values have {list(values.shape)}; return "
+                "one number for each value, unreduced"
+            )
+    return values, {name: metric.detach().to(values.dtype) for name, metric in metrics.items()}
 
 
 def is_row_wise(objective: Callable) -> bool:

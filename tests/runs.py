@@ -187,6 +187,16 @@ class Scripted:
         return self.inner(window, models, progress, encoder)
 
 
+class Muted(Offline):
+    """The given responses, of which those on the second rank are masked."""
+
+    def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 1:
+            for batch in window:
+                batch.student.mask.zero_()
+        return super().__call__(window, models, progress, encoder)
+
+
 def send(name: str, delay: float = 0.0) -> None:
     """A signal to this process, or with "group" before it to all that a terminal's Ctrl-C would reach."""
     number = getattr(signal, name.split()[-1])
@@ -203,9 +213,12 @@ def scripted(log: Path, *signals: Signal, inner: Mapping[str, Any] | None = None
     return {"_target_": "tests.runs.Scripted", "log": str(log), "signals": [list(s) for s in signals], "inner": inner}
 
 
-def crowded_cross_entropy(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def crowded_cross_entropy(
+    student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]:
     """-log q of each token times a tenth of its response's length: no function of a row alone."""
-    return -student_logprobs * mask.sum(-1, keepdim=True) / 10
+    lengths = mask.sum(-1, keepdim=True)
+    return -student_logprobs * lengths / 10, {"length": lengths.to(student_logprobs).expand_as(mask)}
 
 
 def whole_forward_kl(
@@ -216,9 +229,12 @@ def whole_forward_kl(
     return (p.exp() * (p - q)).sum(-1)
 
 
-def squared_surprise(student_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
+def squared_surprise(
+    student_logprobs: Float[Tensor, "B T"],
+) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """The square of each response's -log q / 100: one value for each response."""
-    return (student_logprobs.sum(-1) / 100) ** 2
+    surprise = -student_logprobs.sum(-1) / 100
+    return surprise**2, {"surprise": surprise}
 
 
 class Rescaled(nn.Module):
@@ -242,8 +258,9 @@ class Paced(nn.Module):
 
     def forward(
         self, student_logprobs: Float[Tensor, "*n"], reference_logprobs: Float[Tensor, "*n"]
-    ) -> Float[Tensor, "*n"]:
-        return (reference_logprobs - student_logprobs + 1) * self.pace.to(student_logprobs.dtype)
+    ) -> tuple[Float[Tensor, "*n"], dict[str, Float[Tensor, "*n"]]]:
+        gap = reference_logprobs - student_logprobs
+        return (gap + 1) * self.pace.to(student_logprobs.dtype), {"gap": gap}
 
     def after_step(self, value: float, progress: Progress) -> None:
         self.told.append((value, progress.step))

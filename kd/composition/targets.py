@@ -14,7 +14,7 @@ from kd.components.instantiation import instantiate
 from kd.components.signatures import located, shown
 from kd.composition.requirements import demands
 from kd.seeding import seeded
-from kd.signals import is_row_wise, of_role, requires
+from kd.signals import is_row_wise, of_role, requires, separated
 from kd.teachers.targets import Targets
 from kd.types import WRITERS, Progress
 
@@ -218,7 +218,7 @@ def _tried(term: Callable, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
     }
     given |= {"teacher_logits": teacher, "native_teacher_logits": teacher}
     with torch.enable_grad():
-        value = term(**{name: given[name] for name in requires(term)})
+        value, _ = separated(term(**{name: given[name] for name in requires(term)}))
         if not value.requires_grad:
             return value, torch.zeros_like(student)
         return value.detach(), torch.autograd.grad(value.sum(), student)[0]

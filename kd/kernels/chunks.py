@@ -6,6 +6,7 @@ count) already known: the backward pass then only multiplies by a number. Per ro
 (logits of both models, two gradient products) where recomputing in the backward pass takes 12-16.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,10 @@ def over_chunks(
     *,
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " n"]]]:
-    """sum over terms and rows of weights * values, and each term's detached values.
+    """sum over terms and rows of weights * values, and each term's detached values and metrics.
+
+    Values stand under the name of the term, metrics (`kd.signals.separated`) under `<term>/<metric>`; a metric is
+    missing where there are no rows.
 
     terms:   name -> row-wise objective (`kd.signals.is_row_wise`).
     student: hidden states of the loss rows and the head; both get gradients.
@@ -60,8 +64,12 @@ def over_chunks(
             supply["student_logprobs"] = label_logprobs(logits, signals["labels"][rows])
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for name, term in terms.items():
-            value = evaluated(term, {signal: supply[signal] for signal in wanted[name]})
-            values.setdefault(name, value.detach().new_empty(student.n))[rows] = value.detach()
+            value, metrics = evaluated(term, {signal: supply[signal] for signal in wanted[name]})
+            found = {name: value.detach(), **{f"{name}/{metric}": x for metric, x in metrics.items()}}
+            for key, x in found.items():
+                if key not in values:
+                    values[key] = x.new_full((student.n,), math.nan)
+                values[key][rows] = x
             total = total + (value * weights[name][rows]).sum()
         return total
 
@@ -70,7 +78,7 @@ def over_chunks(
         (others, evaluate), chunk, learn, student.head, student.hidden, student.head.weight, student.head.bias
     )
     empty = student.hidden.new_zeros(0, dtype=torch.float32)
-    return loss, {name: values.get(name, empty) for name in terms}
+    return loss, {name: empty for name in terms} | values
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype) -> int:

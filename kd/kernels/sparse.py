@@ -31,6 +31,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kd.signals import separated
+
 TailRule = Literal["tail_bucket", "renormalise", "zero"]
 Rule = Literal["tail_bucket", "renormalise", "zero", "sampled"]
 EMPTY = -1  # in `ids`: rows that hold fewer than K ids
@@ -95,17 +97,17 @@ class SparseLogits:
         return self.logprobs.masked_fill(self.ids == EMPTY, -math.inf)
 
 
-def evaluated(term: Callable, given: Mapping[str, Any]) -> Tensor:
-    """`term(**given)`; where it is given sparse rows, on their classes and under their rule."""
+def evaluated(term: Callable, given: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Values and metrics of `term(**given)`; where it is given sparse rows, on their classes and under their rule."""
     sparse = next((signal for signal in given.values() if isinstance(signal, SparseLogits)), None)
     if sparse is None:
-        return term(**given)
+        return separated(term(**given))
     mapped = {name: _on_classes(signal, sparse) for name, signal in given.items() if name.endswith("_logits")}
-    value = term(**{**given, **mapped})
+    value, metrics = separated(term(**{**given, **mapped}))
     if sparse.rule in ("tail_bucket", "renormalise"):
-        return value
+        return value, metrics
     mass = sparse.log_weights().exp().sum(-1).to(value.dtype)
-    return mass * (value - _of_weights(term, {**given, **mapped}, sparse))
+    return mass * (value - _of_weights(term, {**given, **mapped}, sparse)), metrics
 
 
 @torch.no_grad()
@@ -116,8 +118,9 @@ def _of_weights(term: Callable, given: Mapping[str, Any], sparse: SparseLogits) 
     """
     p = sparse.everything().to(given["student_logits"])
     teachers = [name for name, signal in given.items() if name.endswith("teacher_logits")]
-    at_equality = term(**{**given, "student_logits": p, **dict.fromkeys(teachers, p)})
-    return torch.where(at_equality.abs() < EQUAL, term(**{**given, "student_logits": p}), 0.0)
+    at_equality, _ = separated(term(**{**given, "student_logits": p, **dict.fromkeys(teachers, p)}))
+    value, _ = separated(term(**{**given, "student_logits": p}))
+    return torch.where(at_equality.abs() < EQUAL, value, 0.0)
 
 
 def _on_classes(signal: Any, sparse: SparseLogits) -> Tensor:

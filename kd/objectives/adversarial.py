@@ -76,11 +76,15 @@ class Discriminator(nn.Module):
         mask: Bool[Tensor, "B T"],
         real: Bool[Tensor, "B T"],
         group_size: int,
-    ) -> Float[Tensor, " P"]:
-        """A value for each group. Raises ValueError for groups of one."""
+    ) -> tuple[Float[Tensor, " P"], dict[str, Float[Tensor, " P"]]]:
+        """A value for each group, and `accuracy`: the share of the student's responses that score below the teacher's.
+
+        Raises ValueError for groups of one.
+        """
         check_demonstrated(group_size)
         scores = self.score(tokens, labels, mask, real).view(-1, group_size)
-        return -logsigmoid(scores[:, :1] - scores[:, 1:]).mean(-1)
+        margins = scores[:, :1] - scores[:, 1:]
+        return -logsigmoid(margins).mean(-1), {"accuracy": (margins > 0).to(margins).mean(-1)}
 
     def score(
         self,

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kd.objectives.divergence import Fraction, NonNegative, Positive
-from kd.objectives.policy import drawn_elsewhere, surrogate, wide
+from kd.objectives.policy import SAMPLING, Grid, approximate_kl, drawn_elsewhere, surrogate, surrogate_metrics, wide
 from kd.objectives.returns import advantages_of, at_the_end
 from kd.types import Progress, Shape
 
@@ -91,8 +91,8 @@ class PPO(nn.Module):
         rewards: Float[Tensor, " B"],
         student_hidden: tuple[Float[Tensor, "B T D"], ...],
         mask: Bool[Tensor, "B T"],
-    ) -> Float[Tensor, "B T"]:
-        """The loss of policy and head at each position."""
+    ) -> Grid:
+        """The loss of policy and head at each position; `value_loss` is the head's, before its weight."""
         hidden = student_hidden[-1].to(self.value.weight.dtype)
         with torch.no_grad():
             held = nn.functional.linear(hidden, self.held_weight, self.held_bias)[..., 0]
@@ -101,10 +101,13 @@ class PPO(nn.Module):
             advantages = advantages_of(outcome, held, mask, **settings)
         values = self.value(hidden if self.through_student else hidden.detach())[..., 0]
         log_ratio = wide(student_logprobs) - wide(old_logprobs)
-        policy = surrogate(log_ratio, advantages.to(log_ratio.dtype), clip_low=self.clip_low, clip_high=self.clip_high)
-        policy = policy * drawn_elsewhere(old_logprobs, behaviour_logprobs, self.cap)
+        bounds = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        weights = drawn_elsewhere(old_logprobs, behaviour_logprobs, self.cap)
+        policy = surrogate(log_ratio, advantages.to(log_ratio.dtype), **bounds) * weights
         error = value_error(values, held, advantages + held, self.value_clip)
-        return policy + self.value_weight * error.to(policy.dtype)
+        metrics = surrogate_metrics(log_ratio, advantages.to(log_ratio.dtype), **bounds)
+        metrics |= approximate_kl(student_logprobs, old_logprobs) | {SAMPLING: weights, "value_loss": error}
+        return policy + self.value_weight * error.to(policy.dtype), metrics
 
     def after_step(self, value: float, progress: Progress) -> None:
         """Renew the copy where the next step learns from a new window."""

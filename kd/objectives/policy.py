@@ -11,6 +11,15 @@ does, since their product has no useful variance. A_t is a constant.
 
 `clip_low`, `clip_high` are those of PPO (arXiv 1707.06347, eq. 7): -min(rho A, clip(rho, 1 - low, 1 + high) A), so a
 token whose ratio has gone far enough in the direction of A stops to learn.
+
+Beside its value each term logs, in TRL's names where it has one:
+
+    ratio                                rho, the ratio that is clipped (PPO's `val/ratio`)
+    clip_ratio/low_mean, high_mean       1 where rho < 1 - clip_low and A < 0; where rho > 1 + clip_high and A > 0
+    clip_ratio/region_mean               1 where either is so; none of these three without a bound
+    approx_kl                            (log q(y_t)/q_old(y_t))^2/2 (PPO's `policy/approxkl_avg`), where q_old is known
+    sampling/importance_sampling_ratio/mean  w = min(q_old/b, cap), where tokens are weighed by it
+    entropy                              -sum_v q log q, where the logits are at hand
 """
 
 import torch
@@ -22,6 +31,10 @@ from kd.objectives.returns import Baseline, check_peers, group_advantages, retur
 from kd.signals import of_groups
 from kd.types import WRITERS
 
+Rows = tuple[Float[Tensor, "*n"], dict[str, Float[Tensor, "*n"]]]  # values and metrics
+Grid = tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]
+
+SAMPLING = "sampling/importance_sampling_ratio/mean"  # TRL's name
 MAX_LOG_RATIO = 20.0  # nats; nobody draws a token that is e^20 times less probable than the student has it
 
 
@@ -47,6 +60,40 @@ def surrogate(
     return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
 
 
+@torch.no_grad()
+def surrogate_metrics(
+    log_ratio: Float[Tensor, "*n"],
+    advantages: Float[Tensor, "*n"],
+    *,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+) -> dict[str, Float[Tensor, "*n"]]:
+    """`ratio` and `clip_ratio/*` of `surrogate` with the same arguments, see above."""
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    beyond = {}
+    if clip_low is not None:
+        beyond["low"] = (ratio < 1 - clip_low) & (advantages < 0)
+    if clip_high is not None:
+        beyond["high"] = (ratio > 1 + clip_high) & (advantages > 0)
+    if beyond:
+        beyond["region"] = torch.stack([*beyond.values()]).any(0)
+    return {"ratio": ratio} | {f"clip_ratio/{side}_mean": clipped.to(ratio) for side, clipped in beyond.items()}
+
+
+@torch.no_grad()
+def approximate_kl(
+    student_logprobs: Float[Tensor, "*n"], old_logprobs: Float[Tensor, "*n"]
+) -> dict[str, Float[Tensor, "*n"]]:
+    """`approx_kl`: (log q(y) - log q_old(y))^2/2, the estimator k2 of Schulman, Approximating KL Divergence, 2020."""
+    return {"approx_kl": (wide(student_logprobs) - wide(old_logprobs)).square() / 2}
+
+
+@torch.no_grad()
+def entropy(student_logits: Float[Tensor, "*n V"]) -> dict[str, Float[Tensor, "*n"]]:
+    """`entropy`: -sum_v q log q in nats, q = softmax of the logits."""
+    return {"entropy": torch.special.entr(wide(student_logits).softmax(-1)).sum(-1)}
+
+
 def drawn_elsewhere(
     old_logprobs: Float[Tensor, "*n"], behaviour_logprobs: Float[Tensor, "*n"], cap: float
 ) -> Float[Tensor, "*n"]:
@@ -59,17 +106,20 @@ def policy_gradient(
     student_logprobs: Float[Tensor, "*n"],
     behaviour_logprobs: Float[Tensor, "*n"],
     advantages: Float[Tensor, "*n"],
+    student_logits: Float[Tensor, "*n V"],
     *,
     clip_low: Fraction | None = None,
     clip_high: NonNegative | None = None,
-) -> Float[Tensor, "*n"]:
+) -> Rows:
     """-min(rho A, clip(rho) A), rho = q(y_t)/b(y_t), A = the reward's advantage of y_t. arXiv 1707.06347, eq. 7.
 
     Whatever advantages a reward gives to tokens. With those of `reward=log_ratio` it is the long part of MiniLLM's
     gradient (arXiv 2306.08543, algorithm 1), b its mixture with the teacher.
     """
-    log_ratio = wide(student_logprobs) - wide(behaviour_logprobs)
-    return surrogate(log_ratio, wide(advantages), clip_low=clip_low, clip_high=clip_high)
+    log_ratio, advantages = wide(student_logprobs) - wide(behaviour_logprobs), wide(advantages)
+    values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    metrics = surrogate_metrics(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return values, metrics | entropy(student_logits)
 
 
 def opd(
@@ -77,10 +127,11 @@ def opd(
     teacher_logprobs: Float[Tensor, "*n"],
     behaviour_logprobs: Float[Tensor, "*n"],
     old_logprobs: Float[Tensor, "*n"],
+    student_logits: Float[Tensor, "*n V"],
     *,
     clip_low: Fraction | None = None,
     clip_high: NonNegative | None = None,
-) -> Float[Tensor, "*n"]:
+) -> Rows:
     """-rho A, rho = q(y_t)/b(y_t), A = log p(y_t) - log q_old(y_t); E dL/dz = that of KL(q || p).
 
     On-policy distillation (Lu, On-Policy Distillation, Thinking Machines Lab, 2025): the estimator k1 as the reward
@@ -90,7 +141,9 @@ def opd(
     """
     advantages = wide(teacher_logprobs) - wide(old_logprobs)
     log_ratio = wide(student_logprobs) - wide(behaviour_logprobs)
-    return surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    metrics = surrogate_metrics(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return values, metrics | approximate_kl(student_logprobs, old_logprobs) | entropy(student_logits)
 
 
 def opd_discounted(
@@ -103,7 +156,7 @@ def opd_discounted(
     discount: Fraction = 0.0,
     clip_low: Fraction | None = None,
     clip_high: NonNegative | None = None,
-) -> Float[Tensor, "B T"]:
+) -> Grid:
     """-rho A, rho = q(y_t)/b(y_t), A = sum_{t' >= t} gamma^(t' - t) (log p - log q_old)(y_t'), gamma = `discount`.
 
     Policy gradient of the reverse KL of whole responses (arXiv 2306.08543, section 2.2): exact, in expectation over
@@ -112,7 +165,9 @@ def opd_discounted(
     rewards = (wide(teacher_logprobs) - wide(old_logprobs)).detach()
     advantages = returns(rewards, mask, discount=discount)
     log_ratio = wide(student_logprobs) - wide(behaviour_logprobs)
-    return surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    metrics = surrogate_metrics(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return values, metrics | approximate_kl(student_logprobs, old_logprobs)
 
 
 @of_groups(check_peers)
@@ -123,15 +178,15 @@ def reinforce(
     group_size: int,
     *,
     baseline: Baseline = "leave_one_out",
-) -> Float[Tensor, "B T"]:
+) -> Grid:
     """-rho (r - b_0), rho = q(y_t)/b(y_t), b_0 = the mean reward of the prompt's other responses. arXiv 2402.14740.
 
     Args:
         baseline: leave_one_out (RLOO) and none are unbiased; group, the mean of all, is smaller by (G - 1)/G.
     """
-    advantages = group_advantages(rewards, group_size, baseline=baseline)
     log_ratio = wide(student_logprobs) - wide(behaviour_logprobs)
-    return surrogate(log_ratio, advantages[:, None].expand_as(log_ratio))
+    advantages = group_advantages(rewards, group_size, baseline=baseline)[:, None].expand_as(log_ratio)
+    return surrogate(log_ratio, advantages), surrogate_metrics(log_ratio, advantages)
 
 
 @of_groups(check_peers)
@@ -146,7 +201,7 @@ def grpo(
     clip_low: Fraction | None = 0.2,
     clip_high: NonNegative | None = 0.2,
     cap: Positive = 3.0,
-) -> Float[Tensor, "B T"]:
+) -> Grid:
     """-w min(rho A, clip(rho) A), rho = q(y_t)/q_old(y_t), A = (r - mean(r))/std(r) in a group, w = min(q_old/b, cap).
     GRPO (arXiv 2402.03300, eq. 3) without its KL, which is `kl_to_reference`.
 
@@ -178,7 +233,7 @@ def grpo_among_own(
     clip_low: Fraction | None = 0.2,
     clip_high: NonNegative | None = 0.2,
     cap: Positive = 3.0,
-) -> Float[Tensor, "B T"]:
+) -> Grid:
     """-w min(rho A, clip(rho) A), A = (r - mean(r))/std(r) over a group's responses by the student, 0 for others'.
 
     `grpo` where groups hold responses of others, too, which the student's are compared with (GAD, arXiv 2511.10643):
@@ -201,8 +256,11 @@ def _near_old(
     clip_low: float | None,
     clip_high: float | None,
     cap: float,
-) -> Float[Tensor, "B T"]:
+) -> Grid:
     """The surrogate about the student that wrote, each token weighed by what it was drawn from."""
     log_ratio = wide(student_logprobs) - wide(old_logprobs)
-    values = surrogate(log_ratio, advantages[:, None].expand_as(log_ratio), clip_low=clip_low, clip_high=clip_high)
-    return values * drawn_elsewhere(old_logprobs, behaviour_logprobs, cap)
+    each = advantages[:, None].expand_as(log_ratio)
+    weights = drawn_elsewhere(old_logprobs, behaviour_logprobs, cap)
+    values = surrogate(log_ratio, each, clip_low=clip_low, clip_high=clip_high) * weights
+    metrics = surrogate_metrics(log_ratio, each, clip_low=clip_low, clip_high=clip_high)
+    return values, metrics | approximate_kl(student_logprobs, old_logprobs) | {SAMPLING: weights}

@@ -6,9 +6,18 @@ What a pair says about is decided where it is made: by people, a judge, a teache
 
 A paper's likelihood of the preferred response is a term of its own (`chosen_likelihood`), so that its coefficient is
 that term's weight.
+
+Beside its value each term on pairs logs, in TRL's names, means over pairs:
+
+    rewards/chosen, rewards/rejected  the implicit rewards beta log q(w)/r(w) and beta log q(l)/r(l), as the term
+                                      compares them: r = p against the teacher, r = 1 without a reference, each divided
+                                      by its response's length where the term does so, beta = 1 where it has none
+    rewards/margins                   their difference
+    rewards/accuracies                1 where that is positive
+    logps/chosen, logps/rejected      log q(w) and log q(l), divided by lengths where the term does so
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +29,8 @@ from kd.objectives.divergence import NonNegative, Positive, log_probs
 from kd.signals import of_groups
 
 NoiseRate = Annotated[float, Field(ge=0, lt=0.5)]
+
+Pairs = tuple[Float[Tensor, " P"], dict[str, Float[Tensor, " P"]]]  # values and metrics
 
 CERTAIN = -1e-6  # nats; the odds of a response that is likelier than that have no bound
 
@@ -52,20 +63,38 @@ def paired(values: Float[Tensor, " B"], group_size: int) -> tuple[Float[Tensor, 
     return preferred, other
 
 
-def margins(
+def compared(
     student_logprobs: Float[Tensor, "B T"],
     base_logprobs: Float[Tensor, "B T"] | None,
     mask: Bool[Tensor, "B T"],
     group_size: int,
     *,
+    beta: float = 1.0,
     length_normalised: bool = False,
-) -> Float[Tensor, " P"]:
-    """h = log q(w)/r(w) - log q(l)/r(l), r the base; without one log q(w) - log q(l)."""
-    score = response_logprobs(student_logprobs, mask, length_normalised=length_normalised)
+) -> Pairs:
+    """h = log q(w)/r(w) - log q(l)/r(l), r the base; without one log q(w) - log q(l). And the metrics, see above.
+
+    beta: of the rewards alone.
+    """
+    own = score = response_logprobs(student_logprobs, mask, length_normalised=length_normalised)
     if base_logprobs is not None:
-        score = score - response_logprobs(base_logprobs, mask, length_normalised=length_normalised)
+        score = own - response_logprobs(base_logprobs, mask, length_normalised=length_normalised)
     preferred, other = paired(score, group_size)
-    return preferred - other
+    return preferred - other, pair_metrics(beta * score, own, group_size)
+
+
+@torch.no_grad()
+def pair_metrics(
+    rewards: Float[Tensor, " B"], logprobs: Float[Tensor, " B"], group_size: int
+) -> dict[str, Float[Tensor, " P"]]:
+    """The metrics of pairs, see above, from implicit rewards and log-probabilities of responses."""
+    chosen, rejected = paired(rewards, group_size)
+    logps = paired(logprobs, group_size)
+    return {
+        **{"rewards/chosen": chosen, "rewards/rejected": rejected},
+        **{"rewards/margins": chosen - rejected, "rewards/accuracies": (chosen > rejected).to(chosen)},
+        **{"logps/chosen": logps[0], "logps/rejected": logps[1]},
+    }
 
 
 # ---- against a reference ---------------------------------------------------------------------------------------------
@@ -80,15 +109,16 @@ def dpo(
     *,
     beta: Positive = 0.1,
     label_smoothing: NoiseRate = 0.0,
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """-log sigma(beta h), h = log q(w)/r(w) - log q(l)/r(l); dL/dh = -beta sigma(-beta h). DPO (arXiv 2305.18290,
     eq. 7).
 
     Where student and reference are equal, the value is log 2, and the gradient -beta/2 of log q(w) - log q(l).
     label_smoothing: share e of pairs whose order is taken to be wrong: (1 - e) of the loss + e of that with -h.
     """
-    h = beta * margins(student_logprobs, reference_logprobs, mask, group_size)
-    return -(1 - label_smoothing) * functional.logsigmoid(h) - label_smoothing * functional.logsigmoid(-h)
+    difference, metrics = compared(student_logprobs, reference_logprobs, mask, group_size, beta=beta)
+    h = beta * difference
+    return -(1 - label_smoothing) * functional.logsigmoid(h) - label_smoothing * functional.logsigmoid(-h), metrics
 
 
 @of_groups(check_pair, in_order=True)
@@ -100,15 +130,16 @@ def ipo(
     *,
     tau: Positive = 0.1,
     length_normalised: bool = True,
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """(h - 1/(2 tau))^2, h = log q(w)/r(w) - log q(l)/r(l); dL/dh = 2 h - 1/tau. IPO (arXiv 2310.12036, eq. 17).
 
     Unlike DPO's, the margin is not driven beyond 1/(2 tau).
     length_normalised: each log-ratio divided by its response's length. Eq. 17 has the plain sums (false), whose squares
         grow with length; TRL reports from the authors that the paper's results are those of the means (true).
     """
-    h = margins(student_logprobs, reference_logprobs, mask, group_size, length_normalised=length_normalised)
-    return (h - 1 / (2 * tau)).square()
+    settings: dict[str, Any] = {"beta": tau, "length_normalised": length_normalised}
+    h, metrics = compared(student_logprobs, reference_logprobs, mask, group_size, **settings)
+    return (h - 1 / (2 * tau)).square(), metrics
 
 
 @of_groups(check_pair, in_order=True)
@@ -119,11 +150,12 @@ def rso(
     group_size: int,
     *,
     gamma: Positive = 0.1,
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """max(0, 1 - gamma h), h = log q(w)/r(w) - log q(l)/r(l); dL/dh = -gamma where it is positive. RSO's hinge
     (arXiv 2309.06657), which other libraries call DPO with a hinge, or SLiC.
     """
-    return (1 - gamma * margins(student_logprobs, reference_logprobs, mask, group_size)).relu()
+    h, metrics = compared(student_logprobs, reference_logprobs, mask, group_size, beta=gamma)
+    return (1 - gamma * h).relu(), metrics
 
 
 def apo_zero(
@@ -136,16 +168,21 @@ def apo_zero(
     threshold: float = 0.5,
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
-) -> Float[Tensor, " B"]:
+) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """1 - sigma(beta z) or sigma(beta z), z = log q(y)/r(y); the first if reward > threshold. APO-zero (arXiv
     2408.06266, eq. 7), taken over single responses: nobody has to be paired.
 
     It is KTO (arXiv 2402.01306) with its reference point z_0 at 0. KTO estimates z_0 = KL(q || r) on responses
     to other prompts, which no batch holds.
+
+    Logged are means over all responses: `rewards` (beta z), `accuracies` (1 where z > 0 exactly if reward > threshold)
+    and `logps`.
     """
-    z = response_logprobs(student_logprobs, mask) - response_logprobs(reference_logprobs, mask)
+    own, desirable = response_logprobs(student_logprobs, mask), rewards > threshold
+    z = own - response_logprobs(reference_logprobs, mask)
     good, bad = (-beta * z).sigmoid(), (beta * z).sigmoid()
-    return torch.where(rewards > threshold, desirable_weight * good, undesirable_weight * bad)
+    metrics = {"rewards": beta * z, "accuracies": ((z > 0) == desirable).to(z), "logps": own}
+    return torch.where(desirable, desirable_weight * good, undesirable_weight * bad), metrics
 
 
 # ---- against the teacher ---------------------------------------------------------------------------------------------
@@ -160,28 +197,31 @@ def dpkd(
     *,
     beta: Positive = 0.1,
     length_normalised: bool = False,
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """-log sigma(beta h), h = log q(w)/p(w) - log q(l)/p(l); dL/dh = -beta sigma(-beta h). DPKD (arXiv 2406.19774).
 
     It is DPO with the teacher as reference, w written by the teacher and l by the student.
     """
-    h = margins(student_logprobs, teacher_logprobs, mask, group_size, length_normalised=length_normalised)
-    return -functional.logsigmoid(beta * h)
+    settings: dict[str, Any] = {"beta": beta, "length_normalised": length_normalised}
+    h, metrics = compared(student_logprobs, teacher_logprobs, mask, group_size, **settings)
+    return -functional.logsigmoid(beta * h), metrics
 
 
 def dpkd_token(
     student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"], *, beta: Positive = 0.1
-) -> Float[Tensor, "*n"]:
+) -> tuple[Float[Tensor, "*n"], dict[str, Float[Tensor, "*n"]]]:
     """-log sigma(beta [log q(w)/p(w) - log q(l)/p(l)]), w = argmax p, l = argmax q; what DPKD's code trains at every
     token of the given text (arXiv 2406.19774 has whole responses: `dpkd`).
 
     Where both models' best ids agree, the value is log 2 and the gradient zero: elsewhere z_w rises and z_l falls by
     beta sigma(-beta h).
+
+    Logged are means over tokens: `rewards/margins` (beta h) and `rewards/accuracies` (1 where h > 0).
     """
     p, q = log_probs(teacher_logits), log_probs(student_logits)
     w, l = p.argmax(-1, keepdim=True), q.argmax(-1, keepdim=True)  # noqa: E741
     h = _difference(q, w, l) - _difference(p, w, l)
-    return -functional.logsigmoid(beta * h)
+    return -functional.logsigmoid(beta * h), {"rewards/margins": beta * h, "rewards/accuracies": (h > 0).to(h)}
 
 
 def _difference(log: Float[Tensor, "*n V"], first: Int[Tensor, "*n 1"], second: Int[Tensor, "*n 1"]) -> Tensor:
@@ -194,9 +234,10 @@ def _difference(log: Float[Tensor, "*n V"], first: Int[Tensor, "*n 1"], second: 
 @of_groups(check_pair, in_order=True)
 def cpo(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, beta: Positive = 0.1
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """-log sigma(beta h), h = log q(w) - log q(l); dL/dh = -beta sigma(-beta h). CPO (arXiv 2401.08417, eq. 3)."""
-    return -functional.logsigmoid(beta * margins(student_logprobs, None, mask, group_size))
+    h, metrics = compared(student_logprobs, None, mask, group_size, beta=beta)
+    return -functional.logsigmoid(beta * h), metrics
 
 
 @of_groups(check_pair, in_order=True)
@@ -207,31 +248,33 @@ def simpo(
     *,
     beta: Positive = 2.5,
     gamma: NonNegative = 1.375,
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """-log sigma(beta h - gamma), h = log q(w)/|w| - log q(l)/|l|; dL/dh = -beta sigma(gamma - beta h). SimPO (arXiv
     2405.14734, eq. 6). h is a difference of mean log-probabilities of a token.
     """
-    h = margins(student_logprobs, None, mask, group_size, length_normalised=True)
-    return -functional.logsigmoid(beta * h - gamma)
+    h, metrics = compared(student_logprobs, None, mask, group_size, beta=beta, length_normalised=True)
+    return -functional.logsigmoid(beta * h - gamma), metrics
 
 
 @of_groups(check_pair, in_order=True)
-def orpo(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int) -> Float[Tensor, " P"]:
+def orpo(student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int) -> Pairs:
     """-log sigma(o(w) - o(l)), o(y) = log(P/(1 - P)), P = exp(log q(y)/|y|); the odds ratio of ORPO (arXiv 2403.07691,
     eq. 7). P is the geometric mean of a response's token probabilities; above e^-1e-6 it counts as that.
     """
-    preferred, other = paired(response_logprobs(student_logprobs, mask, length_normalised=True), group_size)
-    return -functional.logsigmoid(_log_odds(preferred) - _log_odds(other))
+    own = response_logprobs(student_logprobs, mask, length_normalised=True)
+    preferred, other = paired(own, group_size)
+    return -functional.logsigmoid(_log_odds(preferred) - _log_odds(other)), pair_metrics(own, own, group_size)
 
 
 @of_groups(check_pair, in_order=True)
 def slic(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, delta: NonNegative = 1.0
-) -> Float[Tensor, " P"]:
+) -> Pairs:
     """max(0, delta - h), h = log q(w) - log q(l); dL/dh = -1 where it is positive. The rank calibration of SLiC-HF
     (arXiv 2305.10425).
     """
-    return (delta - margins(student_logprobs, None, mask, group_size)).relu()
+    h, metrics = compared(student_logprobs, None, mask, group_size)
+    return (delta - h).relu(), metrics
 
 
 @of_groups(check_pair, in_order=True)

@@ -53,9 +53,12 @@ class RewardModel(nn.Module):
     @of_groups(check_comparable, in_order=True)
     def forward(
         self, student_hidden: tuple[Float[Tensor, "B T D"], ...], mask: Bool[Tensor, "B T"], group_size: int
-    ) -> Float[Tensor, " P"]:
-        """A value for each group."""
-        return bradley_terry(self.score(student_hidden[-1], mask), group_size)
+    ) -> tuple[Float[Tensor, " P"], dict[str, Float[Tensor, " P"]]]:
+        """A value for each group; `accuracy` and `margin` of its pairs are logged, in TRL's names."""
+        scores = self.score(student_hidden[-1], mask)
+        values = bradley_terry(scores, group_size)
+        margins = margins_of(scores.detach(), group_size)
+        return values, {"accuracy": (margins > 0).to(margins).mean(-1), "margin": margins.mean(-1)}
 
     def score(self, hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """r of each response, from last hidden states."""
@@ -85,7 +88,12 @@ def bradley_terry(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor,
 
     Raises ValueError for groups of one.
     """
+    return -logsigmoid(margins_of(scores, group_size)).mean(-1)
+
+
+def margins_of(scores: Float[Tensor, " B"], group_size: int) -> Float[Tensor, "P pairs"]:
+    """r_i - r_j for the pairs i < j of each group. Raises ValueError for groups of one."""
     check_comparable(group_size)
     of_group = scores.view(-1, group_size)
     better, worse = torch.triu_indices(group_size, group_size, offset=1, device=scores.device)
-    return -logsigmoid(of_group[:, better] - of_group[:, worse]).mean(-1)
+    return of_group[:, better] - of_group[:, worse]

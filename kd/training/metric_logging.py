@@ -54,20 +54,27 @@ class Logged(lightning.LightningModule):
         if name in self.this_step:
             self.this_step[name] = self.this_step[name].to(value.device) + value
 
+    def complete_means(self) -> None:
+        """Add a zero for each name that other ranks have alone: a term without rows has no metrics."""
+        for name in sorted({name for names in self.gathered(sorted(self.means)) for name in names}):
+            self.means.setdefault(name, torch.zeros((), device=self.device))
+
     def flush(self) -> None:
         """Log the means over the steps since the last call, over all ranks; of what was silent in them all, nothing."""
+        self.complete_means()
         norm = float(self.means.pop("grad_norm"))
         names = sorted(self.means)
         totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
-        steps = totals.new_tensor([self.spoken.get(name, self.unlogged) for name in names])
+        steps = totals.new_tensor([self.spoken.get(term_of(name), self.unlogged) for name in names])
         told = dict(zip(names, (totals / steps).tolist(), strict=True))
         self.means, self.spoken, self.unlogged = {}, {}, 0
         for name in sorted(self.reports):
             total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
             told |= {name: total / times} if times else {}
         told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
+        beside = {name: told.pop(name) for name in list(told) if term_of(name) != name}
         self.tell("train", told)
-        self.tell("train", {"grad_norm": norm, "lr": self.learning_rate}, bar=False)
+        self.tell("train", {"grad_norm": norm, "lr": self.learning_rate, **beside}, bar=False)
 
     def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
         """To the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
@@ -80,6 +87,11 @@ class Logged(lightning.LightningModule):
         """Add pairs (sum, count) to `reports`."""
         for name, pair in told.items():
             self.reports[name] = self.reports.get(name, 0.0) + torch.tensor(pair, dtype=torch.float64)
+
+
+def term_of(name: str) -> str:
+    """The term whose mean is logged as `<term>`, or whose metric as `<term>/<metric>`."""
+    return name.partition("/")[0]
 
 
 def reports_of(*parts: Any) -> dict[str, tuple[float, float]]:

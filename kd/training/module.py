@@ -19,12 +19,12 @@ from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weight
 from kd.rollouts import Spent
 from kd.schedules import Schedule
 from kd.seeding import seed_all
-from kd.signals import POSITION, ROW
+from kd.signals import POSITION, ROW, separated
 from kd.teachers.white_box import ask
 from kd.training import validation_metrics as validation
 from kd.training.budget import Budget, Limits, forget_peak_memory
 from kd.training.finiteness import Finiteness, check_validation, stop_if_not_finite
-from kd.training.metric_logging import listed, reports_of
+from kd.training.metric_logging import listed, reports_of, term_of
 from kd.training.observation import dense_rows, mask_of, moved, rows, signals_of, whole
 from kd.training.optimization import Optimization
 from kd.training.run_state import RunState
@@ -219,20 +219,27 @@ class Distillation(RunState):
                 {name: term.wanted for name, term in row_terms.items()},
             )
             for name, value in values.items():
-                self.accumulate(name, (value * weights[name]).sum())
+                self.accumulate(name, (value * weights[term_of(name)]).sum())
         for name, term in terms.items():
             if not term.row_wise:
-                mean = self.reduced(term, batch, signals, counts)
-                self.accumulate(name, mean.detach())
-                total = total + self.weights[name] * mean
+                means = self.reduced(name, batch, signals, counts)
+                total = total + self.weights[name] * means[name]
+                for key, mean in means.items():
+                    self.accumulate(key, mean.detach())
         self.accumulate("loss", total.detach())
         return total
 
-    def reduced(self, term: Term, batch: Batch, signals: Mapping[str, Any], counts: Counts) -> Tensor:
-        """The mean of a term that is no sum over rows."""
-        mask, chosen = batch.student.mask, term.chosen(batch)
+    def reduced(self, name: str, batch: Batch, signals: Mapping[str, Any], counts: Counts) -> dict[str, Tensor]:
+        """The means of a term that is no sum over rows and of its metrics, by the names under which they are logged."""
+        term = self.objective[name]
         given = dense_rows if term.domain == ROW else whole
-        value = term.loss(**{name: given(signals[name], mask_of(name, batch)) for name in term.wanted})
+        values, metrics = separated(term.loss(**{n: given(signals[n], mask_of(n, batch)) for n in term.wanted}))
+        named = {name: values, **{f"{name}/{metric}": x for metric, x in metrics.items()}}
+        return {key: self._mean(term, batch, counts, x) for key, x in named.items()}
+
+    def _mean(self, term: Term, batch: Batch, counts: Counts, value: Tensor) -> Tensor:
+        """This micro-batch's share of the mean over what the term learns on."""
+        mask, chosen = batch.student.mask, term.chosen(batch)
         if (importance := term.importance(batch)) is not None and term.domain in (ROW, POSITION):
             value = value * rows(importance, mask) if term.domain == ROW else value * importance
         if term.domain == ROW and chosen is not mask:

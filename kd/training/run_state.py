@@ -27,6 +27,7 @@ class RunState(Logged):
         """
         stop_if_not_finite(self)
         self.note_peak_memory()
+        self.complete_means()
         told = {
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
             for kind, values in (("means", self.means), ("reports", self.reports))

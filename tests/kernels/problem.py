@@ -13,7 +13,7 @@ from torch import Tensor
 from kd.kernels import over_chunks
 from kd.kernels.logits import DenseLogits, HeadLogits
 from kd.objectives.divergence import cross_entropy, forward_kl, generalized_jsd, reverse_kl
-from kd.signals import requires
+from kd.signals import requires, separated
 from kd.types import Head
 from tests.objectives.terms import ROW_WISE, world
 
@@ -98,7 +98,7 @@ def problem(
 
 
 def full(terms: Mapping[str, Callable], given: Problem) -> tuple[Tensor, dict[str, Tensor]]:
-    """The reference: every logit at once."""
+    """The reference: every logit at once. Metrics stand beside the values, as `<term>/<metric>`."""
     hidden, head = given.student.hidden, given.student.head
     z = torch.nn.functional.linear(hidden, head.weight, head.bias) * head.scale
     z = z if head.soft_cap is None else head.soft_cap * torch.tanh(z / head.soft_cap)
@@ -111,8 +111,10 @@ def full(terms: Mapping[str, Callable], given: Problem) -> tuple[Tensor, dict[st
         "teacher_logits": teacher.rows(slice(None)),
         "labels": given.labels,
     }
-    values = {name: loss(**{signal: supply[signal] for signal in requires(loss)}) for name, loss in terms.items()}
-    return torch.stack([(given.weights[name] * value).sum() for name, value in values.items()]).sum(), values
+    told = {n: separated(loss(**{signal: supply[signal] for signal in requires(loss)})) for n, loss in terms.items()}
+    metrics = {f"{name}/{metric}": x for name, (_, each) in told.items() for metric, x in each.items()}
+    values = {name: value for name, (value, _) in told.items()}
+    return torch.stack([(given.weights[name] * value).sum() for name, value in values.items()]).sum(), values | metrics
 
 
 def chunked(terms: Mapping[str, Callable], given: Problem, chunk: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,6 +135,7 @@ def assert_chunked_is_full(terms: Mapping[str, Callable], given: Problem, chunk:
     loss, values = chunked(terms, given, chunk)
     expected_loss, expected_values = full(terms, given)
     assert_near(loss, expected_loss, tolerance)
+    assert values.keys() == expected_values.keys()
     for name, value in expected_values.items():
         assert not values[name].requires_grad
         assert_near(values[name], value, tolerance)

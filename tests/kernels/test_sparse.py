@@ -43,7 +43,7 @@ def top(teacher: Tensor, k: int, tail: str = "tail_bucket", temperature: float =
 def value_and_gradient(term: Callable, student: Tensor, teacher: Any, **more: Any) -> tuple[Tensor, Tensor]:
     leaf = student.detach().requires_grad_()
     given = {"student_logits": leaf, "teacher_logits": teacher, "native_teacher_logits": teacher, **more}
-    value = evaluated(term, {name: given[name] for name in requires(term)})
+    value, _ = evaluated(term, {name: given[name] for name in requires(term)})
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
@@ -208,7 +208,7 @@ def test_chunked_is_full(rule, head, chunk):
     wanted = {name: requires(term) for name, term in terms.items()}
     loss, values = over_chunks(terms, student, signals, weights, wanted, chunk=chunk)
     z = student.rows(slice(None))
-    fkl = evaluated(forward_kl, {"student_logits": z, "teacher_logits": signals["teacher_logits"]})
+    fkl, _ = evaluated(forward_kl, {"student_logits": z, "teacher_logits": signals["teacher_logits"]})
     sft = torch.nn.functional.cross_entropy(z, labels, reduction="none")
     expected = (weights["fkl"] * fkl).sum() + (weights["sft"] * sft).sum()
     assert_near(values["fkl"], fkl.detach(), 1e-12)

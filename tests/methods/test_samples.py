@@ -18,6 +18,7 @@ from kd.teachers.white_box import WhiteBox
 from kd.training.terms import Term
 from kd.types import WRITERS, Batch, ModelOutput, Models, Sequences
 from tests.methods.points import P, Q, at, logprobs, point, reward, rollout, term, weight, written
+from tests.objectives.alone import values_of
 from tests.objectives.cases import logits_of
 from tests.tiny import record, records, tiny
 
@@ -223,7 +224,8 @@ def test_minillms_returns_are_the_authors_codes():
 def test_minillms_long_part_is_clipped_and_learnt_from_four_times():
     # rho = 1.5 with A = 1: -min(1.5, 1.2); with A = -1: -min(-1.5, -1.2) = 1.5
     behaviour, student = torch.tensor([0.2, 0.2]).log(), torch.tensor([0.3, 0.3]).log()
-    values = term("minillm", "minillm_long")(student, behaviour, torch.tensor([1.0, -1.0]))
+    long = values_of(term("minillm", "minillm_long"))
+    values = long(student, behaviour, torch.tensor([1.0, -1.0]), torch.zeros(2, 3))
     assert values.tolist() == pytest.approx([-1.2, 1.5])
     assert rollout("minillm").uses == 4
     weights = {name.removeprefix("minillm_"): term.weight for name, term in point("minillm").objective.items()}
@@ -245,15 +247,17 @@ def test_minillms_single_step_is_not_weighted():
 def test_opd_is_the_ratio_times_the_teachers_advantage():
     """p(y) = .7, q_old = b = .4, q = .5 now: -(.5/.4) (ln .7 - ln .4), negative, for the teacher thinks more of y."""
     student, old = torch.tensor([0.5]).log(), logprobs(Q, [0])
-    found = term("opd", "opd")(student, logprobs(P, [0]), old, old)
+    now = torch.tensor([[0.5, 0.5]]).log()
+    opd = values_of(term("opd", "opd"))
+    found = opd(student, logprobs(P, [0]), old, old, now)
     assert found.item() == pytest.approx(-(0.5 / 0.4) * log(0.7 / 0.4), rel=1e-5)
     # and positive where it thinks less of it: p = .2 of id 1, where q_old = q = .4
-    assert term("opd", "opd")(*[logprobs(d, [1]) for d in (Q, P, Q, Q)]).item() == pytest.approx(-log(0.2 / 0.4))
+    assert opd(*[logprobs(d, [1]) for d in (Q, P, Q, Q)], now).item() == pytest.approx(-log(0.2 / 0.4))
 
 
 def test_kdrl_is_grpo_and_a_little_of_k2():
     """Rewards 1 and 0 of a group of two: A = (r - 1/2)/std, std = 1/sqrt(2), so +-.7071; k2 = (ln q/p)^2/2."""
-    grpo, kdrl = term("kdrl", "grpo"), term("kdrl", "kdrl")
+    grpo, kdrl = values_of(term("kdrl", "grpo")), term("kdrl", "kdrl")
     student = torch.tensor([[0.4], [0.2]]).log()
     policy = grpo(student, student, student, torch.tensor([1.0, 0.0]), 2)
     k2 = kdrl(student[:, 0], torch.tensor([0.7, 0.1]).log(), student[:, 0])
@@ -268,7 +272,7 @@ def test_spins_lambda_is_a_tenth():
     """h = ln(.4/.2) of the given response + ln(.4/.2) of the own one, likelier before: -ln sigma(.1 * 2 ln 2)."""
     student = torch.tensor([[0.4], [0.2]]).log()
     before = torch.tensor([[0.2], [0.4]]).log()
-    found = term("spin", "spin")(student, before, torch.ones(2, 1, dtype=torch.bool), 2)
+    found = values_of(term("spin", "spin"))(student, before, torch.ones(2, 1, dtype=torch.bool), 2)
     assert found.item() == pytest.approx(log(1 + exp(-0.1 * 2 * log(2))), rel=1e-5)
 
 
@@ -283,7 +287,7 @@ def test_gads_reward_is_what_the_discriminator_learns(models):
     s = batch.student
     d = loss.judge(s).tolist()
     expected = sum(log(1 + exp(-(d[0] - own))) for own in d[1:]) / 4
-    assert loss(s.tokens, s.labels, s.mask, s.real, batch.group_size).item() == pytest.approx(expected)
+    assert values_of(loss)(s.tokens, s.labels, s.mask, s.real, batch.group_size).item() == pytest.approx(expected)
     judge = reward("gad")
     judge.bind({"discriminator": loss})
     [judged] = judge([batch], models)
@@ -295,7 +299,7 @@ def test_gads_advantages_are_among_the_students_own():
     """Rewards 1 to 4 of the four own responses: mean 2.5, deviation 1.291, so +-1.162 and +-.387; the teacher's 0."""
     zeros = torch.zeros(5, 1)
     rewards, written_by = torch.tensor([2.5, 1.0, 2.0, 3.0, 4.0]), torch.tensor([1, 2, 2, 2, 2])
-    values = term("gad", "grpo")(zeros, zeros, zeros, rewards, written_by, 5)
+    values = values_of(term("gad", "grpo"))(zeros, zeros, zeros, rewards, written_by, 5)
     assert values[:, 0].tolist() == pytest.approx([0.0, 1.162, 0.387, -0.387, -1.162], abs=1e-3)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd.kernels.logits import label_logprobs
 from kd.objectives.layerwise import TaskAwareFilters
 from kd.seeding import seeded
-from kd.signals import ROLES, ROW, is_row_wise, requires
+from kd.signals import ROLES, ROW, is_row_wise, requires, separated
 from kd.types import Boundaries, Head, Pairs, Progress, Shape, Spans
 from tests.tiny import tiny
 
@@ -36,6 +36,10 @@ class Term:
     weight: float
     kind: str
     loss: Callable
+
+    def values(self, **signals: Any) -> Tensor:
+        """Those of the loss, without its metrics."""
+        return separated(self.loss(**signals))[0]
 
     def wants(self, *fields: str) -> bool:
         """True if a signal ends in one of `fields`."""
@@ -226,7 +230,7 @@ def evaluate(
     attentions = tuple(layer.detach().requires_grad_() for layer in given.attentions["student"])
     leaves = {"logits": logits, "hidden": hidden, "qkv": qkv, "attentions": attentions}
     told = replace(given, **{name: {**getattr(given, name), "student": leaf} for name, leaf in leaves.items()})
-    values = term.loss(**told.signals(term.loss))
+    values = term.values(**told.signals(term.loss))
     inputs = (logits, *hidden, *(x for layer in qkv for x in layer), *attentions)
     found = [None] * len(inputs)
     if values.requires_grad:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd.kernels.chunks import slices
 from kd.objectives.reduction import Counts, reduce
 from kd.signals import FROM_ALIGNMENT, PAIR, POSITION, RESPONSE, ROW, SIGNALS, domain, of_role, requires
+from tests.objectives.alone import values_of
 from tests.objectives.terms import (
     DIVERGENCES,
     OBJECTIVES,
@@ -164,7 +165,7 @@ def test_a_divergence_is_positive_elsewhere(term):
 @over(TERMS)
 def test_only_the_student_learns(term):
     given = world()
-    values = term.loss(**given.signals(term.loss))
+    values = term.values(**given.signals(term.loss))
     own = [p for p in term.loss.parameters() if p.requires_grad] if isinstance(term.loss, nn.Module) else []
     assert values.requires_grad == bool(own)  # all models frozen: nothing but the term's own parameters to learn
     _, gradients = evaluate(term, given)
@@ -224,22 +225,24 @@ def _take(signals: dict, rows: Tensor | slice) -> dict:
 def test_permuted_rows_give_permuted_values(term):
     signals = world().signals(term.loss)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(term.loss(**_take(signals, order)), term.loss(**signals)[order], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        term.values(**_take(signals, order)), term.values(**signals)[order], rtol=1e-12, atol=1e-12
+    )
 
 
 @over(ROW_WISE)
 def test_split_rows_give_split_values(term):
     signals = world().signals(term.loss)
-    pieces = [term.loss(**_take(signals, rows)) for rows in slices(12, 5)]
-    torch.testing.assert_close(torch.cat(pieces), term.loss(**signals), rtol=1e-12, atol=1e-12)
+    pieces = [term.values(**_take(signals, rows)) for rows in slices(12, 5)]
+    torch.testing.assert_close(torch.cat(pieces), term.values(**signals), rtol=1e-12, atol=1e-12)
 
 
 @over(ROW_WISE)
 def test_rows_may_lie_in_a_grid(term):
     given = world()
     grid = {name: given.at_positions(given.signal(name)) for name in requires(term.loss)}
-    flat = term.loss(**given.signals(term.loss))
-    torch.testing.assert_close(term.loss(**grid).flatten(), flat, rtol=1e-12, atol=1e-12)
+    flat = term.values(**given.signals(term.loss))
+    torch.testing.assert_close(term.values(**grid).flatten(), flat, rtol=1e-12, atol=1e-12)
 
 
 @over(TERMS)
@@ -256,4 +259,4 @@ def test_models_may_be_of_two_precisions(term, student, others):
     same = {
         name: in_precision(signal, torch.float64) for name, signal in given.items()
     }  # rounded, and compared exactly
-    torch.testing.assert_close(loss(**given).double(), term.loss(**same), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(values_of(loss)(**given).double(), term.values(**same), rtol=1e-2, atol=1e-2)

@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd.objectives import policy
 from kd.objectives.divergence import reverse_kl
-from kd.objectives.policy import grpo, grpo_among_own, opd, opd_discounted, policy_gradient, reinforce, surrogate
+from kd.objectives.policy import surrogate
 from kd.objectives.returns import group_advantages
 from kd.training.terms import Term
 from kd.types import Batch, Sequences
 from tests.objectives import terms, trees
+from tests.objectives.alone import values_of
 from tests.objectives.trees import MASK, STUDENT, TEACHER, expected, gradient, logprobs
+
+grpo, grpo_among_own, reinforce = map(values_of, (policy.grpo, policy.grpo_among_own, policy.reinforce))
+opd, opd_discounted, policy_gradient = map(values_of, (policy.opd, policy.opd_discounted, policy.policy_gradient))
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 REWARDS = torch.randn(len(MASK), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -60,7 +65,13 @@ def test_discount_one_is_the_gradient_of_the_responses_reverse_kl():
     torch.testing.assert_close(found, target, **EXACT)
 
 
-@pytest.mark.parametrize("term", [opd, lambda *signals: opd_discounted(*signals, mask=MASK, discount=0.0)])
+@pytest.mark.parametrize(
+    "term",
+    [
+        lambda *signals: opd(*signals, trees.logits(STUDENT)),
+        lambda *signals: opd_discounted(*signals, mask=MASK, discount=0.0),
+    ],
+)
 def test_discount_zero_is_the_gradient_of_the_single_steps(term):
     torch.testing.assert_close(gradient(on_policy(term), STUDENT), gradient(single_steps, STUDENT), **EXACT)
 
@@ -73,7 +84,7 @@ def test_the_ratio_to_who_wrote_makes_a_single_step_unbiased(alpha):
     drawn, old = logprobs(mixed), logprobs(STUDENT)
 
     def sampled(student: Tensor) -> Tensor:
-        return expected(opd(logprobs(student), logprobs(TEACHER), drawn, old), mixed)
+        return expected(opd(logprobs(student), logprobs(TEACHER), drawn, old, trees.logits(student)), mixed)
 
     def whole(student: Tensor) -> Tensor:
         return expected(reverse_kl(trees.logits(student), trees.logits(TEACHER)), mixed)
@@ -152,9 +163,9 @@ def test_a_side_without_a_bound(bounds, value):
 
 def test_every_clip_is_passed_on():
     far = vector(math.log(2.0)), vector(0.0), vector(1.0)  # q, b, A = 1
-    assert policy_gradient(*far, clip_high=HIGH).item() == pytest.approx(-1.3)
+    assert policy_gradient(*far, torch.zeros(1, 2), clip_high=HIGH).item() == pytest.approx(-1.3)
     q, p, b, old = far[0], vector(1.0), vector(0.0), vector(0.0)
-    assert opd(q, p, b, old, clip_high=HIGH).item() == pytest.approx(-1.3)
+    assert opd(q, p, b, old, torch.zeros(1, 2), clip_high=HIGH).item() == pytest.approx(-1.3)
     grid = (x[None] for x in (q, p, b, old))
     one = torch.ones(1, 1, dtype=torch.bool)
     assert opd_discounted(*grid, one, clip_high=HIGH).item() == pytest.approx(-1.3)

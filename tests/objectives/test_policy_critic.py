@@ -14,6 +14,7 @@ from kd.objectives.critic import PPO, value_error
 from kd.objectives.returns import advantages_of, at_the_end, returns
 from kd.signals import introduce
 from kd.types import Progress, Shape
+from tests.objectives.alone import values_of
 
 ONES = torch.ones(1, 3, dtype=torch.bool)
 REWARDS, VALUES = (0.0, 0.0, 1.0), (0.5, 0.6, 0.7)
@@ -110,7 +111,7 @@ def test_policy_and_head_by_hand():
     with torch.no_grad():
         loss.value.weight.copy_(row(0.2, 0.4))
     # held: V_old = 0, so A = R = 1. Ratio 1.5 is clipped to 1.2. (.2 - 1)^2/2 = .32; from 0, .4 may count as .2: .32
-    found = loss(**given())[0, :2]
+    found = values_of(loss)(**given())[0, :2]
     torch.testing.assert_close(found, row(-1.0 + 0.5 * 0.32, -1.2 + 0.5 * 0.32)[0])
 
 
@@ -120,7 +121,7 @@ def test_the_held_head_is_the_baseline():
         loss.value.weight.copy_(row(0.2, 0.4))
     loss.after_step(0.0, Progress(1, 10))
     # A = (.9 - .2, 1 - .4)
-    torch.testing.assert_close(loss(**given())[0, :2], row(-0.7, -1.2 * 0.6)[0])
+    torch.testing.assert_close(values_of(loss)(**given())[0, :2], row(-0.7, -1.2 * 0.6)[0])
 
 
 def test_the_held_head_is_renewed_with_the_window():
@@ -142,7 +143,7 @@ def test_the_heads_loss_and_the_students_body(through_student):
     loss = term(through_student=through_student)
     with torch.no_grad():
         loss.value.weight.copy_(row(0.2, 0.4))
-    loss(**given(student_hidden=(hidden,)))[given()["mask"]].sum().backward()
+    values_of(loss)(**given(student_hidden=(hidden,)))[given()["mask"]].sum().backward()
     assert loss.value.weight.grad.abs().sum() > 0
     assert (hidden.grad is not None and bool(hidden.grad.abs().sum() > 0)) == through_student
 
@@ -152,19 +153,19 @@ def test_the_head_learns_what_a_response_is_worth():
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
     for step in range(200):
         optimizer.zero_grad()
-        loss(**given())[given()["mask"]].sum().backward()
+        values_of(loss)(**given())[given()["mask"]].sum().backward()
         optimizer.step()
         loss.after_step(0.0, Progress(step + 1, 200))
     hidden = given()["student_hidden"][1]
     values = loss.value(hidden)[0, :2, 0]
     torch.testing.assert_close(values, torch.ones(2, dtype=torch.float64), atol=1e-3, rtol=0)
     # a baseline that knows the reward leaves nothing to learn
-    policy = loss(**given(student_logprobs=given()["old_logprobs"]))[given()["mask"]]
+    policy = values_of(loss)(**given(student_logprobs=given()["old_logprobs"]))[given()["mask"]]
     torch.testing.assert_close(policy, torch.zeros(2, dtype=torch.float64), atol=2e-3, rtol=0)
 
 
 def test_sampling_elsewhere_is_corrected():
-    plain, old = term(value_weight=0.0)(**given()), given()["old_logprobs"]
+    plain, old = values_of(term(value_weight=0.0))(**given()), given()["old_logprobs"]
     for factor, weight in ((2.0, 2.0), (8.0, 3.0)):
-        found = term(value_weight=0.0)(**given(behaviour_logprobs=old - math.log(factor)))
+        found = values_of(term(value_weight=0.0))(**given(behaviour_logprobs=old - math.log(factor)))
         torch.testing.assert_close(found[0, :2], weight * plain[0, :2])

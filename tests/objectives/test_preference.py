@@ -11,22 +11,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from kd.objectives.preference import (
-    apo_zero,
-    chosen_likelihood,
-    cpo,
-    dpkd,
-    dpkd_token,
-    dpo,
-    ipo,
-    orpo,
-    response_logprobs,
-    rso,
-    simpo,
-    slic,
-)
+from kd.objectives import preference
+from kd.objectives.preference import response_logprobs
 from kd.signals import PAIR, RESPONSE, domain, is_row_wise
+from tests.objectives.alone import values_of
 from tests.objectives.terms import OBJECTIVES
+
+dpo, ipo, rso, apo_zero = map(values_of, (preference.dpo, preference.ipo, preference.rso, preference.apo_zero))
+dpkd, dpkd_token, cpo = map(values_of, (preference.dpkd, preference.dpkd_token, preference.cpo))
+simpo, orpo, slic = map(values_of, (preference.simpo, preference.orpo, preference.slic))
+chosen_likelihood = values_of(preference.chosen_likelihood)
 
 # Three ids. The first prompt has two positions, so that its loss rows begin at the third; the second row is padded.
 # w: tokens of probability 1/2, 1/4, 1/2 -> log q(w) = -4 log 2, three tokens

@@ -14,6 +14,7 @@ from kd.kernels.logits import label_logprobs
 from kd.objectives.estimators import kl_to_reference
 from kd.objectives.policy import grpo
 from kd.objectives.reduction import Reduction, reduce
+from tests.objectives.alone import values_of
 from tests.parity.pair import B, Pair, T, V, assert_same, pair
 
 REWARDS = torch.tensor([1.0, 0.0, 0.25], dtype=torch.float64)  # a group of three
@@ -72,7 +73,7 @@ def ours(
     given: Pair, reduction: Reduction, *, beta: float = 0.0, elsewhere: bool = False, **settings: float | None
 ) -> Tensor:
     own, old = logprobs(given, given.student), old_logprobs(given)
-    values = grpo(own, old, behaviour_logprobs(given) if elsewhere else old, REWARDS, B, **settings)
+    values = values_of(grpo)(own, old, behaviour_logprobs(given) if elsewhere else old, REWARDS, B, **settings)
     if beta:
         values = values + beta * kl_to_reference(own, logprobs(given, given.teacher))
     return reduce(values, given.mask, given.counts, domain="B T", reduction=reduction)

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from kd.kernels.logits import label_logprobs
-from kd.objectives.preference import apo_zero, chosen_likelihood, cpo, dpo, ipo, orpo, response_logprobs, rso, simpo
+from kd.objectives import preference
+from kd.objectives.preference import response_logprobs
+from tests.objectives.alone import values_of
 from tests.parity.pair import IGNORED, assert_equal, assert_same
+
+apo_zero, chosen_likelihood = map(values_of, (preference.apo_zero, preference.chosen_likelihood))
+dpo, ipo, rso = map(values_of, (preference.dpo, preference.ipo, preference.rso))
+cpo, simpo, orpo = map(values_of, (preference.cpo, preference.simpo, preference.orpo))
 
 T, V = 7, 23
 LENGTHS = torch.tensor([7, 4, 1, 6, 3, 3])  # response tokens; pairs side by side

@@ -21,6 +21,7 @@ from kd.seeding import seeded
 from kd.signals import introduce
 from kd.types import Batch, Models, Sequences, Written
 from tests import runs
+from tests.objectives.alone import values_of
 from tests.tiny import record, tiny
 
 GIVEN = [record(i, f"{i} + 2 = ?", f"It is {i + 2}.") for i in range(4)]
@@ -50,7 +51,7 @@ def demonstrated(student, samples: tuple[str, ...] = ("no", "It is")) -> Batch:
 
 def value(term: Discriminator, batch: Batch) -> Tensor:
     s = batch.student
-    return term(s.tokens, s.labels, s.mask, s.real, batch.group_size)
+    return values_of(term)(s.tokens, s.labels, s.mask, s.real, batch.group_size)
 
 
 def by_hand(term: Discriminator, batch: Batch) -> Tensor:
@@ -107,7 +108,7 @@ def test_a_gradient_of_either_reaches_its_own_parameters_alone(student, term):
     [judged] = judge([batch], Models(student))
     logprobs = student(batch.student, frozenset({"logprobs"})).logprobs
     old = logprobs.detach()
-    grpo(logprobs, old, old, judged.rewards, batch.group_size)[batch.student.mask].sum().backward()
+    values_of(grpo)(logprobs, old, old, judged.rewards, batch.group_size)[batch.student.mask].sum().backward()
     assert all(p.grad is None for p in term.parameters())
     assert sum(p.grad.abs().sum() for p in student.parameters() if p.grad is not None) > 0
 

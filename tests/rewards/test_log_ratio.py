@@ -22,6 +22,7 @@ from kd.rewards.log_ratio import LogRatio
 from kd.rollouts.buffer import TENSORS
 from kd.types import Batch, ModelOutput, Models, Sequences
 from tests.objectives import trees
+from tests.objectives.alone import values_of
 from tests.objectives.trees import LABELS, MASK, STUDENT, TEACHER, expected, gradient, logprobs
 
 HERE = SimpleNamespace(network=SimpleNamespace(device=torch.device("cpu")))  # of the student only where it is
@@ -116,6 +117,10 @@ def test_a_last_token_without_rewards_of_its_own_has_no_advantage(whiten):
         assert found[:-1] == pytest.approx([x / 18 / deviation for x in (31, -2, -29)], rel=1e-6)
 
 
+def long_part(student: Tensor, advantages: Tensor) -> Tensor:
+    return values_of(policy_gradient)(logprobs(student), logprobs(STUDENT), advantages, trees.logits(student))
+
+
 def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():
     """Single step over the vocabulary, and everything later as returns: un-normalised, alpha = 0."""
     given = batch(MASK, logprobs(STUDENT), LABELS)
@@ -123,7 +128,7 @@ def test_the_two_parts_are_the_gradient_of_the_responses_reverse_kl():
 
     def loss(student: Tensor) -> Tensor:
         single = reverse_kl(trees.logits(student), trees.logits(TEACHER))
-        long = policy_gradient(logprobs(student), logprobs(STUDENT), judged.advantages)
+        long = long_part(student, judged.advantages)
         return expected(single + long, STUDENT)
 
     target = gradient(lambda student: trees.sequence_reverse_kl(student, TEACHER), STUDENT)
@@ -135,7 +140,7 @@ def test_to_include_the_current_reward_counts_single_steps_twice():
     (judged,) = LogRatio(**PLAIN | {"include_current": True})([given], Models(HERE, Told(logprobs(TEACHER))))
 
     def long(student: Tensor) -> Tensor:
-        return expected(policy_gradient(logprobs(student), logprobs(STUDENT), judged.advantages), STUDENT)
+        return expected(long_part(student, judged.advantages), STUDENT)
 
     target = gradient(lambda student: trees.sequence_reverse_kl(student, TEACHER), STUDENT)
     torch.testing.assert_close(gradient(long, STUDENT), target, rtol=1e-10, atol=1e-12)

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     losses = []
     for _ in range(40):
         hidden = student(batch.student, HIDDEN).hidden
-        loss = term(hidden, batch.student.mask, batch.group_size).mean()
+        loss = term(hidden, batch.student.mask, batch.group_size)[0].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -86,7 +86,7 @@ def test_it_learns_from_the_end_of_both_responses_alone():
     term = RewardModel()
     term.sized_for(Shape(4, 1), None)
     hidden = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    term((hidden,), mask, 2).sum().backward()
+    term((hidden,), mask, 2)[0].sum().backward()
     assert hidden.grad.abs().sum(-1).ne(0).tolist() == [[False, False, True], [False, True, False]]
 
 

@@ -19,6 +19,7 @@ from kd.signals import FROM_ROLLOUT
 from kd.teachers.white_box import WhiteBox
 from kd.types import WRITERS, Models, Progress, Response
 from tests import runs
+from tests.objectives.alone import values_of
 from tests.rollouts.told import learnt
 from tests.tiny import record, records, tiny
 
@@ -147,5 +148,5 @@ def test_a_sample_that_is_the_preferred_response_teaches_a_preference_nothing(st
     given = encoder.given(GIVEN[0])[0]
     [batch] = encoder.written([GIVEN[0]], [[given, replace(given, source="student")]])
     logprobs = student(batch.student, frozenset({"logprobs"})).logprobs
-    dpo(logprobs, logprobs.detach(), batch.student.mask, 2).sum().backward()
+    values_of(dpo)(logprobs, logprobs.detach(), batch.student.mask, 2).sum().backward()
     assert all(p.grad is None or p.grad.abs().max() < 1e-12 for p in student.parameters())

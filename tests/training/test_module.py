@@ -55,7 +55,10 @@ def test_a_window_is_one_batch_or_many(tmp_path, reduction):
     assert len(ran.module.encoder.batches(ran.data.train)) > 5
     fresh = build(cfg)
     loss, gradient = loss_and_gradient(fresh, batch(fresh, slice(None), of=24))
-    assert float(runs.metrics(tmp_path)["1,train,loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    logged = runs.metrics(tmp_path)
+    assert float(logged["1,train,loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    for name in ("crowded/length", "squared/surprise", "paced/gap"):  # metrics of terms
+        assert float(logged[f"1,train,{name}"]) == pytest.approx(fresh.module.means[name].item(), rel=1e-11, abs=1e-13)
     for name, mean in runs.gradients(ran).items():
         torch.testing.assert_close(mean / (1 - cfg.optim.beta1), gradient[name], rtol=1e-11, atol=1e-13)
 

@@ -63,7 +63,10 @@ def two_ranks(folder) -> None:
     written = runs.job(folder / "written", DDP, *EXACT, objective=runs.MIXED, rollout=GREEDY)
     groups = runs.job(folder / "groups", DDP, *EXACT, *GROUPS, rollout=AGAIN)
     streams = runs.job(folder / "streams", DDP, *EXACT, *BLOCKS, objective=STREAMS, corpus=plain_text(folder))
-    first = runs.in_processes(*exact, apart, features, turns, written, groups, streams, whole, stopped)
+    pace = {"paced": runs.term(runs.Paced)}
+    muted = {"_target_": "tests.runs.Muted"}
+    silent = runs.job(folder / "silent", DDP, *EXACT, "log_every=1", objective=pace, rollout=muted)
+    first = runs.in_processes(*exact, apart, features, turns, written, groups, streams, silent, whole, stopped)
     shutil.copytree(cut / "checkpoints", folder / "stopped")
     second = runs.in_processes(runs.job(cut, *INTERRUPTED, objective=runs.MIXED))
     (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
@@ -130,6 +133,19 @@ def test_two_ranks_equal_one_on_groups_that_are_judged_and_replayed(ranks, tmp_p
     spent, by_two = (runs.checkpoint(p)["distillation"]["budget"] for p in (tmp_path, ranks / "groups"))
     for name in ("tokens", "generated_tokens", "student_flops"):
         assert spent[name] == by_two[name] > 0, name
+    logged, by_two = runs.metrics(tmp_path), runs.metrics(ranks / "groups")
+    for name in ("grpo/ratio", "grpo/approx_kl", "dpo/rewards/margins", "dpo/rewards/accuracies", "dpo/logps/chosen"):
+        told, told_by_two = (float(rows[f"4,train,{name}"]) for rows in (logged, by_two))
+        assert told_by_two == pytest.approx(told, rel=1e-6), name
+
+
+def test_a_rank_without_rows_has_no_metrics_and_the_others_have_theirs(ranks):
+    """The values are (gap + 1) times the pace, over the rows of the one rank that has some; the pace is 1, then 1.1."""
+    logged = runs.metrics(ranks / "silent")
+    for step, pace in ((1, 1.0), (2, 1.1)):
+        value, gap = (float(logged[f"{step},train,{name}"]) for name in ("paced", "paced/gap"))
+        assert value == pytest.approx((gap + 1) * pace, rel=1e-6)
+    assert gap != 0
 
 
 def test_two_ranks_equal_one_on_two_streams(ranks, tmp_path):

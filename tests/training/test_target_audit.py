@@ -43,7 +43,7 @@ def test_numbers_are_those_of_two_backward_passes(targets, loss):
     for said in (kept, teacher.values):
         hidden = student.hidden.clone().requires_grad_()
         given = {"student_logits": hidden @ student.head.weight.T, "teacher_logits": said}
-        value = evaluated(loss, given).mean()
+        value = evaluated(loss, given)[0].mean()
         results.append((value.item(), torch.autograd.grad(value, hidden)[0].flatten()))
     (value, g), (whole, g_whole) = results
     expected = {
@@ -167,7 +167,7 @@ def test_an_audit_supplies_whatever_is_admitted():
         all_of = {"student_logits": q.rows(slice(0, q.n)), "reference_logits": reference.logits.rows(slice(0, q.n))}
         all_of |= {"student_logprobs": own, "behaviour_logprobs": own, "reference_logprobs": base}
         value, whole = (
-            evaluated(of_everything, {**all_of, "teacher_logits": said, "progress": Progress(0, 10)}).mean().item()
+            evaluated(of_everything, {**all_of, "teacher_logits": said, "progress": Progress(0, 10)})[0].mean().item()
             for said in (kept, full.rows(slice(0, q.n)))
         )
         n, total = n + q.n, total + q.n * (value - whole) / abs(whole)
