@@ -12,7 +12,8 @@ The loss depends on the difference of two scores alone, so a discriminator whose
 >>> discriminator.head.weight.data.zero_()
 tensor([[0., 0., 0., 0., 0., 0., 0., 0.]])
 >>> tokens, mask = torch.tensor([[1, 2], [1, 3]]), torch.ones(2, 2, dtype=torch.bool)
->>> discriminator(tokens, tokens, mask, mask, group_size=2).detach()
+>>> values, metrics = discriminator(tokens, tokens, mask, mask, group_size=2)
+>>> values.detach()
 tensor([0.6931])
 """
 

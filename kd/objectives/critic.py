@@ -9,8 +9,9 @@ is -1 and the head's (0 - 1)^2/2, of weight 0.1: -1 + 0.05 = -0.95.
 >>> ppo = PPO(value_weight=0.1).requires_grad_(False)
 >>> ppo.sized_for(Shape(width=2, layers=1), None)
 >>> drawn, hidden = torch.tensor([[0.5]]).log(), (torch.ones(1, 1, 2),)
->>> ppo(drawn, drawn, drawn, torch.tensor([1.0]), hidden, torch.tensor([[True]])).detach()
-tensor([[-0.9500]])
+>>> values, metrics = ppo(drawn, drawn, drawn, torch.tensor([1.0]), hidden, torch.tensor([[True]]))
+>>> values, metrics["value_loss"]
+(tensor([[-0.9500]]), tensor([[0.5000]]))
 """
 
 from typing import Annotated, ClassVar
