@@ -45,7 +45,7 @@ class Manifest:
     cost: Cost = field(default_factory=dict)
 
     def text(self) -> str:
-        """The manifest as it is written, with the sha256 of all that it says."""
+        """The manifest as it is written, with the sha256 of its content."""
         content = asdict(self)
         return json.dumps({**content, SEAL: key(content)}, indent=2) + "\n"
 

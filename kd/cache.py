@@ -93,7 +93,7 @@ def summary(store: TargetStore, new: int, seconds: float) -> str:
 
 
 def targets_of(teacher: Approximated, batch: Batch) -> Iterator[tuple[bytes, dict[str, Tensor]]]:
-    """Each sequence's key and columns. What is drawn depends on the sequence alone, whatever is cached beside it."""
+    """Each sequence's key and columns. The draws depend on the sequence alone, not on others in the cache."""
     logits = ask(teacher.exact, batch, frozenset({"logits"})).logits
     ends = batch.teacher.mask.sum(1).cumsum(0).tolist()
     for key, start, end in zip(keys_of(batch.teacher), [0, *ends], ends, strict=False):

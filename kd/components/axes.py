@@ -16,9 +16,9 @@ class Axis:
         alone: the file that a run on the references alone has, such as the baseline beside a run (`compare`); None: the
             file of the run itself.
         composes: whether several files, as in `objective=[fkl,sft]`, make one run, in the given order.
-        instead: of an axis that does not compose, what takes several, beside a sweep.
+        instead: for an axis that does not compose, the remedy for several files, beside a sweep.
         first: files that are tried before the others in place of a choice that does not fit; none: the choice stays.
-        synonyms: what other libraries call the files.
+        synonyms: other libraries' names of the files.
         beside: keys that stand beside the arguments of its class, and are for the run.
         heavy: whether its part loads a model, or needs one, so that a check before the run does not make it.
         section: whether the config has a section of its name; a method or an experiment may set any key.
@@ -117,7 +117,7 @@ def replaceable() -> list[str]:
 
 
 def references_alone() -> dict[str, str]:
-    """What a run on the references alone chooses: no augmentation, rollout, reward or corpus of another run."""
+    """The choices of a run on the references alone: no augmentation, rollout, reward or corpus of another run."""
     return {name: axis.alone for name, axis in AXES.items() if axis.alone is not None}
 
 

@@ -245,8 +245,7 @@ class Encoder:
     ) -> list[Encoded] | None:
         rows = [Encoded(own + answer.ids, len(own), answer) for answer in answers]
         if self.teacher is None and other != own:
-            theirs = [Encoded(other + answer.ids, len(other)) for answer in answers]
-            return [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+            return _beside(rows, [Encoded(other + answer.ids, len(other)) for answer in answers])
         if self.teacher is None:
             return rows
         ended = [not answer.truncated for answer in answers]
@@ -273,10 +272,10 @@ class Encoder:
         records = tuple(record for record, _ in pairs)
         rows = [row for _, group in pairs for row in group]
         student = collate(rows, pad_id(self.student))
-        theirs = [row.teacher or row for row in rows] if any(row.teacher for row in rows) else []
+        teachers = [row.teacher or row for row in rows] if any(row.teacher for row in rows) else []
         return Batch(
             student,
-            collate(theirs, pad_id(self.teacher or self.student)) if theirs else student,
+            collate(teachers, pad_id(self.teacher or self.student)) if teachers else student,
             records,
             group_size=len(pairs[0][1]),
             written_by=torch.tensor([WRITERS.index(r.source) for record in records for r in record.responses]),
@@ -311,9 +310,9 @@ class Encoder:
         return whole if len(whole) == len(rows) else None
 
 
-def _beside(rows: Sequence[Encoded], theirs: Sequence[Encoded] | None) -> list[Encoded] | None:
+def _beside(rows: Sequence[Encoded], teachers: Sequence[Encoded] | None) -> list[Encoded] | None:
     """The rows with those of a teacher that has its own tokenizer; None where its prompt leaves no room."""
-    return None if theirs is None else [replace(row, teacher=their) for row, their in zip(rows, theirs, strict=True)]
+    return None if teachers is None else [replace(a, teacher=b) for a, b in zip(rows, teachers, strict=True)]
 
 
 def _cut(answer: Written, room: int) -> Written:

@@ -129,13 +129,13 @@ def check_head(network: PreTrainedModel) -> None:
     training = network.training
     network.eval()
     hidden = backbone(network)(input_ids=token, use_cache=False).last_hidden_state[0]
-    theirs = network(input_ids=token, use_cache=False).logits[0].float()
+    expected = network(input_ids=token, use_cache=False).logits[0].float()
     network.train(training)
-    ours = HeadLogits(hidden, _head(network, theirs.shape[1])).rows(slice(0, 1)).float()
-    if not torch.allclose(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.0):
+    found = HeadLogits(hidden, _head(network, expected.shape[1])).rows(slice(0, 1)).float()
+    if not torch.allclose(found, expected, atol=0.02 * expected.abs().max().item(), rtol=0.0):
         raise ValueError(
             f"{type(network).__name__} computes its logits from its last hidden states in a way that is not supported "
-            f"(largest difference {(ours - theirs).abs().max():.3g}); choose another architecture"
+            f"(largest difference {(found - expected).abs().max():.3g}); choose another architecture"
         )
 
 

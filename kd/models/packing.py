@@ -112,12 +112,12 @@ def packable(network: PreTrainedModel) -> bool:
     sequences = Sequences(tokens, tokens, tokens >= 0, lengths)
     packing, supported = Packing.of(sequences), list[bool]()
     with eval_mode([network]), torch.autocast(network.device.type, enabled=False):
-        theirs = packing.pack(backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state)
+        padded = packing.pack(backbone(network)(input_ids=tokens, use_cache=False).last_hidden_state)
         try:
-            ours = packed_states(network, packing, sequences, supported=supported).last_hidden_state
+            packed = packed_states(network, packing, sequences, supported=supported).last_hidden_state
         except (TypeError, AttributeError, RuntimeError, ValueError):  # it needs a mask, or takes no such arguments
             return False
-        gap = (ours - theirs).norm() / theirs.norm()
+        gap = (packed - padded).norm() / padded.norm()
         return supported == [True] * config.num_hidden_layers and bool(gap <= TOLERANCE.get(network.dtype, 0.03))
 
 
