@@ -10,7 +10,7 @@ is -1 and the head's (0 - 1)^2/2, of weight 0.1: -1 + 0.05 = -0.95.
 >>> ppo.sized_for(Shape(width=2, layers=1), None)
 >>> drawn, hidden = torch.tensor([[0.5]]).log(), (torch.ones(1, 1, 2),)
 >>> values, metrics = ppo(drawn, drawn, drawn, torch.tensor([1.0]), hidden, torch.tensor([[True]]))
->>> values, metrics["value_loss"]
+>>> values.detach(), metrics["value_loss"].detach()
 (tensor([[-0.9500]]), tensor([[0.5000]]))
 """
 
