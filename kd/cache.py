@@ -118,7 +118,7 @@ def _write_frame(folder: Path, teacher: Approximated) -> None:
 
 
 def _write_targets(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
-    """A shard for every SHARD sequences, so that no more is lost when this is stopped."""
+    """Write a shard for every SHARD sequences, so that no more is lost when the command is stopped."""
     waiting: dict[bytes, dict[str, Tensor]] = {}
     with progress_bar("the teacher's targets", len(batches)) as advance:
         for batch in batches:
@@ -133,14 +133,14 @@ def _write_targets(store: TargetStore, teacher: Approximated, batches: Sequence[
 
 
 def _probe(cfg: DictConfig, parts: Parts) -> list[Batch]:
-    """The sequences of the audit, if there is to be one."""
+    """The sequences of the audit, if there is one."""
     audit = cfg.targets.get("audit")
     records = [] if audit is None else parts.data.validation[: audit.records]
     return [moved(batch, device(cfg)) for batch in parts.encoder.batches(records)]
 
 
 def _write_probe(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
-    """Their log-probabilities over all ids, in float32, beside those of other runs' audits."""
+    """Add the log-probabilities of `batches` over all ids, in float32, to those of other runs' audits."""
     known, whole = store.probed(), dict[str, Tensor]()
     for batch in batches:
         if all(key in known for key in keys_of(batch.teacher)):

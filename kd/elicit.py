@@ -1,7 +1,7 @@
 """Makes the training records of a run: `python -m kd.elicit augmentation=labeling teacher=tiny skill=gsm_symbolic`.
 
 The overrides are those of the run. The skill's records go through the augmentation's stages once; every run with the
-same skill, stages, teacher and seed reads what they made.
+same skill, stages, teacher and seed reads the result.
 """
 
 import argparse

@@ -155,17 +155,17 @@ def test_one_cache_serves_every_tail_rule_and_no_other_teacher():
         assert targets_folder(runs.config(*TOPK, word)) != folder, word
 
 
-def test_more_records_are_added_and_none_is_asked_twice(monkeypatch):
+def test_more_records_are_added_and_none_is_computed_twice(monkeypatch):
     cfg = runs.config(*TOPK, "optim.steps=1")
     assert "7 sequences (7 new" in kd.cache.write(cfg.copy(), this_run=True)  # five of the step's, two of the audit's
-    asked = []
+    done = []
     original = kd.cache.targets_of
-    monkeypatch.setattr(kd.cache, "targets_of", lambda teacher, batch: asked.append(batch) or original(teacher, batch))
+    monkeypatch.setattr(kd.cache, "targets_of", lambda teacher, batch: done.append(batch) or original(teacher, batch))
     assert "26 sequences (19 new" in kd.cache.write(cfg.copy())
-    assert asked
-    del asked[:]
+    assert done
+    del done[:]
     assert "26 sequences (0 new" in kd.cache.write(cfg.copy())
-    assert asked == []
+    assert done == []
 
 
 def test_a_record_that_is_missing_is_named():
@@ -255,7 +255,7 @@ def baseline_of(cfg: DictConfig) -> DictConfig:
 
 
 def test_a_cached_run_beside_sft(tmp_path):
-    """At another temperature than 1 and on responses that nobody but this run has: sft reads no teacher."""
+    """At another temperature than 1 and on responses that this run alone has: sft reads no teacher."""
     nodes = {"skill": {"_target_": "tests.runs.Toy"}, **SHOUTED}
     kd.cache.write(runs.config(*BESIDE, **nodes))
     cfg = runs.config(*BESIDE, CACHED, f"run.root={tmp_path}", **nodes)
@@ -359,12 +359,12 @@ def test_a_part_with_a_flipped_bit_is_named_before_a_step_is_taken(kind, part, t
 
 def test_summary_counts_bytes(tmp_path):
     cfg = runs.config("targets=topk", "targets.k=6")
-    said = kd.cache.write(cfg)
+    summary = kd.cache.write(cfg)
     store = TargetStore(targets_folder(cfg))
     rows = sum(len(store.columns([key])["tail"]) for key in store.where)
     size = sum(path.stat().st_size for path in store.folder.glob("shard-*.safetensors"))
-    assert f"{rows} response tokens" in said
-    assert f"{size / rows:.0f} bytes per token" in said
+    assert f"{rows} response tokens" in summary
+    assert f"{size / rows:.0f} bytes per token" in summary
     columns = store.columns(list(itertools.islice(store.where, 3)))
     assert sum(c.element_size() * c.numel() for c in columns.values()) == len(columns["tail"]) * (6 * 4 + 2)
     assert "tail" not in json.loads((store.folder / "targets.json").read_text())

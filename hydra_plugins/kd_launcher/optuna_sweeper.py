@@ -1,4 +1,4 @@
-"""A study: Optuna proposes jobs, and learns from the objectives of those before what to propose next."""
+"""A study: Optuna proposes jobs, each by the objectives of those before."""
 
 import math
 import sys
@@ -24,11 +24,11 @@ Proposal = tuple["Trial", list[str]]  # with the overrides of its job
 
 
 class OptunaSweeper(CheckedSweeper):
-    """Minimises the objective over intervals, ranges and choices, in `n_trials` jobs; what is fixed stays.
+    """Minimises the objective over intervals, ranges and choices, in `n_trials` jobs; fixed overrides stay.
 
-    `n_jobs` of them are proposed, and given to the launcher, at a time. `sampler` names a class of
-    optuna.samplers that is made of a seed. A job that fails, whose objective is not finite, or that `check`
-    refuses is a failed trial, and the study goes on. A job whose run is DONE gives its objective again.
+    `n_jobs` of them at a time are proposed and launched. `sampler` names a class of optuna.samplers
+    whose argument is a seed. A job that fails, whose objective is not finite, or that `check`
+    refuses is a failed trial, and the study continues. A job whose run is DONE keeps its objective.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class OptunaSweeper(CheckedSweeper):
         return optuna.create_study(direction="minimize", sampler=sampler(seed=self.seed))
 
     def _parsed(self, arguments: list[str]) -> dict[str, Override]:
-        """By key; of two for one key the later, so that the command line overrules `params`."""
+        """The overrides by key; of two for one key the later, so that the command line overrides `params`."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         return {override.get_key_element(): override for override in overrides}
 
     def _overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """Those of a job in the order of the command line; what is searched only where it has a value."""
+        """A job's overrides in the order of the command line; searched ones only where they have a value."""
         fixed = {key: line.input_line or "" for key, line in self.given.items() if key not in self.space}
         found = fixed | {key: f"{key}={value}" for key, value in values.items()}
         return [found[key] for key in self.given if key in found]
@@ -162,7 +162,7 @@ def _space(override: Override) -> "BaseDistribution":
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """What a sweep override searches, in Optuna's terms; `tag(log,interval(a,b))` is logarithmic.
+    """The Optuna distribution of a sweep override; `tag(log,interval(a,b))` is logarithmic.
 
     Raises:
         ValueError: an empty range, ends in the wrong order, a logarithm of what is not positive.

@@ -24,14 +24,14 @@ RANK_VARIABLES = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "GLOBAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
-OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|sweeper|launcher)\b")  # not the child's business
+OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|sweeper|launcher)\b")  # not passed to the child
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class ProcessLauncher(Launcher):
     """Runs jobs one after the other, each as the same program in `hydra.mode=RUN`.
 
-    A signal goes on to the running job, whose end is awaited so that it can save a checkpoint; a second
+    A signal is forwarded to the running job, whose end is awaited so that it can save a checkpoint; a second
     one kills it.
     """
 
@@ -82,7 +82,7 @@ class ProcessLauncher(Launcher):
         environment |= {SWEEP: str(sweep), NUM: str(num)}
         code = self._wait_for(self._command(overrides), environment)
         job = read_jobs(sweep).get(num)
-        if job is None or job.status == "waiting":  # it ended before it could say that it began
+        if job is None or job.status == "waiting":  # it ended before it recorded its start
             job = Job(overrides, sweep, num, started=started)
         if self.signals and job.status in ("running", "failed"):
             job.end("interrupted")
@@ -91,7 +91,7 @@ class ProcessLauncher(Launcher):
         return job
 
     def _command(self, overrides: list[str]) -> list[str]:
-        """This program with one job's overrides. The child finds its configs where the parent did."""
+        """This program's command line with one job's overrides. The child finds its configs where the parent did."""
         from kd.program import started_by  # lazy: importing a plugin must be fast
 
         hydra = self.config.hydra
@@ -103,7 +103,7 @@ class ProcessLauncher(Launcher):
         return [sys.executable, *started_by(), *flags, *overrides, *kept, "hydra.mode=RUN"]
 
     def _wait_for(self, command: list[str], environment: dict[str, str]) -> int:
-        """Exit code of the child, negative for a signal. Its output goes to ours as it comes.
+        """Run the child; return its exit code, negative for a signal. Its output goes to ours as it comes.
 
         A session of its own: Ctrl-C reaches the job once, through us, and with it all of its ranks.
         No input: nothing in a sweep may wait for an answer.
@@ -115,7 +115,7 @@ class ProcessLauncher(Launcher):
             self._send(self.signals[-1])
         code = child.wait()
         if code < 0:
-            self._send(signal.SIGKILL)  # what a killed job leaves running: ranks that Lightning started
+            self._send(signal.SIGKILL)  # ranks that Lightning started survive a killed job
         self.child = None
         return code
 

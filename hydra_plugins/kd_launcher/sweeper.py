@@ -55,7 +55,7 @@ class CheckedSweeper(BasicSweeper):
             sys.exit(f"job {num} ({' '.join(overrides)}): {error}; no job was started")
 
     def _composed(self, check: Check, num: int, overrides: Sequence[str]) -> tuple[Any, list[str]]:
-        """What `check` says to the job's config, and its `omits`. Raises ValueError if it cannot run."""
+        """The result of `check` on the job's config, and its `omits`. Raises ValueError if it cannot run."""
         assert self.hydra_context is not None
         assert self.config is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

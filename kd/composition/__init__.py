@@ -1,1 +1,1 @@
-"""Is this config a run? Checked before any weight is loaded."""
+"""Checks that a config is a run, before any weight is loaded."""

@@ -1,6 +1,6 @@
-"""What a run does that its user may not mean: printed at its beginning, and under its table.
+"""Cautions about effects that the user of a run may not intend: printed at its beginning, and under its table.
 
-Nothing here is refused, for each has its uses; no key silences it.
+None of them is refused, for each has its uses; no key silences them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ FAR = ("scratch", "pruned")  # functions of kd.models.networks that make student
 
 
 def cautions(config: Node) -> list[str]:
-    """Sentences about a resolved config, without a full stop."""
+    """The cautions about a resolved config: sentences without a full stop."""
     return [*_sides(config), *_unfiltered(config), *_fading(config)]
 
 
@@ -37,7 +37,7 @@ def _sides_of(path: str, node: Node) -> frozenset[str] | None:
 
 
 def _terms(config: Node) -> Iterator[tuple[str, Node, Any]]:
-    """Name, settings and function of the terms on what the rollout gives."""
+    """Name, settings and function of the terms on the rollout's responses."""
     for name, term in config["objective"].items():
         if term.get("stream", STREAMS[0]) == STREAMS[0]:
             yield name, term, signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
@@ -57,10 +57,10 @@ def _sides(config: Node) -> Iterator[str]:
         if not learnt:
             yield f"{name} learns on responses: {term['responses']}, of which rollout {rollout} has none"
         elif getattr(loss, "two_sided", False) and len(learnt) == 1:
-            whose = "the student's own responses" if STUDENT in learnt else "responses that the student did not write"
+            only = "the student's own responses" if STUDENT in learnt else "responses that the student did not write"
             yield (
                 f"half of {name} is trained: it has one loss for the student's responses and another for those of "
-                f"others, and rollout {rollout} has {whose} alone; rollout=paired has both"
+                f"others, and rollout {rollout} has {only} alone; rollout=paired has both"
             )
 
 
@@ -73,8 +73,8 @@ def _unfiltered(config: Node) -> Iterator[str]:
         plain = term.get("kind") == "likelihood" and not judged and not hasattr(loss, "check_group")
         if plain and STUDENT in _learnt(term, frozenset({STUDENT, OTHER})):
             yield (
-                f"{name} raises the likelihood of the student's own responses, right or wrong, for nothing selects "
-                f"them; objective.{name}.responses=given leaves them out"
+                f"{name} raises the likelihood of the student's own responses, right or wrong, for they are not "
+                f"selected; objective.{name}.responses=given leaves them out"
             )
 
 

@@ -1,8 +1,8 @@
-"""Is this config a run? Asked of the composed config, before any weight is loaded; what is not is told in one sentence.
+"""Checks that a composed config is a run, before any weight is loaded; the error is one sentence.
 
-First that every value is there; then names, types and bounds, of sections (`sections.py`) and of everything with a
-`_target_`, against signatures (`signatures.py`); then what the objective, the rollout and the augmentation ask for
-against what the others give (`supply.py`).
+First every value must be there; then names, types and bounds, of sections (`sections.py`) and of everything with a
+`_target_`, must fit signatures (`kd.components.signatures`); then all that the objective, the rollout and the
+augmentation require must be provided (`requirements.py`).
 """
 
 import re
@@ -68,7 +68,7 @@ def check(
 
 
 def misfits(config: Mapping[str, Any]) -> list[ValueError]:
-    """What in a resolved config does not fit: all that is asked for and not given, has no meaning, or is not read."""
+    """The errors of a resolved config: requirements that are not met, settings that have no meaning or are not read."""
     found = []
     others: tuple[Callable[[], None], ...] = (
         partial(_check_turns, config),
@@ -85,7 +85,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
 
 
 def _check_turns(config: Mapping[str, Any]) -> None:
-    """Earlier answers of a conversation are those of its record, whatever writes the last one."""
+    """Refuse a loss on all turns where the last is generated: earlier answers are those of the record."""
     if config["data"]["loss_on"] == "all" and config["rollout"]["_target_"] != "kd.rollouts.offline.Offline":
         raise ValueError(
             "data.loss_on=all learns every answer that a record holds, but this rollout generates the last one again; "
@@ -126,22 +126,22 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> ValueError:
-    """Why `value` at `path` leads nowhere, and which files of the groups at both ends would help."""
+    """The reason for which `value` at `path` leads nowhere, and the files of both groups that resolve it."""
     missing = [name for name in re.findall(r"\$\{([^${}:]+)\}", value) if name not in known and name[0] != "."]
     if not missing:
         reason = error.splitlines()[0].rpartition("interpolation: ")[2]
         return ValueError(f"{path} is {value}, which cannot be resolved: {reason}")
-    told = f"{path} is {value}, but there is no {missing[0]}"
+    fact = f"{path} is {value}, but there is no {missing[0]}"
     user, owner = path.partition(".")[0], missing[0].partition(".")[0]
     if not {user, owner} <= set(sections()):
-        return ValueError(f"{told}; {suggestion(missing[0], known)}")
+        return ValueError(f"{fact}; {suggestion(missing[0], known)}")
     without = [name for name in choices(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
     having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
-    return Lack(told, {user: without, owner: having})
+    return Lack(fact, {user: without, owner: having})
 
 
 def _check_other_files(config: Mapping[str, Any]) -> None:
-    """The code that runs beside this one would execute: its baseline's, and that of what prepares its models."""
+    """Check the code that other runs of this config execute: its baseline, and the preparations of its models."""
     files = {("objective", config["compare"]): "compare"}
     for role, node in prepared_roles(config).items():
         for group in ("objective", "skill"):
@@ -166,7 +166,7 @@ def _check_node(path: str, node: Mapping[str, Any]) -> None:
 
 
 def _check_network(path: str, node: Mapping[str, Any]) -> None:
-    """The mappings that `kd.models.networks` hands on, against who takes them."""
+    """Check the mappings that `kd.models.networks` passes on against the signatures that take them."""
     from peft import LoraConfig
 
     from kd.sources.addresses import model_folder
@@ -179,7 +179,7 @@ def _check_network(path: str, node: Mapping[str, Any]) -> None:
 
 
 def _check_architecture(path: str, fields: Mapping[str, Any]) -> None:
-    """transformers takes a misspelt field without a word, and uses the default of the right one."""
+    """Check names of fields: transformers silently accepts a misspelt one, and uses the default of the right one."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 

@@ -1,4 +1,4 @@
-"""The engine that writes, against those for whom it would: rollouts, and stages of the augmentation."""
+"""Checks of the generation engine against its users: rollouts, and stages of the augmentation."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,11 @@ from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
 
 Node = Mapping[str, Any]
-ASKED = ("max_new_tokens", "temperature", "top_p", "samples")  # what an engine is told by whom it writes for
+ASKED = ("max_new_tokens", "temperature", "top_p", "samples")  # settings that an engine takes from its user
 
 
 def check_generator(config: Node) -> None:
-    """An engine of its own writes where one model writes alone: somebody takes it, and asks for what it would write.
-
-    Raises ValueError if not.
-    """
+    """Raises ValueError where no part of the run generates with the engine, or one needs a decoding that it lacks."""
     generator = located("generator", config["generator"]["_target_"])
     writers = dict(_writers(config))
     for path, node in writers.items():
@@ -26,17 +23,17 @@ def check_generator(config: Node) -> None:
         return
     rollout = located("rollout", config["rollout"]["_target_"])
     takes = any("generator" in inspect.signature(located(at, n["_target_"])).parameters for at, n in _wrapped(config))
-    reason = "has student and teacher choose each token together"
+    reason = "chooses each token with student and teacher together"
     if takes or getattr(rollout, "keeps_responses", False):
-        reason = "has nothing written by it" if takes else "has nothing written"
+        reason = "generates nothing with it" if takes else "generates nothing"
     raise ValueError(
-        f"generator {generator.__qualname__} writes for one model alone, but rollout {rollout.__qualname__} {reason}; "
-        "take generator=torch, or rollout=on_policy"
+        f"generator {generator.__qualname__} generates for one model alone, but rollout {rollout.__qualname__} "
+        f"{reason}; take generator=torch, or rollout=on_policy"
     )
 
 
 def _writers(config: Node) -> Iterator[tuple[str, Node]]:
-    """Who is given an engine, and where."""
+    """The parts that are given an engine, by path."""
     stages = ((f"augmentation.stages.{name}", stage) for name, stage in config["augmentation"]["stages"].items())
     for path, node in (*_wrapped(config), *stages):
         if isinstance(node.get("generator"), Mapping):
@@ -44,7 +41,7 @@ def _writers(config: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _wrapped(config: Node) -> Iterator[tuple[str, Node]]:
-    """The rollout, who writes for it, who writes for that one."""
+    """The rollout, the one that it wraps, and so on, by path."""
     path, node = "rollout", config["rollout"]
     while isinstance(node, Mapping) and node.get("_target_") is not None:
         yield path, node
@@ -56,7 +53,7 @@ def _check_writer(path: str, node: Node) -> None:
     if path.startswith("augmentation") and isinstance(generator, type) and issubclass(generator, Elsewhere):
         raise ValueError(
             f"generator {generator.__qualname__} would be given the teacher's weights for {path}, and then the "
-            f"student's; set {path}.generator=null, so that our own engine writes there"
+            f"student's; set {path}.generator=null, so that our own engine generates there"
         )
     if generator is not Transformers:
         return
@@ -66,5 +63,5 @@ def _check_writer(path: str, node: Node) -> None:
         Transformers(options=node["generator"]["options"]).check(**asked)
     except ValueError as error:
         raise ValueError(
-            f"{path}: {error}; or set {path}.generator=null, so that our own engine writes there"
+            f"{path}: {error}; or set {path}.generator=null, so that our own engine generates there"
         ) from None

@@ -1,7 +1,7 @@
-"""What the docstring of an objective says in mathematics, set for terminals and pages.
+"""The mathematics in the docstring of an objective, typeset for terminals and pages.
 
-The docstring begins with the formula, which ends at the first `;` or full stop. What stands behind a comma in it says
-what its letters are. The gradient is the first clause `phi' = ...` or `dL/d... = ...`, up to the next `;` or full stop:
+The docstring begins with the formula, which ends at the first `;` or full stop. What stands behind a comma in it
+defines its letters. The gradient is the first clause `phi' = ...` or `dL/d... = ...`, up to the next `;` or full stop:
 
     KL(p || m), m = alpha p + (1 - alpha) q; phi' = -(1 - alpha) p/m. DistiLLM (arXiv 2402.03898, eq. 5).
 """
@@ -15,7 +15,7 @@ from typing import Any
 from kd.components.signatures import FOR_HYDRA, located, shown
 from kd.schedules import Schedule
 
-END = r"(?:;|\.(?=\s+(?:[A-Z(`]|\w-[A-Z]|arXiv))|\.?$)"  # of a clause; "eq. 6" goes on, and "f-Distill" begins anew
+END = r"(?:;|\.(?=\s+(?:[A-Z(`]|\w-[A-Z]|arXiv))|\.?$)"  # of a clause; "eq. 6" continues one, "f-Distill" begins one
 GRADIENT = re.compile(r"(?:phi'|φ′|dL/d\w+) = .*?(?=" + END + ")")
 SOURCE = re.compile(
     r"arXiv:?\s?(\d{4}\.\d{4,5})((?:,? (?:eqs?|sections?|appendix|tables?|algorithm|figure)\.? [\w.-]*\w)*)"
@@ -45,7 +45,7 @@ SIGNS = (
 
 
 def typeset(text: str) -> str:
-    """The same with the signs that a keyboard lacks: "sum_v p - alpha q" becomes "Σ_v p − α q"; `code` stays."""
+    """The text with the signs that a keyboard lacks: "sum_v p - alpha q" becomes "Σ_v p − α q"; `code` stays."""
     pieces = re.split(r"(`[^`]*`)", text)
     for pattern, sign in SIGNS:
         pieces[::2] = [re.sub(pattern, sign, piece) for piece in pieces[::2]]
@@ -74,12 +74,12 @@ def gradient(objective: Callable) -> str:
 
 
 def _mathematics(text: str) -> str:
-    """Typeset, where "sum" is no word."""
+    """The text typeset, where "sum" is no word."""
     return typeset(re.sub(r"\bsum(?= \S)", "Σ", text))
 
 
 def sources(*texts: str) -> dict[str, str]:
-    """What the texts cite: arXiv number -> where in it, "" where no text says; else "Author, Title, year"."""
+    """The texts' citations: arXiv number -> place in it, "" where no text has one; else "Author, Title, year"."""
     found: dict[str, str] = {}
     for number, place in (pair for text in texts for pair in SOURCE.findall(" ".join(text.split()))):
         found[number] = found.get(number) or place.strip(", ")
@@ -89,8 +89,8 @@ def sources(*texts: str) -> dict[str, str]:
 def composed(objective: Mapping[str, Any]) -> str:
     """The weighted sum that a run minimises: "1.0 · KL(p ‖ q) [fkl, T=2] + 0.5 · −log q(y) [sft]".
 
-    In brackets: the term's name, what its letters are, and the hyperparameters that the formula shows or that are not
-    at their defaults. A loss without a formula goes by its own name.
+    In brackets: the term's name, its letters' meanings, and the hyperparameters that the formula shows or that are not
+    at their defaults. A loss without a formula is shown by its own name.
     """
     return " + ".join(_summand(name, term) for name, term in objective.items())
 
@@ -108,12 +108,12 @@ def _summand(name: str, term: Mapping[str, Any]) -> str:
 
 
 def _weight(weight: Any) -> str:
-    """As in "0.5", or "(0.005 → 0.001)" where it changes."""
+    """The weight as "0.5", or "(0.005 → 0.001)" where it changes."""
     return f"({Schedule.of(weight)})" if isinstance(weight, Mapping) else str(float(weight))
 
 
 def _clauses(text: str) -> list[str]:
-    """Split at the commas that stand in no brackets."""
+    """The clauses between the commas that stand in no brackets."""
     bare = _outside(text)
     commas = [i for i, letter in enumerate(bare) if bare[i : i + 2] == ", "]
     return [
@@ -132,7 +132,7 @@ def _outside(text: str) -> str:
 
 
 def _settings(callee: Callable, node: Mapping[str, Any], text: str) -> Iterator[str]:
-    """Those that `text` names, and those that are not at their defaults."""
+    """The settings that `text` names, and those that are not at their defaults."""
     for key, parameter in inspect.signature(callee).parameters.items():
         if key not in node or key in FOR_HYDRA:
             continue
@@ -151,6 +151,6 @@ def _setting(symbol: str, value: Any) -> str:
 
 
 def in_short(node: Mapping[str, Any]) -> str:
-    """A node that calls something, as a hyperparameter of another: "forward_kl(T=2)"."""
+    """A node with a `_target_`, as a hyperparameter of another: "forward_kl(T=2)"."""
     settings = ", ".join(_settings(located("", node["_target_"]), node, ""))
     return node["_target_"].rpartition(".")[2] + (f"({settings})" if settings else "")

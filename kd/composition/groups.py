@@ -1,4 +1,4 @@
-"""How many responses each prompt will have, whether the best stands first, how often they come: what terms go by."""
+"""Checks of the number, the order and the repetition of a prompt's responses against the terms that rely on them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,17 +15,17 @@ Node = Mapping[str, Any]
 def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
     """Raises ValueError where the term `name` compares responses that the rollout does not write, or not in order.
 
-    node: the settings of its loss. loss: what takes the signals.
+    node: the settings of its loss. loss: the function that takes the signals.
     """
     found = located("rollout", rollout["_target_"])
     if getattr(loss, "in_order", False) and not _ordered("rollout", rollout):
         raise Lack(
             f"{name} takes the first response to a prompt for the preferred one, but rollout {found.__qualname__} "
-            "gives them in the order in which they were written",
+            "gives them in the order in which they were generated",
             ways(),
         )
     size, check = _responses_each("rollout", rollout), group_check(node, loss)
-    if size is None and _writes(rollout):  # now what is given, now what the other writes
+    if size is None and _writes(rollout):  # now given responses, now those of the other
         size = _responses_each("rollout.writer", rollout["writer"])
     if check is None or size is None:
         return
@@ -37,12 +37,12 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
 
 
 def ways() -> dict[str, list[str]]:
-    """The rollout determines how many responses there are, and in which order."""
+    """The ways out: the rollout determines the number and the order of responses."""
     return {"rollout": choices("rollout")}
 
 
 def group_check(node: Node, loss: Any) -> partial[None] | None:
-    """The check of how many responses a prompt has, under the settings `node` of a loss; None where any will do."""
+    """The check of the number of a prompt's responses under the settings `node` of a loss; None where any will do."""
     if (check := getattr(loss, "check_group", None)) is None:
         return None
     defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
@@ -52,7 +52,7 @@ def group_check(node: Node, loss: Any) -> partial[None] | None:
 
 
 def passes_given(path: str, node: Node) -> bool:
-    """Whether the student ever learns on the responses that records came with, and on nothing beside them."""
+    """Return whether the student ever learns on the records' own responses, and on nothing beside them."""
     found: Any = located(path, node["_target_"])
     if hasattr(found, "passes_given"):
         return found.passes_given(node)
@@ -60,7 +60,7 @@ def passes_given(path: str, node: Node) -> bool:
 
 
 def check_margins(path: str, rollout: Node, reward: Node) -> None:
-    """Raises ValueError where a rollout, or one that writes for it, keeps pairs of which there can be none."""
+    """Raises ValueError where a rollout, or one that it wraps, keeps pairs of which there can be none."""
     found = None if reward.get("_target_") is None else located("reward", reward["_target_"])
     largest, margin = getattr(found, "largest_difference", None), rollout.get("margin", 0.0)
     if found is not None and largest is not None and margin >= largest:
@@ -73,7 +73,7 @@ def check_margins(path: str, rollout: Node, reward: Node) -> None:
 
 
 def check_windows(name: str, loss: Any, rollout: Node) -> None:
-    """Raises ValueError where the term `name` keeps what it thought of a window, and the rollout mixes windows."""
+    """Raises ValueError where the term `name` keeps its judgement of a window, and the rollout mixes windows."""
     for key in ("capacity", "max_age"):
         if getattr(loss, "whole_windows", False) and rollout.get(key) is not None:
             raise ValueError(
@@ -83,7 +83,7 @@ def check_windows(name: str, loss: Any, rollout: Node) -> None:
 
 
 def _ordered(path: str, node: Node) -> bool:
-    """Decided by the outermost that has a say in it."""
+    """Return whether responses are in order, by the outermost rollout that determines it."""
     decides = getattr(located(path, node["_target_"]), "ordered", None)
     if decides is not None:
         return decides
@@ -97,5 +97,5 @@ def _responses_each(path: str, node: Node) -> int | None:
 
 
 def _writes(node: Node) -> bool:
-    """Whether another rollout writes for it."""
+    """Return whether it wraps another rollout, which generates."""
     return isinstance(node.get("writer"), Mapping) and node["writer"].get("_target_") is not None

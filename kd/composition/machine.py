@@ -1,4 +1,4 @@
-"""What a run needs of the machine and of its surroundings, checked before anything is loaded: devices, folders, names,
+"""Checks of a run's needs of the machine and its surroundings, before anything is loaded: devices, folders, names,
 servers, accounts; and that the parts of a run can be made of their arguments.
 """
 
@@ -28,7 +28,7 @@ OF_PROJECT, LONGEST_PROJECT, LONGEST_TAG = "/\\#?%:", 128, 64  # what W&B forbid
 
 
 def check_machine(config: Node) -> None:
-    """Raises ValueError, in one sentence, for what this machine does not have or does not allow.
+    """Raises ValueError, in one sentence, for needs that this machine does not meet.
 
     config: the composed config, resolved.
     """
@@ -54,14 +54,14 @@ def check_parts(cfg: DictConfig) -> None:
 
 
 def _elsewhere() -> bool:
-    """Whether a cluster runs the jobs, whose nodes may have what this machine has not."""
+    """Return whether a cluster runs the jobs, whose nodes may differ from this machine."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return False
     return "submitit" in str(HydraConfig.get().launcher.get("_target_", ""))
 
 
 def check_devices(trainer: Node) -> None:
-    """Raises ValueError for an accelerator that is not here, and for more devices than there are."""
+    """Raises ValueError for an accelerator that this machine lacks, and for more devices than there are."""
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
     name = str(trainer.get("accelerator", "auto"))
@@ -98,7 +98,7 @@ def _check_count(devices: Any, kind: str, accelerator: Any) -> None:
 
 
 def check_wandb(settings: Node) -> None:
-    """Raises ValueError for names that W&B refuses once the run has begun, and for a missing account."""
+    """Raises ValueError for names that W&B would refuse during the run, and for a missing account."""
     project = str(settings["project"])
     if len(project) > LONGEST_PROJECT or any(sign in project for sign in OF_PROJECT):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Numbers of a config that no computation could use, wherever they stand."""
+"""Checks for numbers that no computation could use, anywhere in a config."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def check_counts(path: str, fields: Mapping[str, Any]) -> None:
 
 
 def check_heads(path: str, config: Any) -> None:
-    """Raises ValueError for heads of attention that do not divide what they share."""
+    """Raises ValueError for numbers of attention heads that do not divide the width or one another."""
     heads, groups, width = (getattr(config, name, None) for name in (HEADS, GROUPED, WIDTH))
     if heads and groups and heads % groups:
         raise ValueError(

@@ -8,7 +8,7 @@ LONGEST_NAME = 200  # bytes; a hash and a suffix follow, and file systems take 2
 
 
 def check_name(name: str | None) -> None:
-    """Raises ValueError for a name that is no folder's."""
+    """Raises ValueError for a name that cannot be a folder's."""
     if name is None:
         return
     if re.search(r"[/\\\x00-\x1f]", name) or name.startswith((".", " ")) or not name.strip():
@@ -18,7 +18,7 @@ def check_name(name: str | None) -> None:
 
 
 def check_folder(what: str, path: Path, remedy: str) -> None:
-    """Raises ValueError where nothing can be written into `path`, or into what is there of it."""
+    """Raises ValueError where nothing can be written into `path`, or into its first existing parent."""
     path = path.expanduser().absolute()
     try:
         there = next(place for place in (path, *path.parents) if place.exists())

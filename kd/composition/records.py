@@ -1,4 +1,4 @@
-"""What terms, reward and teacher ask of the records themselves, asked of the skill's own before any weight is loaded.
+"""Checks of the requirements of terms, reward and teacher on the skill's records, before any weight is loaded.
 
 The skill is read only where something depends on its records: how many responses each has, whether these bear scores,
 whether each names its teacher.
@@ -25,7 +25,7 @@ Ask = Callable[[Record], None]
 
 
 def record_checks(config: Node) -> Iterator[Callable[[], None]]:
-    """The checks one by one: each raises ValueError that names the first record which does not have what is asked."""
+    """The checks one by one: each raises ValueError that names the first record which lacks what is required."""
     if passes_given("rollout", config["rollout"]):
         for names, check in _group_checks(config["objective"]):
             yield partial(_check_all, config, partial(_check_responses, names, check), ("train",))
@@ -38,22 +38,22 @@ def record_checks(config: Node) -> Iterator[Callable[[], None]]:
 
 
 def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]]:
-    """What terms ask of the number of responses, once for all those that ask the same; their names."""
+    """The terms' checks of the number of responses, each once, with the names of the terms that require it."""
     names: dict[Any, list[str]] = {}
     for name, term in objective.items():
         callee = located(f"objective.{name}.loss", term["loss"]["_target_"])
         check = group_check(term["loss"], signals_of(callee))
         if check is not None and term.get("stream", STREAMS[0]) == STREAMS[0]:
             names.setdefault((check.func, tuple(check.keywords.items())), []).append(name)
-    for (function, settings), asking in names.items():
-        yield " and ".join(asking), partial(function, **dict(settings))
+    for (function, settings), terms in names.items():
+        yield " and ".join(terms), partial(function, **dict(settings))
 
 
 def _check_all(config: Node, ask: Ask, splits: Sequence[Split]) -> None:
     for split in splits:
         for record in _records(json.dumps(config["skill"]), split):
             changed = _augmented(record, config["augmentation"]["stages"].values())
-            if changed is None:  # by a stage that does not tell
+            if changed is None:  # by a stage without an `outline`
                 return
             ask(changed)
 
@@ -64,7 +64,7 @@ def _records(skill: str, split: Split) -> Sequence[Record]:
 
 
 def _augmented(record: Record, stages: Iterable[Node]) -> Record | None:
-    """The record as the stages will make it, but for texts; None where a stage has no `outline`."""
+    """The record after the stages, but for texts; None where a stage has no `outline`."""
     for stage in stages:
         found: Any = located("augmentation.stages", stage["_target_"])
         if not hasattr(found, "outline"):

@@ -1,4 +1,4 @@
-"""The parts of the config that call nothing: their keys, types and bounds, and what the trainer may be told."""
+"""The parts of the config without a `_target_`: their keys, types and bounds, and the trainer's arguments."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from kd.training.optimization import Optimization, Rate
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again
 
-# Arguments of lightning.Trainer that this project says elsewhere, or sets itself (None).
+# Arguments of lightning.Trainer that this project sets by other keys, or itself (None).
 ELSEWHERE = {
     "accumulate_grad_batches": "optim.window",
     "gradient_clip_val": "optim.clip",
@@ -53,7 +53,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 @dataclass(frozen=True)
 class Settings:
-    """What stands at the top level of `conf/config.yaml` itself."""
+    """The keys at the top level of `conf/config.yaml`."""
 
     seed: Seed
     temperature: Positive
@@ -134,7 +134,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Audit:
-    """The section `targets.audit`: how often what is kept of the teacher is compared with all of it, on how much."""
+    """The section `targets.audit`: the interval and the size of comparisons of kept targets with the whole teacher."""
 
     every: PositiveInt | None
     records: PositiveInt
@@ -172,14 +172,14 @@ SECTIONS: Mapping[str, Callable] = {
 
 
 def prepared_roles(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be tuned first (`prepare`), by dotted path: teachers, then the student, which may be cut out of one."""
+    """Roles that may be tuned first (`prepare`), by dotted path: teachers, then the student, maybe cut from one."""
     members = config["teacher"].get("members") or {}
     of_ensemble = {f"teacher.members.{name}": member for name, member in members.items()}
     return {"teacher": config["teacher"], **of_ensemble, "student": config["student"]}
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a section that is missing, a key that none has, a value that does not fit."""
+    """Raises ValueError for a missing section, an unknown key, a value that does not fit."""
     _check_top(config)
     for path, schema in SECTIONS.items():
         _check_section(path, config, schema)
@@ -232,7 +232,7 @@ def _check_stages(stages: Any) -> None:
 
 
 def _check_licence(path: str, licence: Any) -> None:
-    """The card of the exported student names it."""
+    """Check the type of a licence, which the card of the exported student names."""
     if licence is not None and not (isinstance(licence, str) and licence.strip()):
         raise ValueError(
             f"{path}={shown(licence)}: should be the name of a licence, such as Apache-2.0, or null (unknown)"
@@ -250,12 +250,12 @@ def _check_file(path: str, name: str | None, group: str) -> None:
 
 
 def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
-    """Raises ValueError for what `lightning.Trainer` does not take, what is set elsewhere, and what cannot work."""
+    """Raises ValueError for arguments that `lightning.Trainer` does not take, other keys set, or cannot work."""
     import lightning
     from lightning.pytorch.strategies import StrategyRegistry
 
     for key in (key for key in trainer if key in ELSEWHERE):
-        where = f"this is said elsewhere; set {ELSEWHERE[key]}" if ELSEWHERE[key] else "the run sets this; leave it out"
+        where = f"another key sets this; set {ELSEWHERE[key]}" if ELSEWHERE[key] else "the run sets this; leave it out"
         raise ValueError(f"trainer.{key}={shown(trainer[key])}: {where}")
     check_call("trainer", trainer, lightning.Trainer, name="lightning.Trainer")
     _check_precision(trainer.get("precision", PRECISIONS[0]))
@@ -284,7 +284,7 @@ def _check_precision(precision: Any) -> None:
 
 
 def learning_processes(trainer: Mapping[str, Any]) -> int | None:
-    """How many processes learn together, if the config determines it."""
+    """The number of processes that learn together, if the config determines it."""
     devices = trainer.get("devices", "auto")
     if isinstance(devices, list):
         return len(devices) * trainer.get("num_nodes", 1)
@@ -293,7 +293,7 @@ def learning_processes(trainer: Mapping[str, Any]) -> int | None:
 
 
 def _check_launcher(strategy: str, devices: int | None) -> None:
-    """Lightning starts the other ranks with the same command line: in a sweep, each would run the whole sweep."""
+    """Refuse ranks in a sweep of one process: Lightning would start each with the command line of the whole sweep."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return
     alone = devices == 1 or (devices is None and strategy in ("auto", "single_device"))

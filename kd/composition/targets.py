@@ -1,6 +1,6 @@
-"""Whether the objective has a meaning on what is kept of the teacher.
+"""Checks that the objective has a meaning on what is kept of the teacher.
 
-A term is tried on a few random rows, so the answer holds for terms and hyperparameters that nobody thought of here.
+A term is tried on a few random rows, so the answer holds for terms and hyperparameters that are not listed here.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,13 +41,13 @@ def check_targets(config: Node) -> None:
     targets: Targets = kept(node)
     if config["teacher"].get("_target_") is None:
         raise ValueError(
-            f"targets {type(targets).__name__} keeps what a teacher says, but teacher=none; "
+            f"targets {type(targets).__name__} keeps a part of a teacher's output, but teacher=none; "
             "choose a teacher, or targets=full"
         )
     if hasattr(located("teacher", config["teacher"]["_target_"]), "bind"):
         raise ValueError(
-            f"targets {type(targets).__name__} keeps what a teacher says, but the student's own teacher changes with "
-            "it; take targets=full"
+            f"targets {type(targets).__name__} keeps a part of a teacher's output, but the student's own teacher "
+            "changes with it; take targets=full"
         )
     if config["teacher"].get("members"):
         _check_ensemble(config["teacher"], targets, bool(node.get("cached")))
@@ -59,7 +59,7 @@ def check_targets(config: Node) -> None:
 
 
 def kept(node: Node) -> Any:
-    """The object behind the group `targets`."""
+    """The object of the group `targets`."""
     return instantiate({key: value for key, value in node.items() if key not in ("cached", "audit")})
 
 
@@ -78,31 +78,31 @@ def _check_cached(config: Node) -> None:
     rollout = located("rollout", config["rollout"]["_target_"])
     if not getattr(rollout, "keeps_responses", False):
         raise ValueError(
-            f"targets.cached=true, but rollout {rollout.__qualname__} writes responses that no cache has seen; "
+            f"targets.cached=true, but rollout {rollout.__qualname__} generates responses that no cache has; "
             "take rollout=offline, or targets.cached=false"
         )
-    for group, who, names in demands(config):
-        asked = sorted((of_role("teacher", names) | of_role("native_teacher", names)) - {"logits"})
-        if asked:
+    for group, part, names in demands(config):
+        required = sorted((of_role("teacher", names) | of_role("native_teacher", names)) - {"logits"})
+        if required:
             raise ValueError(
-                f"{who} needs the teacher's {', '.join(asked)}, but a cache holds its logits only; "
+                f"{part} needs the teacher's {', '.join(required)}, but a cache holds its logits only; "
                 "set targets.cached=false"
             )
         if group == "checkpoint":
             raise ValueError(
-                f"{who} asks the teacher about the validation split, but targets.cached=true reads the "
+                f"{part} needs the teacher on the validation split, but targets.cached=true reads the "
                 "training split's targets only; take checkpoint.monitor=validation/bits_per_byte"
             )
 
 
 def same_rows(config: Node) -> bool:
-    """Whether the alignment leaves the teacher's rows and ids as they are."""
+    """Return whether the alignment leaves the teacher's rows and ids as they are."""
     alignment = located("alignment", config["alignment"]["_target_"])
     return not getattr(alignment, "translates", True) and "logits" in getattr(alignment, "provides", ())
 
 
 def asks_teacher(config: Node) -> bool:
-    """Whether anything that the teacher says, or its text, takes part in the run."""
+    """Return whether the run reads any output of the teacher, or its text."""
     return any("teacher" in names or _of_teacher(names) for _, _, names in demands(config))
 
 
@@ -123,14 +123,14 @@ def _check_sparse(config: Node, targets: Targets) -> None:
     for name, node in config["objective"].items():
         with seeded(0, "trial"):
             terms[name] = instantiate(node["loss"], _convert_="all")
-    asked = {name: _of_teacher(requires(term)) for name, term in terms.items()}
-    if any(asked.values()) and not any("logits" in fields for fields in asked.values()):
-        fields = frozenset[str]().union(*asked.values())
+    required = {name: _of_teacher(requires(term)) for name, term in terms.items()}
+    if any(required.values()) and not any("logits" in fields for fields in required.values()):
+        fields = frozenset[str]().union(*required.values())
         raise ValueError(
-            f"{' and '.join(name for name in asked if asked[name])} asks the teacher for {', '.join(sorted(fields))}, "
-            f"but targets {type(targets).__name__} is about its logits, which no term reads; take targets=full"
+            f"{' and '.join(name for name in required if required[name])} reads {', '.join(sorted(fields))} of the "
+            f"teacher, but targets {type(targets).__name__} keeps its logits, which no term reads; take targets=full"
         )
-    for name in (name for name in terms if "logits" in asked[name]):
+    for name in (name for name in terms if "logits" in required[name]):
         _check_signals(name, terms[name])
         _check_temperature(name, config["objective"][name]["loss"], targets)
         _check_rule(name, terms[name], targets)
@@ -183,7 +183,7 @@ def _check_rule(name: str, term: Callable, targets: Targets) -> None:
 
 
 def bears_zeros(term: Callable) -> bool:
-    """Whether value and gradient stay the same wherever the zeros of the teacher are floored."""
+    """Return whether value and gradient stay the same wherever the zeros of the teacher are floored."""
     results = []
     for floor in (-60.0, -90.0):
         student, teacher = _drawn()
@@ -193,7 +193,7 @@ def bears_zeros(term: Callable) -> bool:
 
 
 def _is_forward_kl(term: Callable, temperature: float) -> bool:
-    """Whether its gradient is c (q - p) on every row, with one c."""
+    """Return whether its gradient is c (q - p) on every row, with one c."""
     student, teacher = _drawn()
     _, gradient = _tried(term, student, teacher)
     expected = (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)

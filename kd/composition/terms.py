@@ -1,4 +1,4 @@
-"""Whether a term of the objective is one: its keys, weight and kind, and a loss that takes signals."""
+"""Checks of an objective's terms: keys, weight and kind, and a loss that takes signals."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference
 
 
 def check_objective(objective: Node) -> None:
-    """Raises ValueError for a term that is no term: its keys, weight and kind, and what its loss is."""
+    """Raises ValueError for a term whose keys, weight, kind or loss do not fit."""
     if not objective:
         raise ValueError("the objective has no terms; give objective=fkl, or several as 'objective=[fkl,sft]'")
     for name, term in objective.items():
@@ -49,11 +49,11 @@ def _check_term(path: str, term: Node) -> None:
     if (stream := term.get("stream", STREAMS[0])) not in STREAMS:
         raise ValueError(f"{path}.stream={shown(stream)}: terms learn on one stream of {', '.join(STREAMS)}")
     _check_loss(f"{path}.loss", term["loss"], term.get("lr"))
-    who, loss = term.get("responses", "all"), located(f"{path}.loss", term["loss"]["_target_"])
-    if who != "all" and domain(signals_of(loss)) == PAIR:
+    responses, loss = term.get("responses", "all"), located(f"{path}.loss", term["loss"]["_target_"])
+    if responses != "all" and domain(signals_of(loss)) == PAIR:
         raise ValueError(
-            f"{path}.responses={who}: {loss.__qualname__} has one value for a prompt or a pair, whoever wrote its "
-            "responses; leave responses out"
+            f"{path}.responses={responses}: {loss.__qualname__} has one value for a prompt or a pair, whatever "
+            "generated its responses; leave responses out"
         )
 
 
@@ -78,7 +78,7 @@ def _check_loss(path: str, node: Node, lr: float | None) -> None:
 
 
 def signals_of(loss: Callable) -> Callable:
-    """What of a loss takes the signals: a module's `forward`, or the function itself."""
+    """The function of a loss that takes the signals: a module's `forward`, or the function itself."""
     if not isinstance(loss, type):
         return loss
     if not hasattr(loss, "forward"):

@@ -1,4 +1,4 @@
-"""What each term of an objective weighs in the course of a run: numbers and schedules, of which one is never 0."""
+"""Checks of the terms' weights in the course of a run: numbers and schedules, never all 0."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -13,7 +13,7 @@ LARGEST = 1e6  # beyond it, gradients leave float32 sooner or later; the learnin
 def check_weight(path: str, weight: Any) -> None:
     """Raises ValueError for a number that is negative or beyond `LARGEST`, and for a mapping that is no schedule.
 
-    What is neither a number nor a mapping is left to the check of the term's other keys.
+    A weight that is neither a number nor a mapping is left to the check of the term's other keys.
     """
     ends = [weight.get("start"), weight.get("end")] if isinstance(weight, Mapping) else [weight]
     for end in ends:
@@ -44,6 +44,6 @@ def check_silence(weights: Mapping[str, Any]) -> None:
     edges = sorted({0.0, 1.0}.union(*({s.begin, s.until} for s in schedules.values())))
     for moment in (moment for one, other in pairwise(edges) for moment in (one, (one + other) / 2)):
         if not any(schedule.at(moment) for schedule in schedules.values()):
-            told = ", ".join(f"objective.{name}.weight={shown(weight)}" for name, weight in weights.items())
+            fact = ", ".join(f"objective.{name}.weight={shown(weight)}" for name, weight in weights.items())
             when = f" at {moment:g} of the run" if any(isinstance(w, Mapping) for w in weights.values()) else ""
-            raise ValueError(f"{told}: nothing is left to learn from{when}; give one term a weight")
+            raise ValueError(f"{fact}: nothing is left to learn from{when}; give one term a weight")

@@ -64,7 +64,7 @@ def diagnose(cfg: DictConfig, console: Console, shown: int, measure: bool) -> in
 
 
 def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding]:
-    """Token tables are printed; then what the checks found, up to where one makes the next impossible."""
+    """Print token tables; yield the findings, up to one that makes the next check impossible."""
     parts = subject.parts
     yield licences(subject)
     yield check_ends(subject)
@@ -81,13 +81,13 @@ def examined(subject: Subject, console: Console, shown: int) -> Iterator[Finding
 
 
 def can_end(subject: Subject) -> bool:
-    """Whether all tokenizers have an end token; without one, no sequence can be made."""
+    """Return whether all tokenizers have an end token; without one, no sequence can be made."""
     models = [subject.parts.module.student, *teachers(subject.parts).values()]
     return all(map(has_end, models))
 
 
 def special_table(subject: Subject) -> Table:
-    """The special ids of student and teacher side by side; what differs is yellow."""
+    """The special ids of student and teacher side by side; rows that differ are yellow."""
     models = {"student": subject.parts.module.student, **teachers(subject.parts)}
     table = Table("", *models, title=Text("special tokens", "bold"), title_justify="left", box=SIMPLE_HEAD)
     for name, values in special_tokens(models).items():
@@ -96,7 +96,7 @@ def special_table(subject: Subject) -> Table:
 
 
 def memory_table(items: Sequence[Item], room: int, peak_measured: int | None) -> Table:
-    """The estimate part by part, and what there is."""
+    """The estimate part by part, and the memory available."""
     table = Table("", "", "how", title=Text("peak memory, estimated", "bold"), title_justify="left", box=SIMPLE_HEAD)
     table.columns[1].justify = "right"
     for item in items:

@@ -1,4 +1,4 @@
-"""The peak memory of real optimizer steps, to hold the estimate against."""
+"""The peak memory of real optimizer steps, to compare the estimate with."""
 
 import threading
 from dataclasses import replace
@@ -19,7 +19,7 @@ STEPS = 2  # in the second one the optimizer's moments are there already
 
 
 class ResidentPeak:
-    """Largest resident size of this process within a `with` block, in bytes, looked at every few milliseconds."""
+    """Largest resident size of this process within a `with` block, in bytes, sampled every few milliseconds."""
 
     def __init__(self, interval: float = 0.002):
         self.interval, self.size = interval, resident()
@@ -47,7 +47,7 @@ def resident() -> int:
 
 
 def measured(subject: Subject, before: int) -> int:
-    """Bytes that a run of two steps took at its peak: of the GPU, or what this process grew by since `before`.
+    """Peak bytes of a run of two steps: on the GPU, or the growth of this process since `before`.
 
     The run is a real one, with validation and checkpoints in a temporary folder; the student is changed by it.
     """

@@ -1,4 +1,4 @@
-"""How much memory a run will need at its peak, estimated from its parts (docs/doctor.md has the formulas)."""
+"""A run's peak memory, estimated from its parts (docs/doctor.md has the formulas)."""
 
 from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass withou
 
 @dataclass(frozen=True)
 class Item:
-    """Something that takes memory. What is not `held` lies on disk and is no part of the peak."""
+    """A part of a run that takes memory. A part that is not `held` lies on disk and is not in the peak."""
 
     name: str
     size: int  # bytes
@@ -53,13 +53,13 @@ class Load:
 
 
 def estimate(subject: Subject) -> list[Item]:
-    """Everything that is held when the backward pass of a later step begins, and what a checkpoint takes on disk."""
+    """All that is held when the backward pass of a later step begins, and the size of a checkpoint on disk."""
     module, load = subject.parts.module, heaviest(subject)
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     kept = activations(module.student, load, subject.cfg.trainer.precision, module.student_fields)
     items = [
         Item("student", stored(module.student), "its weights and buffers"),
-        Item("terms", stored(module.stateful), "weights and buffers of the objective's own, projections among them"),
+        Item("terms", stored(module.stateful), "weights and buffers of the objective, projections among them"),
         Item("gradients", trained, "one per trained weight"),
         Item("AdamW", 2 * trained, "two moments per trained weight"),
         *_of_the_frozen(subject, load),
@@ -74,7 +74,7 @@ def estimate(subject: Subject) -> list[Item]:
 
 
 def _of_the_frozen(subject: Subject, load: Load) -> Iterator[Item]:
-    """What teacher and reference take."""
+    """The memory of teacher and reference."""
     parts, module = subject.parts, subject.parts.module
     if parts.teacher is not None:
         for_what = "" if module.teacher_fields else ", for the evaluation"
@@ -84,17 +84,17 @@ def _of_the_frozen(subject: Subject, load: Load) -> Iterator[Item]:
         yield Item("own teacher", beside, "a copy of what the student trains")
     if module.models.reference is not None:
         yield Item("reference", stored(module.models.reference), "a copy of the student as it begins")
-    asked = {model: module.teacher_fields for model in teachers(parts).values() if module.teacher_fields}
+    required = {model: module.teacher_fields for model in teachers(parts).values() if module.teacher_fields}
     if isinstance(module.models.teacher, Own) and module.teacher_fields:
-        asked[module.models.teacher.model] = module.teacher_fields
+        required[module.models.teacher.model] = module.teacher_fields
     if module.reference_fields:
-        asked[module.models.reference.model] = module.reference_fields
-    if asked:  # they read one after the other
-        size = max(widest(model) * model.network.dtype.itemsize for model in asked)
+        required[module.models.reference.model] = module.reference_fields
+    if required:  # they read one after the other
+        size = max(widest(model) * model.network.dtype.itemsize for model in required)
         passing = LIVE_LAYER * load.tokens * size
         yield Item("frozen layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {size} bytes")
-        said = sum(features(model, load, fields) for model, fields in asked.items())
-        yield Item("frozen features", said, "states, attention and vectors that terms take of teacher and reference")
+        provided = sum(features(model, load, fields) for model, fields in required.items())
+        yield Item("frozen features", provided, "states, attention, vectors that terms read of teacher and reference")
 
 
 def peak(items: Sequence[Item]) -> int:
@@ -108,7 +108,7 @@ def heaviest(subject: Subject) -> Load:
     shapes = [_shape(record, subject) for record in parts.data.train]
     length = max((length for length, _ in shapes), default=1)
     responses = max((rows for _, rows in shapes), default=1)
-    if not isinstance(parts.module.rollout, Offline):  # what will be written is not known
+    if not isinstance(parts.module.rollout, Offline):  # lengths of generated responses are not known
         length, responses = cfg.data.max_length - 1, max(responses, getattr(parts.module.rollout, "samples", 1))
     rows = min(cfg.data.max_tokens // length, -(-cfg.optim.window // ranks(subject)) * responses)
     return Load(max(rows, responses, 1), length)
@@ -128,13 +128,13 @@ def ranks(subject: Subject) -> int:
 
 
 def stored(module: nn.Module) -> int:
-    """Bytes of parameters and buffers; what is tied counts once."""
+    """Bytes of parameters and buffers; tied ones count once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(module)}
     return sum(storages.values())
 
 
 def widest(model: LanguageModel) -> int:
-    """Width of the widest tensor that a layer makes, per token."""
+    """Width of the widest tensor that a layer computes, per token."""
     config: Any = model.network.config.get_text_config()
     return max(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
 
@@ -151,7 +151,7 @@ def head_pass(student: LanguageModel, load: Load) -> int:
 
 
 def features(model: LanguageModel, load: Load, fields: Set[str]) -> int:
-    """Bytes of what a frozen model gives to terms beside its lazy logits; kept until the terms are evaluated."""
+    """Bytes of a frozen model's outputs for the terms beside its lazy logits; kept until the terms are evaluated."""
     shape, tokens = model.shape, load.tokens
     joined = shape.heads * shape.head_width if shape.heads and shape.head_width else shape.width
     numbers = {
@@ -163,9 +163,9 @@ def features(model: LanguageModel, load: Load, fields: Set[str]) -> int:
 
 
 def whole_logits(parts: Parts, load: Load) -> int:
-    """Bytes of `[n V]` in float32: of each model whose logits a term takes that is not row-wise, and what it keeps."""
+    """Bytes of `[n V]` in float32: of each model whose logits a term reads that is not row-wise, and what it keeps."""
     module = parts.module
-    native = parts.teacher if parts.teacher is not None else module.models.teacher  # of a cache, which knows its ids
+    native = parts.teacher if parts.teacher is not None else module.models.teacher  # a cache has its own ids
     ids = {role: module.student.vocabulary for role in ROLES}
     ids["native_teacher"] = getattr(native, "vocabulary", 0)
     dense = [term.wanted for term in module.objective.values() if not term.row_wise]
@@ -177,9 +177,9 @@ def whole_logits(parts: Parts, load: Load) -> int:
 def activations(
     student: LanguageModel, load: Load, precision: str, fields: frozenset[str] = frozenset({"logits"})
 ) -> int:
-    """Bytes that the backward pass of the student's network needs kept, for a whole micro-batch.
+    """Bytes kept for the backward pass of the student's network, for a whole micro-batch.
 
-    `fields` are those that the objective asks for: attention that is looked at is not fused, and keeps its square.
+    `fields` are those that the objective requires: attention that a term reads is not fused, and keeps its square.
     a + b L + c L^2 for one row of L tokens, whose coefficients are counted on three short rows; the head is not in it.
     """
     limit = getattr(student.network.config.get_text_config(), "max_position_embeddings", None) or load.length
@@ -193,7 +193,7 @@ def activations(
 def saved_bytes(
     student: LanguageModel, length: int, precision: str, fields: frozenset[str] = frozenset({"logits"})
 ) -> int:
-    """Bytes that autograd keeps of one row of `length` tokens, in train mode; weights and buffers are not counted."""
+    """Bytes that autograd saves for one row of `length` tokens, in train mode; weights and buffers are not counted."""
     own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(student)}
     kept: dict[int, int] = {}
 
@@ -217,11 +217,11 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-# --- what there is ---
+# --- available memory ---
 
 
 def on_gpu(cfg: DictConfig) -> bool:
-    """Whether the run asks for a GPU and there is one."""
+    """Return whether the run is configured for a GPU and there is one."""
     return cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
 
 
@@ -233,7 +233,7 @@ def available(cfg: DictConfig) -> int:
 
 
 def _container_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What a container (cgroup v2) leaves, if it has a limit."""
+    """Bytes that are left in a container (cgroup v2), if it has a limit."""
     limit, used = root / "memory.max", root / "memory.current"
     if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
         return []
@@ -241,17 +241,17 @@ def _container_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 
 def check_room(items: Sequence[Item], room: int, subject: Subject) -> Finding:
-    """Whether the estimate fits what there was before anything was loaded."""
+    """Check that the estimate fits the memory that was free before anything was loaded."""
     share = 1 if on_gpu(subject.cfg) else ranks(subject)
     need = peak(items) * share
-    told = f"about {mib(need)} of {mib(room)} available" + (f", on {share} ranks together" if share > 1 else "")
+    fact = f"about {mib(need)} of {mib(room)} available" + (f", on {share} ranks together" if share > 1 else "")
     if need <= 0.8 * room:
-        return Finding("PASS", "memory", told)
+        return Finding("PASS", "memory", fact)
     largest = max((item for item in items if item.held), key=lambda item: item.size).name
     of_tokens = ("activations", "head", "whole logits", "frozen layer", "frozen features")
     remedies = {"teacher": "a smaller teacher", **dict.fromkeys(of_tokens, "lower data.max_tokens")}
     remedy = remedies.get(largest, "fewer trained weights (student=lora) or a smaller student")
-    return Finding("FAIL" if need > room else "WARN", "memory", told, f"most of it is {largest}: {remedy}")
+    return Finding("FAIL" if need > room else "WARN", "memory", fact, f"most of it is {largest}: {remedy}")
 
 
 def mib(size: int) -> str:

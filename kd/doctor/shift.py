@@ -23,7 +23,7 @@ VALUE, GRADIENT = 1e-5, 1e-4  # nats per response token; norm relative to that o
 
 
 def shift_self_test(parts: Parts, records: Sequence[Record]) -> Finding:
-    """Teacher := student must give no divergence and no gradient; the same teacher one position off must give some.
+    """Check: teacher := student gives no divergence and no gradient; the same teacher one position off gives some.
 
     The student's own module computes both, on the records' sequences, in eval mode and the weights' precision.
     """
@@ -34,21 +34,21 @@ def shift_self_test(parts: Parts, records: Sequence[Record]) -> Finding:
     value, gradient = value_and_gradient(module, batches)
     off, off_gradient = value_and_gradient(module, [replace(b, teacher=one_off(b.student)) for b in batches])
     name = "+".join(terms)
-    told = (
+    fact = (
         f"{name} is {value:.1e} nats (gradient {gradient:.1e}) when the student teaches itself, "
         f"{off:.2g} ({off_gradient:.2g}) one position off"
     )
     if abs(value) > VALUE or gradient > GRADIENT * off_gradient:
-        return Finding("FAIL", "self-test", told, "rows of student and teacher do not belong together")
+        return Finding("FAIL", "self-test", fact, "rows of student and teacher do not belong together")
     if off <= max(VALUE, 10 * abs(value)):
-        return Finding("WARN", "self-test", told, "the student predicts the same everywhere, so this tells nothing")
-    return Finding("PASS", "self-test", told)
+        return Finding("WARN", "self-test", fact, "the student predicts the same everywhere, so the test is void")
+    return Finding("PASS", "self-test", fact)
 
 
 def divergences(objective: Mapping[str, Term]) -> dict[str, Term]:
     """The objective's divergences on all responses, each with weight 1; forward KL where there are none.
 
-    Those from the student's starting point are left out: it teaches nothing, and nobody keeps it here.
+    Those from the student's starting point are left out: it teaches nothing, and no copy of it is kept here.
     """
     found = {
         name: replace(term, weight=1.0)
@@ -59,7 +59,7 @@ def divergences(objective: Mapping[str, Term]) -> dict[str, Term]:
 
 
 def own_teacher(parts: Parts, terms: Mapping[str, Term]) -> Distillation:
-    """The module of a run in which the student is the teacher too."""
+    """The module of a run in which the student is also the teacher."""
     own: LanguageModel = parts.module.student
     optimization, seed = parts.module.optimization, parts.module.seed
     return Distillation(own, own, terms, Offline(), Same(), parts.encoder, optimization, seed=seed)

@@ -1,4 +1,4 @@
-"""What is diagnosed: the config's own parts, as a run builds them; but nothing is trained or written first."""
+"""The subject of a diagnosis: the config's parts as a run builds them, but nothing is trained or generated first."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def composed(overrides: Sequence[str], conf: Path = CONF, more: str | None = Non
 
 
 def admit(cfg: DictConfig) -> Subject:
-    """Build what is diagnosed. Two tokenizers that the alignment refuses are a finding, not an error."""
+    """Build the subject. Two tokenizers that the alignment refuses are a finding, not an error."""
     cfg, missing = from_cache(cfg)
     cfg, unwritten = without_teachers_text(cfg)
     parts = build(variant(cfg, alignment="none"))
@@ -50,7 +50,7 @@ def admit(cfg: DictConfig) -> Subject:
 
 
 def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
-    """The config with the prepared checkpoints that the cache holds; the others are left unprepared, and told."""
+    """The config with the prepared checkpoints that the cache holds; the others are left unprepared, with a finding."""
     cfg, findings = cfg.copy(), []
     recipes = {role: node.get("prepare") for role, node in prepared_roles(cfg).items()}
     for role in recipes:
@@ -59,22 +59,22 @@ def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
         _set_prepare(cfg, role, recipe)
         if recipe is not None and not checkpoint_folder(cfg, role).exists():
             _set_prepare(cfg, role, None)
-            told = f"its prepared checkpoint is not in the cache, so the {role} is diagnosed as it is before"
-            findings.append(Finding("WARN", f"prepared {role}", told, "the first run prepares it"))
+            fact = f"its prepared checkpoint is not in the cache, so the {role} is diagnosed as it is before"
+            findings.append(Finding("WARN", f"prepared {role}", fact, "the first run prepares it"))
         cfg = prepared(cfg, _train_nothing)
     return cfg, findings
 
 
 def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
-    """The config without the augmentation's stages that have the teacher write, which takes long."""
+    """The config without the augmentation's stages in which the teacher generates, which takes long."""
     stages = {name: s for name, s in cfg.augmentation.stages.items() if "teacher" not in _requires(s)}
     if len(stages) == len(cfg.augmentation.stages):
         return cfg, []
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.augmentation.stages = stages
-    told = "the teacher writes nothing for a diagnosis; the records' own responses are shown and measured"
-    return cfg, [Finding("WARN", "augmentation", told, "expect other lengths in the run")]
+    fact = "the teacher generates nothing for a diagnosis; the records' own responses are shown and measured"
+    return cfg, [Finding("WARN", "augmentation", fact, "expect other lengths in the run")]
 
 
 def _requires(stage: DictConfig) -> Any:
@@ -82,7 +82,7 @@ def _requires(stage: DictConfig) -> Any:
 
 
 def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:
-    """Whether the alignment takes these two tokenizers, and these two vocabularies."""
+    """Check that the alignment serves these two tokenizers and vocabularies."""
     name, student, teacher = type(alignment).__name__, parts.module.student, parts.teacher
     if teacher is None:
         return [Finding("PASS", "alignment", "there is no teacher to align")]
@@ -94,20 +94,20 @@ def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:
     if alignment.translates:
         return [Finding("PASS", "alignment", f"{name}: {alignment.summary}"), *_aligned(parts, alignment)]
     if "logits" in alignment.provides and student.vocabulary != teacher.vocabulary:
-        told = f"{name} compares logits over {student.vocabulary} (student) and {teacher.vocabulary} ids (teacher)"
-        return [Finding("FAIL", "alignment", told, "take a student whose tokenizer has the teacher's ids")]
+        fact = f"{name} compares logits over {student.vocabulary} (student) and {teacher.vocabulary} ids (teacher)"
+        return [Finding("FAIL", "alignment", fact, "take a student whose tokenizer has the teacher's ids")]
     return [Finding("PASS", "alignment", f"{name}: {one}")]
 
 
 def _aligned(parts: Parts, alignment: Any) -> list[Finding]:
-    """How much of the first responses can be compared."""
+    """The share of the first responses' tokens that can be compared."""
     batches = parts.encoder.batches([r for r in parts.data.train[:ALIGNED] if parts.encoder.encode(r)])
     if not batches:
         return []
     rows = sum(int(batch.student.mask.sum()) for batch in batches)
     share = sum(int((alignment.where(batch) >= 0).sum()) for batch in batches) / rows
-    told = f"{share:.1%} of {rows} response tokens of the student stand beside one token of the teacher"
-    return [Finding("PASS" if share >= 0.5 else "WARN", "aligned tokens", told)]
+    fact = f"{share:.1%} of {rows} response tokens of the student stand beside one token of the teacher"
+    return [Finding("PASS" if share >= 0.5 else "WARN", "aligned tokens", fact)]
 
 
 def _set_prepare(cfg: DictConfig, role: str, recipe: Any) -> None:
@@ -116,4 +116,4 @@ def _set_prepare(cfg: DictConfig, role: str, recipe: Any) -> None:
 
 
 def _train_nothing(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
-    raise AssertionError(f"a diagnosis trains nothing, but {export_to} was asked for")
+    raise AssertionError(f"a diagnosis trains nothing, but {export_to} was to be made")

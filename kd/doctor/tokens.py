@@ -1,4 +1,4 @@
-"""What one record looks like to the model: every token, the label predicted at it, and whether that is in the loss."""
+"""One record as the model reads it: every token, the label predicted at it, and whether that is in the loss."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ def record_tables(encoder: Encoder, record: Record) -> Iterator[Table | Text]:
 def token_table(sequences: Sequences, row: int, tokenizer: PreTrainedTokenizerBase, title: str) -> Table:
     """One line per token of a sequence. `in loss`: whether the label counts; `predicted at`: where the token is learnt.
 
-    Tokens of the response are green. A response without its end token was cut, and says so.
+    Tokens of the response are green. A response without its end token was truncated, as the caption states.
     """
     length = int(sequences.lengths[row])
     start = 0 if sequences.padding_side == "right" else sequences.tokens.shape[1] - length

@@ -1,4 +1,4 @@
-"""What a model answers to the skill's prompts, and what the skill gives for it."""
+"""A model's answers to the skill's prompts, and the skill's scores of them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,7 +24,7 @@ def score_answers(
 def write_answers(
     model: LanguageModel, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
 ) -> pd.DataFrame:
-    """One greedy answer per record: id, text, tokens (end token included), truncated (no end token was written)."""
+    """One greedy answer per record: id, text, tokens (end token included), truncated (no end token was generated)."""
     prompts = [prompt_ids(record, model.tokenizer) for record in records]
     with progress_bar("answers", len(records)) as advance:
         answers = generate(
@@ -44,10 +44,10 @@ def write_answers(
 def judged(answers: pd.DataFrame, skill: Skill, records: Sequence[Record]) -> pd.DataFrame:
     """The answers with the skill's `score` of each, between 0 (wrong) and 1 (right), and `error`.
 
-    error: why the verifier returned no score, which counts as 0; None where it did.
+    error: the reason for which the verifier returned no score, which counts as 0; None where it returned one.
 
     Raises:
-        ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference, too.
+        ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference too.
     """
     found = [
         scored(skill, record, text, reference=partial(_reference, record))

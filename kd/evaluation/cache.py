@@ -1,4 +1,4 @@
-"""Measurements by content, so that over a sweep the teacher and the untrained student are measured once."""
+"""A cache of measurements by content: over a sweep, the teacher and the untrained student are measured once."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ CODE = ("kd.evaluation.evaluate", "kd.evaluation.cache")
 
 
 def content_key(content: Mapping[str, Any]) -> str:
-    """Hexadecimal sha256 of plain data (numbers, strings, lists, mappings) and of the versions of what measures."""
+    """Hexadecimal sha256 of plain data (numbers, strings, lists, mappings) and of the evaluation's versions."""
     return key({"code": versions(*CODE), **content})
 
 
 def kept(kind: str, content: Mapping[str, Any], suffix: str, write: Callable[[Path], None]) -> Path:
-    """The file `cache_root()/evaluation/<kind>/<key><suffix>` of this content, verified; written if it is not there."""
+    """The file `cache_root()/evaluation/<kind>/<key><suffix>` of this content, verified; computed if it is missing."""
     path = cache_root() / "evaluation" / kind / f"{content_key(content)}{suffix}"
     once(path, write, kind="measurement")
     return path

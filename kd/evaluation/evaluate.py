@@ -33,14 +33,14 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Evaluation:
-    """How much is measured, and how.
+    """The settings of an evaluation.
 
     Args:
-        items: the first so many test records are measured on their references; None is all, 0 none.
-        answers: the first so many test prompts are answered; None is all, 0 none.
+        items: number of the first test records, whose references are scored; None is all, 0 none.
+        answers: number of the first test prompts, which are answered; None is all, 0 none.
         max_new_tokens: longest answer.
         batch_size: prompts answered together.
-        baseline: the system that stands for knowing nothing; None leaves it out.
+        baseline: the system that has learnt nothing of the task; None leaves it out.
         confidence: coverage of the intervals.
         resamples: draws of a bootstrap.
     """
@@ -70,9 +70,9 @@ class Evaluation:
         teacher: LanguageModel | Ensemble | None = None,
         teacher_identity: str | None = None,
     ) -> "Session":
-        """This evaluation on one skill. `train` is what the unigram baseline counts.
+        """This evaluation on one skill. The unigram baseline counts the tokens of `train`.
 
-        teacher: whom agreement is measured with, left out without it and where it has a tokenizer of its own.
+        teacher: the model with which agreement is measured; not measured without it or where its tokenizer is another.
 
         Raises:
             ValueError: a teacher without an identity, or no reference fits.
@@ -100,29 +100,29 @@ class Session:
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
         self.items = references(encoder, test[: evaluation.items])
         self.left_out = with_reference(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
-        asked = test[: evaluation.answers]
-        self.prompts = [record for record in asked if encoder.takes(record)]
-        self.prompts_left_out = len(asked) - len(self.prompts)  # those that leave no room for an answer
+        chosen = test[: evaluation.answers]
+        self.prompts = [record for record in chosen if encoder.takes(record)]
+        self.prompts_left_out = len(chosen) - len(self.prompts)  # those that leave no room for an answer
         self.teacher = teacher if encoder.teacher is None else None
         self.teacher_name = _named(self.teacher, teacher_identity) if self.teacher and teacher_identity else None
 
     @cached_property
     def items_digest(self) -> str:
-        """Hash of everything that is asked: runs are comparable if theirs agree."""
+        """Hash of all references and prompts: runs are comparable if their hashes agree."""
         prompts = self._prompts(self.encoder.student)
         return content_key({"items": content(self.encoder, self.items), "prompts": prompts})
 
     @cached_property
     def teacher_rows(self) -> Rows | None:
-        """What the teacher's next-token distributions are made of; one forward pass, or none if cached."""
+        """The teacher's hidden states, which give its next-token distributions; one forward pass, or none if cached."""
         if self.teacher is None or self.teacher_name is None:
             return None
         return rows_of(self.teacher, self.teacher_name, self.encoder, self.items)
 
     def measure(self, system: LanguageModel | Ensemble, *, identity: str) -> Measured:
-        """All scores of a system, from the cache where a system of this identity was measured before.
+        """All scores of a system, read from the cache where a system of this identity was measured before.
 
-        An ensemble has a distribution and writes nothing: its references are scored, and it has no answers.
+        An ensemble has a distribution and generates nothing: references are scored under it, and it has no answers.
 
         identity: names the system's content: `kd.teachers.digests.model_digest(system)`.
         """
@@ -150,10 +150,10 @@ class Session:
         return 1 + max(self.encoder.student.get_vocab().values())
 
     def _system_references(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
-        """In the system's own tokens; compared with the teacher if these are the student's."""
+        """Score the references in the system's own tokens; compare with the teacher if these are the student's."""
         encoder, teacher, name = self.encoder, self.teacher_name, _named(system, identity)
         if not same_text(encoder.student, system.tokenizer):
-            # what fits the student is measured, however long it is in these tokens
+            # references that fit the student are scored, however long they are in these tokens
             encoder = Encoder(system.tokenizer, None, max_length=sys.maxsize, max_tokens=encoder.max_tokens)
             teacher = None
         score = _score_teacher if name == teacher else partial(score_references, system)
@@ -176,7 +176,7 @@ class Session:
         return remembered("references", key, compute)
 
     def _answers(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
-        """Texts are cached and judged anew, so that a mended scorer is at work at once."""
+        """Scores of the system's texts. Only texts are cached, so that a corrected scorer takes effect at once."""
         if not self.prompts or isinstance(system, Ensemble):
             return None, 0.0
         settings = {"max_new_tokens": self.evaluation.max_new_tokens, "batch_size": self.evaluation.batch_size}
@@ -213,18 +213,18 @@ class Session:
         return {"confidence": self.evaluation.confidence, "resamples": self.evaluation.resamples}
 
     def _groups(self, records: Sequence[Record]) -> list[str]:
-        """The source of each record where its `meta` has one under the skill's group key, else the record itself."""
+        """Each record's source where its `meta` has one under the skill's group key, else the record itself."""
         sources = [(record.id, record.meta.get(self.skill.group_key)) for record in records]
         return [f"record {name}" if source is None else f"source {source}" for name, source in sources]
 
 
 def _named(system: LanguageModel | Ensemble, identity: str) -> str:
-    """The same weights read in another precision are another system."""
+    """The identity with the precision: the same weights in another precision are another system."""
     return f"{identity} {next(system.parameters()).dtype}"
 
 
 def _by_definition(teacher: Measured) -> Measured:
-    """The teacher's agreement with itself without an interval, for no other problems would change it."""
+    """The teacher's agreement with itself without an interval: it is the same on all problems."""
     exact = {name: teacher.scores[name]._replace(low=NAN, high=NAN) for name in AGREEMENT if name in teacher.scores}
     return replace(teacher, scores={**teacher.scores, **exact})
 

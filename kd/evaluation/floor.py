@@ -1,4 +1,4 @@
-"""Systems that have read nothing, or only counted: what a student must beat before it knows anything."""
+"""Floors of the evaluation: distributions without a context, uniform or of token counts, that a student must beat."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Unconditional:
 
     @property
     def identity(self) -> str:
-        """Name by content."""
+        """Name of the distribution by content."""
         return "unconditional " + hashlib.sha256(self.logprobs.numpy().tobytes()).hexdigest()
 
     def score_references(
@@ -38,7 +38,7 @@ class Unconditional:
     ) -> pd.DataFrame:
         """The table of `kd.evaluation.likelihood.score_references`; top1 is the mode's, the KLs are exact.
 
-        The uniform distribution has no mode: its top1 is tokens / V, what a guess at each position is worth.
+        The uniform distribution has no mode: its top1 is tokens / V, the expected value of a guess at each position.
         """
         items = references(encoder, records)
         logprobs = self.logprobs if teacher_rows is None else self.logprobs.to(teacher_rows.device)
@@ -58,7 +58,7 @@ def uniform(vocabulary: int) -> Unconditional:
 def unigram(encoder: Encoder, records: Sequence[Record], vocabulary: int) -> Unconditional:
     """(count(v) + 1) / (N + V): add-one (Laplace) smoothing over all V ids of the student's tokenizer.
 
-    Counted over the first responses of `records`, end token included, as they are cut for training.
+    Tokens are counted over the first responses of `records`, end token included, truncated as for training.
     """
     ids = [id for record in records for row in (encoder.encode(record) or ())[:1] for id in row.ids[row.prompt :]]
     counts: Int[Tensor, " V"] = torch.tensor(ids, dtype=torch.long).bincount(minlength=vocabulary)

@@ -1,4 +1,4 @@
-"""How probable a model finds the references, and how far it is from the teacher while reading them."""
+"""The likelihood of the references under a model, and its divergence from the teacher at their tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -37,7 +37,7 @@ def score_references(
     Columns: id; nll, in nats; tokens; bytes, of the reference's text in UTF-8; and against the teacher top1 (how
     many most probable ids are the teacher's), forward_kl = KL(teacher || model) and reverse_kl, in nats. All are
     sums over the reference's tokens and the end token, which has no bytes. Without `teacher_rows` the last three
-    are NaN.
+    columns are NaN.
 
     chunk: rows of the vocabulary's width that exist at a time.
     """
@@ -57,14 +57,14 @@ def tabulate(
     """The table of `score_references` from batches and a system's logits of their loss rows.
 
     Raises:
-        ValueError: system and teacher know different numbers of ids.
+        ValueError: system and teacher have different numbers of ids.
     """
     sums: dict[str, list[float]] = {}
     for batch, logits in pairs:
         teacher = None if teacher_rows is None else teacher_rows.of(batch.records)
         if teacher is not None and teacher.size != logits.size:
             raise ValueError(
-                f"the teacher knows {teacher.size} ids and the system {logits.size}, so their distributions cannot be "
+                f"the teacher has {teacher.size} ids and the system {logits.size}, so their distributions cannot be "
                 "compared; use models that share one tokenizer, or measure without the teacher"
             )
         sequences = batch.student

@@ -1,4 +1,4 @@
-"""What an evaluation found out about one system."""
+"""The result of an evaluation of one system."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ class Measured:
 
     scores: by metric: bits_per_byte; top1, forward_kl and reverse_kl where there was a teacher to compare with; the
         skill's own metric under its own name. A metric that was not measured is absent.
-    references, answers: the tables they come from, one row per record (None: not asked for).
+    references, answers: the tables from which the scores come, one row per record (None: not measured).
     samples: id, prompt, response, reference, score, tokens, truncated, verifier_error of each answer.
-    seconds: what computing it took, also if that was in another run and this one read it from the cache.
+    seconds: time of the computation, also where another run did it and this one read it from the cache.
     """
 
     scores: Mapping[str, Score]
@@ -35,7 +35,7 @@ class Measured:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens that were written."""
+        """Tokens that were generated."""
         return 0 if self.answers is None else int(self.answers["tokens"].sum())
 
     @property

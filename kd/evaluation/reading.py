@@ -1,4 +1,4 @@
-"""Reading a model without leaving a trace on it."""
+"""Forward passes that leave a model unchanged."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from kd.types import Batch
 
 @contextmanager
 def reading(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards every submodule is in the mode that it was in."""
+    """Set eval mode without gradients; afterwards restore the mode of every submodule."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -35,5 +35,5 @@ def read(model: LanguageModel | Ensemble, batches: Sequence[Batch]) -> Iterator[
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies."""
+    """The device of the model's first parameter."""
     return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""The teacher's last hidden states of the loss rows: exact, small beside logits, and read once for a whole sweep."""
+"""The teacher's last hidden states of the loss rows: exact, small beside logits, computed once for a whole sweep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class TeacherRows:
 
 @dataclass(frozen=True)
 class EnsembleRows:
-    """The same of several teachers that are read as one; `members` holds, by number, those that read something."""
+    """The same for an ensemble; `members` holds, by number, the rows of those that read a reference."""
 
     ensemble: Ensemble
     members: Mapping[int, TeacherRows]
@@ -60,9 +60,9 @@ class EnsembleRows:
         chosen = [self.ensemble.chosen(record) for record in records]
         counts = [self.members[k].where[record.id] for k, record in zip(chosen, records, strict=True)]
         present = sorted(set(chosen))
-        said = [self.members[k].of([r for r, j in zip(records, chosen, strict=True) if j == k]) for k in present]
-        owner = torch.tensor([present.index(k) for k in chosen], device=said[0].hidden.device)
-        return RoutedLogits(said, owner.repeat_interleave(torch.tensor([s.stop - s.start for s in counts]).to(owner)))
+        logits = [self.members[k].of([r for r, j in zip(records, chosen, strict=True) if j == k]) for k in present]
+        owner = torch.tensor([present.index(k) for k in chosen], device=logits[0].hidden.device)
+        return RoutedLogits(logits, owner.repeat_interleave(torch.tensor([s.stop - s.start for s in counts]).to(owner)))
 
 
 Rows = TeacherRows | EnsembleRows
@@ -84,7 +84,7 @@ def rows_of(teacher: LanguageModel | Ensemble, identity: str, encoder: Encoder, 
 
 
 def teacher_rows(teacher: LanguageModel, identity: str, encoder: Encoder, records: Sequence[Record]) -> TeacherRows:
-    """Of the records' references: from the cache, or by one forward pass, which is then cached.
+    """The rows of the records' references, from the cache or by one forward pass, which is then cached.
 
     The head is the teacher's own, as loaded. `identity` names the teacher's content.
 
@@ -107,7 +107,7 @@ def teacher_rows(teacher: LanguageModel, identity: str, encoder: Encoder, record
 
 
 def _hidden(teacher: LanguageModel, encoder: Encoder, items: Sequence[Record]) -> Float[Tensor, "n D"]:
-    """Joined in the order of `items`."""
+    """The hidden states of all loss rows, in the order of `items`."""
     states: dict[str, Tensor] = {}
     with reading(teacher), progress_bar("teacher reads references", len(items)) as advance:
         for batch, logits in read(teacher, encoder.batches(items)):

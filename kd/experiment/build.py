@@ -42,17 +42,17 @@ from kd.types import Record, Skill
 
 @dataclass
 class Parts:
-    """What a run is made of, before the first step."""
+    """The parts of a run, before the first step."""
 
     module: Distillation
     data: Data
     skill: Skill
-    teacher: LanguageModel | Ensemble | None  # also there when only the evaluation wants it
+    teacher: LanguageModel | Ensemble | None  # also there when only the evaluation needs it
     encoder: Encoder
 
 
 def build(cfg: DictConfig) -> Parts:
-    """Load skill, teacher and student, and put them together. Random weights depend on the seed and a name only."""
+    """Load skill, teacher and student, and assemble them. Random weights depend on the seed and a name only."""
     skill = load_skill(cfg.skill)
     elicited = elicit(cfg)
     validation = load(skill, "validation")[: cfg.checkpoint.records]
@@ -136,7 +136,7 @@ def _data(
     encoder: Encoder,
     left_out: int,
 ) -> Data:
-    """The windows that the module will ask for."""
+    """The windows that the module will read."""
     return Data(
         train,
         validation,
@@ -153,7 +153,7 @@ def _data(
 
 
 def _check_validation(checkpoint: DictConfig, data: Data) -> None:
-    """Raises ValueError where the best checkpoint is asked for and no validation record could tell which it is."""
+    """Raises ValueError where the best checkpoint is asked for and no validation record can determine it."""
     if checkpoint.use == "best" and not data.references:
         raise ValueError(
             "checkpoint.use=best chooses by validation records, but there are none; raise the skill's number of "
@@ -162,7 +162,7 @@ def _check_validation(checkpoint: DictConfig, data: Data) -> None:
 
 
 def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teacher: Any, alignment: Any) -> Term:
-    """A term with projections has them made now, for no layer may be lazy under DDP; one that cannot be says so."""
+    """The term of a node. Its projections are made now, for no layer may be lazy under DDP; errors name the term."""
     with seeded(seed, "objective", name):
         parts = instantiate(node, _convert_="all")
         introduce(parts["loss"], student, teacher, alignment)
@@ -172,7 +172,7 @@ def _term(node: DictConfig, seed: int, name: str, student: LanguageModel, teache
 
 
 def _reward(node: DictConfig, objective: Mapping[str, Term]) -> Any:
-    """Who judges what was written; one that learns with the objective is one of its terms."""
+    """The reward of generated responses, or None; one that learns with the objective is bound to its terms."""
     if node._target_ is None:
         return None
     reward = instantiate(node, _convert_="all")
@@ -182,7 +182,7 @@ def _reward(node: DictConfig, objective: Mapping[str, Term]) -> Any:
 
 
 def _plain(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Blocks:
-    """The corpus, cut for the stream `lm`."""
+    """The corpus in blocks for the stream `lm`."""
     cut = blocks(instantiate(cfg.corpus).texts(), tokenizer, cfg.data.lm_length + 1)  # the first id has no label
     return Blocks(cut, pad=pad_id(tokenizer), size=cfg.data.lm_window, max_tokens=cfg.data.max_tokens, seed=cfg.seed)
 
@@ -192,7 +192,7 @@ def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
 
 
 def place(cfg: DictConfig, parts: Parts) -> None:
-    """Student and teacher to where the trainer computes, so that both are measured on the same device."""
+    """Move student and teacher to the trainer's device, so that both are measured on the same one."""
     parts.module.student.to(device(cfg))
     if parts.teacher is not None:
         parts.teacher.to(device(cfg))
@@ -202,8 +202,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     """Train to the last step, from the last checkpoint if there is one.
 
     Raises:
-        SystemExit(128 + signal): a signal stopped it; what was trained is saved then.
-        NotFinite: a value of a step, or of the validation, was not finite; what was saved before is kept.
+        SystemExit(128 + signal): a signal stopped it; the training so far is saved then.
+        NotFinite: a value of a step, or of the validation, was not finite; the last checkpoint is kept.
     """
     last = folder.checkpoints / "last.ckpt"
     resumed = last if last.exists() else None
@@ -221,13 +221,13 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:  # it came before `saving` listened, so before the first step
         saving.received = signal.SIGTERM
-    except NotFinite as error:  # on all ranks; the first rank tells
+    except NotFinite as error:  # on all ranks; the first one raises it
         kept = f" ({last} is kept as it was after step {max(step, saving.saved)})" if last.exists() else ""
         raise NotFinite(f"{error}{kept}") if trainer.is_global_zero else SystemExit(0) from None
     if saving.received is not None:
         step = parts.module.step_count
         rank_zero_only(print)(f"stopped at step {step}; the same command goes on from there", flush=True)
-        # The first rank tells. When another one fails, Lightning kills all.
+        # The first rank exits with the code. When another one fails, Lightning kills all.
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
     _check_learnt(parts.module.budget)
     if cfg.checkpoint.use == "best":
@@ -236,7 +236,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
 
 
 def _has_best(state: Mapping[str, Any]) -> bool:
-    """Whether a validation came before a checkpoint, so that `best` belongs to it: it may not be written again."""
+    """Return whether a validation preceded a checkpoint, so that `best` belongs to it: it may not be written again."""
     return any(callback.get("best_model_score") is not None for callback in state["callbacks"].values())
 
 

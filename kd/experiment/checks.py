@@ -1,4 +1,4 @@
-"""Checks of tokenizers, data and licences on an experiment's own records. Each returns what it found."""
+"""Checks of tokenizers, data and licences on an experiment's own records. Each returns its findings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from kd.skills.records import held
 from kd.teachers.ensemble import Ensemble
 from kd.types import Batch, Record, Sequences
 
-CONVERSATIONS, WINDOWS = 64, 20  # how many are looked at
+CONVERSATIONS, WINDOWS = 64, 20  # numbers examined
 UNBOUNDED = 10**9  # tokens
 
 
@@ -44,11 +44,11 @@ class Reader:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's: the model's own, or one that writes the same ids."""
+        """The encoder's tokenizer: the model's own, or one that writes the same ids."""
         return self.encoder.student
 
     def sequences(self, batches: Sequence[Batch]) -> list[Sequences]:
-        """What it reads in these micro-batches."""
+        """The model's sequences in these micro-batches."""
         return [batch.student if self.role == "student" else batch.teacher for batch in batches]
 
 
@@ -67,7 +67,7 @@ def teachers(parts: Parts) -> dict[str, LanguageModel]:
 
 
 def readers(subject: Subject) -> list[Reader]:
-    """Who reads tokens, each in its own."""
+    """The models that read tokens, each with an encoder for its own."""
     parts = subject.parts
     own = _alone(parts.encoder.student, parts.encoder.max_length)
     found = [Reader("student", parts.module.student, own)]
@@ -87,31 +87,31 @@ def _alone(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoder:
 
 
 def end_tokens(student: LanguageModel, teacher: LanguageModel | None, compared: bool) -> Finding:
-    """Whether both models end a response with the same token, and their generation settings know it.
+    """Check that both models end a response with the same token, and that their generation settings contain it.
 
-    compared: whether the two are read at the same ids, so that an end token of one is a wrong guess of the other.
+    compared: the two are compared at the same ids, so that an end token of one is a wrong guess of the other.
     """
     models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     for role, model in models.items():
         if not has_end(model):
-            told = f"the {role}'s tokenizer has none and its chat template writes none, so no response would end"
-            return Finding("FAIL", "end token", told, "set eos_token in its tokenizer_config.json")
+            fact = f"the {role}'s tokenizer has none and its chat template writes none, so no response would end"
+            return Finding("FAIL", "end token", fact, "set eos_token in its tokenizer_config.json")
     ends = [_token(model.tokenizer, end_id(model.tokenizer)) for model in models.values()]
-    told = ", ".join(f"{role} {end}" for role, end in zip(models, ends, strict=True))
+    fact = ", ".join(f"{role} {end}" for role, end in zip(models, ends, strict=True))
     if len({end.partition(" ")[2] for end in ends}) > 1:
-        told = f"{told}: the teacher does not end where the student shall"
+        fact = f"{fact}: the teacher does not end where the student should"
         remedy = "take both of one kind (both Instruct), or give the student the teacher's chat_template and tokenizer"
-        return Finding("FAIL" if compared else "WARN", "end token", told, remedy)
+        return Finding("FAIL" if compared else "WARN", "end token", fact, remedy)
     for role, model in models.items():
         declared, end = model.network.generation_config.eos_token_id, end_id(model.tokenizer)
         if declared is not None and end not in (declared if isinstance(declared, list) else [declared]):
-            told = f"{told}, but the {role}'s generation settings end with {declared}"
-            return Finding("WARN", "end token", told, f"the exported student's are given {end}, too")
-    return Finding("PASS", "end token", told)
+            fact = f"{fact}, but the {role}'s generation settings end with {declared}"
+            return Finding("WARN", "end token", fact, f"{end} is added to those of the exported student")
+    return Finding("PASS", "end token", fact)
 
 
 def has_end(model: LanguageModel) -> bool:
-    """Whether its answers end: the template or the tokenizer has an end token."""
+    """Return whether the model's answers end: its template or its tokenizer has an end token."""
     try:
         return end_id(model.tokenizer) >= 0
     except ValueError:
@@ -119,7 +119,7 @@ def has_end(model: LanguageModel) -> bool:
 
 
 def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
-    """Whether prompt + response + end token are the ids that the tokenizer itself writes for the conversation."""
+    """Check that prompt + response + end token are the ids that the tokenizer writes for the conversation."""
     check, tokenizer = f"chat template ({reader.role})", reader.tokenizer
     if not tokenizer.chat_template:
         return Finding("PASS", check, "none: messages are joined as plain text, and the end token follows")
@@ -131,16 +131,16 @@ def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
             shortened += not kept
             pairs += [(list(row.ids), theirs)] if kept else []
     if shortened:
-        told = f"the chat template leaves out a part of {shortened} responses (a chain of thought); they are read whole"
-        return Finding("WARN", check, told, "set chat_template of the model to one that writes them")
+        fact = f"the chat template leaves out a part of {shortened} responses (a chain of thought); they are read whole"
+        return Finding("WARN", check, fact, "set chat_template of the model to one that writes them")
     odd = [(ours, theirs) for ours, theirs in pairs if theirs[: len(ours)] != ours]
     if not odd:
         return Finding("PASS", check, f"{len(pairs)} conversations are the tokenizer's own ids, end token included")
-    told = f"{len(odd)} of {len(pairs)} conversations differ: {_difference(*odd[0], tokenizer)}"
+    fact = f"{len(odd)} of {len(pairs)} conversations differ: {_difference(*odd[0], tokenizer)}"
     if all(str(tokenizer.decode(theirs)).startswith(str(tokenizer.decode(ours))) for ours, theirs in odd):
-        note = "the text is the same; tokens meet differently where the response begins, as when it is generated"
-        return Finding("WARN", check, told, note)
-    return Finding("FAIL", check, told, "correct chat_template or eos_token of the tokenizer, or the responses")
+        note = "the text is the same; tokens merge differently where the response begins, as when it is generated"
+        return Finding("WARN", check, fact, note)
+    return Finding("FAIL", check, fact, "correct chat_template or eos_token of the tokenizer, or the responses")
 
 
 def conversation_ids(record: Record, response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -163,73 +163,73 @@ def _token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def shift(sequences: Sequence[Sequences]) -> Finding:
-    """Whether every label is the token that follows."""
+    """Check that every label is the token that follows."""
     for s in sequences:
         follows = torch.arange(1, s.tokens.shape[1]) < s.lengths[:, None]
         if not (s.tokens[:, 1:] == s.labels[:, :-1])[follows].all():
-            told = "a label is not the token that follows"
-            return Finding("FAIL", "shift", told, "make sequences with kd.data.sequences.collate and nowhere else")
+            fact = "a label is not the token that follows"
+            return Finding("FAIL", "shift", fact, "make sequences with kd.data.sequences.collate and nowhere else")
     return Finding("PASS", "shift", "every label is the token that follows")
 
 
 def same_rows(batches: Sequence[Batch]) -> Finding:
-    """Whether two models that write prompts differently have the same response tokens to be compared at."""
+    """Check that two models that write prompts differently have the same response tokens to be compared at."""
     for batch in batches:
         ours, theirs = (s.labels[s.mask].tolist() for s in (batch.student, batch.teacher))
         if ours != theirs:
-            told = "student and teacher differ in the response tokens at which they are compared"
-            return Finding("FAIL", "rows", told, "end both alike, raise data.max_length, or take another alignment")
+            fact = "student and teacher differ in the response tokens at which they are compared"
+            return Finding("FAIL", "rows", fact, "end both alike, raise data.max_length, or take another alignment")
     return Finding("PASS", "rows", "prompts differ, but the response tokens of student and teacher are the same")
 
 
 def end_token_learnt(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
-    """Whether every response that was not cut has its end token in the loss, whatever the padding is."""
+    """Check that every response that was not truncated has its end token in the loss, whatever the padding is."""
     check, end = f"end token learnt ({reader.role})", end_id(reader.tokenizer)
     whole = learnt = 0
     for s in sequences:
         rows, last = torch.arange(len(s.tokens)), s.lengths - 1
-        full = s.lengths + 1 < reader.encoder.max_length  # what fills it may have been cut
+        full = s.lengths + 1 < reader.encoder.max_length  # a response that fills it may be truncated
         whole += int(full.sum())
         learnt += int((full & (s.labels[rows, last] == end) & s.mask[rows, last]).sum())
-    told = f"in {learnt} of {whole} whole responses {_token(reader.tokenizer, end)} is a label of the loss"
+    fact = f"in {learnt} of {whole} whole responses {_token(reader.tokenizer, end)} is a label of the loss"
     if learnt < whole:
-        return Finding("FAIL", check, told, "the student would not learn to stop; end each response with it")
+        return Finding("FAIL", check, fact, "the student would not learn to stop; end each response with it")
     pads = pad_id(reader.tokenizer)
     note = "it also pads (masks go by length, so nothing is lost)" if pads == end else f"padding is {pads}"
-    return Finding("PASS", check, f"{told}; {note}")
+    return Finding("PASS", check, f"{fact}; {note}")
 
 
 def vocabulary(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
-    """Whether every id has a row in the embeddings and in the head; rows of a padded head are cut off."""
+    """Check that every id has a row in the embeddings and in the head; rows of a padded head are cut off."""
     network: Any = reader.model.network
-    check, known = f"vocabulary ({reader.role})", reader.model.vocabulary
+    check, tokens = f"vocabulary ({reader.role})", reader.model.vocabulary
     embeddings = network.get_input_embeddings().weight.shape[0]
     head = network.get_output_embeddings().weight.shape[0]
     largest = max(int(max(s.tokens.max(), s.labels.max())) for s in sequences)
     beyond = max(reader.tokenizer.get_vocab().values())
     if largest >= min(embeddings, head):
-        told = f"the batches hold id {largest}, but there are {embeddings} embeddings and {head} head rows"
-        return Finding("FAIL", check, told, "take the tokenizer of this very checkpoint, or resize its embeddings")
+        fact = f"the batches hold id {largest}, but there are {embeddings} embeddings and {head} head rows"
+        return Finding("FAIL", check, fact, "take the tokenizer of this very checkpoint, or resize its embeddings")
     if beyond >= head:
-        told = f"the tokenizer's ids reach {beyond}, the head has {head} rows (these records stay below)"
-        return Finding("WARN", check, told, "do not use the tokens added last, or resize the embeddings")
-    told = f"largest id {largest}; {known} of {head} head rows belong to tokens, {head - known} of padding are cut"
-    return Finding("PASS", check, told)
+        fact = f"the tokenizer's ids reach {beyond}, the head has {head} rows (these records stay below)"
+        return Finding("WARN", check, fact, "do not use the tokens added last, or resize the embeddings")
+    fact = f"largest id {largest}; {tokens} of {head} head rows belong to tokens, {head - tokens} of padding are cut"
+    return Finding("PASS", check, fact)
 
 
 def positions(reader: Reader, sequences: Sequence[Sequences]) -> Finding:
-    """Whether the model was made for sequences that long."""
+    """Check that the model has positions for the longest sequence."""
     check = f"positions ({reader.role})"
     limit = getattr(reader.model.network.config.get_text_config(), "max_position_embeddings", None)
     longest = max(int(s.lengths.max()) for s in sequences)
     if limit is not None and longest > limit:
-        told = f"a sequence of {longest} tokens exceeds the model's {limit} positions"
-        return Finding("FAIL", check, told, f"set data.max_length={limit}")
+        fact = f"a sequence of {longest} tokens exceeds the model's {limit} positions"
+        return Finding("FAIL", check, fact, f"set data.max_length={limit}")
     return Finding("PASS", check, f"longest sequence {longest}, the model takes {limit or 'any'}")
 
 
 def lengths(reader: Reader, records: Sequence[Record]) -> Finding:
-    """What data.max_length cuts and leaves out, over all training records."""
+    """The shares of all training records that data.max_length truncates and leaves out."""
     check, limit = f"lengths ({reader.role})", reader.encoder.max_length
     dropped = [record for record in records if not reader.encoder.encode(record)]
     cut = [record for record in records if any(row.truncated for row in reader.encoder.encode(record) or ())]
@@ -238,33 +238,33 @@ def lengths(reader: Reader, records: Sequence[Record]) -> Finding:
     unbounded = Encoder(reader.tokenizer, None, max_length=UNBOUNDED, max_tokens=UNBOUNDED)
     longest = max(len(row.ids) for record in [*dropped, *cut] for row in unbounded.encode(record) or ())
     shares = [f"{len(some) / len(records):.1%}" for some in (cut, dropped)]
-    told = f"of {len(records)} records data.max_length={limit} cuts {shares[0]} and leaves out {shares[1]}"
+    fact = f"of {len(records)} records data.max_length={limit} cuts {shares[0]} and leaves out {shares[1]}"
     verdict: Verdict = "FAIL" if len(dropped) + len(cut) == len(records) else "WARN"
-    return Finding(verdict, check, told, f"data.max_length={longest} keeps all")
+    return Finding(verdict, check, fact, f"data.max_length={longest} keeps all")
 
 
 def padding(batches: Sequence[Batch], bound: float = 0.1, *, read: bool = True) -> Finding:
-    """The share of the student's positions, over the first windows, that teach nothing; `read`: but cost time."""
+    """The share of padding among the student's positions in the first windows; `read`: it costs time."""
     total = sum(batch.student.tokens.numel() for batch in batches)
     share = 1 - sum(int(batch.student.lengths.sum()) for batch in batches) / total
-    told = f"{share:.1%} of {total} positions in the first {WINDOWS} windows ({len(batches)} micro-batches)"
+    fact = f"{share:.1%} of {total} positions in the first {WINDOWS} windows ({len(batches)} micro-batches)"
     if share < bound or not read:
-        return Finding("PASS", "padding", told + ("" if read else "; no model reads padding"))
-    return Finding("WARN", "padding", told, "lower data.max_tokens or raise optim.window")
+        return Finding("PASS", "padding", fact + ("" if read else "; no model reads padding"))
+    return Finding("WARN", "padding", fact, "lower data.max_tokens or raise optim.window")
 
 
 # --- licences ---
 
 
 def licences(subject: Subject) -> Finding:
-    """Under what the data, the teacher and the student's first weights may be used, and so the student."""
+    """The licences of the data, the teacher and the student's first weights, which may hold for the student."""
     config: dict[str, Any] = OmegaConf.to_container(subject.cfg, resolve=True)  # type: ignore[assignment]
-    told = {role: licence for role, (_, licence) in export.licences(config, "", subject.parts.skill.licence).items()}
-    line = ", ".join(f"{name} {licence or 'unknown'}" for name, licence in told.items())
-    if not all(told.values()):
-        return Finding("WARN", "licences", line, "find it out before the student is passed on")
+    known = {role: licence for role, (_, licence) in export.licences(config, "", subject.parts.skill.licence).items()}
+    line = ", ".join(f"{name} {licence or 'unknown'}" for name, licence in known.items())
+    if not all(known.values()):
+        return Finding("WARN", "licences", line, "find it before the student is passed on")
     if any(word in line.lower() for word in ("-nc", "non-commercial", "noncommercial", "-nd", "research only")):
-        return Finding("WARN", "licences", line, "what it forbids holds for the student too")
+        return Finding("WARN", "licences", line, "its restrictions hold for the student too")
     return Finding("PASS", "licences", line)
 
 
@@ -272,11 +272,11 @@ def licences(subject: Subject) -> Finding:
 
 
 def check_run(cfg: DictConfig, parts: Parts) -> None:
-    """Raises ValueError, in the same words, for a run that a diagnosis would call a FAIL."""
+    """Raises ValueError, with the finding's sentence, for a run whose diagnosis has a FAIL."""
     subject = Subject(cfg, parts, parts.module.alignment)
     for finding in (check_ends(subject), *check_data(subject, windows=1)):
         if finding.verdict == "FAIL":
-            raise ValueError(f"{finding.check}: {finding.told}; {finding.remedy}")
+            raise ValueError(f"{finding.check}: {finding.fact}; {finding.remedy}")
 
 
 def check_ends(subject: Subject) -> Finding:
@@ -288,15 +288,15 @@ def check_ends(subject: Subject) -> Finding:
 
 
 def control_tokens(reader: Reader, records: Sequence[Record]) -> Finding:
-    """How many records hold control tokens as strings, and how these are encoded."""
-    check, told = f"control tokens ({reader.role})", held(records, reader.tokenizer)
-    return Finding("PASS", check, told or f"none in the texts of {len(records)} records")
+    """The number of records that hold control tokens as strings, and how these are encoded."""
+    check, fact = f"control tokens ({reader.role})", held(records, reader.tokenizer)
+    return Finding("PASS", check, fact or f"none in the texts of {len(records)} records")
 
 
 def check_data(subject: Subject, windows: int = WINDOWS) -> Iterator[Finding]:
-    """Everything that can be said without running a model."""
+    """All findings that need no forward pass of a model."""
     encoder, records, found = subject.parts.encoder, subject.parts.data.train, readers(subject)
-    own = found if encoder.teacher is not None else found[:1]  # one tokenizer is looked at once
+    own = found if encoder.teacher is not None else found[:1]  # one tokenizer is checked once
     yield from (lengths(reader, records) for reader in own)
     yield from (control_tokens(reader, records) for reader in own)
     yield from (round_trip(reader, records) for reader in own)
@@ -314,7 +314,7 @@ def check_data(subject: Subject, windows: int = WINDOWS) -> Iterator[Finding]:
 
 
 def special_tokens(models: dict[str, LanguageModel]) -> dict[str, list[str]]:
-    """Name of each special token -> what it is in each model, "none" where there is none."""
+    """Name of each special token -> its text and id in each model, "none" where there is none."""
     rows: dict[str, list[str]] = {}
     for name in ("bos", "eos", "pad", "unk"):
         ids = [getattr(model.tokenizer, f"{name}_token_id") for model in models.values()]

@@ -1,4 +1,4 @@
-"""Do teacher, student, alignment and objective fit one another? Known from configurations and tokenizers alone.
+"""Checks that teacher, student, alignment and objective fit one another, from configurations and tokenizers alone.
 
 Models are laid out on the device "meta", where tensors have shapes and nothing else: no weight is read.
 """
@@ -23,14 +23,14 @@ from kd.sources.addresses import model_folder
 from kd.teachers.self_teacher import Own
 
 LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
-OURS = ("kd.models.", "kd.teachers.")  # whose targets are no more than their configurations until they are asked
+OURS = ("kd.models.", "kd.teachers.")  # modules whose targets are instantiated from configurations alone
 
 
 def check_models(cfg: DictConfig) -> None:
     """Raises ValueError for tokenizers that the alignment cannot serve, or a term that does not fit the models.
 
-    What is not ours is asked when the run is built, and so are cached targets, which stand for a teacher that need not
-    be at hand.
+    Components from outside `kd` are checked when the run is built, and so are cached targets, which stand for a teacher
+    that need not be at hand.
     """
     nodes = [cfg.student.model, cfg.teacher]
     if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
@@ -52,7 +52,7 @@ def check_models(cfg: DictConfig) -> None:
 
 
 def check_positions(max_length: int, models: Mapping[str, Any]) -> None:
-    """Raises ValueError if a record of `max_length` tokens could be longer than what a model has positions for.
+    """Raises ValueError if a record of `max_length` tokens could be longer than the positions of a model.
 
     models: by role; None and a teacher that is made of the student have none of their own.
     """
@@ -80,7 +80,7 @@ def check_zeros(alignment: Any, losses: Mapping[str, Any]) -> None:
 
 
 def described(teacher: dict[str, Any]) -> dict[str, Any]:
-    """A teacher's node without what is for the run, in the members of an ensemble too."""
+    """A teacher's node without the keys that are for the run, in the members of an ensemble too."""
     kept = {key: value for key, value in teacher.items() if key not in AXES["teacher"].beside}
     if "members" in kept:
         kept["members"] = {name: described(member) for name, member in kept["members"].items()}
@@ -88,7 +88,7 @@ def described(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ours(node: Any) -> bool:
-    """Whether every target below is one of `kd.models` or `kd.teachers`."""
+    """Return whether every target below is one of `kd.models` or `kd.teachers`."""
     if not isinstance(node, Mapping):
         return True
     own = node.get("_target_")

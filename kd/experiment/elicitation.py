@@ -1,7 +1,7 @@
-"""Elicitation: what the stages of an augmentation make of a skill's training records, kept for every run that reads it.
+"""Elicitation: the stages of an augmentation applied to a skill's training records, kept for every run that reads them.
 
 The records are an artifact, named by the skill's content, the stages, the teacher that they need and the seed. It is
-made once, before training (`python -m kd.elicit`, or by the first run that needs it), and what it cost the teacher is
+made once, before training (`python -m kd.elicit`, or by the first run that needs it), and the teacher's tokens are
 charged to each run that reads it.
 """
 
@@ -31,7 +31,7 @@ STAGE = ("kd.experiment.elicitation",)
 
 @dataclass(frozen=True)
 class Elicited:
-    """The training records as a run learns on them.
+    """The training records of a run.
 
     Attributes:
         records: after the last stage.
@@ -65,12 +65,12 @@ def elicit(cfg: DictConfig) -> Elicited:
 
 
 def is_elicited(cfg: DictConfig) -> bool:
-    """Whether there is nothing left to elicit for this config, of which everything is prepared."""
+    """Return whether nothing is left to elicit for this config, of which everything is prepared."""
     return not cfg.augmentation.stages or elicited_folder(cfg).exists()
 
 
 def elicited_folder(cfg: DictConfig) -> Path:
-    """Where the records are, or will be: the same for all runs with this skill, these stages, this teacher and seed."""
+    """The folder of the records: the same for all runs with this skill, these stages, this teacher and seed."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     content = {name: config[name] for name in ("skill", "augmentation", "seed")}
     if _needs_teacher(cfg):
@@ -87,7 +87,7 @@ def _needs_teacher(cfg: DictConfig) -> bool:
 
 
 def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
-    """The artifact's files. Returns what they cost."""
+    """Write the artifact's files. Returns their cost."""
     stages = [instantiate(stage) for stage in cfg.augmentation.stages.values()]
     print(f"eliciting: {', '.join(cfg.augmentation.stages)} of {len(given)} records, once; then {folder}", flush=True)
     teacher: dict[str, Any] = {"teacher": None, "teacher_id": "none"}
@@ -108,7 +108,7 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
 
 
 def _generating(cfg: DictConfig) -> Any:
-    """The model that the stages have at hand. Raises ValueError where there is none."""
+    """The model that generates for the stages. Raises ValueError where there is none."""
     teacher = load_teacher(cfg.teacher)
     if isinstance(teacher, Own):
         teacher.bind(load_student(cfg))
@@ -135,7 +135,7 @@ def _tokens(manifest: Manifest) -> int:
 
 
 def _lines(records: Iterable[Record], given: Sequence[Record]) -> Iterator[str]:
-    """JSON, one record a line. What a skill's `score` reads stays with the skill: the line refers to its record.
+    """JSON, one record a line. `meta` that a skill's `score` reads stays with the skill: the line refers to it.
 
     Raises ValueError for the `meta` of a new record that JSON cannot hold.
     """

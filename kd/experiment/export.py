@@ -1,4 +1,4 @@
-"""The trained student as a folder that `from_pretrained` loads, with a card that says where it comes from."""
+"""The trained student as a folder that `from_pretrained` loads, with a card that states its origins."""
 
 import shutil
 import tempfile
@@ -41,8 +41,8 @@ AGREEMENT = {
 def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
     """Weights (adapters merged), tokenizer, chat template and README.md in `folder`, which is read again.
 
-    What plain `transformers` reads otherwise than it was is returned, a sentence for each, and stands in README.md.
-    The generation settings end with the template's end of a turn, too.
+    Returns a sentence, which is also in README.md, for each difference of what plain `transformers` reads from it.
+    The end tokens of its generation settings include the template's end of a turn.
     """
     student = merged(model)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
 
 
 def _end_turns(model: LanguageModel, folder: Path) -> None:
-    """Other programs stop where the template ends a turn: its token joins those of the generation settings."""
+    """Add the template's end of a turn to the generation settings' end tokens, so that other programs stop there."""
     settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
     declared = None if settings is None else settings.eos_token_id
     known = declared if isinstance(declared, list) else [] if declared is None else [declared]
@@ -68,7 +68,7 @@ def _end_turns(model: LanguageModel, folder: Path) -> None:
 
 
 def differences(model: LanguageModel, folder: Path) -> list[str]:
-    """What `AutoTokenizer` and `AutoModelForCausalLM` read from `folder` otherwise than `model` is, and how to load it.
+    """Differences of what `AutoTokenizer` and `AutoModelForCausalLM` read in `folder` from `model`, and how to load it.
 
     The tokenizer is tried on `TEXTS` and on a conversation, the network on their ids.
     """
@@ -105,14 +105,14 @@ def _of_tokenizer(ours: PreTrainedTokenizerBase, folder: Path) -> list[str]:
         read = AutoTokenizer.from_pretrained(folder)
         if _written(ours) == _written(read):
             return []
-        told = f"{by} reads a {type(read).__name__}, which writes other ids than the student was trained on"
+        fact = f"{by} reads a {type(read).__name__}, which writes other ids than the student was trained on"
     except Exception as error:  # see above
-        told = f"{by} cannot read this folder ({_first_line(error)})"
+        fact = f"{by} cannot read this folder ({_first_line(error)})"
     kinds: list[Any] = [type(ours), PreTrainedTokenizerFast]
     for kind in kinds:
         if _written(ours) == _written(kind.from_pretrained(folder)):
-            return [f"{told}; load it with `transformers.{kind.__name__}.from_pretrained`"]
-    return [f"{told}; no class of transformers reads it back, so take the tokenizer of the checkpoint it came from"]
+            return [f"{fact}; load it with `transformers.{kind.__name__}.from_pretrained`"]
+    return [f"{fact}; no class of transformers reads it back, so take the tokenizer of the checkpoint it came from"]
 
 
 def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
@@ -123,7 +123,7 @@ def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 
 
 def rehearse(model: LanguageModel, folder: Path, card: str, checkpoints: int) -> None:
-    """Everything that an export writes but the weights, in a temporary folder: what could not be written is known now.
+    """Write all of an export but the weights to a temporary folder, so that it cannot fail after the training.
 
     folder: where the run writes. checkpoints: the bytes that its checkpoints take there at most.
 
@@ -153,7 +153,7 @@ def rehearse(model: LanguageModel, folder: Path, card: str, checkpoints: int) ->
 
 
 def export_objective(stateful: nn.Module, path: Path) -> None:
-    """What the terms of an objective learned or kept (projections, mixtures, buffers) in `path`; no file if nothing."""
+    """Save the state of an objective's terms (projections, mixtures, buffers) in `path`; no file if there is none."""
     state = {name: value.detach().cpu().contiguous() for name, value in stateful.state_dict().items()}
     if state:
         store(path, lambda partial: save_file(state, partial), kind="objective")
@@ -177,7 +177,7 @@ def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence
         "",
         "## Licences",
         "",
-        "What the licence of any of these asks for or forbids may hold for this model too.",
+        "The requirements and restrictions of each of these licences may hold for this model too.",
         "",
         "| of | which | licence |",
         "|---|---|---|",
@@ -197,21 +197,21 @@ def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence
 
 
 def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) -> dict[str, tuple[str, str | None]]:
-    """Of data, teacher (each member of an ensemble) and the student's first weights: which, and under what licence.
+    """Names and licences of data, teacher (each member of an ensemble) and the student's first weights, by role.
 
-    A student that is cut out of a teacher's checkpoint has its licence. None: nobody says. Random weights have none.
+    A student that is cut out of a teacher's checkpoint has its licence. None: unknown. Random weights have none.
     """
-    told = {"data": (data, skill_licence)}
+    origins = {"data": (data, skill_licence)}
     for role, node in _teachers(config).items():
-        told[role] = _which(node["model"]), node.get("licence")
+        origins[role] = _which(node["model"]), node.get("licence")
     if config["student"]["model"].get("source"):
-        told["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
-    return told
+        origins["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
+    return origins
 
 
 def licence_of(node: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """Of the weights that a teacher's or student's `node` begins with: its own word, or that of the teacher in `config`
-    with the same checkpoint. None: nobody says, or the weights are random.
+    """The licence of the first weights of a teacher's or student's `node`: its own, or that of the teacher in `config`
+    with the same checkpoint. None: unknown, or the weights are random.
     """
     source = node["model"].get("source")
     if not source:
@@ -232,13 +232,13 @@ def _which(model: Mapping[str, Any]) -> str:
 
 
 def _identifier(origins: Mapping[str, tuple[str, str | None]]) -> str:
-    """For the card's front matter: the one licence of all, else "other"; "unknown" if one is."""
+    """The licence for the card's front matter: the common one, else "other"; "unknown" if one is unknown."""
     found = {(licence or "unknown").lower() for _, licence in origins.values()}
     return "unknown" if "unknown" in found else found.pop() if len(found) == 1 else "other"
 
 
 def _score_table(results: Mapping[str, Any]) -> str:
-    """Each skill's metrics, then how far the students are from the teacher."""
+    """Each skill's metrics, then the agreement with the teacher."""
     agreement = {AGREEMENT[name]: systems for name, systems in (results.get("agreement") or {}).items()}
     rows = ["| skill | metric | system | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
     for skill, metrics in (*results.get("scores", {}).items(), ("", agreement)):

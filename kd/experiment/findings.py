@@ -1,4 +1,4 @@
-"""What a check found, and how it is told: one line each, with a remedy where something is wrong."""
+"""The findings of checks: one line each, with a remedy where something is wrong."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ COLOURS: dict[Verdict, str] = {"PASS": "green", "WARN": "yellow", "FAIL": "bold 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check. A FAIL makes the run's numbers wrong; a WARN is to be looked at."""
+    """The outcome of one check. A FAIL makes the run's numbers wrong; a WARN should be examined."""
 
     verdict: Verdict
     check: str
-    told: str
+    fact: str
     remedy: str = ""
 
 
@@ -31,6 +31,6 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     """One row per check."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for finding in findings:
-        line = f"{finding.told}; {finding.remedy}" if finding.remedy else finding.told
+        line = f"{finding.fact}; {finding.remedy}" if finding.remedy else finding.fact
         table.add_row(Text(finding.verdict, COLOURS[finding.verdict]), Text(finding.check), Text(line))
     return table

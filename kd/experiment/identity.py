@@ -26,11 +26,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
-    """12 hexadecimal digits: of two configs equal where what is made of them must hold the same numbers.
+    """12 hexadecimal digits, equal for two configs where their results must hold the same numbers.
 
     Args:
         cfg: the composed config, or the part of it that counts.
-        stages: the modules that make it, whatever the config names.
+        stages: the modules that read it, whatever the config names.
 
     Data, models and files from outside count by content; components count by their `VERSION` (`kd.versions`), those
     from outside of `kd` by their source.
@@ -51,7 +51,7 @@ def _in_order(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def family(cfg: DictConfig) -> str:
-    """12 hexadecimal digits: the identity of a config but for its seed, and what its nodes take from that."""
+    """12 hexadecimal digits: the identity of a config without its seed and the values that refer to it."""
     other = cfg.copy()
     other.seed = 0
     return identity(other)
@@ -81,7 +81,7 @@ def _skill(node: str) -> Skill:
 
 
 def _data_digest(config: dict[str, Any]) -> dict[str, str]:
-    """Of all records that the run can meet, so that it does not matter how a skill comes by them."""
+    """Digests of all records that the run can read, so that their source does not matter."""
     node = config.get("skill")
     return {"skill": _records_digest(json.dumps(node, sort_keys=True))} if node and node.get("_target_") else {}
 
@@ -93,7 +93,7 @@ def _records_digest(node: str) -> str:
 
 
 def check_records(node: Any) -> None:
-    """Raises ValueError if a skill's records are others than those that the identity of the run was made of."""
+    """Raises ValueError if a skill's records differ from those in the identity of the run."""
     text = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
     if _records_digest.__wrapped__(text) != _records_digest(text):
         raise ValueError(
@@ -103,7 +103,7 @@ def check_records(node: Any) -> None:
 
 
 def check_unchanged(cfg: DictConfig, named: str) -> None:
-    """Raises ValueError if what a run has read is other than that which it was named by.
+    """Raises ValueError if the files that a run has read differ from those in its identity.
 
     Args:
         cfg: the composed config.
@@ -118,7 +118,7 @@ def check_unchanged(cfg: DictConfig, named: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The same in every process: sets in order, objects of foreign types by their text without addresses."""
+    """A value that is the same in every process: sets in order, foreign objects as their text without addresses."""
     if isinstance(value, Mapping):
         return {key: _plain(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, list | tuple):
@@ -131,14 +131,14 @@ def _plain(value: Any) -> Any:
 
 
 def _corpus_digest(config: dict[str, Any]) -> dict[str, str]:
-    """Of the plain text, where a term learns on it."""
+    """The digest of the plain text, where a term learns on it."""
     if not any(term.get("stream") == "lm" for term in config.get("objective", {}).values()):
         return {}
     return {"corpus": instantiate(config["corpus"]).digest}
 
 
 def _run_digest(folder: str) -> dict[str, str]:
-    """Of the models in a finished run's folder, which a config may name (reward=reward_model)."""
+    """The digest of the models in a finished run's folder, which a config may name (reward=reward_model)."""
     parts = [Path(folder).expanduser() / name for name in ("student", "objective.safetensors")]
     return {str(part): digest(f"local:{part}") for part in parts if part.exists()}
 

@@ -1,4 +1,4 @@
-"""Whether the processes that were started are the ranks of one run, and what must be there before them."""
+"""Checks that the started processes are the ranks of one run, and that its prerequisites are made."""
 
 from omegaconf import DictConfig
 
@@ -10,7 +10,7 @@ from kd.runs.folder import is_rank_zero, ranks_started
 
 
 def check_launch(plan: Plan) -> None:
-    """Raises ValueError where several ranks were started from outside before what comes before ranks was made."""
+    """Raises ValueError where several ranks were started from outside before its prerequisites were made."""
     ranks = ranks_started()
     _check_ranks(plan.cfg, ranks)
     if ranks > 1 and (missing := _missing(plan)):
@@ -30,7 +30,7 @@ def _missing(plan: Plan) -> list[str]:
 
 
 def _check_ranks(cfg: DictConfig, ranks: int) -> None:
-    """Raises ValueError where each of several processes would train a whole run, or the only one writes nothing."""
+    """Raises ValueError where several processes would each train a whole run, or the only one is not the first rank."""
     learning = learning_processes(plain(cfg)["trainer"])
     if ranks > 1 and learning not in (None, ranks):
         raise ValueError(

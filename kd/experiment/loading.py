@@ -27,7 +27,7 @@ def load_student(cfg: DictConfig) -> LanguageModel:
 
 
 def kept_teacher(cfg: DictConfig) -> Any:
-    """The teacher of a run under its `targets`: all of it, what is kept of it, or what was written down before."""
+    """The teacher of a run under its `targets`: whole, approximated or cached."""
     if cfg.get("targets", {}).get("_target_") is None:
         return load_teacher(cfg.teacher)
     targets = kept(cfg.targets)
@@ -39,7 +39,7 @@ def kept_teacher(cfg: DictConfig) -> Any:
 def load_teacher(node: DictConfig) -> Any:
     """The teacher of a config node, or None. Jobs of one process share it while its files stay the same: it is frozen.
 
-    One that follows its student is each job's own.
+    A teacher that is made of the student is made for each job.
     """
     if node.get("_target_") is None:
         return None
@@ -61,6 +61,6 @@ def _made(node: str) -> Any:
 
 
 def device(cfg: DictConfig) -> torch.device:
-    """What `trainer.accelerator` comes down to for one process."""
+    """The device of one process under `trainer.accelerator`."""
     name = cfg.trainer.accelerator
     return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""One experiment: plan, prepare, elicit, train, evaluate. The last place that sees the whole config."""
+"""One experiment: plan, prepare, elicit, train, evaluate. The last module that reads the whole config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, job: Job) -> float | None:
 
 
 def prerequisites(plan: Plan) -> tuple[DictConfig, Mapping[str, Any] | None]:
-    """What comes before ranks and before the first step, made where it is missing.
+    """Make what is missing of all that comes before ranks and before the first step.
 
     Returns the config as the run reads it, with every preparation's checkpoint in place, and the baseline's results.
     """
@@ -84,11 +84,11 @@ def work(plan: Plan) -> Mapping[str, Any]:
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
     results = evaluation.results(beside)
-    validated({"config_hash": "0" * 12, **results})  # before what it could be made of again is deleted
+    validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")
     summarise(parts.module.trainer.loggers, results)
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
-    remove(folder.checkpoints / "last.ckpt")  # nothing goes on from a run that is DONE
+    remove(folder.checkpoints / "last.ckpt")  # a run that is DONE is not resumed
     return results
 
 
@@ -114,7 +114,7 @@ def baseline_results(plan: Plan) -> Mapping[str, Any]:
 
 
 def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
-    """A run without evaluation, for what is prepared: the student goes to `export_to`."""
+    """A run without evaluation, for preparations: the student is exported to `export_to`."""
     from kd.experiment.build import build, fit
     from kd.experiment.checks import check_run
 
@@ -127,13 +127,13 @@ def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
 
 
 def print_lost(records: Mapping[str, Mapping[str, int]]) -> None:
-    """Print what data.max_length leaves out or truncates, if anything."""
+    """Print how many records data.max_length leaves out or truncates, if any."""
     for sentence in lost_records(records) if is_rank_zero() else ():
         print(sentence, flush=True)
 
 
 def _rehearse(cfg: DictConfig, parts: Any, folder: RunFolder) -> None:
-    """Raises ValueError before the first step for what would be lost after the last (`export.rehearse`)."""
+    """Raises ValueError before the first step where the export after the last would fail (`export.rehearse`)."""
     from kd.experiment.export import rehearse
 
     if is_rank_zero():

@@ -1,8 +1,8 @@
-"""docs/methods.md, made of the comments of the files in conf/method and of what they choose and set.
+"""docs/methods.md, made of the comments, choices and settings of the files in conf/method.
 
-The comment at the head of a file is one block for each sentence that begins a line: what it is and whose, `Beside ...`
-what distinguishes it from its neighbours, `Theirs: ...` the authors' settings, `Read: ...` the code that they were read
-in, and what else a user should know.
+The comment at the head of a file has one block for each sentence that begins a line: the method and its authors,
+`Beside ...` the difference from its neighbours, `Theirs: ...` the authors' settings, `Read: ...` the code in which they
+were read, and what else a user needs.
 """
 
 import re
@@ -25,15 +25,15 @@ HEAD = """\
 
 Made by `make docs` from the files in `conf/method`; change those.
 
-A method is a point of the axes and some values, nothing else: `method=NAME` chooses what its row says, and any other
+A method is a point of the axes and some values, nothing else: `method=NAME` makes the choices in its row, and any other
 combination is a run, too. Beside a method, a choice that would make it another one is refused. No method sets the
 optimizer, its steps and window, lengths of texts, the models, or which checkpoint is kept: those are the run's, and a
 student that was tuned before is `student.prepare`.
 
 *Theirs* are the authors' settings, each with how it was found: [code] read in released code, [read] read in the paper
 or in another public source about it, [unconfirmed] remembered, a hint and no more. *Read* names the repository, commit
-and files; where none of the authors' could be read, it says so. *Set* are the values of this project, made to run on a
-small pair too; the comment on each in the method's file names the place that it comes from.
+and files; where none of the authors' could be read, this is stated. *Set* are the values of this project, made to run
+on a small pair too; the comment on each in the method's file names the place that it comes from.
 """
 
 
@@ -76,13 +76,13 @@ def sources_read(name: str, conf: Path = CONF) -> list[Source]:
 
 
 def settings(name: str, conf: Path = CONF) -> dict[str, Any]:
-    """What the file sets beside its choices, by dotted path."""
+    """The values that the file sets beside its choices, by dotted path."""
     own = {key: value for key, value in _content(name, conf).items() if key not in ("defaults", "omits")}
     return {path: value for path, value in flattened(own).items() if not isinstance(value, Mapping)}
 
 
 def omissions(name: str, conf: Path = CONF) -> list[str]:
-    """What the method lacks of its paper."""
+    """The parts of the paper that the method omits."""
     return list(_content(name, conf).get("omits") or [])
 
 
@@ -106,7 +106,7 @@ def _overview(names: list[str], conf: Path) -> str:
 
 
 def _paper(name: str, conf: Path) -> str:
-    """The first that its comment names; of what is in no archive, the sentence that does."""
+    """The first paper that the comment cites; for one in no archive, the sentence that cites it."""
     first = comment(name, conf)[0]
     if (found := next(iter(sources(first)), "")) and found[0].isdigit():
         return f"[arXiv {found}](https://arxiv.org/abs/{found})"
@@ -126,5 +126,5 @@ def _section(name: str, conf: Path) -> str:
 
 
 def _cell(text: str) -> str:
-    """For a table, whose columns a bar would break."""
+    """The text with bars escaped, for a cell of a table."""
     return typeset(text).replace("|", "\\|")

@@ -1,7 +1,6 @@
-"""`python -m kd.pages.objectives`: docs/objectives.md, made of docstrings and of the files in conf/objective, and
-docs/methods.md (`kd.pages.methods`).
+"""Generates docs/objectives.md from docstrings and conf/objective, and docs/methods.md (`kd.pages.methods`).
 
-`--check` compares instead of writing, and exits with 1 where a page is not what would be written now.
+`python -m kd.pages.objectives --check` compares instead of writing, and exits with 1 where a page is out of date.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from kd.pages import methods as method_pages
 from kd.signals import domain, is_row_wise, requires
 
 PAGE = CONF.parent / "docs" / "objectives.md"
-PEERS = PAGE.with_name("conversion.md")  # written by hand: which of our settings is whose loss
+PEERS = PAGE.with_name("conversion.md")  # written by hand: our settings for the losses of other projects
 OVER = {"*n": "a response token", "B T": "a token", "B": "a response", "P": "a pair or prompt"}
 HEAD = """\
 # Objectives
@@ -46,7 +45,7 @@ class Entry:
 
     file: str
     name: str
-    beside: tuple[str, ...]  # files that it brings along
+    beside: tuple[str, ...]  # files that it includes
     node: Mapping[str, Any]  # interpolations as they are
     known: DictConfig  # a config in which they can be followed
     text: str  # of the yaml file
@@ -63,7 +62,7 @@ class Entry:
 
     @property
     def comment(self) -> str:
-        """What the file says of itself in its first lines."""
+        """The comment in the first lines of the file."""
         lines = []
         for line in self.text.splitlines():
             if not line.startswith("#"):
@@ -78,13 +77,13 @@ class Entry:
 
     @property
     def papers_of_parts(self) -> dict[str, str]:
-        """Of the functions that are its hyperparameters."""
+        """The papers of the functions that are its hyperparameters."""
         _, *parts = _calls(self.node["loss"])
         return sources(*(prose(located(self.name, node["_target_"])) for node in parts))
 
     @cached_property
     def chunked(self) -> bool:
-        """Whether the head runs in chunks under this term; a class is asked as the tiny models would have it."""
+        """True if the head runs in chunks under this term; a class is instantiated for the tiny models."""
         loss = self.callee if not inspect.isclass(self.callee) else instantiate(self._resolved, _convert_="all")
         return is_row_wise(loss)
 
@@ -154,7 +153,7 @@ def methods(conf: Path = CONF) -> dict[str, list[str]]:
 
 
 def arguments(docstring: str) -> dict[str, str]:
-    """What lines "name: words" under "Args:" say."""
+    """The lines "name: words" under "Args:", by name."""
     _, _, block = docstring.partition("Args:\n")
     found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block.partition("\n\n")[0], re.MULTILINE)
     return {name: " ".join(words.split()) for name, words in found}
@@ -227,7 +226,7 @@ def _table(entry: Entry) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """For a table, whose columns a bar would break."""
+    """The text with bars escaped, for a cell of a table."""
     return typeset(text).replace("|", "\\|")
 
 
@@ -253,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if check:
-            print(f"{path.name} is not what the docstrings and conf say; run make docs", file=sys.stderr)
+            print(f"{path.name} is out of date with the docstrings and conf; run make docs", file=sys.stderr)
         else:
             path.write_text(pages[path], encoding="utf-8")
     return int(check and bool(stale))

@@ -122,7 +122,7 @@ def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
         ),
         (  # what the user chose stays as long as it may
             "objective=dpo rollout=on_policy rollout.samples=2 optim.steps=3",
-            ["in the order in which they were written"],
+            ["in the order in which they were generated"],
             "objective=dpo optim.steps=3 rollout=ranked reward=verifier",
         ),
         ("teacher=none student=tiny", ["fkl needs a teacher (teacher_logits)"], "student=tiny teacher=tiny"),

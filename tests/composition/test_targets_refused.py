@@ -145,7 +145,7 @@ def test_a_term_s_own_temperature_counts():
 
 
 def test_no_teacher():
-    with pytest.raises(ValueError, match="targets TopK keeps what a teacher says, but teacher=none; choose a teacher"):
+    with pytest.raises(ValueError, match="targets TopK keeps a part of a teacher's output, but teacher=none; choose"):
         check(compose("config", overrides=["teacher=none", "student=tiny", "objective=sft", "targets=topk"]))
 
 
@@ -166,8 +166,8 @@ def test_an_alignment_that_moves_rows_or_ids(targets, alignment, objective):
 @pytest.mark.parametrize("objective", ["hidden_mse", "alm", "dskd", "attention_kl"])
 def test_terms_that_read_no_logits(targets, objective):
     sentence = refused(composed(f"targets={targets}", f"objective={objective}"))
-    assert f"but targets {'TopK' if targets == 'topk' else 'Sampled'} is about its logits" in sentence
-    assert f"{objective} asks the teacher for" in sentence
+    assert f"but targets {'TopK' if targets == 'topk' else 'Sampled'} keeps its logits" in sentence
+    assert sentence.startswith(f"{objective} reads ")
     assert "take targets=full" in sentence
     check(composed(f"targets={targets}", f"objective=[fkl,{objective}]"))
 
@@ -175,7 +175,7 @@ def test_terms_that_read_no_logits(targets, objective):
 @pytest.mark.parametrize("targets", ["topk", "sampled", "hidden"])
 def test_a_cache_and_fresh_responses(targets):
     sentence = refused(composed(f"targets={targets}", "targets.cached=true", "rollout=on_policy"))
-    assert "rollout OnPolicy writes responses that no cache has seen; take rollout=offline" in sentence
+    assert "rollout OnPolicy generates responses that no cache has; take rollout=offline" in sentence
     check(composed(f"targets={targets}", "rollout=on_policy"))
 
 
@@ -199,7 +199,7 @@ def of_hidden(
 def test_a_cache_and_hidden_states():
     cfg = with_loss(composed("targets=topk", "targets.cached=true"), of_hidden)
     assert "own needs the teacher's hidden, but a cache holds its logits only; set targets.cached=false" in refused(cfg)
-    assert "own asks the teacher for hidden" in refused(with_loss(composed("targets=topk"), of_hidden))
+    assert "own reads hidden of the teacher" in refused(with_loss(composed("targets=topk"), of_hidden))
     check(with_loss(composed("targets=full"), of_hidden))
 
 

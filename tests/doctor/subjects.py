@@ -1,4 +1,4 @@
-"""Tiny experiments to be diagnosed, and what a diagnosis says of them."""
+"""Tiny experiments to be diagnosed, and their diagnoses."""
 
 import io
 import re
@@ -34,7 +34,7 @@ def toy(*overrides: str, **nodes: Mapping[str, Any]) -> Iterator[DictConfig]:
         yield cfg
 
 
-def told(cfg: DictConfig, shown: int = 0) -> tuple[int, str]:
+def diagnosis(cfg: DictConfig, shown: int = 0) -> tuple[int, str]:
     """Exit code and output of a diagnosis."""
     console = Console(width=300, record=True, file=io.StringIO())
     code = diagnose(cfg, console, shown, measure=False)

@@ -17,7 +17,7 @@ from kd.experiment import checks
 from kd.models.language_model import LanguageModel
 from kd.models.tokenizers import byte_tokenizer
 from kd.types import Batch
-from tests.doctor.subjects import END, PAD, altered, line, model, node, reader, told, toy
+from tests.doctor.subjects import END, PAD, altered, diagnosis, line, model, node, reader, toy
 from tests.tiny import records, tiny
 
 # --- sequences ---
@@ -32,12 +32,12 @@ def test_an_end_token_outside_the_loss_fails():
     found = reader(byte_tokenizer())
     finding = checks.end_token_learnt(found, [sequences])
     assert finding.verdict == "PASS"
-    assert finding.told.startswith("in 2 of 2 whole responses")
+    assert finding.fact.startswith("in 2 of 2 whole responses")
     mask = sequences.mask.clone()
     mask[1, 2] = False  # of the shorter row's last label
     finding = checks.end_token_learnt(found, [replace(sequences, mask=mask)])
     assert finding.verdict == "FAIL"
-    assert finding.told.startswith("in 1 of 2 whole responses")
+    assert finding.fact.startswith("in 1 of 2 whole responses")
 
 
 def test_an_end_token_that_also_pads_is_no_matter():
@@ -45,7 +45,7 @@ def test_an_end_token_that_also_pads_is_no_matter():
     tokenizer.pad_token = tokenizer.eos_token
     finding = checks.end_token_learnt(reader(tokenizer), [collate(encoded((6, 3), (4, 2)), pad=END)])
     assert finding.verdict == "PASS"
-    assert "it also pads" in finding.told
+    assert "it also pads" in finding.fact
 
 
 def test_labels_that_are_not_shifted_fail():
@@ -64,7 +64,7 @@ def test_padding_is_counted():
     sequences = collate(encoded((6, 3), (4, 2), (4, 2)), pad=PAD)
     finding = checks.padding([Batch(sequences, sequences)])
     assert finding.verdict == "WARN"
-    assert finding.told.startswith("26.7% of 15 positions")
+    assert finding.fact.startswith("26.7% of 15 positions")
     even = collate(encoded((6, 3), (6, 2)), pad=PAD)
     assert checks.padding([Batch(even, even)]).verdict == "PASS"
     assert checks.padding([Batch(sequences, sequences)], read=False).verdict == "PASS"
@@ -72,7 +72,7 @@ def test_padding_is_counted():
 
 def test_a_length_that_cuts_is_told_with_the_one_that_does_not():
     with toy("data.max_length=45") as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     found = line(text, "lengths (student)")
     assert code == 0
     shares = re.search(r"of 24 records data.max_length=45 cuts ([\d.]+)% and leaves out ([\d.]+)%", found)
@@ -88,7 +88,7 @@ def test_a_length_that_cuts_is_told_with_the_one_that_does_not():
 
 def test_a_length_that_nothing_fits_fails_and_stops_there():
     with toy("data.max_length=3") as cfg:
-        code, text = told(cfg, shown=1)
+        code, text = diagnosis(cfg, shown=1)
     assert code == 1
     assert line(text, "lengths (student)").startswith("FAIL  lengths (student)")
     assert "cuts 0.0% and leaves out 100.0%" in text
@@ -100,7 +100,7 @@ def test_a_length_that_nothing_fits_fails_and_stops_there():
 
 def test_an_id_without_a_row_fails_before_a_model_reads_it():
     with toy("+student.model.architecture.vocab_size=258", "alignment=none", "objective=sft") as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert code == 1
     found = line(text, "vocabulary (student)")
     assert found.startswith("FAIL")
@@ -110,7 +110,7 @@ def test_an_id_without_a_row_fails_before_a_model_reads_it():
 
 def test_rows_of_a_padded_head_are_counted():
     with toy("+student.model.architecture.vocab_size=320") as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert code == 0
     assert "261 of 320 head rows belong to tokens, 59 of padding are cut" in line(text, "vocabulary (student)")
 
@@ -121,7 +121,7 @@ def test_ids_beyond_the_head_that_no_record_holds_are_a_warning():
     sequences = collate(encoded((6, 3)), pad=PAD)
     finding = checks.vocabulary(reader(made.tokenizer, made=made), [sequences])
     assert finding.verdict == "WARN"
-    assert "reach 261, the head has 261 rows" in finding.told
+    assert "reach 261, the head has 261 rows" in finding.fact
 
 
 def other_ids() -> LanguageModel:
@@ -141,7 +141,7 @@ def other_ids() -> LanguageModel:
 def test_two_tokenizers_under_alignment_same_fail_and_are_examined_all_the_same():
     teacher = {**node("teacher"), "model": {"_target_": "tests.doctor.test_data.other_ids"}}
     with toy(student=node("student"), teacher=teacher) as cfg:
-        code, text = told(cfg, shown=1)
+        code, text = diagnosis(cfg, shown=1)
     assert code == 1
     assert line(text, "alignment").startswith("FAIL")
     assert "disagree on 'a'" in line(text, "alignment") or "disagree on 'b'" in line(text, "alignment")
@@ -152,7 +152,7 @@ def test_two_tokenizers_under_alignment_same_fail_and_are_examined_all_the_same(
 
 def test_sequences_beyond_the_models_positions_fail():
     with toy("student.model.architecture.max_position_embeddings=32") as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert code == 1
     assert line(text, "positions (student)").startswith("FAIL")
     assert line(text, "positions (student)").endswith("set data.max_length=32")
@@ -163,4 +163,4 @@ def test_sequences_beyond_the_models_positions_fail():
 def test_licences_are_told(licence, verdict, subject):
     finding = checks.licences(altered(subject, f"teacher.licence={licence or 'null'}"))
     assert finding.verdict == verdict
-    assert finding.told == f"data CC0-1.0, teacher {licence or 'unknown'}"
+    assert finding.fact == f"data CC0-1.0, teacher {licence or 'unknown'}"

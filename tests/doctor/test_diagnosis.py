@@ -26,7 +26,7 @@ from kd.experiment.preparation import checkpoint_folder
 from kd.objectives.divergence import cross_entropy
 from kd.training.terms import Term
 from kd.types import Batch
-from tests.doctor.subjects import TINY, line, node, told, toy
+from tests.doctor.subjects import TINY, diagnosis, line, node, toy
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_the_command_line_passes_tiny_models(capsys):
 def test_each_member_of_an_ensemble_is_looked_at():
     teacher = {"members": {"a": node("teacher"), "b": node("teacher")}, "combine": "mean_logits"}
     with toy(teacher={"_target_": "kd.teachers.ensemble.Ensemble", **teacher}) as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert code == 0, text
     assert "teacher a CC0-1.0, teacher b CC0-1.0" in line(text, "licences")
     for role in ("teacher a", "teacher b", "student"):
@@ -62,7 +62,7 @@ def test_every_divergence_passes_its_self_test(name, subject, monkeypatch):
     monkeypatch.setattr(subject.parts.module, "objective", terms)
     finding = shift.shift_self_test(subject.parts, subject.parts.data.train[:2])
     assert finding.verdict == "PASS", finding
-    assert finding.told.startswith(f"{name} is")
+    assert finding.fact.startswith(f"{name} is")
 
 
 # --- the self-test can fail ---
@@ -109,7 +109,7 @@ def test_a_teacher_is_prepared_only_if_the_cache_has_it(tmp_path, monkeypatch):
     with composed(["teacher=tiny", "student=tiny", "skill=spell_backward"]) as cfg:
         given, [finding] = from_cache(cfg)
         assert (finding.verdict, finding.check) == ("WARN", "prepared teacher")
-        assert "not in the cache" in finding.told
+        assert "not in the cache" in finding.fact
         assert given.teacher.model == cfg.teacher.model
         assert given.teacher.prepare is None
         assert cfg.teacher.prepare is not None
@@ -148,7 +148,7 @@ def test_a_missing_conf_is_told(tmp_path):
 
 
 def test_the_gravest_verdict_counts():
-    made = partial(Finding, check="", told="")
+    made = partial(Finding, check="", fact="")
     assert worst([]) == "PASS"
     assert worst([made("WARN"), made("PASS")]) == "WARN"
     assert worst([made("PASS"), made("FAIL"), made("WARN")]) == "FAIL"
@@ -170,6 +170,6 @@ def test_the_default_passes(capsys):
 def test_a_term_that_begins_with_both_heads_is_no_obstacle(start):
     """The models of a diagnosis are read, and nothing is aligned between them."""
     with toy("objective=dskd", f"objective.dskd.loss.start={start}") as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert "Traceback" not in text
     assert code == 0, text

@@ -48,7 +48,7 @@ def test_tied_weights_count_once_and_adapters_alone_are_trained(subject):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_activations_are_those_that_a_longer_row_keeps(attention):
-    """Counted at 32, 64 and 128 tokens, told for 200: also where attention keeps a square."""
+    """Counted at 32, 64 and 128 tokens, estimated for 200: also where attention keeps a square."""
     student = tiny(dtype="float32")
     student.network.config._attn_implementation = attention
     expected = memory.saved_bytes(student, 200, "32-true")

@@ -15,7 +15,7 @@ from kd.experiment.plan import Plan
 from kd.experiment.run import work
 from kd.models.tokenizers import byte_tokenizer
 from kd.runs.folder import RunFolder
-from tests.doctor.subjects import END, line, model, node, reader, told, toy
+from tests.doctor.subjects import END, diagnosis, line, model, node, reader, toy
 from tests.runs import Toy
 from tests.tiny import record
 
@@ -85,10 +85,10 @@ def with_template(template: str | None) -> Any:
 def test_a_template_that_drops_the_end_token_fails():
     finding = checks.round_trip(reader(with_template(DROPS_END)), [record(0, "hi", "ok")])
     assert finding.verdict == "FAIL"
-    assert finding.told.startswith("1 of 1 conversations differ: at position 6 ")  # <|user|> h i <|assistant|> o k
-    assert finding.told.endswith("training reads 257 '<|end|>', the template writes nothing more")
+    assert finding.fact.startswith("1 of 1 conversations differ: at position 6 ")  # <|user|> h i <|assistant|> o k
+    assert finding.fact.endswith("training reads 257 '<|end|>', the template writes nothing more")
     with toy(student=node("student", template=DROPS_END), teacher=node("teacher")) as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert code == 1
     assert line(text, "chat template (student)").startswith("FAIL")
     assert line(text, "chat template (teacher)").startswith("PASS")
@@ -105,24 +105,24 @@ def test_a_template_that_ends_with_another_token_than_the_tokenizer_is_followed(
 
 def test_a_template_that_trims_the_response_is_followed():
     trims = byte_tokenizer().chat_template.replace("message['content']", "message['content'] | trim")
-    asked = [record(0, "hi", "ok"), record(1, "hi", " ok")]
-    assert checks.round_trip(reader(with_template(trims)), asked).verdict == "PASS"
+    records = [record(0, "hi", "ok"), record(1, "hi", " ok")]
+    assert checks.round_trip(reader(with_template(trims)), records).verdict == "PASS"
 
 
 def test_a_conversation_that_does_not_begin_as_the_prompt_does_fails():
-    """As of models whose generation prompt opens a thought that their conversations lack."""
+    """As in models whose generation prompt opens a thought that their conversations lack."""
     opens = byte_tokenizer().chat_template.replace("<|assistant|>{% endif %}", "<|assistant|>Hm{% endif %}")
     finding = checks.round_trip(reader(with_template(opens)), [record(0, "hi", "ok")])
     assert finding.verdict == "FAIL"
-    assert finding.told.startswith("1 of 1 conversations differ: at position 5 training reads 39 'H', the template wri")
+    assert finding.fact.startswith("1 of 1 conversations differ: at position 5 training reads 39 'H', the template wri")
 
 
 def test_a_template_that_leaves_out_a_thought_is_a_warning():
     drops = byte_tokenizer().chat_template.replace("message['content']", "message['content'].split('=>')[-1]")
-    asked = [record(0, "hi", "well=>ok"), record(1, "hi", "ok")]
-    finding = checks.round_trip(reader(with_template(drops)), asked)
+    records = [record(0, "hi", "well=>ok"), record(1, "hi", "ok")]
+    finding = checks.round_trip(reader(with_template(drops)), records)
     assert finding.verdict == "WARN"
-    assert finding.told.startswith("the chat template leaves out a part of 1 responses")
+    assert finding.fact.startswith("the chat template leaves out a part of 1 responses")
 
 
 def test_what_follows_the_end_token_is_no_matter():
@@ -136,7 +136,7 @@ def test_without_a_template_there_is_nothing_to_compare():
 
 def test_a_teacher_with_another_end_token_fails():
     with toy(student=node("student"), teacher=node("teacher", **ENDS_WITH_PAD)) as cfg:
-        code, text = told(cfg)
+        code, text = diagnosis(cfg)
     assert code == 1
     found = line(text, "end token")
     assert found.startswith("FAIL")
@@ -152,13 +152,13 @@ def test_another_end_token_is_a_warning_where_only_text_is_read():
 
 
 def test_a_tokenizer_without_end_token_stops_the_examination():
-    nobody = model(DROPS_END)
-    nobody.tokenizer.eos_token = None
-    assert checks.end_tokens(nobody, None, compared=False).verdict == "FAIL"
+    endless = model(DROPS_END)
+    endless.tokenizer.eos_token = None
+    assert checks.end_tokens(endless, None, compared=False).verdict == "FAIL"
     endless = node("student", template=DROPS_END, eos_token=None)  # type: ignore[arg-type]
     refused = pytest.raises(ValueError, match="has no end token and its chat template writes none")
     with toy(student=endless, teacher=node("teacher")) as cfg, refused:
-        told(cfg)
+        diagnosis(cfg)
 
 
 def test_generation_settings_that_end_otherwise_are_a_warning():
@@ -166,7 +166,7 @@ def test_generation_settings_that_end_otherwise_are_a_warning():
     one.network.generation_config.eos_token_id = [1, 2]
     finding = checks.end_tokens(one, model(), compared=True)
     assert finding.verdict == "WARN"
-    assert "the student's generation settings end with [1, 2]" in finding.told
+    assert "the student's generation settings end with [1, 2]" in finding.fact
     one.network.generation_config.eos_token_id = [1, END]
     assert checks.end_tokens(one, model(), compared=True).verdict == "PASS"
 
@@ -175,10 +175,10 @@ def test_a_run_refuses_what_the_doctor_fails_in_the_same_words(tmp_path):
     """Sequences longer than the model's positions, which nothing else notices."""
     long = {"skill": {"_target_": "tests.doctor.test_text.LongWords"}}
     with toy("data.max_length=2000", "data.max_tokens=2000", f"run.root={tmp_path}", "compare=null", **long) as cfg:
-        _, text = told(cfg)
-        said = line(text, "positions (student)").removeprefix("FAIL  positions (student)").strip()
-        assert said.startswith("a sequence of 10")
-        with pytest.raises(ValueError, match=r"^positions \(student\): " + re.escape(said)):
+        _, text = diagnosis(cfg)
+        sentence = line(text, "positions (student)").removeprefix("FAIL  positions (student)").strip()
+        assert sentence.startswith("a sequence of 10")
+        with pytest.raises(ValueError, match=r"^positions \(student\): " + re.escape(sentence)):
             work(Plan(cfg, RunFolder(tmp_path / "run")))
         assert not (tmp_path / "run/checkpoints").exists()
 

@@ -33,7 +33,7 @@ def record(name: str, question: str, answer: str, **meta) -> Record:
 
 
 def silenced(model: LanguageModel) -> LanguageModel:
-    """The same model, but whoever runs it is told off."""
+    """The same model, but a forward pass through it is an error."""
 
     def refuse(*_, **__):
         raise AssertionError("forward was called")

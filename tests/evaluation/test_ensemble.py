@@ -43,7 +43,7 @@ def session(student):
     return start
 
 
-def said(members, combine, item):
+def distributions(members, combine, item):
     """log p of the ensemble at the item's loss rows, as one would write it down."""
     logs = [full_log_probs(model, item)[0] for model in members.values()]
     if combine == "routed":
@@ -58,7 +58,7 @@ def test_its_likelihood_and_the_students_agreement_by_hand(session, members, stu
     session, teacher = session(members, combine)
     nll = forward = tokens = size = agreed = 0.0
     for item in RECORDS:
-        p, (q, ids) = said(members, combine, item), full_log_probs(student, item)
+        p, (q, ids) = distributions(members, combine, item), full_log_probs(student, item)
         nll -= p[torch.arange(len(ids)), ids].sum().item()
         forward += (p.exp() * (p - q)).sum().item()
         agreed += (p.argmax(-1) == q.argmax(-1)).sum().item()

@@ -41,10 +41,10 @@ def test_where_one_model_writes_any_engine_may(choices, generator):
 @pytest.mark.parametrize(
     ("rollout", "reason"),
     [
-        ("speculative", "choose each token together"),
-        ("teacher_mixed", "choose each token together"),
-        ("teacher_mixed_replay", "choose each token together"),
-        ("offline", "has nothing written"),
+        ("speculative", "chooses each token with student and teacher together"),
+        ("teacher_mixed", "chooses each token with student and teacher together"),
+        ("teacher_mixed_replay", "chooses each token with student and teacher together"),
+        ("offline", "generates nothing"),
     ],
 )
 def test_elsewhere_it_is_refused(rollout, reason):
@@ -64,7 +64,7 @@ def test_it_writes_two_levels_down():
         cfg.rollout = {"_target_": "kd.rollouts.mixed.Mixed", "seed": 1, "share": 0.5, "writer": cfg.rollout}
     check(cfg)
     cfg.rollout.writer.writer.generator = None
-    with pytest.raises(ValueError, match="Mixed has nothing written by it"):
+    with pytest.raises(ValueError, match="Mixed generates nothing with it"):
         check(cfg)
 
 
@@ -85,7 +85,7 @@ def test_the_teacher_labels_by_it_and_by_another_than_the_rollout():
     ):
         check(composed(*beside))
     check(composed(*beside, "augmentation.stages.labeling.generator=null"))
-    with pytest.raises(ValueError, match="has nothing written; take generator=torch"):
+    with pytest.raises(ValueError, match="generates nothing; take generator=torch"):
         check(
             composed("augmentation=labeling", "generator=transformers", "augmentation.stages.labeling.generator=null")
         )

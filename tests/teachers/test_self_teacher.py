@@ -286,5 +286,5 @@ def test_what_does_not_go_with_it_is_refused():
     check(runs.config(teacher=node()))
     with pytest.raises(ValueError, match=r"teacher.decay=1.0"):
         check(runs.config(teacher=node(decay=1.0)))
-    with pytest.raises(ValueError, match=r"targets TopK keeps what a teacher says, but .* take targets=full"):
+    with pytest.raises(ValueError, match=r"targets TopK keeps a part of a teacher's output, but .* take targets=full"):
         check(runs.config("targets=topk", teacher=node()))
