@@ -266,7 +266,7 @@ def test_a_whole_run_leaves_agreement_out_and_says_so(vocabulary, tmp_path, caps
     ]
     cfg = composed(*given)
     run(cfg, Job(overrides=given))
-    assert "not measured, for the teacher writes other tokens than the student: top1" in capsys.readouterr().out
+    assert "not measured, for the teacher has other tokens than the student: top1" in capsys.readouterr().out
     [results] = [json.loads(path.read_text()) for path in tmp_path.glob("*/results.json")]
     assert results["agreement"] is None
     [scores] = results["scores"].values()

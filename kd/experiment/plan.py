@@ -1,4 +1,4 @@
-"""A composed config's name, hash and folder, and the run beside it: found out once, read by all stages."""
+"""A composed config's name, hash and folder, and its baseline: determined once, read by all stages."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +62,7 @@ def check(cfg: DictConfig) -> RunFolder | None:
 
 
 def _named(cfg: DictConfig) -> DictConfig:
-    """With a name, if the user gave none."""
+    """The config with a name, if the user gave none."""
     cfg = cfg.copy()
     with open_dict(cfg):
         if cfg.name is None:
@@ -74,7 +74,7 @@ def _named(cfg: DictConfig) -> DictConfig:
 def baseline(cfg: DictConfig) -> DictConfig:
     """The run of equal steps, or budget, on the references themselves whose objective is `cfg.compare`.
 
-    What only its neighbour needs is put back to the default, so that a sweep shares one baseline.
+    Settings that only its neighbour needs are reset to their defaults, so that a sweep shares one baseline.
     """
     other = variant(cfg, objective=cfg.compare, **references_alone())
     with open_dict(other):
@@ -87,7 +87,7 @@ def baseline(cfg: DictConfig) -> DictConfig:
 
 
 def _free_of_targets(other: DictConfig) -> None:
-    """A cached run's teacher is not loaded beside it either, but silenced: a student may still be cut out of its files.
+    """Leave the teacher of a cached run unloaded in its baseline too: a student may still be cut out of its files.
 
     Where the teacher's tokens are others, the cache is opened for them: records have to fit in both.
     """

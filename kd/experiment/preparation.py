@@ -1,6 +1,6 @@
-"""What papers do before they distil: the teacher, and the student, are first tuned on the task.
+"""Preparations: the teacher, and the student, are first tuned on the task, as in many papers.
 
-`prepare: {objective, skill, steps}` in a teacher's or a student's yaml (what else there may be there:
+`prepare: {objective, skill, steps}` in a teacher's or a student's yaml (all keys:
 `kd.composition.sections.Prepare`) makes that checkpoint on demand, by the same training as every run, once: it is
 cached by the hash of everything it depends on, locked while it is made, and continued where it was interrupted.
 """
@@ -32,7 +32,7 @@ _composed: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDi
 
 
 def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], None]) -> DictConfig:
-    """The same config with every `prepare` done: its model is a checkpoint in the cache.
+    """The config with every `prepare` done: its model is a checkpoint in the cache.
 
     `train(config, run_folder, export_to)` trains `config`'s student and exports it.
     """
@@ -40,14 +40,14 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
 
 
 def unprepared(cfg: DictConfig) -> list[str]:
-    """The roles that ask for a preparation which nobody has made yet."""
+    """The roles whose preparation is not made yet."""
     missing: list[str] = []
     _from_checkpoints(cfg, lambda cfg, role, folder: missing.append(role))
     return missing
 
 
 def as_prepared(cfg: DictConfig) -> DictConfig:
-    """The same config with every preparation in place that is already made."""
+    """The config with the checkpoints of all preparations that are already made."""
     return _from_checkpoints(cfg, lambda cfg, role, folder: None)
 
 
@@ -55,7 +55,7 @@ def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path]
     """`cfg` with the roles read from their prepared checkpoints, one after another: a student that is cut out of the
     teacher is cut out of the prepared one, and named by it.
 
-    `missing(cfg, role, folder)` is told of a checkpoint that is not there. A role whose checkpoint is not there
+    `missing(cfg, role, folder)` is called for a checkpoint that is not there. A role whose checkpoint is not there
     afterwards either stays as it is.
     """
     cfg = cfg.copy()
@@ -80,7 +80,7 @@ def _read_from(folder: Path, node: DictConfig, lora: Any) -> None:
 
 
 def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
-    """Where the prepared checkpoint of a role (`kd.composition.sections.prepared_roles`) is, or will be.
+    """The folder of the prepared checkpoint of a role (`kd.composition.sections.prepared_roles`).
 
     The roles before it are prepared in `cfg`.
     """
@@ -91,12 +91,12 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
             recipe.pop(key)
         for key in ("lm_window", "lm_length"):
             recipe.data.pop(key)
-        recipe.student.pop("licence")  # what is known of it changes no weight
+        recipe.student.pop("licence")  # it changes no weight
     return cache_root() / "prepared" / identity(recipe, TRAINING)
 
 
 def targets_folder(cfg: DictConfig) -> Path:
-    """Where what `cfg.teacher` says, as `cfg.targets` keeps it, is cached or will be; the same for every tail rule.
+    """The folder of the cached targets of `cfg.teacher`, as `cfg.targets` keeps them; the same for every tail rule.
 
     The config is one of which everything is `prepared`, so that the teacher is named by its content.
     """
@@ -123,7 +123,7 @@ def variant(cfg: DictConfig, **choices: str) -> DictConfig:
 
 
 def _defaults(*overrides: str) -> DictConfig:
-    """The default config but for these overrides, to be read. Hydra takes a quarter of a second for each, so once."""
+    """The default config but for these overrides, read-only. Composed once, for Hydra takes a quarter of a second."""
     known = _composed.setdefault(hydra, {}) if (hydra := GlobalHydra.instance().hydra) else {}
     if overrides not in known:
         known[overrides] = compose(config_name="config", overrides=list(overrides))
@@ -144,7 +144,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     with open_dict(recipe):
         recipe.skill = unrevealed(skill)
         recipe.student = {"model": {**model, "lora": None}, "prepare": None, "licence": _licence(cfg, role)}
-        recipe.pop("targets")  # of a teacher, and nobody teaches here
+        recipe.pop("targets")  # of a teacher, and there is none here
         recipe.compare, recipe.seed = None, prepare.seed
         recipe.optim.update({key: getattr(prepare, key) for key in ("steps", "lr", "window", "schedule")})
         recipe.data.update({"max_length": cfg.data.max_length, "max_tokens": MAX_TOKENS})
@@ -154,7 +154,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
 
 
 def _licence(cfg: DictConfig, role: str) -> str | None:
-    """Of what `role` is before it is prepared."""
+    """The licence of `role` before it is prepared."""
     teacher = OmegaConf.to_container(cfg.teacher, resolve=True)
     node: dict[str, Any] = OmegaConf.to_container(OmegaConf.select(cfg, role), resolve=True)  # type: ignore[assignment]
     return licence_of(node, {"teacher": teacher})

@@ -32,29 +32,29 @@ class Evaluated:
         self.teacher_identity = None if teacher is None else model_digest(teacher)
         self.session = instantiate(cfg.evaluation).session(
             skill=parts.skill,
-            train=load(parts.skill, "train"),  # not what an augmentation made of it: one floor for all jobs
+            train=load(parts.skill, "train"),  # without the augmentation: one floor for all jobs
             test=load(parts.skill, "test"),
             encoder=parts.encoder,
             teacher=teacher,
             teacher_identity=self.teacher_identity,
         )
         if teacher is not None and parts.encoder.teacher is not None:
-            told = ", ".join(ON_TEACHER)
-            print(f"not measured, for the teacher writes other tokens than the student: {told}", flush=True)
+            names = ", ".join(ON_TEACHER)
+            print(f"not measured, for the teacher has other tokens than the student: {names}", flush=True)
         self.measured: dict[str, Any] = {}
         self.calls, self.family = calls(), family(cfg)
         self.initial = model_digest(parts.module.student)
 
     @cached_property
     def records(self) -> dict[str, dict[str, int]]:
-        """What data.max_length does to the records of each split (`kd.runs.results.Records`)."""
+        """The numbers of given and left-out records of each split (`kd.runs.results.Records`)."""
         session = self.session
         lost = {"test": (session.items, session.left_out), "answers": (session.prompts, session.prompts_left_out)}
         counts = {split: {"given": len(kept) + left, "left_out": left} for split, (kept, left) in lost.items()}
         return {**self.parts.data.counts(), **counts}
 
     def measure(self, system: str) -> None:
-        """Score the student as it is now."""
+        """Measure the student as it is now, under the name `system`."""
         student = self.parts.module.student
         self.measured[system] = self.session.measure(student, identity=self.digest(student))
 
@@ -93,7 +93,7 @@ class Evaluated:
     def _verifier_errors(self) -> dict[str, int]:
         found = {name: measured.verifier_errors for name, measured in self.measured.items() if measured.verifier_errors}
         for name, count in found.items():
-            print(f"{count} answers of {name} got no verdict and count as wrong; samples.jsonl has the reasons")
+            print(f"{count} answers of {name} got no score and count as wrong; samples.jsonl has the reasons")
         return found
 
     def _by_metric(self) -> dict[str, dict[str, Any]]:
@@ -124,7 +124,7 @@ def _add_baseline(table: dict[str, dict[str, Any]], baseline: Mapping[str, Any],
 
 
 def _gap(systems: Mapping[str, Any], metric: str) -> float | None:
-    """Share of the way from the floor to the teacher. A floor that does not answer gives way to the student before."""
+    """Share of the way from the floor to the teacher. Where the floor has no answers, from the student before."""
     from kd.evaluation.measured import gap_closed
 
     value = {name: score["value"] for name, score in systems.items() if score is not None}

@@ -1,4 +1,4 @@
-"""What watches a run: it is saved, and stopped by signals, without losing anything; a line of progress."""
+"""Callbacks of a run: checkpoints, stops by signals that lose no step, lines of progress."""
 
 import signal
 import sys
@@ -16,11 +16,11 @@ from kd.artifacts import remove, store_stream, verified
 
 
 class Saving(Checkpoint):
-    """Writes `last`, which a run goes on from: between two steps, so after the validation of the one before, if any.
+    """Writes `last`, from which a run is resumed: between two steps, so after the validation of the one before, if any.
 
-    Every `every` steps, at the end, and on SIGTERM or Ctrl-C. Then the run stops there, and `received` says with what
-    to exit (128 + signal); a second Ctrl-C stops at once. On several ranks all stop after the same step, whichever
-    was signalled.
+    Every `every` steps, at the end, and on SIGTERM or Ctrl-C. Then the run stops there, and `received` is the signal
+    of the exit code (128 + signal); a second Ctrl-C stops at once. On several ranks all stop after the same step,
+    whichever was signalled.
     """
 
     def __init__(self, path: Path, every: int):
@@ -29,27 +29,27 @@ class Saving(Checkpoint):
         self.saved = 0  # step
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """From now on signals wait for the end of a step. (Lightning puts the old handlers back, however it ends.)"""
+        """Make signals wait for the end of a step. (Lightning restores the old handlers, however the run ends.)"""
         self.saved = pl_module.step_count
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        """Save if it is time, or if any rank was told to stop. (The module then refuses the next step.)"""
-        trainer.should_stop = self._told(trainer)
+        """Save if it is time, or if any rank has a signal to stop. (The module then refuses the next step.)"""
+        trainer.should_stop = self._stopping(trainer)
         if trainer.should_stop or pl_module.step_count % self.every == 0:
             self._save(trainer, pl_module.step_count)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Save the last step; a signal that came during it, or during its validation, counts too."""
-        self._told(trainer)
+        self._stopping(trainer)
         self._save(trainer, pl_module.step_count)
 
-    def _told(self, trainer: lightning.Trainer) -> bool:
+    def _stopping(self, trainer: lightning.Trainer) -> bool:
         stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
         if stop:
             self.received = self.received or signal.SIGTERM
-        return stop  # and not what came since: the ranks would part
+        return stop  # not a signal that came since: the ranks would diverge
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
         if step > self.saved:
@@ -63,7 +63,7 @@ class Saving(Checkpoint):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all, whenever the process is killed, and that have a manifest.
+    """Writes checkpoints atomically, whenever the process is killed, and with a manifest.
 
     Lightning's own pass through the system's temporary folder; when that is on another disk, the last step is a copy.
 
@@ -96,15 +96,14 @@ def read_checkpoint(path: Path, run: str, **options: Any) -> dict[str, Any]:
 
 
 class ProgressLines(Callback):
-    """Where there is no terminal to draw a bar in: a line at each logging interval."""
+    """Prints a line at each logging interval where there is no terminal for a bar."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """The ETA counts from here, so a resumed run's is right too; a budget may end the run before its steps do."""
+        """Start the ETA's clock, so that a resumed run's is right too; a budget may end the run before its steps do."""
         self._started, self._first = time.monotonic(), pl_module.progress.fraction
-        self._told = -1
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        """Step, terms, rate, ETA."""
+        """Print step, terms, rate, ETA."""
         step, total = pl_module.step_count, pl_module.optimization.steps
         if not trainer.is_global_zero or (step % pl_module.log_every and step != total):
             return

@@ -1,4 +1,4 @@
-"""Whether everything that a run computes stays finite: terms, loss, gradient norm and weights, step by step."""
+"""Checks that all values of a run stay finite: terms, loss, gradient norm and weights, step by step."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ class Finiteness:
     """The first step in which a value was not finite, kept on the device: no step waits for it.
 
     names: the terms of the objective. The loss, the gradient norm and the norm of the trained weights come after them,
-    so that the first name which is not finite is the cause of those behind it.
+    so that the first name with such a value is the cause of those behind it.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -63,7 +63,7 @@ class Finiteness:
 
 
 def stop_if_not_finite(module: Any) -> None:
-    """Raises NotFinite, on every rank alike, if a step of the module held a value that is not."""
+    """Raises NotFinite, on every rank alike, if a value of a step of the module is not finite."""
     minimum = partial(module.trainer.strategy.reduce, reduce_op="min")
     found = module.finiteness.first(minimum, module.sum_over_ranks)
     if found is None:
@@ -91,7 +91,7 @@ def check_validation(metrics: Mapping[str, float], step: int) -> None:
 
 
 def _of_term(name: str, term: Term) -> Iterator[str]:
-    """The settings of the term that may have been too much."""
+    """The settings of the term that may have been too large."""
     settings = getattr(term.loss, "keywords", None) or vars(term.loss)
     if 0 < (temperature := settings.get("temperature", 1.0)) < 1:
         yield f"raise objective.{name}.loss.temperature={temperature:g}"
@@ -103,7 +103,7 @@ def _of_term(name: str, term: Term) -> Iterator[str]:
 
 
 def _of_optimizer(settings: Optimization) -> Iterator[str]:
-    """What of the optimizer bounds an update and is not set yet, and what makes it large."""
+    """The optimizer's settings that bound an update and are not set yet, and those that make it large."""
     if settings.clip is None:
         yield "set optim.clip=1.0"
     if settings.warmup == 0:

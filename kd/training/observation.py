@@ -1,6 +1,6 @@
-"""A batch and what the models said about it, as the signals that terms take.
+"""A batch and the models' outputs for it, as the signals that terms take.
 
-A signal reaches a term in one of three shapes: rows (the n positions that carry loss; what a chunk is cut from), dense
+A signal reaches a term in one of three shapes: rows (the n positions that carry loss; chunks are cut from them), dense
 rows (the same with lazy logits made), or whole (`[B T ...]`).
 """
 
@@ -17,8 +17,8 @@ from kd.signals import FROM_REWARD, FROM_ROLLOUT
 from kd.types import Batch, ModelOutput, Progress
 
 
-def signals_of(batch: Batch, said: Mapping[str, ModelOutput], progress: Progress) -> dict[str, Any]:
-    """Every signal by name; None where nobody filled it."""
+def signals_of(batch: Batch, outputs: Mapping[str, ModelOutput], progress: Progress) -> dict[str, Any]:
+    """Every signal by name; None where it is not provided."""
     own: dict[str, Any] = {
         "tokens": batch.student.tokens,
         "labels": batch.student.labels,
@@ -31,11 +31,11 @@ def signals_of(batch: Batch, said: Mapping[str, ModelOutput], progress: Progress
         "progress": progress,
         **{name: getattr(batch, name) for name in FROM_ROLLOUT | FROM_REWARD},
     }
-    return own | {f"{role}_{name}": value for role, out in said.items() for name, value in vars(out).items()}
+    return own | {f"{role}_{name}": value for role, out in outputs.items() for name, value in vars(out).items()}
 
 
 def rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
-    """`[B T]` tensors at the loss rows, `[B]` tensors as what each row's sequence has; anything else as it is."""
+    """`[B T]` tensors at the loss rows, `[B]` tensors as the value of each row's sequence; anything else as it is."""
     if not isinstance(signal, Tensor):
         return signal
     if signal.shape == mask.shape[:1]:
@@ -69,5 +69,5 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; one object for both models stays one."""
     student = batch.student.to(device)
     teacher = student if batch.teacher is batch.student else batch.teacher.to(device)
-    told: dict[str, Any] = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
-    return replace(batch, student=student, teacher=teacher, **told)
+    tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    return replace(batch, student=student, teacher=teacher, **tensors)

@@ -24,7 +24,7 @@ class Optimization:
     transformers': lr at step W + 1, and its end would be in the step after the last.
 
     lr: the largest of the schedule. weight_decay: decoupled, times the learning rate. beta1, beta2: decay of the means
-    of the gradients and of their squares. clip: largest gradient norm, or None. AdamW itself does not care about a
+    of the gradients and of their squares. clip: largest gradient norm, or None. AdamW itself does not depend on a
     loss's scale, clipping does; comparisons of objectives whose scales differ leave it off, or set an lr for each.
     """
 
@@ -45,9 +45,9 @@ class Optimization:
         *,
         fraction: Callable[[], float] | None = None,
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Weight decay falls on matrices only; gains and biases have no direction to shrink.
+        """Build optimizer and schedule. Weight decay applies to matrices only, not to gains and biases.
 
-        fraction: where the run stands, between 0 and 1, for a run that something else than its steps may end.
+        fraction: the run's progress, between 0 and 1, for a run that may end before its last step.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         groups = [
@@ -61,7 +61,7 @@ class Optimization:
         warmup = round(self.warmup * self.steps)
         theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
         factor = theirs.lr_lambdas[0]
-        for group in optimizer.param_groups:  # as if no schedule had been there
+        for group in optimizer.param_groups:  # as without a schedule
             group["lr"] = group.pop("initial_lr")
 
         def at(step: int) -> float:

@@ -1,4 +1,4 @@
-"""What is kept of a teacher against all of it: how far a term's value and gradient are off, on a few probe sequences.
+"""An audit of the kept part of a teacher against all of it: errors of a term's value and gradient on probe sequences.
 
 Numbers, by term (`bias`, `gradient_*`) and of the targets as such:
 
@@ -41,7 +41,7 @@ class Audit(Callback):
         self.every, self.records = every, records
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
-        """Audit if it is time."""
+        """Audit at every interval and after the last step."""
         step, total = pl_module.step_count, pl_module.optimization.steps
         if step % self.every == 0 or step == total:
             with seeded(pl_module.seed, "audit", step):
@@ -49,8 +49,8 @@ class Audit(Callback):
 
 
 def audited(module: Distillation, records: list) -> dict[str, float]:
-    """The numbers for the student as it is, means over the records' loss rows. Nothing is changed by it."""
-    told: dict[str, list[tuple[float, int]]] = {}
+    """The numbers for the student as it is, means over the records' loss rows. The module is not changed."""
+    found: dict[str, list[tuple[float, int]]] = {}
     for batch in module.encoder.batches(records):
         batch = moved(batch, module.device)
         with reading(module.student):
@@ -58,8 +58,8 @@ def audited(module: Distillation, records: list) -> dict[str, float]:
             kept, full = module.models.teacher.probe(batch)
         student = signals["student_logits"]
         for name, value in compared(module.objective, student, kept, full, signals).items():
-            told.setdefault(name, []).append((value, student.n))
-    return {name: sum(v * n for v, n in parts) / sum(n for _, n in parts) for name, parts in told.items()}
+            found.setdefault(name, []).append((value, student.n))
+    return {name: sum(v * n for v, n in parts) / sum(n for _, n in parts) for name, parts in found.items()}
 
 
 def compared(
@@ -69,22 +69,22 @@ def compared(
 
     signals: by row (`kd.training.observation.rows`), what the terms take beside the logits of student and teacher.
     """
-    told = {"teacher_mass": kept.mass().mean().item(), "overlap": overlap(student, kept).mean().item()}
+    numbers = {"teacher_mass": kept.mass().mean().item(), "overlap": overlap(student, kept).mean().item()}
     for name, term in objective.items():
         if term.wanted & ON_TEACHER:
-            (value, g), (whole, g_whole) = (_of(term, student, said, signals) for said in (kept, full))
+            (value, g), (whole, g_whole) = (_of(term, student, teacher, signals) for teacher in (kept, full))
             norm, norm_whole = g.norm(), g_whole.norm()
-            told |= {
+            numbers |= {
                 f"{name}_bias": ((value - whole) / whole.abs()).item(),
                 f"{name}_gradient_error": ((g - g_whole).norm() / norm_whole).item(),
                 f"{name}_gradient_norm": (norm / norm_whole).item(),
                 f"{name}_gradient_cosine": ((g * g_whole).sum() / (norm * norm_whole)).item(),
             }
-    return told
+    return numbers
 
 
 def overlap(student: HeadLogits, kept: SparseLogits) -> Tensor:
-    """`[n]`: of each row's held ids, the share among the student's as many most probable."""
+    """`[n]`: the share of each row's held ids that are among the student's as many most probable."""
     shares = []
     for piece in slices(kept.n, CHUNK):
         ids = kept.ids[piece]
@@ -96,18 +96,18 @@ def overlap(student: HeadLogits, kept: SparseLogits) -> Tensor:
 
 
 def _signals(module: Distillation, batch: Batch) -> dict[str, Any]:
-    """By row, everything but the teacher that a term on kept logits may take (`kd.composition.targets`).
+    """Signals by row, without the teacher's, that a term on kept logits may take (`kd.composition.targets`).
 
-    Nobody sampled the references that an audit reads; as the `behaviour` of their writer stands the student's own.
+    References have no sampling distribution; the student's own log-probabilities stand for the `behaviour` ones.
     """
     wanted = frozenset[str]().union(*(term.wanted for term in module.objective.values()))
     own = frozenset({"logits"}) | ({"logprobs"} if "behaviour_logprobs" in wanted else frozenset())
-    said = {"student": module.student(batch.student, own)}
+    outputs = {"student": module.student(batch.student, own)}
     if module.reference_fields:
-        said["reference"] = module.models.reference(batch.student, module.reference_fields)
-    signals = signals_of(batch, said, module.progress)
+        outputs["reference"] = module.models.reference(batch.student, module.reference_fields)
+    signals = signals_of(batch, outputs, module.progress)
     if batch.behaviour_logprobs is None:
-        signals["behaviour_logprobs"] = said["student"].logprobs
+        signals["behaviour_logprobs"] = outputs["student"].logprobs
     return {name: rows(signal, batch.student.mask) for name, signal in signals.items()}
 
 

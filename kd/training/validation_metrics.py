@@ -1,4 +1,4 @@
-"""What is measured on the validation split while a run trains."""
+"""Metrics of the validation split while a run trains."""
 
 import math
 from typing import Any
@@ -21,7 +21,7 @@ def sums(batch: Batch, student: LanguageModel, teacher: Any, alignment: Any) -> 
     """`[5]`, float64: nats of the references, nats between the models, rows compared, bytes, rows.
 
     The batch is one of whole references (`kd.data.references`), or bytes would be counted that were not read.
-    `teacher` is one that says all of its logits, or None: then nothing is compared.
+    `teacher` is one whose full logits are available, or None: then nothing is compared.
     """
     mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]
     logits = student(batch.student, LOGITS).logits
@@ -44,5 +44,5 @@ def sums(batch: Batch, student: LanguageModel, teacher: Any, alignment: Any) -> 
 def metrics(sums: Tensor, *, compared: bool) -> dict[str, float]:
     """Bits per byte, nats per token (`nll`), and KL(teacher || student) in nats per token."""
     nll, divergence, pairs, size, rows = sums.tolist()
-    told = {"bits_per_byte": nll / max(size, 1) / math.log(2), "nll": nll / max(rows, 1)}
-    return told | {"forward_kl": divergence / max(pairs, 1)} if compared else told
+    values = {"bits_per_byte": nll / max(size, 1) / math.log(2), "nll": nll / max(rows, 1)}
+    return values | {"forward_kl": divergence / max(pairs, 1)} if compared else values

@@ -22,7 +22,7 @@ def _hydra():
     GlobalHydra.instance().clear()
 
 
-def told(*overrides: str) -> str:
+def refusal(*overrides: str) -> str:
     """The sentence; its key and value are those of the last override."""
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as raised:
         accepted(*overrides)
@@ -76,7 +76,7 @@ OUT_OF_BOUNDS = [
 
 @pytest.mark.parametrize(("overrides", "bound"), OUT_OF_BOUNDS, ids=[" ".join(o) for o, _ in OUT_OF_BOUNDS])
 def test_what_is_out_of_bounds_is_refused_by_its_key_value_and_bound(overrides, bound):
-    sentence = told(*overrides)
+    sentence = refusal(*overrides)
     assert bound in sentence
     assert (
         overrides[-1].lstrip("+").split("=")[0].rpartition(".")[2] in sentence

@@ -23,7 +23,7 @@ def hydra() -> Iterator[None]:
         yield
 
 
-def told(line: str) -> list[str]:
+def cautioned(line: str) -> list[str]:
     return cautions(resolved(compose("config", overrides=line.split())))
 
 
@@ -47,8 +47,8 @@ def told(line: str) -> list[str]:
         ("objective=fdistill_tvd student=scratch", "fdistill_tvd has almost no gradient"),
     ],
 )
-def test_it_is_told(line: str, part: str) -> None:
-    (sentence,) = told(line)
+def test_it_is_cautioned_against(line: str, part: str) -> None:
+    (sentence,) = cautioned(line)
     assert part in sentence
 
 
@@ -61,7 +61,7 @@ def test_it_is_told(line: str, part: str) -> None:
         "objective=distillm2 rollout=replay rollout.writer._target_=kd.rollouts.paired.Paired",
         "objective=sft rollout=mixed +objective.sft.responses=given",
         "objective=sft rollout=teacher",
-        "objective=sft rollout=speculative",  # the teacher replaces what it would not say
+        "objective=sft rollout=speculative",  # the teacher replaces what it would not generate
         "objective=pro rollout=on_policy rollout.samples=4 reward=verifier",
         "objective=orpo rollout=paired",
         "objective=soft_ce rollout=on_policy",
@@ -71,12 +71,12 @@ def test_it_is_told(line: str, part: str) -> None:
     ],
 )
 def test_nothing_is_told(line: str) -> None:
-    assert told(line) == []
+    assert cautioned(line) == []
 
 
 @pytest.mark.parametrize("method", [name for name in choices("method") if name not in ("abkd", "babyllama", "sdft")])
 def test_methods_are_whole(method: str) -> None:
-    assert told(f"method={method}") == []
+    assert cautioned(f"method={method}") == []
 
 
 def test_it_stands_under_the_table() -> None:

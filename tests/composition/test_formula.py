@@ -1,4 +1,4 @@
-"""What docstrings say in mathematics, and the page that is made of them.
+"""The mathematics of docstrings, and the page that is made of them.
 
 Run: python -m pytest tests/composition/test_formula.py
 """
@@ -128,10 +128,10 @@ def test_every_objective_says_what_it_is_and_where_it_comes_from(entry):
     assert entry.papers or entry.papers_of_parts, (
         f"neither the docstring of {name} nor the head of its yaml names a paper (arXiv 1234.56789)"
     )
-    assert entry.comment, f"conf/objective/{entry.file}.yaml must begin with a comment that says what it is"
+    assert entry.comment, f"conf/objective/{entry.file}.yaml must begin with a comment that describes it"
     composite = any(isinstance(value, dict) for value in entry.node["loss"].values())
     if entry.node["kind"] == "divergence" and not composite and domain(signals_of(entry.callee)) == ROW:
-        assert gradient(entry.callee), f"the docstring of {name} must say phi' = ... or dL/dz = ..."
+        assert gradient(entry.callee), f"the docstring of {name} must have phi' = ... or dL/dz = ..."
 
 
 def test_the_page_is_what_the_docstrings_say():
@@ -190,5 +190,5 @@ def test_an_edited_page_is_noticed(tmp_path, monkeypatch, capsys):
 def test_hand_written_comparisons_follow(tmp_path):
     peers = tmp_path / "conversion.md"
     peers.write_text("# Peers\n\nWords.\n\n## Proven\n\n| theirs | ours |\n", encoding="utf-8")
-    told = "## The same loss elsewhere\n\nWords.\n\n### Proven\n\n| theirs | ours |\n"
-    assert page(CONF, peers).endswith(told)
+    section = "## The same loss elsewhere\n\nWords.\n\n### Proven\n\n| theirs | ours |\n"
+    assert page(CONF, peers).endswith(section)

@@ -18,7 +18,7 @@ from kd.composition.check import check
 from kd.types import Record, Response, Split
 
 SOME = ["apo_zero", "cpo", "distillm", "gad", "grpo_kl", "kdrl", "listwise", "minillm", "opd", "ppo", "reward_model"]
-STARTS = (  # beside which every objective and every method is asked for
+STARTS = (  # beside which every objective and every method is requested
     "",
     "teacher=none student=tiny",
     "rollout=on_policy",
@@ -74,8 +74,8 @@ def printed(sentence: str) -> tuple[str, ...]:
 
 def offered(sentence: str) -> Iterator[tuple[str, ...]]:
     """The command lines with what a refusal offers beside, each in the place of what it stands for."""
-    line, told = printed(sentence), sentence.partition(", as in: ")[0].rpartition("; take ")[2]
-    for taken, others in re.findall(r"(\w+=\w+(?: [\w.]+=\w+)*) \(or (\w+=[\w ]+)\)", told):
+    line, remedy = printed(sentence), sentence.partition(", as in: ")[0].rpartition("; take ")[2]
+    for taken, others in re.findall(r"(\w+=\w+(?: [\w.]+=\w+)*) \(or (\w+=[\w ]+)\)", remedy):
         group, _, names = others.partition("=")
         rest = [word for word in line if word not in taken.split()]
         yield from ((*rest, f"{group}={name}") for name in names.split(" or "))
@@ -176,7 +176,7 @@ def test_what_the_files_of_rollouts_recommend_is_a_run() -> None:
     assert refusal("rollout=ranked", other, *beside["ranked"]) == ""
 
 
-# ---- what is asked of the records ------------------------------------------------------------------------------------
+# ---- requirements on records -----------------------------------------------------------------------------------------
 
 
 class Judged:

@@ -1,4 +1,4 @@
-"""Which objective has a meaning on which targets, and what the sentence says where it has none."""
+"""The objectives that have a meaning on each kind of targets, and the refusal of those without."""
 
 from collections.abc import Iterator
 

@@ -64,7 +64,7 @@ def test_adapters_are_exported_merged(tmp_path, lora):
     student = adapted(tmp_path / "base", **lora)
     expected = logits(student.network, student.tokenizer)
     base, tokenizer = loaded(tmp_path / "base")
-    assert (expected - logits(base, tokenizer)).abs().max() > 0.01  # they do say something
+    assert (expected - logits(base, tokenizer)).abs().max() > 0.01  # adapters have an effect
     export(student, tmp_path / "student", "")
     network, tokenizer = loaded(tmp_path / "student")
     torch.testing.assert_close(logits(network, tokenizer), expected, atol=1e-5, rtol=1e-5)
@@ -120,7 +120,7 @@ def config(**teacher) -> dict:
 
 
 def test_licences_of_data_teacher_and_student():
-    """A student cut out of the teacher's checkpoint has its licence, unless it says its own."""
+    """A student cut out of the teacher's checkpoint has its licence, unless it has its own."""
     cut = config(model={"source": WHERE}, licence="Apache-2.0")
     assert licences(cut, "toy", "CC0-1.0") == {
         "data": ("toy", "CC0-1.0"),
@@ -140,17 +140,17 @@ def test_licences_of_an_ensemble_and_of_random_weights():
     found = licences(made, "toy", "MIT")
     assert list(found) == ["data", "teacher a", "teacher b"]
     assert found["teacher b"] == ("`random weights`", None)
-    nobody = {**made, "teacher": {"model": None, "licence": None}}
-    assert list(licences(nobody, "toy", "MIT")) == ["data"]
+    untaught = {**made, "teacher": {"model": None, "licence": None}}
+    assert list(licences(untaught, "toy", "MIT")) == ["data"]
 
 
 @pytest.mark.parametrize(
-    ("teacher", "data", "told"),
+    ("teacher", "data", "licence"),
     [("MIT", "MIT", "mit"), ("MIT", "CC0-1.0", "other"), (None, "MIT", "unknown")],
 )
-def test_the_cards_licence_is_that_of_all(teacher, data, told):
+def test_the_cards_licence_is_that_of_all(teacher, data, licence):
     text = card(config(model={"source": WHERE}, licence=teacher), {}, skill_licence=data, data="toy")
-    assert f"\nlicense: {told}\n" in text
+    assert f"\nlicense: {licence}\n" in text
     assert f"| data | toy | {data} |" in text
     assert f"| teacher | `hub:org/name@main` | {teacher or 'unknown'} |" in text
     assert f"| student, before | `hub:org/name@main` | {teacher or 'unknown'} |" in text

@@ -134,13 +134,13 @@ def test_a_component_whose_numbers_changed_is_another_run(own, monkeypatch):
 
 def test_every_component_of_the_config_is_asked_for_its_version(own, monkeypatch):
     _, cfg = own
-    asked: set[str] = set()
-    monkeypatch.setattr(module, "versions", lambda *names: asked.update(names) or {})
+    versioned: set[str] = set()
+    monkeypatch.setattr(module, "versions", lambda *names: versioned.update(names) or {})
     identity(cfg)
-    assert {"own_skill.Own", "kd.objectives.divergence.forward_kl", *module.STAGES} <= asked
-    asked.clear()
+    assert {"own_skill.Own", "kd.objectives.divergence.forward_kl", *module.STAGES} <= versioned
+    versioned.clear()
     identity(cfg, TRAINING)
-    assert "kd.evaluation.evaluate" not in asked
+    assert "kd.evaluation.evaluate" not in versioned
 
 
 def test_own_code_that_is_edited_while_its_process_runs_ends_the_next_job(own):

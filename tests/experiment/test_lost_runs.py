@@ -1,4 +1,4 @@
-"""What would lose a run at its end is known before its first step, and a run that could not learn says so.
+"""A cause that would lose a run at its end is an error before its first step, and a run that could not learn fails.
 
 Run: python -m pytest tests/experiment/test_lost_runs.py
 """
@@ -65,12 +65,12 @@ def test_a_run_that_goes_on_misses_its_best_before_it_trains_and_the_remedy_work
     with pytest.raises(SystemExit):
         runs.train(runs.config(BEST, *ruins, rollout=runs.scripted(tmp_path, (6, 0, "SIGTERM"))), tmp_path)
     damage(tmp_path / "checkpoints/best.ckpt")
-    told = (tmp_path / "metrics.csv").read_text()
+    rows = (tmp_path / "metrics.csv").read_text()
     with pytest.raises(
         ValueError, match=r"best\.ckpt .*delete the folder \S+/checkpoints to begin at step 0"
     ) as raised:
         runs.train(runs.config(BEST, *ruins), tmp_path)
-    assert (tmp_path / "metrics.csv").read_text() == told
+    assert (tmp_path / "metrics.csv").read_text() == rows
     shutil.rmtree(str(raised.value).partition("delete the folder ")[2].partition(" to begin")[0])
     assert runs.train(runs.config(BEST, *ruins), tmp_path).module.step_count == 10
 
@@ -84,8 +84,8 @@ def test_responses_without_a_token_that_counts_are_counted(tmp_path, capsys):
     budget = runs.train(runs.config(rollout=node(Masked, keep=2)), tmp_path).module.budget
     assert budget.responses == 50
     assert 15 < budget.masked < 30
-    told = f"{budget.masked} of 50 responses had no token that counts"
-    assert told in capsys.readouterr().out
+    line = f"{budget.masked} of 50 responses had no token that counts"
+    assert line in capsys.readouterr().out
 
 
 def test_what_a_run_costs_fits_its_results(tmp_path):

@@ -1,4 +1,4 @@
-"""What is prepared is made once, whoever asks and however often it is interrupted, and is found again."""
+"""Preparations are made once, by whichever process and however often they are interrupted, and are found again."""
 
 import shutil
 import subprocess
@@ -68,7 +68,7 @@ def cut_out(base: Path, student: str, *overrides: str) -> DictConfig:
 
 
 def copied(base: Path) -> Callable[[DictConfig, RunFolder, Path], None]:
-    """Instead of a training: a copy of `base` that says what was trained, as the student would be another one."""
+    """Instead of a training: a copy of `base` that records what was trained, as the student would be another one."""
 
     def train(recipe: DictConfig, run: RunFolder, export_to: Path) -> None:
         shutil.copytree(base, export_to)
@@ -84,7 +84,7 @@ def copied(base: Path) -> Callable[[DictConfig, RunFolder, Path], None]:
 def test_a_student_cut_out_of_a_prepared_teacher_is_found_again(
     student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who starts several ranks is told that both are missing, until one process has prepared them."""
+    """Several ranks are refused while both are missing, until one process has prepared them."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     cfg = cut_out(tmp_path / "base", student)
     cfg.trainer.devices, cfg.trainer.strategy = 2, "ddp"
@@ -159,11 +159,11 @@ def test_two_processes_that_ask_at_once_get_one_checkpoint(tmp_path: Path, cache
     OmegaConf.save(config(), tmp_path / "config.yaml")
     command = [sys.executable, str(ROOT / "tests/preparation_worker.py"), str(tmp_path / "config.yaml"), str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     assert len(list(tmp_path.glob("asked.*"))) == 2
     assert len(list(tmp_path.glob("trained.*"))) == 1
-    addresses = {out.splitlines()[-1] for out, _ in told}
+    addresses = {out.splitlines()[-1] for out, _ in outputs}
     assert addresses == {f"local:{folder}" for folder in checkpoints(cache)}
     assert len(addresses) == 1
 
@@ -266,8 +266,8 @@ def test_a_template_file_counts_by_its_content(tmp_path):
 def test_a_preparation_that_diverges_names_its_own_learning_rate(tmp_path: Path) -> None:
     """Past the check of its bounds; optim.lr of the run has no part in it."""
     cfg = config(prepare={**SHORT, "lr": 1e30})
-    told = r"^teacher\.prepare: .*lower teacher\.prepare\.lr=1e\+30"
-    with conf(), pytest.raises(NotFinite, match=told) as raised:
+    refusal = r"^teacher\.prepare: .*lower teacher\.prepare\.lr=1e\+30"
+    with conf(), pytest.raises(NotFinite, match=refusal) as raised:
         prepared(cfg, train_only)
     assert "optim.lr" not in str(raised.value)
     with conf():

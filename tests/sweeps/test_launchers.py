@@ -1,5 +1,5 @@
-"""How jobs and ranks are started: every launcher makes the same runs, and ranks that somebody else has started
-(torchrun) find what comes before them, or ask for it.
+"""How jobs and ranks are started: every launcher makes the same runs, and ranks that were started from outside
+(torchrun) find their prerequisites, or require them.
 """
 
 import hashlib
@@ -56,15 +56,15 @@ def test_what_comes_before_ranks_is_asked_for(tmp_path: Path, monkeypatch: pytes
         cfg = compose("config", overrides=["teacher=tiny", "student=tiny", "trainer=ddp_cpu", f"run.root={tmp_path}"])
         check_launch(Plan.of(cfg))  # Lightning will start the second rank
         monkeypatch.setenv("WORLD_SIZE", "2")
-        told = r"preparation of the teacher and the run beside it \(compare=sft\).*run.prerequisites_only=true"
-        with pytest.raises(ValueError, match=told):
+        refusal = r"preparation of the teacher and the run beside it \(compare=sft\).*run.prerequisites_only=true"
+        with pytest.raises(ValueError, match=refusal):
             check_launch(Plan.of(cfg))
         cfg.teacher.prepare = cfg.compare = None
         check_launch(Plan.of(cfg))
 
 
 @pytest.mark.parametrize(
-    ("trainer", "variables", "told"),
+    ("trainer", "variables", "refusal"),
     [
         (
             "cpu",
@@ -80,7 +80,7 @@ def test_what_comes_before_ranks_is_asked_for(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_ranks_that_would_each_train_the_same_are_refused(
-    trainer: str, variables: dict[str, str], told: str | None, monkeypatch: pytest.MonkeyPatch
+    trainer: str, variables: dict[str, str], refusal: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     GlobalHydra.instance().clear()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME"):
@@ -90,10 +90,10 @@ def test_ranks_that_would_each_train_the_same_are_refused(
     words = ["teacher=tiny", "teacher.prepare=null", "student=tiny", "compare=null", f"trainer={trainer}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=words)
-        if told is None:
+        if refusal is None:
             check_launch(Plan.of(cfg))
         else:
-            with pytest.raises(ValueError, match=told):
+            with pytest.raises(ValueError, match=refusal):
                 check_launch(Plan.of(cfg))
 
 
@@ -178,8 +178,8 @@ def by_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("launcher", OTHERS)
 def test_every_launcher_makes_the_same_runs(launcher: str, by_processes: Path, tmp_path: Path) -> None:
-    """Bit for bit, from caches of their own; in one process with one teacher, of whom nobody leaves a trace."""
-    said = swept(tmp_path / launcher, *OTHERS[launcher])
+    """Bit for bit, from caches of their own; in one process with one teacher, which no run changes."""
+    output = swept(tmp_path / launcher, *OTHERS[launcher])
     runs = made(tmp_path / launcher)
     assert {name.split("-")[1] for name in runs} == {"sft", "fkl", "rkl"}
     assert runs == made(by_processes)
@@ -187,4 +187,4 @@ def test_every_launcher_makes_the_same_runs(launcher: str, by_processes: Path, t
     assert teachers(by_processes) == [1, 1]
     if launcher == "basic":
         assert teachers(tmp_path / launcher) == [1]
-        assert said.count("preparing the teacher") == 1
+        assert output.count("preparing the teacher") == 1

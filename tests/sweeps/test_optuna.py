@@ -65,12 +65,12 @@ def test_a_failed_trial_does_not_end_the_study(app: Path) -> None:
     ended = run(app, *IN_ONE_PROCESS, "hydra.sweeper.n_trials=6", *space)
     assert ended.returncode == 1  # as of any sweep with a failed job
     (sweep,) = sweeps(app)
-    told = records(sweep)
-    assert {record["status"] for record in told} == {"failed", "done"}
-    for record in told:
+    recorded = records(sweep)
+    assert {record["status"] for record in recorded} == {"failed", "done"}
+    for record in recorded:
         crashed = "behaviour=crash" in record["overrides"]
         assert (record["status"], record["objective"] is None) == ("failed" if crashed else "done", crashed)
-    best = min((record for record in told if record["status"] == "done"), key=lambda record: record["objective"])
+    best = min((record for record in recorded if record["status"] == "done"), key=lambda record: record["objective"])
     assert f"Best: job {best['num']} " in ended.stdout
     assert "6 jobs" in ended.stdout
 
@@ -108,10 +108,10 @@ def test_a_trial_that_cannot_run_is_not_started(app: Path) -> None:
     ended = run(app, *IN_ONE_PROCESS, *drawn, "x=interval(-0.5,2.0)")
     assert ended.returncode == 1
     (sweep,) = sweeps(app)
-    told = records(sweep)
-    assert [record["status"] for record in told] == ["done", "done", "failed", "done"]
-    assert re.fullmatch(r"x=-0\.\d+ is negative; choose x at or above 0", told[2]["reason"])
-    assert told[2]["run_folder"] is None
+    recorded = records(sweep)
+    assert [record["status"] for record in recorded] == ["done", "done", "failed", "done"]
+    assert re.fullmatch(r"x=-0\.\d+ is negative; choose x at or above 0", recorded[2]["reason"])
+    assert recorded[2]["run_folder"] is None
     assert len(list(app.glob("outputs/toy-*"))) == 3
     assert "job 2 (x=-0." in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -129,7 +129,7 @@ def test_a_study_that_cannot_begin_says_so(app: Path) -> None:
 
 @installed
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "refusal"),
     [
         (("x=1",), "nothing to search; give an interval"),
         (("x=interval(2.0,1.0)",), "x=interval(2.0,1.0): "),
@@ -137,10 +137,10 @@ def test_a_study_that_cannot_begin_says_so(app: Path) -> None:
         (("x=1,2", "hydra.sweeper.n_trials=0"), "n_trials=0"),
     ],
 )
-def test_what_cannot_be_searched_is_one_sentence(words: tuple[str, ...], told: str, app: Path) -> None:
+def test_what_cannot_be_searched_is_one_sentence(words: tuple[str, ...], refusal: str, app: Path) -> None:
     ended = run(app, *STUDY, *words)
     assert ended.returncode == 1
-    assert told in ended.stderr
+    assert refusal in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 

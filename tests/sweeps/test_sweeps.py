@@ -409,15 +409,15 @@ def test_done_is_skipped_and_force_keeps_the_old_run(tmp_path: Path) -> None:
 def test_a_skipped_job_tells_what_its_own_method_omits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Methods that resolve to one config share a folder, but not what they lack of their papers."""
     folder, sweep = RunFolder.of(tmp_path, "toy", "0" * 12), tmp_path / "sweeps" / "today"
-    told = {}
+    omissions = {}
     for num, (method, omits) in enumerate({"a": ["the warm-up"], "b": [], "c": ["the replay"]}.items()):
         job = Job([f"method={method}"], sweep, num)
         page = job.run(folder, lambda _, own=omits: results(1.0) | {"omits": own}, config_yaml="", omits=omits)
         job.end("skipped" if num else "done")
-        told[method] = [line for line in capsys.readouterr().out.splitlines() if "omits of its paper" in line]
+        omissions[method] = [line for line in capsys.readouterr().out.splitlines() if "omits of its paper" in line]
         assert page["omits"] == omits
-    assert [len(lines) for lines in told.values()] == [1, 0, 1]
-    assert told["c"][0].strip().endswith("the replay.")
+    assert [len(lines) for lines in omissions.values()] == [1, 0, 1]
+    assert omissions["c"][0].strip().endswith("the replay.")
     assert [(job.results or {})["omits"] for job in reports.read_jobs(sweep)] == [["the warm-up"], [], ["the replay"]]
     assert folder.results()["omits"] == ["the warm-up"]
 

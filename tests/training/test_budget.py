@@ -217,7 +217,7 @@ def seen(parts) -> list:
 
 
 def tokens_and_rows(parts) -> tuple[int, int]:
-    """Counted anew from the texts: template and question and answer; answer and end token."""
+    """Counted again from the texts: template and question and answer; answer and end token."""
     read = rows = 0
     for record in seen(parts):
         question, answer = record.prompt[0]["content"].encode(), record.responses[0].text.encode()

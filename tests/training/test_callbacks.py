@@ -206,12 +206,12 @@ def test_progress_lines_tell_terms_rate_and_what_is_left(tmp_path, capsys):
     runs.train(runs.config("objective=[fkl,sft]"), tmp_path)
     took = time.monotonic() - started
     lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    told = runs.metrics(tmp_path)
+    logged = runs.metrics(tmp_path)
     assert [line[1] for line in lines] == ["3/10", "6/10", "9/10", "10/10"]
     for line in lines:
         step = line[1].partition("/")[0]
         for name in ("fkl", "sft", "loss"):
-            assert float(line[line.index(name) + 1]) == pytest.approx(float(told[f"{step},train,{name}"]), abs=1e-4)
+            assert float(line[line.index(name) + 1]) == pytest.approx(float(logged[f"{step},train,{name}"]), abs=1e-4)
         assert line[-4] == "tokens/s" or line[-3] == "tokens/s"
         minutes, seconds = line[-1].split(":")[1:]
         assert int(minutes) * 60 + int(seconds) <= took * 10 / int(step) + 1

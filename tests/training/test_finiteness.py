@@ -97,40 +97,40 @@ def test_no_step_waits_for_the_device():
 
 
 def test_step_term_remedy_and_checkpoint_are_named_and_the_checkpoint_is_a_good_one(tmp_path):
-    told = stopped(tmp_path, *EVERY_STEP, objective=BROKEN)
-    assert "the term broken is inf at step 5" in told
-    assert "lower optim.lr=0.01" in told
-    assert "optim.clip" not in told, "it is set already"
-    assert f"{tmp_path}/checkpoints/last.ckpt is kept as it was after step 4" in told
+    refusal = stopped(tmp_path, *EVERY_STEP, objective=BROKEN)
+    assert "the term broken is inf at step 5" in refusal
+    assert "lower optim.lr=0.01" in refusal
+    assert "optim.clip" not in refusal, "it is set already"
+    assert f"{tmp_path}/checkpoints/last.ckpt is kept as it was after step 4" in refusal
     assert saved(tmp_path)["distillation"]["step"] == 4
     assert all(bool(value.isfinite().all()) for value in saved(tmp_path)["state_dict"].values())
 
 
 def test_the_log_interval_is_soon_enough(tmp_path):
-    told = stopped(tmp_path, "log_every=3", "checkpoint.every=10", "checkpoint.validate=10", objective=BROKEN)
-    assert "step 5" in told
+    refusal = stopped(tmp_path, "log_every=3", "checkpoint.every=10", "checkpoint.validate=10", objective=BROKEN)
+    assert "step 5" in refusal
     assert {int(row.split(",")[0]) for row in runs.metrics(tmp_path)} == {3}
 
 
 def test_neither_validation_nor_the_best_checkpoint_sees_a_broken_student(tmp_path):
-    told = stopped(tmp_path, "log_every=10", "checkpoint.every=10", "checkpoint.validate=6", objective=BROKEN)
-    assert "step 5" in told
+    refusal = stopped(tmp_path, "log_every=10", "checkpoint.every=10", "checkpoint.validate=6", objective=BROKEN)
+    assert "step 5" in refusal
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def test_a_gradient_alone_stops_the_run_before_the_learning_rate_is_blamed(tmp_path):
-    told = stopped(tmp_path, "trainer.precision=bf16-mixed", objective={"root": runs.term(root)})
-    assert "the gradient norm is nan at step 1" in told
-    assert "optim.lr" not in told
-    assert "trainer.precision=32-true" in told
+    refusal = stopped(tmp_path, "trainer.precision=bf16-mixed", objective={"root": runs.term(root)})
+    assert "the gradient norm is nan at step 1" in refusal
+    assert "optim.lr" not in refusal
+    assert "trainer.precision=32-true" in refusal
 
 
 def test_remedies_are_those_that_are_left(tmp_path):
     objective = {"broken": runs.term(FromStep, 3.0)}
-    told = stopped(tmp_path, "optim.clip=null", "optim.warmup=0.0", objective=objective)
-    assert "set optim.clip=1.0" in told
-    assert "set optim.warmup=0.1" in told
-    assert "lower objective.broken.weight=3" in told
+    refusal = stopped(tmp_path, "optim.clip=null", "optim.warmup=0.0", objective=objective)
+    assert "set optim.clip=1.0" in refusal
+    assert "set optim.warmup=0.1" in refusal
+    assert "lower objective.broken.weight=3" in refusal
 
 
 def test_all_ranks_stop_when_one_is_broken(tmp_path):
@@ -138,7 +138,7 @@ def test_all_ranks_stop_when_one_is_broken(tmp_path):
     objective["broken"]["loss"]["rank"] = 1
     process = runs.in_processes(runs.job(tmp_path, "trainer=ddp_cpu", *EVERY_STEP, objective=objective))
     assert process.returncode == 1, process.stderr
-    assert process.stderr.count("the term broken is inf at step 5") == 1, "the first rank tells"
+    assert process.stderr.count("the term broken is inf at step 5") == 1, "the first rank alone raises it"
     assert saved(tmp_path)["distillation"]["step"] == 4
 
 
@@ -207,5 +207,5 @@ PAST_THE_CHECKS = {
 @pytest.mark.parametrize("override", PAST_THE_CHECKS)
 def test_the_guard_needs_no_check_before_it(tmp_path, override):
     """Bounds are drawn by hand: what none of them foresees diverges in the run, and stops there."""
-    told = stopped(tmp_path, override, *EVERY_STEP)
-    assert PAST_THE_CHECKS[override] in told
+    refusal = stopped(tmp_path, override, *EVERY_STEP)
+    assert PAST_THE_CHECKS[override] in refusal

@@ -114,7 +114,7 @@ def not_logged(state: dict) -> None:
     state["distillation"]["means"] = {}
 
 
-def not_told(state: dict) -> None:
+def without_reports(state: dict) -> None:
     state["distillation"]["reports"] = {}
 
 
@@ -142,7 +142,7 @@ MUTATIONS = {
     "step": (step, "windows"),
     "budget": (spent, "last.distillation.budget.tokens"),
     "means": (not_logged, "metrics"),
-    "reports": (not_told, "metrics"),
+    "reports": (without_reports, "metrics"),
     "a term's state": (own_state, "last.state_dict"),
     "a bit of a weight": (one_bit, "last.state_dict"),
     "position": (position, "metrics"),
@@ -151,7 +151,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_piece_that_is_missing_is_missed(halves, tmp_path, name):
-    """So the comparison above sees what it should, and nothing is saved that nobody reads."""
+    """So the comparison above sees what it should, and nothing is saved that is not read."""
     change, where = MUTATIONS[name]
     found = resumed(halves, tmp_path / "run", change)
     assert any(difference.startswith(where) for difference in found), found
@@ -205,7 +205,7 @@ def test_a_term_with_an_optimizer_of_its_own_resumes(tmp_path):
     assert runs.differences(whole, cut) == []
 
 
-# ---- what rollouts know ----------------------------------------------------------------------------------------------
+# ---- the state of rollouts -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def rolled(tmp_path_factory):
 @pytest.mark.parametrize("step", [3, 5])
 @pytest.mark.parametrize("rollout", ["adaptive", "replay"])
 def test_any_step_of_a_rollout_with_state_can_be_the_last(rolled, tmp_path, rollout, step):
-    """Also one after which (each third) the validation split is looked at, and the rollout told."""
+    """Also one after which (each third) the validation split is evaluated, and passed to the rollout."""
     ran(tmp_path, rollout=runs.scripted(tmp_path, (step, 0, "SIGTERM"), inner=ROLLOUTS[rollout]))
     assert runs.checkpoint(tmp_path)["distillation"]["step"] == step
     ran(tmp_path, rollout=runs.scripted(tmp_path, inner=ROLLOUTS[rollout]))

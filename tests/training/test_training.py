@@ -84,7 +84,7 @@ def test_a_random_teacher_is_the_same_in_every_process_and_for_every_seed():
     assert len(seen) == 1
 
 
-# ---- where it is told ------------------------------------------------------------------------------------------------
+# ---- loggers ---------------------------------------------------------------------------------------------------------
 
 
 class Recorded(WandbLogger):
@@ -110,22 +110,22 @@ def settings_of(folder: RunFolder, *overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["offline", "online", "disabled"])
 def test_a_wandb_run_in_each_mode(mode, tmp_path, recorded):
     folder = RunFolder.of(tmp_path, "toy-fkl-s1", "0" * 12)
-    told = settings_of(folder, f"logger.wandb.mode={mode}", "logger.wandb.tags=[a]")
-    config = told.pop("config")
+    settings = settings_of(folder, f"logger.wandb.mode={mode}", "logger.wandb.tags=[a]")
+    config = settings.pop("config")
     assert (config["seed"], config["logger"]["wandb"]["mode"]) == (1, mode)
-    assert told == {
+    assert settings == {
         **{"project": "kd", "group": "toy-fkl", "tags": ["a"], "job_type": "train"},
         **{"mode": mode, "offline": mode == "offline"},
         **{"name": f"toy-fkl-s1-{'0' * 12}", "id": "0" * 12, "save_dir": str(folder.path)},
     }
 
 
-def test_wandb_is_offline_unless_the_environment_says_otherwise(tmp_path, recorded, monkeypatch):
+def test_wandb_is_offline_unless_the_environment_has_another_mode(tmp_path, recorded, monkeypatch):
     folder = RunFolder.of(tmp_path, "toy", "0" * 12)
     assert settings_of(folder)["offline"]
     monkeypatch.setenv("WANDB_MODE", "online")
-    told = settings_of(folder)
-    assert (told["mode"], told["offline"]) == ("online", False)
+    settings = settings_of(folder)
+    assert (settings["mode"], settings["offline"]) == ("online", False)
     assert loggers(runs.config(), folder) == []
 
 
@@ -155,7 +155,7 @@ def test_the_final_scores_are_in_the_summary_of_the_wandb_run(tmp_path):
     summarise(alone.module.trainer.loggers, {**page, "agreement": None})
 
 
-# ---- what is told ----------------------------------------------------------------------------------------------------
+# ---- what is logged --------------------------------------------------------------------------------------------------
 
 
 class Watching:
@@ -195,13 +195,13 @@ def watched(tmp_path_factory):
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_row(watched):
-    parts, told, _ = watched
+    parts, logged, _ = watched
     seen = parts.module.rollout.seen
     assert len(seen) == 10
     for step, steps in {3: seen[0:3], 6: seen[3:6], 9: seen[6:9], 10: seen[9:]}.items():
         for name in ("fkl", "loss"):
-            assert float(told[f"{step},train,{name}"]) == pytest.approx(sum(steps) / len(steps), rel=1e-6)
-    assert {key.split(",")[0] for key in told if "train" in key} == {"3", "6", "9", "10"}
+            assert float(logged[f"{step},train,{name}"]) == pytest.approx(sum(steps) / len(steps), rel=1e-6)
+    assert {key.split(",")[0] for key in logged if "train" in key} == {"3", "6", "9", "10"}
 
 
 def measured(parts: Any) -> tuple[float, float]:
@@ -221,10 +221,10 @@ def measured(parts: Any) -> tuple[float, float]:
 
 
 def test_validation_is_the_likelihood_of_the_references_in_bits_per_byte(watched):
-    parts, told, _ = watched
+    parts, logged, _ = watched
     bits, kl = measured(parts)
-    assert float(told["10,validation,bits_per_byte"]) == pytest.approx(bits, rel=1e-9)
-    assert float(told["10,validation,forward_kl"]) == pytest.approx(kl, rel=1e-9)
+    assert float(logged["10,validation,bits_per_byte"]) == pytest.approx(bits, rel=1e-9)
+    assert float(logged["10,validation,forward_kl"]) == pytest.approx(kl, rel=1e-9)
 
 
 def test_a_look_before_the_first_step_is_of_the_untouched_student_and_changes_nothing(tmp_path):
@@ -236,21 +236,21 @@ def test_a_look_before_the_first_step_is_of_the_untouched_student_and_changes_no
         signal = runs.scripted(tmp_path / "cut", (4, 0, "SIGTERM"))
         runs.train(runs.config(*first, rollout=signal), tmp_path / "cut")
     runs.train(runs.config(*first), tmp_path / "cut")
-    told = runs.metrics(tmp_path / "cut")
-    looked = {key: told.pop(key) for key in [*told] if key.startswith("0,")}
-    assert told == runs.metrics(tmp_path / "without")
+    logged = runs.metrics(tmp_path / "cut")
+    looked = {key: logged.pop(key) for key in [*logged] if key.startswith("0,")}
+    assert logged == runs.metrics(tmp_path / "without")
     bits, kl = measured(build(runs.config(*overrides)))
     assert float(looked["0,validation,bits_per_byte"]) == pytest.approx(bits, rel=1e-9)
     assert float(looked["0,validation,forward_kl"]) == pytest.approx(kl, rel=1e-9)
 
 
 def test_the_learning_rate_and_the_norm_are_told(watched):
-    _, told, _ = watched
+    _, logged, _ = watched
     # after one step of warm-up the k-th learns at 1e-2 (1 + cos(pi (k - 2) / 9)) / 2: cos(pi / 9) = .939693,
     # cos(4 pi / 9) = .173648, cos(7 pi / 9) = -.766044, cos(8 pi / 9) = -.939693
     for step, rate in {3: 9.698463e-3, 6: 5.86824e-3, 9: 1.169778e-3, 10: 3.01537e-4}.items():
-        assert float(told[f"{step},train,lr"]) == pytest.approx(rate, rel=1e-5)
-    assert all(float(told[f"{step},train,grad_norm"]) > 0 for step in (3, 6, 9, 10))
+        assert float(logged[f"{step},train,lr"]) == pytest.approx(rate, rel=1e-5)
+    assert all(float(logged[f"{step},train,grad_norm"]) > 0 for step in (3, 6, 9, 10))
 
 
 def test_best_is_kept_and_used(tmp_path):
@@ -259,11 +259,11 @@ def test_best_is_kept_and_used(tmp_path):
         "optim.lr=3.0", "optim.schedule=constant", "checkpoint.validate=1", "optim.warmup=1.0", "checkpoint.use=best"
     )
     parts = runs.train(cfg, tmp_path)
-    told = {int(k.split(",")[0]): float(v) for k, v in runs.metrics(tmp_path).items() if "bits_per_byte" in k}
-    assert sorted(told) == list(range(1, 11))
+    logged = {int(k.split(",")[0]): float(v) for k, v in runs.metrics(tmp_path).items() if "bits_per_byte" in k}
+    assert sorted(logged) == list(range(1, 11))
     best = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
     last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    assert best["distillation"]["step"] == min(told, key=told.__getitem__) < 10
+    assert best["distillation"]["step"] == min(logged, key=logged.__getitem__) < 10
     for name, value in parts.module.state_dict().items():
         assert torch.equal(value, best["state_dict"][name])
     assert not all(torch.equal(v, last["state_dict"][name]) for name, v in best["state_dict"].items())
@@ -275,8 +275,8 @@ def test_every_precision_trains(tmp_path, precision):
     dtype = {"64-true": "float64", "bf16-true": "bfloat16"}.get(precision, "float32")
     overrides = [f"{role}.model.dtype={dtype}" for role in ("teacher", "student")]
     runs.train(runs.config(*overrides, f"trainer.precision={precision}", "optim.steps=6"), tmp_path)
-    told = {key: float(value) for key, value in runs.metrics(tmp_path).items()}
-    assert told["6,train,fkl"] < told["3,train,fkl"]
+    logged = {key: float(value) for key, value in runs.metrics(tmp_path).items()}
+    assert logged["6,train,fkl"] < logged["3,train,fkl"]
 
 
 def test_a_window_smaller_than_the_ranks_and_too_few_validation_records_are_refused():

@@ -1,4 +1,4 @@
-"""Validation scores whole references alone, and says how many records data.max_length leaves out or truncates."""
+"""Validation scores whole references alone; the records that data.max_length leaves out or truncates are counted."""
 
 import json
 import math
@@ -80,11 +80,13 @@ def test_a_uniform_model_by_hand(max_length):
     """log2(V) for each byte and each end token, over the bytes."""
     flat = tiny(0, tie_word_embeddings=False, max_position_embeddings=1024)
     torch.nn.init.zeros_(flat.network.lm_head.weight)
-    told = validated(flat, data(flat, max_length))
+    values = validated(flat, data(flat, max_length))
     sizes = [n for n in ANSWERS if PROMPT + n + 1 <= max_length]
     assert flat.vocabulary == WORDS
-    assert told["bits_per_byte"] == pytest.approx(math.log2(WORDS) * sum(n + 1 for n in sizes) / sum(sizes), rel=1e-12)
-    assert told["nll"] == pytest.approx(math.log(WORDS), rel=1e-12)
+    assert values["bits_per_byte"] == pytest.approx(
+        math.log2(WORDS) * sum(n + 1 for n in sizes) / sum(sizes), rel=1e-12
+    )
+    assert values["nll"] == pytest.approx(math.log(WORDS), rel=1e-12)
 
 
 def test_the_first_response_alone_is_scored(student):
