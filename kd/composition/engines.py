@@ -10,7 +10,7 @@ from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
 
 Node = Mapping[str, Any]
-ASKED = ("max_new_tokens", "temperature", "top_p", "samples")  # settings that an engine takes from its user
+DECODING = ("max_new_tokens", "temperature", "top_p", "samples")  # settings that an engine takes from its user
 
 
 def check_generator(config: Node) -> None:
@@ -58,9 +58,9 @@ def _check_writer(path: str, node: Node) -> None:
     if generator is not Transformers:
         return
     parameters = inspect.signature(located(path, node["_target_"])).parameters
-    asked = {name: node.get(name, parameters[name].default) for name in ASKED}
+    decoding = {name: node.get(name, parameters[name].default) for name in DECODING}
     try:
-        Transformers(options=node["generator"]["options"]).check(**asked)
+        Transformers(options=node["generator"]["options"]).check(**decoding)
     except ValueError as error:
         raise ValueError(
             f"{path}: {error}; or set {path}.generator=null, so that our own engine generates there"

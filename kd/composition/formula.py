@@ -101,8 +101,8 @@ def _summand(name: str, term: Mapping[str, Any]) -> str:
     callee = located(f"objective.{name}.loss", loss["_target_"])
     what, *where = _clauses(formula(callee) or loss["_target_"].rpartition(".")[2])
     letters = [clause for clause in where if " = " in clause]
-    who = [f"{term['responses']} responses"] if term.get("responses", "all") != "all" else []
-    notes = [name, *who, *letters, *_settings(callee, loss, " ".join([what, *letters]))]
+    sides = [f"{term['responses']} responses"] if term.get("responses", "all") != "all" else []
+    notes = [name, *sides, *letters, *_settings(callee, loss, " ".join([what, *letters]))]
     whole = f"({what})" if re.search(r" [+−] ", _outside(what)) else what
     return f"{weight} · {whole} [{', '.join(notes)}]"
 

@@ -21,7 +21,7 @@ from kd.training.terms import STREAMS
 from kd.types import Record, Split
 
 Node = Mapping[str, Any]
-Ask = Callable[[Record], None]
+Check = Callable[[Record], None]
 
 
 def record_checks(config: Node) -> Iterator[Callable[[], None]]:
@@ -49,13 +49,13 @@ def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]
         yield " and ".join(terms), partial(function, **dict(settings))
 
 
-def _check_all(config: Node, ask: Ask, splits: Sequence[Split]) -> None:
+def _check_all(config: Node, check: Check, splits: Sequence[Split]) -> None:
     for split in splits:
         for record in _records(json.dumps(config["skill"]), split):
             changed = _augmented(record, config["augmentation"]["stages"].values())
             if changed is None:  # by a stage without an `outline`
                 return
-            ask(changed)
+            check(changed)
 
 
 @lru_cache(maxsize=8)

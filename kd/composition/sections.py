@@ -117,7 +117,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Prepare:
-    """How a teacher or a student is tuned first (`kd.experiment.preparation`).
+    """The preparation of a teacher or a student (`kd.experiment.preparation`).
 
     skill: a file of `conf/skill`, or None for the run's own. lr: the default is a checkpoint's, as in
     `conf/config.yaml`; small random weights bear a higher one. seed: not the run's, so that runs share what is made.

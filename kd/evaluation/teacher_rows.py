@@ -32,7 +32,7 @@ class TeacherRows:
 
     @property
     def device(self) -> torch.device:
-        """Where the logits are made."""
+        """The device on which the logits are computed."""
         return self.head.weight.device
 
     def of(self, records: Sequence[Record]) -> HeadLogits:
@@ -50,7 +50,7 @@ class EnsembleRows:
 
     @property
     def device(self) -> torch.device:
-        """Where the logits are made."""
+        """The device on which the logits are computed."""
         return next(iter(self.members.values())).device
 
     def of(self, records: Sequence[Record]) -> Logits:

@@ -1,4 +1,4 @@
-"""From a composed config to a trained student: build the parts, fit, stop and resume."""
+"""The training of a composed config: build the parts, fit, stop and resume."""
 
 import copy
 import signal
@@ -88,8 +88,8 @@ def build(cfg: DictConfig) -> Parts:
     data = _data(cfg, module, elicited.records, validation, encoder, left_out=elicited.left_out)
     _check_validation(cfg.checkpoint, data)
     module.budget.teacher_tokens = elicited.teacher_tokens
-    if told := held(data.train, encoder.student):
-        rank_zero_only(print)(f"text: {told}", flush=True)
+    if found := held(data.train, encoder.student):
+        rank_zero_only(print)(f"text: {found}", flush=True)
     if isinstance(words, Ensemble):
         words.check([*data.train, *data.validation])
     if isinstance(teacher, Cached):
@@ -122,7 +122,7 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, 
 
 
 def reads_packed(module: Distillation, words: Any) -> bool:
-    """Whether nobody spends time on padding. Hidden states are compared with it; a reward model may read with it."""
+    """Return whether no model reads padding. Hidden states are compared with it; a reward model may read with it."""
     fields = module.student_fields | module.teacher_fields
     models = (module.student, words, getattr(module.models.reward, "model", None))
     return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)

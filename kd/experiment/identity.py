@@ -45,7 +45,7 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
 
 
 def _in_order(config: dict[str, Any]) -> dict[str, Any]:
-    """With the stages of the augmentation as a list: their order counts, and that of a mapping's keys does not."""
+    """The config with the augmentation's stages as a list: their order counts, that of a mapping's keys does not."""
     stages = (config.get("augmentation") or {}).get("stages") or {}
     return {**config, "augmentation": {**config["augmentation"], "stages": [*stages.values()]}} if stages else config
 

@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
     @property
     def link(self) -> str:
-        """In Markdown."""
+        """The link in Markdown."""
         name = self.repository.partition("/")[2]
         return f"[{name}@{self.commit}](https://github.com/{self.repository}/commit/{self.commit})"
 

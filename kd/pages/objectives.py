@@ -144,7 +144,7 @@ def _calls(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def methods(conf: Path = CONF) -> dict[str, list[str]]:
-    """By objective, the files of `conf`/method that choose it."""
+    """The files of `conf`/method that choose each objective, by objective."""
     chosen = {name: axes("method", name, conf).get("objective", ()) for name in choices("method", conf)}
     return {
         objective: [name for name, theirs in chosen.items() if objective in theirs]
