@@ -1,4 +1,4 @@
-"""What a run tells while it trains: means over steps and ranks, sums kept on the device until they are logged."""
+"""The metrics that are logged in training: means over steps and ranks, sums kept on the device until then."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from kd.training.budget import Budget
 
 
 class Logged(lightning.LightningModule):
-    """Of a training loop that counts its steps: what is accumulated in them, summed over ranks and logged.
+    """A training loop that counts its steps, and accumulates their metrics, sums them over ranks and logs them.
 
     means: by name, sums over the steps since the last flush. reports: the same of pairs (sum, count), see
     `kd.types.Reports`. Both are in the checkpoint, each rank's own. spoken: of names that are not accumulated in every
@@ -28,7 +28,7 @@ class Logged(lightning.LightningModule):
         self.log_every = log_every
         self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
         self.spoken, self.unlogged = dict[str, int](), 0
-        self.this_step = dict[str, Tensor]()  # of terms that are told their mean after each step
+        self.this_step = dict[str, Tensor]()  # of terms whose `after_step` takes their mean
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Sum of a small tensor; float64 where it is to be exact."""
@@ -44,9 +44,9 @@ class Logged(lightning.LightningModule):
         """Every rank's `own`, on every rank."""
         if self.trainer.world_size == 1:
             return [own]
-        everybody: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(everybody, own)
-        return everybody
+        ranks: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(ranks, own)
+        return ranks
 
     def accumulate(self, name: str, value: Tensor) -> None:
         """Add this rank's share of a mean; nothing leaves the device until `flush`."""
@@ -60,7 +60,7 @@ class Logged(lightning.LightningModule):
             self.means.setdefault(name, torch.zeros((), device=self.device))
 
     def flush(self) -> None:
-        """Log the means over the steps since the last call, over all ranks; of what was silent in them all, nothing."""
+        """Log the means over the steps since the last call, over all ranks; none of terms that were silent in all."""
         self.complete_means()
         norm = float(self.means.pop("grad_norm"))
         names = sorted(self.means)
@@ -77,7 +77,7 @@ class Logged(lightning.LightningModule):
         self.tell("train", {"grad_norm": norm, "lr": self.learning_rate, **beside}, bar=False)
 
     def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
-        """To the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
+        """Log to the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
         named = {f"{split}/{name}": value for name, value in values.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.step_count)
@@ -100,5 +100,5 @@ def reports_of(*parts: Any) -> dict[str, tuple[float, float]]:
 
 
 def listed(one_or_more: Any) -> list:
-    """A list, also of what Lightning gives alone where there is one."""
+    """The argument as a list: Lightning returns one object without a list."""
     return one_or_more if isinstance(one_or_more, list) else [one_or_more]

@@ -35,7 +35,7 @@ VERSION = 6  # the logged rate is its step's; 5: turns end as templates do; 4: h
 
 
 class Distillation(RunState):
-    """A student, perhaps a teacher, and what is compared between them.
+    """A student, perhaps a teacher, and the objective that compares them.
 
     The teacher is not a submodule: it is in no checkpoint, in no optimizer and wrapped by no strategy.
     """
@@ -73,34 +73,34 @@ class Distillation(RunState):
         self.weigh()
 
     def weigh(self) -> None:
-        """Fix, for all of the step to come, what each term weighs and which are not silent."""
+        """Fix the weights of the terms for the step to come, and the terms that are not silent in it."""
         progress = self.progress
         self.weights = {name: term.weight_at(progress) for name, term in self.objective.items()}
         self.speaking = by_stream({name: term for name, term in self.objective.items() if self.weights[name]})
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """The run's progress."""
         return Progress(self.step_count, self.optimization.steps, self.limits.share(self.budget))
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, or the budget is used up."""
+        """True if all steps are done, or the budget is used up."""
         return self.progress.fraction >= 1.0
 
     @property
     def teacher_fields(self) -> frozenset[str]:
-        """What any stream reads of the teacher."""
+        """The teacher's outputs that any stream reads."""
         return frozenset[str]().union(*(demand.teacher for demand in self.demands.values()))
 
     @property
     def student_fields(self) -> frozenset[str]:
-        """What any stream reads of the student."""
+        """The student's outputs that any stream reads."""
         return frozenset[str]().union(*(demand.student for demand in self.demands.values()))
 
     @property
     def reference_fields(self) -> frozenset[str]:
-        """What any stream reads of the student's starting point."""
+        """The outputs of the student's starting point that any stream reads."""
         return frozenset[str]().union(*(demand.reference for demand in self.demands.values()))
 
     @property
@@ -110,7 +110,7 @@ class Distillation(RunState):
 
     @property
     def reaches_everything(self) -> bool:
-        """Whether each step has a gradient for every parameter: features alone may end in the student's middle, and a
+        """True if each step has a gradient for every parameter: features alone may end in the student's middle, and a
         silent term gives none to its own."""
         steady = [term for term in self.objective.values() if not term.may_be_silent]
         to_the_head = any(term.student_fields & {"logits", "logprobs"} for term in steady)
@@ -124,7 +124,7 @@ class Distillation(RunState):
     # ---- one optimizer step ------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, window: Window, _: int) -> int | None:
-        """A run that was told to stop, or has spent its budget, stops here, between two steps (-1 tells Lightning)."""
+        """Return -1, at which Lightning stops, for a run that is to stop or has spent its budget, between two steps."""
         return -1 if self.trainer.should_stop or self.finished else None
 
     def training_step(self, window: Window, _: int) -> None:
@@ -142,7 +142,7 @@ class Distillation(RunState):
         self.after_step(time.perf_counter() - started, self._wrote.seconds - before)
 
     def loss_of(self, batches: Sequence[tuple[str, Batch]], counts: Mapping[str, Counts]) -> Tensor:
-        """The share of the step's loss that a few micro-batches have, each of its stream."""
+        """The share of a few micro-batches, each of its stream, in the step's loss."""
         total = torch.zeros((), device=self.device)
         for stream, batch in batches:
             batch = moved(batch, self.device)
@@ -150,7 +150,7 @@ class Distillation(RunState):
         return total
 
     def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
-        """What each stream's averages are divided by in this step, over all ranks; also what the step costs."""
+        """The divisors of each stream's averages in this step, over all ranks; adds the step's cost to the budget."""
         local = [count(batch for stream, batch in batches if stream == name) for name in self.speaking]
         readings = getattr(self.models.teacher, "readings", 1)
         teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.speaking[stream].teacher)
@@ -182,12 +182,12 @@ class Distillation(RunState):
         return spent.plus(Spent(**of_reward))
 
     def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:
-        """FLOP of terms that learn with a network of their own."""
+        """FLOP of terms that train a network of their own."""
         own = {s: [t.loss for t in d.terms.values() if hasattr(t.loss, "reading")] for s, d in self.speaking.items()}
         return sum(scoring_flops(*loss.reading(b.student), learning=True) for s, b in batches for loss in own[s])
 
     def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
-        """Every signal that a term asked for; no model speaks that was not asked."""
+        """Every signal that a term requires; a model without such signals is not read."""
         demand = self.speaking[stream]
         said = {"student": self.student(batch.student, demand.student)}
         with torch.no_grad():
@@ -247,7 +247,7 @@ class Distillation(RunState):
         return reduce(value, chosen, counts.among(term.responses), domain=term.domain, reduction=self.reduction)
 
     def step(self) -> None:
-        """Clip, optimizers, schedules."""
+        """Clip the gradients, step the optimizers and schedules."""
         self.means.pop("grad_norm", None)
         trained, rates = list[nn.Parameter](), list[float]()
         for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
@@ -271,7 +271,7 @@ class Distillation(RunState):
             self.models.teacher.after_step(self.student)
 
     def after_step(self, seconds: float, writing: float) -> None:
-        """Take down what the step cost and what was told in it; log if it is time, stop if the budget is used up."""
+        """Record the step's cost and reports; log at the interval, stop if the budget is used up."""
         told = reports_of(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
         if hasattr(self.rollout, "spent"):
             told["generation_share"] = (writing, seconds)
@@ -280,7 +280,7 @@ class Distillation(RunState):
             self.spoken[name] = self.spoken.get(name, 0) + bool(self.weights[name])
         self.take_down(told)
         self.unlogged += 1
-        world = self.trainer.world_size  # all ranks are to stop at the same step
+        world = self.trainer.world_size  # all ranks stop at the same step
         self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
         if self.step_count % self.log_every == 0 or self.finished:
             stop_if_not_finite(self)
@@ -312,7 +312,7 @@ class Distillation(RunState):
             self.sums += validation.sums(moved(batch, self.device), self.student, self.whole_teacher, self.alignment)
 
     def on_validation_epoch_end(self) -> None:
-        """Log it, and tell the rollout, which may write more or less from now on."""
+        """Log the metrics, and pass them to the rollout, which may generate more or less afterwards."""
         sums = self.sum_over_ranks(self.sums).cpu()
         told = validation.metrics(sums, compared=self.whole_teacher is not None)
         check_validation(told, self.step_count)
@@ -345,5 +345,5 @@ class Distillation(RunState):
                 frozen.to(self.device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Micro-batches move one at a time, when their turn comes."""
+        """Leave the window: each micro-batch is moved when it is read."""
         return batch

@@ -16,14 +16,14 @@ class RunState(Logged):
     models: Models
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Without frozen parameters (a LoRA student's base): they are remade from their source."""
+        """The state without frozen parameters (a LoRA student's base), which are restored from their source."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside weights, optimizers and schedules: the step, the counters, and each rank's means, not logged yet.
+        """Add, to weights, optimizers and schedules, the step, the counters, and each rank's means, not logged yet.
 
-        Raises NotFinite instead of writing over a good checkpoint what is not finite.
+        Raises NotFinite instead of overwriting a good checkpoint with values that are not finite.
         """
         stop_if_not_finite(self)
         self.note_peak_memory()
@@ -41,15 +41,15 @@ class RunState(Logged):
         checkpoint["distillation"] = {**counted, **told, **carried}
 
     def on_fit_end(self) -> None:
-        """What training took of memory is known now."""
+        """Note the peak memory of the training."""
         self.note_peak_memory()
 
     def note_peak_memory(self) -> None:
-        """The largest so far, over the parts of a run that was resumed."""
+        """Keep the largest peak so far, over the parts of a run that was resumed."""
         self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, peak_memory_bytes())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Everything that `on_save_checkpoint` wrote."""
+        """Restore everything that `on_save_checkpoint` wrote."""
         state = checkpoint["distillation"]
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
         self.spoken, self.unlogged = dict(state.get("spoken", {})), state["unlogged"]

@@ -1,4 +1,4 @@
-"""The summands of an objective, and what those of one stream of batches ask the models for."""
+"""The terms of an objective, and the models' outputs that those of one stream of batches require."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from kd.types import WRITERS, Batch, Progress
 
 STREAMS = ("main", "lm")  # the skill's records after the rollout; plain text of the corpus
 Responses = Literal["all", "own", "given"]
-CORRECT_THEMSELVES = ("policy", "preference")  # kinds of terms that know how what they learn on was drawn
+CORRECT_THEMSELVES = ("policy", "preference")  # kinds of terms that correct for how their responses were drawn
 
 
 @dataclass
 class Term:
-    """One summand of the objective. `lr` gives the term's own parameters an optimizer apart.
+    """One summand of the objective. `lr` gives the term's own parameters an optimizer of their own.
 
     weight: absolute; a schedule for one that changes in the run. A term whose weight is 0 at a step is silent in it:
-    nobody is asked for its sake, it is not computed, logged or told, and its own parameters get no gradient.
-    responses: which it learns on, and is averaged over: all, the student's own, or those of anybody else ("given"; with
+    no model is read for it, it is neither computed nor logged, and its own parameters get no gradient.
+    responses: which it learns on, and is averaged over: all, the student's own, or all others ("given"; with
     rollout=demonstrated the teacher's). The term sees them all, so a group's mean stays what it is.
-    stream: on which batches it is computed. kind: what it is; terms of kinds other than "policy" and "preference" have
-    their values per token multiplied by `Batch.importance_weights` where a rollout gives them, unless they ask for
+    stream: the batches on which it is computed. kind: terms of kinds other than "policy" and "preference" have
+    their values per token multiplied by `Batch.importance_weights` where a rollout gives them, unless they read
     `behaviour_logprobs`, by which they correct themselves. (Values per response or per pair stay as they are: a token's
-    weight says nothing of them.)
+    weight does not apply to them.)
     importance_weighted: false leaves those weights out of this term.
     """
 
@@ -48,42 +48,44 @@ class Term:
 
     @property
     def student_fields(self) -> frozenset[str]:
-        """What it reads of the student; in a chunk, log-probabilities are made from the logits."""
+        """The student's outputs that it reads; in a chunk, log-probabilities are computed from the logits."""
         fields = of_role("student", self.wanted)
         return (fields - {"logprobs"}) | {"logits"} if self.row_wise else fields
 
     @property
     def may_be_silent(self) -> bool:
-        """Whether there is a moment at which its weight is 0."""
+        """True if its weight is 0 at any moment."""
         ends = (self.weight.start, self.weight.end) if isinstance(self.weight, Schedule) else (self.weight,)
         return min(ends) <= 0 <= max(ends)
 
     def weight_at(self, progress: Progress) -> float:
-        """In the step that comes after `progress.step` steps."""
+        """Its weight in the step after `progress.step` steps."""
         return self.weight(progress) if isinstance(self.weight, Schedule) else self.weight
 
     def chosen(self, batch: Batch) -> Bool[Tensor, "B T"]:
         """The positions that it learns on; the batch's own mask where those are all.
 
-        Raises ValueError where only some are to be and nobody knows who wrote them.
+        Raises ValueError where it learns on some responses alone and their writers are unknown.
         """
         mask = batch.student.mask
         if self.responses == "all":
             return mask
         if batch.written_by is None:
-            raise ValueError(f"responses: {self.responses} asks who wrote each response, and the rollout does not say")
+            raise ValueError(
+                f"responses: {self.responses} needs the writer of each response, but the rollout names none"
+            )
         own = batch.written_by == WRITERS.index("student")
         return mask & (own if self.responses == "own" else ~own)[:, None]
 
     def row_weights(self, weights: Tensor, covered: Tensor | None, batch: Batch) -> Tensor:
-        """Of its rows: none where an alignment has no word of the teacher; what they are divided by stays the same."""
+        """The weights of its rows: 0 where an alignment has no teacher output; the divisor stays the same."""
         if covered is not None and self.on_teacher:
             weights = weights * covered
         own = self.importance(batch)
         return weights if own is None else weights * own[batch.student.mask]
 
     def importance(self, batch: Batch) -> Tensor | None:
-        """`[B T]`, or None where its values count as they are."""
+        """The importance weights `[B T]`, or None where its values count as they are."""
         corrects = self.kind in CORRECT_THEMSELVES or "behaviour_logprobs" in self.wanted
         return batch.importance_weights if self.importance_weighted and not corrects else None
 

@@ -1,4 +1,4 @@
-"""The Lightning trainer of a run: callbacks, loggers, and what of its advice does not apply to us."""
+"""The Lightning trainer of a run: callbacks, loggers, and filters of warnings that do not apply here."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ QUIET = [
     r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
     "Found .* module\\(s\\) in eval mode",  # set in on_fit_start
     "You're resuming from a checkpoint that ended before the epoch",  # a window is a function of the step
-    "Checkpoint directory .* exists and is not empty",  # that is what resuming is
+    "Checkpoint directory .* exists and is not empty",  # a run is resumed
     "It is recommended to use `self.log",  # the module sums over ranks before it logs
 ]
 for message in QUIET:
@@ -39,7 +39,7 @@ transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second
 def trainer_of(
     cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving, module: Distillation
 ) -> lightning.Trainer:
-    """One that takes as many windows as `optim.steps` says, tells `to`, and is saved and stopped by `saving`."""
+    """The trainer of `optim.steps` windows, which logs to `to` and is saved and stopped by `saving`."""
     terminal = Console().is_terminal
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
@@ -53,15 +53,15 @@ def trainer_of(
         enable_progress_bar=terminal,
         default_root_dir=folder.path,
         val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
-        num_sanity_val_steps=-1 if cfg.checkpoint.validate_first else 0,  # -1: all of it, unless the run goes on
-        log_every_n_steps=1,  # the module logs when it has something to say
+        num_sanity_val_steps=-1 if cfg.checkpoint.validate_first else 0,  # -1: all of it, unless the run is resumed
+        log_every_n_steps=1,  # the module logs at its own interval
         use_distributed_sampler=False,  # windows are dealt to the ranks already
         enable_model_summary=False,
     )
 
 
 def _is_ddp(settings: Mapping[str, Any]) -> bool:
-    """Whether Lightning takes its plain DDP, by name or for want of another."""
+    """True if Lightning takes its plain DDP, by name or by default."""
     devices = settings["devices"]
     count = (
         len(devices) if isinstance(devices, list) else {"auto": torch.cuda.device_count(), -1: 2}.get(devices, devices)
@@ -71,19 +71,19 @@ def _is_ddp(settings: Mapping[str, Any]) -> bool:
 
 
 def audits(cfg: DictConfig) -> list[Audit]:
-    """What compares the kept part of the teacher with all of it, where the config asks for that."""
+    """The audit of kept targets against the whole teacher, where the config has one."""
     audit = cfg.get("targets", {}).get("audit")
     return [] if audit is None or audit.every is None else [Audit(**audit)]
 
 
 def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
-    """Keeps `best.ckpt`, weights only."""
+    """The callback that keeps `best.ckpt`, weights only."""
     return ModelCheckpoint(
         folder.checkpoints,
         "best",
         monitor=cfg.checkpoint.monitor,
         save_weights_only=True,
-        save_on_train_epoch_end=False,  # what Lightning would make of validating at every step
+        save_on_train_epoch_end=False,  # Lightning's default with validation at every step
         save_top_k=1,
         enable_version_counter=False,
     )
@@ -113,9 +113,9 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
     ]
 
 
-def summarise(told: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """The final scores, what they cost and the gap that was closed, in the summary of the W&B run if there is one."""
+def summarise(to: Sequence[Logger], results: Mapping[str, Any]) -> None:
+    """Write final scores, budget and gap closed to the summary of the W&B run, if there is one."""
     pages = {name: results[name] for name in ("scores", "gap_closed", "agreement", "budget")}
-    for logger in told:
+    for logger in to:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(pages)
