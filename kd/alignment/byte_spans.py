@@ -69,7 +69,7 @@ def spans_of(batch: Batch, student: TokenBytes, teacher: TokenBytes) -> Spans:
 
 
 def identity_spans(batch: Batch) -> Spans:
-    """Every row is a span of its own: student and teacher write the same tokens."""
+    """Spans of one row each, where student and teacher have the same tokens."""
     rows = torch.arange(int(batch.student.mask.sum()), device=batch.student.mask.device)
     return Spans(rows, rows + 1, rows, rows + 1, batch.student.mask.nonzero()[:, 0])
 
@@ -80,7 +80,7 @@ def first_rows(spans: Spans) -> Pairs:
 
 
 def with_ends(pairs: Pairs, batch: Batch, student: int, teacher: int) -> Pairs:
-    """The pairs, and at which of them a response ends; `student` and `teacher` are the two end tokens."""
+    """The pairs with a mark where a response ends; `student` and `teacher` are the two end tokens."""
     ours, theirs = (s.labels[s.mask] for s in (batch.student, batch.teacher))
     return pairs._replace(ends=(ours[pairs.student] == student) | (theirs[pairs.teacher] == teacher))
 
@@ -92,7 +92,7 @@ def response_ids(sequences: Sequences) -> list[list[int]]:
 
 
 def written_here(batch: Batch) -> list[bool]:
-    """Whether the student wrote each response in this run: then its text is what a decoder made of the ids."""
+    """True for each response that the student generated in this run, whose text is decoded from its ids."""
     sources = [response.source == "student" for record in batch.records for response in record.responses]
     return sources if len(sources) == len(batch.student.mask) else [False] * len(batch.student.mask)
 

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST = 64  # bytes of a word that is looked for: a bit of a machine word for each
+LONGEST = 64  # bytes of a word that is searched: a bit of a machine word for each
 
 
 class Words:
-    """Words and what they stand for, to be told which are nearest to another one.
+    """Words with an id each, in which the nearest to another word is searched.
 
-    A column of Levenshtein's table is kept as differences, a bit for each byte of the word that is looked for, and all
+    A column of Levenshtein's table is kept as differences, a bit for each byte of the word that is searched, and all
     words take a byte forward together (Myers 1999, doi:10.1145/316542.316550; with distances of whole words, Hyyrö
     2003). Words whose length alone is too different are left out. So the time is at most proportional to the number of
-    words and the length of the one that is looked for, whatever they are.
+    words and the length of the one that is searched, whatever they are.
     """
 
     def __init__(self, words: Mapping[bytes, int]):
@@ -26,7 +26,7 @@ class Words:
             self.letters[: len(word), k] = np.frombuffer(word, dtype=np.uint8)
 
     def nearest(self, word: bytes, bound: int | None, *, otherwise: int) -> int:
-        """What the nearest word stands for (the least of several), or `otherwise` where none is within `bound` edits.
+        """The id of the nearest word (the least of several), or `otherwise` where none is within `bound` edits.
 
         No bound: the shortest word is at most as far away as the longer of the two is long, and a word whose length
         differs by more than that is farther.
@@ -42,7 +42,7 @@ class Words:
         return int(self.ids[first:last][distances == least].min()) if least <= farthest else otherwise
 
     def _distances(self, word: bytes, first: int, last: int) -> NDArray[np.int64]:
-        """To the words `first` to `last`, in order of their lengths."""
+        """The distances to the words `first` to `last`, in order of their lengths."""
         places, top = _places(word), len(word) - 1
         lengths = self.lengths[first:last]
         score = np.full(last - first, len(word), dtype=np.int64)
@@ -60,7 +60,7 @@ class Words:
 
 
 def _places(word: bytes) -> NDArray[np.unsignedinteger]:
-    """For each of the 256 bytes, the places where `word` has it, as bits of the smallest integer that holds them."""
+    """The places of each of the 256 bytes in `word`, as bits of the smallest integer that holds them."""
     size = next(bits for bits in (8, 16, 32, 64) if len(word) <= bits)
     places = [0] * 256
     for k, byte in enumerate(word):

@@ -22,19 +22,21 @@ class MinEdit(SpanAlignment):
     the label alone elsewhere, which is what a further term `sft` does here. What several of the teacher's ids share is
     added up. Distances are between bytes.
 
-    distance: the most edits between an id's spelling and its counterpart's; ids farther from all are not mapped, and
-              their probability is lost. None: no bound, as in FuseLLM (`vocabulary.nearest`).
+    Args:
+        outside: use of the teacher's probability on ids that the student lacks, as in `SpanAlignment`.
+        distance: the most edits between an id's spelling and its counterpart's; ids farther from all are not mapped,
+            and their probability is lost. None: no bound, as in FuseLLM (`vocabulary.nearest`).
     """
 
     provides = frozenset({"logits", "pairs", "id_map"})
-    _warped: tuple[Batch, Pairs] | None = None  # the last batch's: warping is slow, and asked for more than once
+    _warped: tuple[Batch, Pairs] | None = None  # the last batch's: warping is slow, and needed more than once
 
     def __init__(self, *, outside: Outside = "renormalise", distance: Distance = 1):
         super().__init__(outside=outside)
         self.distance = distance
 
     def pairs(self, batch: Batch) -> Pairs:
-        """What the warping sets beside each other, one token to one token."""
+        """The rows that the warping pairs, one token to one token."""
         if self._warped is None or self._warped[0] is not batch:
             self._warped = batch, self._pairs(batch)
         return self._warped[1]

@@ -8,22 +8,22 @@ from kd.types import Batch, ModelOutput, Pairs
 
 
 class Unaligned:
-    """For objectives that need no teacher in the student's coordinates (sft; text and transport objectives)."""
+    """The absence of an alignment, for objectives without a teacher in the student's coordinates (sft, transport)."""
 
     provides: frozenset[str] = frozenset({"pairs"})
     translates = False
     summary = ""
-    ends = (-1, -1)  # the end tokens of student and teacher, once `check` was told them
+    ends = (-1, -1)  # the end tokens of student and teacher, set by `check`
     _paired = (0, 0)  # of the student's response tokens, since the last report: those in a pair, and all
 
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Any two tokenizers will do."""
+        """Accept any two tokenizers."""
         self.ends = end_id(student), end_id(teacher)
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
-        """Nothing survives in the student's coordinates."""
+        """An empty output, for nothing is in the student's coordinates."""
         return ModelOutput()
 
     def pairs(self, batch: Batch) -> Pairs:
@@ -37,6 +37,6 @@ class Unaligned:
         return with_ends(Pairs(*columns(rows, 3, batch)), batch, *self.ends)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """The share of the student's response tokens in a pair (`aligned_tokens`), where pairs were asked for."""
+        """The share of the student's response tokens in a pair (`aligned_tokens`), where pairs were made."""
         (paired, tokens), self._paired = self._paired, (0, 0)
         return {"aligned_tokens": (float(paired), float(tokens))} if tokens else {}

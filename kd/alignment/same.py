@@ -14,7 +14,7 @@ from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
 
 class Same:
-    """Nothing to translate: positions and ids are the same."""
+    """The identity: positions and ids are the same."""
 
     provides = frozenset({"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map", "boundaries"})
     provides |= {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
@@ -24,35 +24,35 @@ class Same:
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Raises ValueError if an id means different tokens, or the two write a conversation differently."""
+        """Raises ValueError if an id means different tokens, or a conversation is tokenized differently."""
         ours, theirs = student.get_vocab(), teacher.get_vocab()
         conflicts = [token for token, i in ours.items() if theirs.get(token, i) != i]
         if conflicts or len(ours.keys() & theirs.keys()) < min(len(ours), len(theirs)):
             example = conflicts[0] if conflicts else next(iter(ours.keys() ^ theirs.keys()))
             raise ValueError(
-                f"alignment=same needs one tokenizer, but student and teacher disagree on {example!r} "
+                f"alignment=same needs one tokenizer, but student and teacher differ in {example!r} "
                 f"({len(ours)} and {len(theirs)} tokens); take alignment=spans, a student "
                 "made from the teacher, or a teacher that shares its tokenizer"
             )
         if not same_text(student, teacher):
             raise ValueError(
-                "alignment=same needs one text, but student and teacher write a conversation in different tokens (chat "
+                "alignment=same needs one text, but student and teacher tokenize a conversation differently (chat "
                 "template or end token); give the student the teacher's tokenizer folder, or take "
                 "alignment=shared_vocabulary, which compares responses only"
             )
         if ids is not None and ids[0] != ids[1]:
             raise ValueError(
-                f"alignment=same needs one vocabulary, but the student knows {ids[0]} ids and the teacher {ids[1]}; "
+                f"alignment=same needs one vocabulary, but the student has {ids[0]} ids and the teacher {ids[1]}; "
                 "take alignment=shared_vocabulary"
             )
         self.size = len(theirs) if ids is None else ids[1]
-        self.tokenizer, self.known = student, sorted({*ours.values()} & {*theirs.values()})
+        self.tokenizer, self.used = student, sorted({*ours.values()} & {*theirs.values()})
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
         """The teacher's output in the student's coordinates.
 
         Where the teacher has read the same response after another prompt, the loss rows are the same and the positions
-        are not: what it says of each position is left out then.
+        are not: its outputs at positions are left out then.
         """
         if batch.teacher.tokens is batch.student.tokens:
             return native
@@ -60,25 +60,25 @@ class Same:
         return replace(native, logprobs=logprobs, hidden=None, attentions=None, qkv=None)
 
     def spans(self, batch: Batch) -> Spans:
-        """Every row is a span of its own."""
+        """Spans of one row each."""
         return identity_spans(batch)
 
     def pairs(self, batch: Batch) -> Pairs:
-        """Every row beside itself."""
+        """Pairs of each row with itself."""
         end = end_id(self.tokenizer)
         return with_ends(first_rows(identity_spans(batch)), batch, end, end)
 
     def id_map(self, batch: Batch) -> Int[Tensor, " U"]:
-        """Every id stands for itself."""
+        """The map of each id to itself."""
         return arange(self.size, device=batch.student.mask.device)
 
     def shared_ids(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:
-        """Ids that are in use, twice."""
-        ids = tensor([i for i in self.known if i < self.size])
+        """The ids in use, twice."""
+        ids = tensor([i for i in self.used if i < self.size])
         return ids, ids
 
     def boundaries(self, batch: Batch) -> Boundaries:
-        """Of the one tokenizer. Raises ValueError for one whose tokens are no pieces of a text's bytes."""
+        """The boundaries of the tokenizer. Raises ValueError where its tokens are no pieces of a text's bytes."""
         ids = token_bytes(self.tokenizer).boundary[: self.size].to(batch.student.mask.device)
         return Boundaries(ids, ids)
 

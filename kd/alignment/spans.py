@@ -18,20 +18,21 @@ Outside = Literal["renormalise", "spread"]
 
 
 class SpanAlignment:
-    """Minimal spans: the shortest stretches of a response that both tokenizers cut out, told by their bytes.
+    """Minimal spans: the shortest stretches of a response that both tokenizers cut out, found by their bytes.
 
-    In the student's coordinates the teacher says
+    In the student's coordinates the teacher has
     logits:   at spans of one token on both sides, if these stand for each other. There, both have read the same text,
-              and both name what comes next by one id. Ids are mapped by their bytes.
+              and both have one id for what comes next. Ids are mapped by their bytes.
     logprobs: at all spans. The teacher's log-likelihood of a span is shared evenly among the student's tokens of it,
               so that sums over spans are the teacher's. Rows in no span have 0: terms on whole responses are refused.
-    `covered` are the rows of the former where logits are asked for, else those of the latter.
+    `covered` are the rows of the former where logits are required, else those of the latter.
 
     The prompt takes no part: templates, special tokens and a beginning token may differ.
 
-    outside: what becomes of the teacher's probability on ids that the student does not have. `renormalise`: the
-             teacher is asked given that it names a shared id. `spread`: it falls evenly on all of the student's ids.
-             Reported as `lost_teacher_mass`, a share per compared row, in any case.
+    Args:
+        outside: use of the teacher's probability on ids that the student does not have. `renormalise`: the teacher is
+            conditioned on the shared ids. `spread`: it falls evenly on all of the student's ids. It is logged as
+            `lost_teacher_mass`, a share per compared row, in any case.
     """
 
     provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map", "boundaries"})
@@ -45,7 +46,7 @@ class SpanAlignment:
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Learn the two tokenizers. `ids`: how many ids the heads of student and teacher know.
+        """Read the two tokenizers. `ids`: the numbers of ids of the student's and the teacher's heads.
 
         Raises ValueError for tokenizers that share no token, or whose tokens are no pieces of a text's bytes.
         """
@@ -102,12 +103,12 @@ class SpanAlignment:
         return self.map.to(batch.student.mask.device)
 
     def shared_ids(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:
-        """Ids of the student, and the teacher's that they stand for."""
+        """Ids of the student, and their counterparts of the teacher."""
         theirs = (self.map != NOWHERE).nonzero()[:, 0]
         return self.map[theirs], theirs
 
     def boundaries(self, batch: Batch) -> Boundaries:
-        """Of both tokenizers, up to the ids that the heads know."""
+        """The boundaries of both tokenizers, up to the ids of the heads."""
         sides = ((self.student, self.size), (self.teacher, len(self.map)))
         return Boundaries(*(tokens.boundary[:size].to(batch.student.mask.device) for tokens, size in sides))
 
@@ -119,7 +120,7 @@ class SpanAlignment:
         return {name: (float(total), float(count)) for name, (total, count) in report.items()}
 
     def forbidden(self) -> int:
-        """How many of the student's ids get no probability of the teacher: none, where lost mass falls on them all."""
+        """The number of the student's ids without probability of the teacher: 0, where lost mass falls on them all."""
         found = set(self.map.tolist())
         return 0 if self.outside == "spread" and NOWHERE in found else self.size - len(found - {NOWHERE})
 
@@ -127,7 +128,7 @@ class SpanAlignment:
         return _inside(self.spans(batch), n)
 
     def _beside(self, batch: Batch) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-        """Rows of both that hold one token beside one token."""
+        """Rows of both with one token beside one token."""
         spans = self.spans(batch)
         single = (spans.end - spans.start == 1) & (spans.teacher_end - spans.teacher_start == 1)
         return spans.start[single], spans.teacher_start[single]
@@ -144,7 +145,7 @@ class SpanAlignment:
 
 
 def _inside(spans: Spans, n: int) -> Tensor:
-    """`[n]`: the rows that belong to a span."""
+    """Mark `[n]` of the rows that belong to a span."""
     steps = torch.zeros(n + 1, dtype=torch.long, device=spans.start.device)
     steps.index_add_(0, spans.start, torch.ones_like(spans.start))
     steps.index_add_(0, spans.end, -torch.ones_like(spans.end))

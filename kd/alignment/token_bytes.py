@@ -1,4 +1,4 @@
-"""What each id of a tokenizer writes, in bytes: the coordinates that all tokenizers share."""
+"""The bytes of each id of a tokenizer: the coordinates that all tokenizers share."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ class TokenBytes:
     special:  ids that a decoder leaves out, the end token among them.
     end:      the id that ends a response.
     strips:   True where the decoder takes one space away from the beginning of a response (SentencePiece's prefix).
-    around:   what the chat template writes before and after a response, which is no text of the response.
+    around:   the chat template's bytes before and after a response, which are no text of the response.
     """
 
     pieces: tuple[bytes | None, ...]
@@ -37,7 +37,7 @@ class TokenBytes:
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
-        """The id that writes these bytes; of several (a byte of its own, and a byte for lack of a token) the lowest
+        """The id of each piece of bytes; of several (a byte of its own, and a byte for lack of a token) the lowest
         that is spelled plainly."""
         order = sorted(range(len(self.pieces)), key=self.preference, reverse=True)
         return {piece: i for i in order if (piece := self.pieces[i])}
@@ -52,11 +52,11 @@ class TokenBytes:
         return torch.tensor(begin)
 
     def preference(self, i: int) -> tuple[bool, int]:
-        """Ids in the order in which they speak for their bytes: plain spellings first, then low ids."""
+        """The order of ids that share their bytes: plain spellings first, then low ids."""
         return _is_byte_token(self.spelled[i]), i
 
     def of(self, ids: list[int], *, silent: bool) -> list[bytes]:
-        """The bytes of a response's tokens. `silent`: special tokens write nothing, as in a text that was decoded."""
+        """The bytes of a response's tokens. `silent`: special tokens have none, as in decoded text."""
         written = [b"" if silent and i in self.special and i != self.end else self.pieces[i] or b"" for i in ids]
         if self.strips and written and written[0].startswith(b" "):
             written[0] = written[0][1:]
@@ -79,7 +79,7 @@ def _without(pieces: list[bytes], count: int) -> list[bytes]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
-    """Read from the tokenizer's own description.
+    """The bytes of a tokenizer, read from its own description.
 
     Raises ValueError for a tokenizer whose tokens are no bytes of the text (WordPiece drops spaces), or which has no
     description.

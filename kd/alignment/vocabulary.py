@@ -1,4 +1,4 @@
-"""Which id of the student each id of the teacher stands for."""
+"""The student's id for each id of the teacher."""
 
 from functools import lru_cache
 from typing import Annotated
@@ -16,7 +16,7 @@ Distance = Annotated[int, Field(ge=0)] | None
 
 
 def same_bytes(student: TokenBytes, teacher: TokenBytes) -> Int[Tensor, " U"]:
-    """The student's id that writes the same bytes as each of the teacher's ids, or `NOWHERE`.
+    """The student's id with the same bytes as each of the teacher's ids, or `NOWHERE`.
 
     End tokens stand for each other. A special token and a plain one never do, nor do two that are spelled alike but
     are special on one side only. Of several ids with the same bytes, those that are spelled alike go together.
@@ -42,7 +42,7 @@ def _alike(student: TokenBytes, ours: int, teacher: TokenBytes, theirs: int) -> 
     return (ours in student.special) == (theirs in teacher.special)
 
 
-@lru_cache(maxsize=4)  # a run asks once before weights are read, and once when it is built; a sweep asks for each job
+@lru_cache(maxsize=4)  # called before weights are read, and when a run is built; in a sweep for each job
 def nearest(
     student: TokenBytes, teacher: TokenBytes, *, distance: Distance = 1, shortest: int = 3
 ) -> Int[Tensor, " U"]:

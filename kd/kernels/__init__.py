@@ -1,4 +1,4 @@
-"""Evaluating row-wise terms without ever holding all logits."""
+"""Evaluation of row-wise terms without all logits in memory."""
 
 from kd.kernels.chunks import over_chunks
 

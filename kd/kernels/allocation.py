@@ -1,4 +1,4 @@
-"""Keeping freed memory: on Linux, glibc maps every tensor above 32 MiB anew and returns it when it is freed.
+"""Freed memory that stays with the process: on Linux, glibc maps a tensor above 32 MiB, and unmaps it when it is freed.
 
 The logits of a chunk, and the gradients of a head, are such tensors; a step made of page faults took 17-52 % more
 processor time in a benchmark of `over_chunks` (512 rows, 49 152 ids) than one whose memory stays.
@@ -12,7 +12,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed, up to the peak, for this process. False where there is no glibc."""
+    """Make glibc keep what this process frees, up to the peak. False where there is no glibc."""
     if sys.platform != "linux":
         return False
     try:

@@ -43,7 +43,7 @@ def over_chunks(
 
     terms:   name -> row-wise objective (`kd.signals.is_row_wise`).
     student: hidden states of the loss rows and the head; both get gradients.
-    signals: what the terms ask for beside the student's logits and log-probabilities. `*_logits` are
+    signals: what the terms require beside the student's logits and log-probabilities. `*_logits` are
              `Logits` or `SparseLogits` (which terms see as K + 1 classes); other tensors have n rows; anything
              else is passed on as it is.
     weights: name -> final weight of each row.
@@ -52,15 +52,15 @@ def over_chunks(
     """
     chunk = chunk or chunk_rows(student.size, product_dtype(student.hidden))
     values: dict[str, Tensor] = {}  # whole from the first piece on: what is kept of each would break up freed memory
-    asked = frozenset().union(*wanted.values())
+    required = frozenset().union(*wanted.values())
     signals = {name: signal.cast() if hasattr(signal, "cast") else signal for name, signal in signals.items()}
 
     def others(logits: Tensor, rows: slice) -> dict[str, Any]:
-        return _chunk_signals(logits, rows, signals, asked - {"student_logprobs"})
+        return _chunk_signals(logits, rows, signals, required - {"student_logprobs"})
 
     def evaluate(logits: Tensor, others: Mapping[str, Any], rows: slice) -> Tensor:
         supply = {**others, "student_logits": logits}
-        if "student_logprobs" in asked:
+        if "student_logprobs" in required:
             supply["student_logprobs"] = label_logprobs(logits, signals["labels"][rows])
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for name, term in terms.items():
@@ -87,13 +87,13 @@ def chunk_rows(vocabulary: int, dtype: torch.dtype) -> int:
 
 
 def slices(n: int, chunk: int) -> Iterator[slice]:
-    """0..n in pieces of `chunk`."""
+    """Slices of 0..n in pieces of `chunk`."""
     return (slice(start, min(start + chunk, n)) for start in range(0, n, chunk))
 
 
-def _chunk_signals(logits: Tensor, rows: slice, signals: Mapping[str, Any], asked: frozenset[str]) -> dict:
+def _chunk_signals(logits: Tensor, rows: slice, signals: Mapping[str, Any], required: frozenset[str]) -> dict:
     supply: dict[str, Any] = {"student_logits": logits}
-    for name in asked - supply.keys():
+    for name in required - supply.keys():
         signal = signals[name]
         if isinstance(signal, SparseLogits):
             supply[name] = signal[rows]
@@ -158,7 +158,7 @@ class _GradientInForward(torch.autograd.Function):
 def _value_and_gradient(
     terms: tuple[Callable, Callable], z: Tensor, head: Head, rows: slice, needs_gradient: bool
 ) -> Tensor:
-    """The terms' weighted sum over one chunk; its gradient takes the place of `z`, which nobody needs any more."""
+    """The terms' weighted sum over one chunk; its gradient takes the place of `z`, which is not needed any more."""
     others, evaluate = terms
     given = others(z, rows)
     total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))

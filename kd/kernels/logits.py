@@ -1,4 +1,4 @@
-"""Logits that are not there until somebody asks for some of their rows.
+"""Logits whose rows are computed where they are needed.
 
 A vocabulary of 50k-250k makes `[n, V]` the largest tensor of a step by far; a row exists only inside a chunk.
 """
@@ -83,7 +83,7 @@ class HeadLogits:
 
 
 def product_dtype(hidden: Float[Tensor, "n D"]) -> torch.dtype:
-    """What `hidden` is multiplied in: autocast's choice where it is on."""
+    """The dtype in which `hidden` is multiplied: autocast's choice where it is on."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
@@ -98,7 +98,7 @@ def project(
 
 
 def finish(z: Float[Tensor, "c V"], head: Head) -> Float[Tensor, "c V"]:
-    """What an architecture does to its logits after the projection: scale (Granite, Cohere), soft cap (Gemma 2)."""
+    """The logits after the projection, with the architecture's scale (Granite, Cohere) and soft cap (Gemma 2)."""
     if head.scale != 1.0:
         z = z * head.scale
     if head.soft_cap is not None:

@@ -17,10 +17,10 @@ class MappedLogits:
     source: `m` rows over U ids.
     ids:    this vocabulary's id of each of those ids, -1 where there is none. What several ids share is added up.
     size:   ids of this vocabulary.
-    where:  the source's row of each row, -1 where there is none: those are uniform, and nobody should look.
+    where:  the source's row of each row, -1 where there is none: those are uniform, and not to be used.
     spread: the probability of ids without a counterpart falls evenly on all ids. False: it is left out, so that a
             softmax renormalises what remains.
-    report: takes the summed lost probability, and the number, of the rows that were made.
+    report: called with the summed lost probability, and the number, of the rows that were made.
     """
 
     source: Logits
@@ -60,16 +60,16 @@ def _mapped(
     z: Float[Tensor, "c U"], ids: Int[Tensor, " U"], size: int
 ) -> tuple[Float[Tensor, "c V"], Float[Tensor, " c"]]:
     """Logits under new ids, -inf where no old id leads, and the probability of the ids that lead nowhere."""
-    known = (ids >= 0).nonzero()[:, 0]
-    targets = ids[known]
-    kept = z if len(known) == len(ids) else z[:, known]
+    mapped = (ids >= 0).nonzero()[:, 0]
+    targets = ids[mapped]
+    kept = z if len(mapped) == len(ids) else z[:, mapped]
     made = z.new_full((len(z), size), -torch.inf)
     if len(targets.unique()) == len(targets):
         made[:, targets] = kept
     else:
         top = kept.amax(-1, keepdim=True)
         made = (z.new_zeros(len(z), size).index_add_(1, targets, (kept - top).exp())).log_() + top
-    if len(known) == len(ids):
+    if len(mapped) == len(ids):
         return made, z.new_zeros(len(z))
-    outside = z.index_fill(1, known, -torch.inf).logsumexp(-1) - z.logsumexp(-1)
+    outside = z.index_fill(1, mapped, -torch.inf).logsumexp(-1) - z.logsumexp(-1)
     return made, outside.exp()

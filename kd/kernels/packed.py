@@ -1,4 +1,4 @@
-"""Products with a matrix that stays the same for many small batches, as when text is written token by token."""
+"""Products with a matrix that stays the same for many small batches, as when text is generated token by token."""
 
 import torch
 from jaxtyping import Float

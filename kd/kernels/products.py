@@ -1,4 +1,4 @@
-"""Matrix products: by the faster of two libraries, and in full precision whatever autocast says.
+"""Matrix products: by the faster of two libraries, and in full precision under any autocast.
 
 For float32 on the CPU torch calls MKL, which on AMD processors leaves their widest vector units idle; oneDNN, which
 torch carries for other types, does not: 1.1-2.2 times as many products per second, by processor and shape.
@@ -28,10 +28,10 @@ def times(
 
 
 def faster_linear(device: torch.device) -> AbstractContextManager:
-    """While it lasts, large `linear` layers in float32 are multiplied by the faster library; not what a gradient goes
-    back through, but the gradient.
+    """A context in which the faster library multiplies large `linear` layers in float32 where no gradient is recorded,
+    and the gradients themselves.
 
-    It adds up a row in one go, and rounds more for that: through the layers of a student this comes to 1.2e-5 of a
+    It sums a row in one piece, and rounds more for that: through the layers of a student this comes to 1.2e-5 of a
     small gradient in a benchmark, where torch's own products have 8e-6.
     """
     return _FasterLinear() if device.type == "cpu" and onednn_is_faster() else nullcontext()
@@ -85,7 +85,7 @@ def _onednn(x: Float[Tensor, "... D"], weight: Float[Tensor, "m D"], bias: Tenso
 
 @lru_cache
 def onednn_is_faster() -> bool:
-    """By the processor's maker and not by a stopwatch, so that a run goes on as it began."""
+    """True on AMD's processors: by the maker and not by timing, so that a run continues as it began."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     described = Path("/proc/cpuinfo")

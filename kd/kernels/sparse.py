@@ -1,9 +1,9 @@
-r"""Teacher targets that know K ids of each row and, of the rest, its mass.
+r"""Teacher targets that hold K ids of each row and, of the rest, its mass.
 
 Student and teacher are mapped to the same K + 1 classes, the K held ids and everything else, inside the chunk: a term
-of `student_logits` and `teacher_logits` is then called on `[c, K + 1]` and needs no word about sparsity. The class
+of `student_logits` and `teacher_logits` is then called on `[c, K + 1]` and needs no code for sparsity. The class
 "everything else" has the logit log sum exp of the logits that are not held, so that softmax over the classes gives
-exactly the probabilities of the ids, and of their union. What the teacher says of the last class is the tail rule:
+exactly the probabilities of the ids, and of their union. The teacher's part in the last class is set by the tail rule:
 
 `tail_bucket`  its mass outside the K ids. Both sides are distributions over K + 1 classes, so every divergence has a
                meaning, and an f-divergence is never larger than on the full vocabulary (data processing) and grows
@@ -79,26 +79,26 @@ class SparseLogits:
         return _Classes.apply(wide / self.temperature, self.ids) * self.temperature
 
     def everything(self) -> Float[Tensor, "n C"]:
-        """What the teacher is known to say: log p on the classes, times the temperature."""
+        """The teacher's log p on the classes, times the temperature."""
         held = self.logprobs.masked_fill(self.ids == EMPTY, -math.inf)
         return torch.cat([held, self.tail[:, None]], 1) * self.temperature
 
     def target(self) -> Float[Tensor, "n C"]:
-        """What a term is told of the teacher under `rule`, as logits of the classes."""
+        """The teacher under `rule`, as logits of the classes."""
         if self.rule == "tail_bucket":
             return self.everything()
         log_weights = self.log_weights() * self.temperature
         return torch.cat([log_weights, torch.full_like(log_weights[:, :1], -math.inf)], 1)
 
     def log_weights(self) -> Float[Tensor, "n K"]:
-        """log of what stands in place of p, -inf where the id is EMPTY."""
+        """The log of the weights in place of p, -inf where the id is EMPTY."""
         if self.weights is not None:
             return self.weights.log()
         return self.logprobs.masked_fill(self.ids == EMPTY, -math.inf)
 
 
 def evaluated(term: Callable, given: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Values and metrics of `term(**given)`; where it is given sparse rows, on their classes and under their rule."""
+    """Values and metrics of `term(**given)`; with sparse rows, on their classes and under their rule."""
     sparse = next((signal for signal in given.values() if isinstance(signal, SparseLogits)), None)
     if sparse is None:
         return separated(term(**given))
@@ -112,9 +112,9 @@ def evaluated(term: Callable, given: Mapping[str, Any]) -> tuple[Tensor, dict[st
 
 @torch.no_grad()
 def _of_weights(term: Callable, given: Mapping[str, Any], sparse: SparseLogits) -> Tensor:
-    """What a divergence of the normalised weights w~ holds beside log p - log q: KL(w~ || p). 0 for a cross-entropy.
+    """The part of a divergence of the normalised weights w~ beside log p - log q: KL(w~ || p); 0 for a cross-entropy.
 
-    Told apart by p against itself, which is no cross-entropy's zero but where p is certain, and both are the same.
+    The two are distinguished at p against itself, where a cross-entropy is 0 only if p is certain, and both agree.
     """
     p = sparse.everything().to(given["student_logits"])
     teachers = [name for name, signal in given.items() if name.endswith("teacher_logits")]

@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def check_heads(student: int | None, teacher: int | None) -> None:
-    """Raises ValueError if two models do not have as many attention heads. None: not known yet."""
+    """Raises ValueError if two models do not have as many attention heads. None: not given yet."""
     if student is not None and teacher is not None and student != teacher:
         raise ValueError(
             f"heads are compared one to one, but the student has {student} attention heads and the teacher {teacher}; "

@@ -1,7 +1,7 @@
 """A divergence on some of the tokens.
 
 `selected` multiplies the values of any divergence by a rule's weights, 0 to 1 a row, constants to the gradient. The
-denominator stays what `reduction` says, all response tokens and not those chosen: so terms, micro-batches and ranks
+denominator stays that of `reduction`, all response tokens and not those chosen: so terms, micro-batches and ranks
 still add up, and a rule that keeps a tenth of the tokens makes the term about ten times smaller (raise `weight` if
 that is not wanted).
 

@@ -164,7 +164,7 @@ def _between(
     p: Float[Tensor, " S"], q: Float[Tensor, " S"], divergence: Callable, temperature: float
 ) -> Float[Tensor, " S"]:
     """The divergence of log-likelihoods, each as one of two classes."""
-    # a difference of one nat is one of 1/tau here, and its divergence 1/tau^2: below what float32 can tell apart
+    # a difference of one nat is one of 1/tau here, and its divergence 1/tau^2: below float32's resolution
     return divergence(_binary(q.double() / temperature), _binary(p.double() / temperature)).to(q.dtype)
 
 

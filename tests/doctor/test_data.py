@@ -144,7 +144,7 @@ def test_two_tokenizers_under_alignment_same_fail_and_are_examined_all_the_same(
         code, text = diagnosis(cfg, shown=1)
     assert code == 1
     assert line(text, "alignment").startswith("FAIL")
-    assert "disagree on 'a'" in line(text, "alignment") or "disagree on 'b'" in line(text, "alignment")
+    assert "differ in 'a'" in line(text, "alignment") or "differ in 'b'" in line(text, "alignment")
     assert text.count("predicted at") == 2
     assert line(text, "rows").startswith("FAIL")
     assert line(text, "self-test").startswith("PASS")
