@@ -1,6 +1,6 @@
-"""`python tests/preparation_worker.py CONFIG LOG`: asks for what CONFIG prepares, in a process of its own.
+"""`python tests/preparation_worker.py CONFIG LOG`: makes what CONFIG prepares, in a process of its own.
 
-Whoever trains waits until two processes have found nothing in the cache, so that they do ask at once.
+The training waits until two processes have found nothing in the cache, so that they do start at once.
 """
 
 import os
@@ -21,19 +21,19 @@ if __name__ == "__main__":
     config, log = Path(sys.argv[1]), Path(sys.argv[2])
     make = preparation._make
 
-    def asked(*arguments) -> None:
-        (log / f"asked.{os.getpid()}").touch()
+    def waited(*arguments) -> None:
+        (log / f"waiting.{os.getpid()}").touch()
         make(*arguments)
 
     def train(cfg: DictConfig, run: RunFolder, export_to: Path) -> None:
         (log / f"trained.{os.getpid()}").touch()
         deadline = time.monotonic() + 60
-        while len(list(log.glob("asked.*"))) < 2:
-            assert time.monotonic() < deadline, "nobody else asks"
+        while len(list(log.glob("waiting.*"))) < 2:
+            assert time.monotonic() < deadline, "no other process came"
             time.sleep(0.01)
         train_only(cfg, run, export_to)
 
-    preparation._make = asked
+    preparation._make = waited
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         made = preparation.prepared(OmegaConf.load(config), train)
     print(made.teacher.model.source.address)

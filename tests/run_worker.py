@@ -1,7 +1,7 @@
 """`python tests/run_worker.py JOBS`: the fits of a json list, one after another, in a process of their own.
 
 A job is what `tests.runs.job` makes. With `trainer=ddp_cpu` Lightning starts this script again as the second rank. A
-job that is told to stop ends the process with its exit code.
+job with a signal to stop ends the process with its exit code.
 """
 
 import faulthandler

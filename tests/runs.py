@@ -41,7 +41,7 @@ DROPOUT = "+student.model.architecture.attention_dropout=0.2"  # the one dropout
 STEPS = 10
 SMALL = [
     *(f"{role}.model.architecture.{name}={value}" for role in ("teacher", "student") for name, value in SIZE.items()),
-    "+teacher.model.architecture.initializer_range=0.3",  # a teacher that says something
+    "+teacher.model.architecture.initializer_range=0.3",  # a teacher with distinct predictions
     "+student.model.architecture.initializer_range=0.1",
     "teacher.model.architecture.num_hidden_layers=1",
     "student.model.architecture.num_hidden_layers=1",
@@ -127,11 +127,11 @@ def in_processes(*jobs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        told = process.communicate(timeout=300)
+        outputs = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(f"still running after 300 seconds:\n{process.communicate()[1][-8000:]}") from None
-    return subprocess.CompletedProcess(command, process.returncode, *told)
+    return subprocess.CompletedProcess(command, process.returncode, *outputs)
 
 
 def job(path: Path, *overrides: str, synchronised: bool = True, **nodes: Any) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class Paced(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("pace", torch.ones((), dtype=torch.float64))
-        self.told: list[tuple[float, int]] = []
+        self.means: list[tuple[float, int]] = []
 
     def forward(
         self, student_logprobs: Float[Tensor, "*n"], reference_logprobs: Float[Tensor, "*n"]
@@ -263,7 +263,7 @@ class Paced(nn.Module):
         return (gap + 1) * self.pace.to(student_logprobs.dtype), {"gap": gap}
 
     def after_step(self, value: float, progress: Progress) -> None:
-        self.told.append((value, progress.step))
+        self.means.append((value, progress.step))
         self.pace.mul_(1 + 0.1 * value)
 
     def take_report(self) -> dict[str, tuple[float, float]]:

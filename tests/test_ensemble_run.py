@@ -87,8 +87,8 @@ def test_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     cfg = composed(*SMALL, f"run.root={tmp_path}")
     experiment.run(cfg, Job([]))
-    told = capsys.readouterr().out
-    assert told.count("preparing the teacher.members.") == 2
+    output = capsys.readouterr().out
+    assert output.count("preparing the teacher.members.") == 2
     assert len([folder for folder in (tmp_path / "cache/prepared").iterdir() if (folder / "config.json").exists()]) == 2
     folder = Plan.of(cfg).folder
     results = folder.results()
@@ -118,7 +118,7 @@ class TwoTeachers(Toy):
 
 
 class AThird(TwoTeachers):
-    """One of them names a teacher whom nobody knows."""
+    """One of them names an unknown teacher."""
 
     names = ("first", "third")
 

@@ -92,7 +92,7 @@ def cut_and_whole_differ_in(tmp_path, stopped: int, *settings: str) -> list[str]
 
 @pytest.mark.parametrize("stopped", [3, 5])
 def test_reports_resume(vocabulary, tmp_path, stopped):
-    """What validation aligned is told with validation, and a resumed run tells what the uninterrupted one does."""
+    """The share that validation aligned is logged with validation, and a resumed run logs what the uninterrupted one does."""
     assert cut_and_whole_differ_in(tmp_path, stopped, vocabulary, "fkl", "spans", "optim.steps=6") == []
     assert "3,validation,matched_tokens" in runs.metrics(tmp_path / "whole")
 
@@ -102,7 +102,7 @@ PSEUDO_INVERSE = "objective.dskd.loss.start=pseudo_inverse"
 
 @pytest.mark.parametrize("alignment", ["spans", "same"])
 def test_projections_begin_with_what_both_heads_say(vocabulary, alignment):
-    """At the ids that both tokenizers know; a checkpoint's own replace them."""
+    """At the ids that both tokenizers have; a checkpoint's own replace them."""
     overrides = [] if alignment == "spans" else ["teacher.model.tokenizer=${student.model.tokenizer}"]
     cfg = config(vocabulary, "dskd", alignment, PSEUDO_INVERSE, *overrides)
     parts = build(cfg)
@@ -131,16 +131,16 @@ def test_projections_that_have_learnt_are_not_begun_again(vocabulary, tmp_path):
 
 @pytest.mark.parametrize(("objective", "alignment"), POINTS)
 def test_the_student_learns(vocabulary, tmp_path, objective, alignment):
-    """The loss falls, and the run tells how much it could compare."""
+    """The loss falls, and the run logs how much it could compare."""
     cfg = config(vocabulary, objective, alignment, "optim.steps=12", "log_every=4", "checkpoint.validate=12")
     check(cfg)
     runs.train(cfg, tmp_path)
-    told = runs.metrics(tmp_path)
-    assert float(told["12,train,loss"]) < float(told["4,train,loss"])
+    logged = runs.metrics(tmp_path)
+    assert float(logged["12,train,loss"]) < float(logged["4,train,loss"])
     if alignment != "none":
-        assert 0 < float(told["12,train,aligned_tokens"]) <= 1
-    assert float(told["12,validation,bits_per_byte"]) > 0
-    assert ("12,validation,forward_kl" in told) == (alignment != "none")
+        assert 0 < float(logged["12,train,aligned_tokens"]) <= 1
+    assert float(logged["12,validation,bits_per_byte"]) > 0
+    assert ("12,validation,forward_kl" in logged) == (alignment != "none")
 
 
 @pytest.fixture(scope="module", params=POINTS, ids="-".join)
@@ -248,9 +248,9 @@ def words(vocabulary, objective, alignment) -> list[str]:
 
 def test_the_doctor_tells_how_much_is_compared(vocabulary, capsys):
     assert doctor([*words(vocabulary, "fkl", "spans"), "-n", "1"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "aligned tokens" in told
-    assert "have a counterpart among the student's" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "aligned tokens" in printed
+    assert "have a counterpart among the student's" in printed
 
 
 def test_a_whole_run_leaves_agreement_out_and_says_so(vocabulary, tmp_path, capsys):
@@ -320,9 +320,9 @@ def test_a_student_with_smollm2s_tokens_learns_from_gemma(tmp_path):
     spans = parts.module.alignment.spans(batch)
     assert spans.end[-1] == batch.student.mask.sum()
     assert torch.equal(spans.start[1:], spans.end[:-1])
-    told = runs.metrics(tmp_path)
-    assert float(told["12,train,aligned_tokens"]) > 0.5
-    assert float(told["12,validation,forward_kl"]) < float(told["0,validation,forward_kl"])
+    logged = runs.metrics(tmp_path)
+    assert float(logged["12,train,aligned_tokens"]) > 0.5
+    assert float(logged["12,validation,forward_kl"]) < float(logged["0,validation,forward_kl"])
 
 
 def test_the_points_are_all_the_objectives_of_two_tokenizers():

@@ -59,11 +59,11 @@ def steps(tmp_path_factory):
 
 def test_weights_by_hand(steps):
     """They are logged under the number of steps done."""
-    told = runs.metrics(steps[0])
+    logged = runs.metrics(steps[0])
     for step, weights in enumerate(BY_HAND, start=1):
         for name in ("fkl", "crowded", "squared"):
-            assert float(told[f"{step},train,{name}_weight"]) == pytest.approx(weights[name], rel=1e-12)
-    assert "1,train,sft_weight" not in told
+            assert float(logged[f"{step},train,{name}_weight"]) == pytest.approx(weights[name], rel=1e-12)
+    assert "1,train,sft_weight" not in logged
 
 
 def test_gradients_are_those_of_the_terms_weighed_by_hand(steps):
@@ -86,9 +86,9 @@ def test_gradients_are_those_of_the_terms_weighed_by_hand(steps):
 # ---- silence ---------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_is_asked_for_a_silent_term(tmp_path):
+def test_no_model_is_read_for_a_silent_term(tmp_path):
     """The teacher is read in the first half alone; that half is what it cost."""
-    told = {}
+    cost = {}
     for name, weight in {"half": SOONER, "all": 1.0}.items():
         objective = {"sft": runs.term(cross_entropy), "fkl": runs.term(forward_kl, weight)}
         cfg = runs.config(*FOUR, "optim.window=24", objective=objective)  # all records in each step
@@ -101,8 +101,8 @@ def test_nobody_is_asked_for_a_silent_term(tmp_path):
         fit(cfg, parts, runs.started(tmp_path / name))
         hook.remove()  # jobs of one process share their teacher
         assert read == ({0, 1} if name == "half" else {0, 1, 2, 3})
-        told[name] = parts.module.budget.teacher_tokens
-    assert told["half"] * 2 == told["all"] > 0
+        cost[name] = parts.module.budget.teacher_tokens
+    assert cost["half"] * 2 == cost["all"] > 0
 
 
 def test_a_mean_is_over_the_steps_that_were_not_silent(steps, tmp_path):
@@ -112,16 +112,16 @@ def test_a_mean_is_over_the_steps_that_were_not_silent(steps, tmp_path):
     assert "2,train,squared" not in single
     mean = (float(single["3,train,squared"]) + float(single["4,train,squared"])) / 2
     runs.train(runs.config(*FOUR[:-1], "log_every=4", objective=MOVING), tmp_path)
-    told = runs.metrics(tmp_path)
-    assert float(told["4,train,squared"]) == pytest.approx(mean, rel=1e-9)
-    assert float(told["4,train,squared_weight"]) == 0.5
-    assert float(told["4,train,crowded_weight"]) == pytest.approx((8 + 4 + 2 + 1) / 4)
+    logged = runs.metrics(tmp_path)
+    assert float(logged["4,train,squared"]) == pytest.approx(mean, rel=1e-9)
+    assert float(logged["4,train,squared_weight"]) == 0.5
+    assert float(logged["4,train,crowded_weight"]) == pytest.approx((8 + 4 + 2 + 1) / 4)
     fkl = sum(float(single[f"{step},train,fkl"]) for step in range(1, 5)) / 4
-    assert float(told["4,train,fkl"]) == pytest.approx(fkl, rel=1e-9)
+    assert float(logged["4,train,fkl"]) == pytest.approx(fkl, rel=1e-9)
 
 
-def test_a_silent_term_is_told_nothing_and_its_parameters_stay(tmp_path):
-    """Before it speaks; they are in the optimizer and in the checkpoint all the while."""
+def test_a_silent_term_takes_no_mean_and_its_parameters_stay(tmp_path):
+    """While it is silent; they are in the optimizer and in the checkpoint all the while."""
     objective = {"sft": runs.term(cross_entropy), "scaled": runs.term(runs.Rescaled, LATER, lr=0.1)}
     objective["paced"] = runs.term(runs.Paced, LATER)
     cfg = runs.config(*FOUR, objective=objective)
@@ -136,7 +136,7 @@ def test_a_silent_term_is_told_nothing_and_its_parameters_stay(tmp_path):
     fit(cfg, parts, runs.started(tmp_path))
     assert scales[:2] == [start, start]
     assert len({start, *scales}) == 3
-    assert [step for _, step in parts.module.objective["paced"].loss.told] == [3, 4]
+    assert [step for _, step in parts.module.objective["paced"].loss.means] == [3, 4]
     assert len(runs.checkpoint(tmp_path)["optimizer_states"]) == 2
 
 
@@ -156,7 +156,7 @@ RESUMED = {**MOVING, "paced": runs.term(runs.Paced, SOONER), "scaled": runs.term
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """A whole run, and one that was stopped after step 7: the two later terms have spoken once since the last log."""
+    """A whole run, and one that was stopped after step 7: the two later terms were active once since the last log."""
     root = tmp_path_factory.mktemp("halves")
     for name, signals in {"whole": [], "cut": [(7, 0, "SIGTERM")]}.items():
         went(root / name, *signals)
@@ -216,9 +216,9 @@ def test_a_bad_weight_is_refused_in_one_sentence(weights, sentence):
     cfg = runs.config(f"objective=[{','.join(weights)}]")
     for name, weight in weights.items():
         cfg.objective[name].weight = weight
-    with pytest.raises(ValueError, match=re.escape(sentence)) as told:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as raised:
         check(cfg)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_terms_may_take_turns():

@@ -161,7 +161,7 @@ def test_two_processes_that_ask_at_once_get_one_checkpoint(tmp_path: Path, cache
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert len(list(tmp_path.glob("asked.*"))) == 2
+    assert len(list(tmp_path.glob("waiting.*"))) == 2
     assert len(list(tmp_path.glob("trained.*"))) == 1
     addresses = {out.splitlines()[-1] for out, _ in outputs}
     assert addresses == {f"local:{folder}" for folder in checkpoints(cache)}

@@ -84,7 +84,7 @@ def test_what_stands_in_the_padding_and_under_the_mask_changes_nothing(parts):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_masked_equals_sliced(parts, reduction):
-    """A response whose mask is False everywhere might as well not be there."""
+    """A response whose mask is False everywhere counts as if it were absent."""
     parts.module.reduction = reduction
     masked = batch(parts)
     masked.student.mask[3:] = False
@@ -128,7 +128,7 @@ def test_row_wise_and_whole_terms_have_one_gradient():
     assert_same(*made, tolerance=1e-7)  # float32 row weights in the one, float64 sums of them in the other
 
 
-# ---- who trains, and how ---------------------------------------------------------------------------------------------
+# ---- modes of the models ---------------------------------------------------------------------------------------------
 
 
 def saved_folder(path: Path, **fields) -> Path:
@@ -155,13 +155,13 @@ def pretrained(folder: Path, lora: dict | None = None) -> dict:
 def test_teacher_is_frozen_silent_and_nowhere_in_the_run(tmp_path):
     """Its dropout is off, it is in no checkpoint and in no optimizer, and it does not move."""
     dropout = "+teacher.model.architecture.attention_dropout=0.5"
-    told = {}
+    logged = {}
     for name, overrides in {"with": [dropout], "without": []}.items():
         parts = runs.train(runs.config(*runs.EXACT, "optim.steps=3", *overrides), tmp_path / name)
-        told[name] = runs.metrics(tmp_path / name)
+        logged[name] = runs.metrics(tmp_path / name)
         assert not any(module.training for module in parts.teacher.modules())
         assert not any(p.requires_grad or p.grad is not None for p in parts.teacher.parameters())
-    assert told["with"] == told["without"]
+    assert logged["with"] == logged["without"]
     assert weights_digest(parts.teacher) == weights_digest(build(runs.config(*runs.EXACT)).teacher)
     state = torch.load(tmp_path / "with/checkpoints/last.ckpt", weights_only=True)
     student = {f"student.{name}" for name in parts.module.student.state_dict()}
@@ -183,7 +183,7 @@ def test_teacher_stays_silent_in_train_mode():
 
 def test_a_loaded_student_trains_with_dropout(tmp_path):
     """`from_pretrained` returns eval mode. Only dropout can make the seeds of the steps matter offline."""
-    told = {}
+    logged = {}
     for dropout in (0.0, 0.5):
         folder = saved_folder(tmp_path / f"model{dropout}", attention_dropout=dropout)
         for seed in (1, 2):
@@ -192,18 +192,18 @@ def test_a_loaded_student_trains_with_dropout(tmp_path):
             cfg.seed = seed
             parts = runs.train(cfg, path)
             assert parts.module.student.training
-            told[dropout, seed] = float(runs.metrics(path)["1,train,fkl"])
-    assert told[0.0, 1] == pytest.approx(told[0.0, 2], rel=1e-12)
-    assert told[0.5, 1] != pytest.approx(told[0.5, 2], rel=1e-6)
+            logged[dropout, seed] = float(runs.metrics(path)["1,train,fkl"])
+    assert logged[0.0, 1] == pytest.approx(logged[0.0, 2], rel=1e-12)
+    assert logged[0.5, 1] != pytest.approx(logged[0.5, 2], rel=1e-6)
 
 
 def test_validation_is_without_dropout(tmp_path):
-    told = []
+    logged = []
     for dropout in ([], ["+student.model.architecture.attention_dropout=0.9"]):
-        path = tmp_path / str(len(told))
+        path = tmp_path / str(len(logged))
         runs.train(runs.config(*ONE_STEP, "optim.lr=1e-30", *dropout), path)
-        told.append({k: v for k, v in runs.metrics(path).items() if "validation" in k})
-    assert told[0] == told[1]
+        logged.append({k: v for k, v in runs.metrics(path).items() if "validation" in k})
+    assert logged[0] == logged[1]
 
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"}
@@ -253,15 +253,15 @@ def test_no_model_speaks_that_was_not_asked(tmp_path):
     assert loss.item() == pytest.approx(nll.mean().item(), rel=1e-6)
 
 
-# ---- terms with a state, a reference, and what is told beside the loss -----------------------------------------------
+# ---- terms with a state, a reference, and reports beside the loss ----------------------------------------------------
 
 
-def test_a_term_is_told_its_mean_after_each_step(tmp_path):
+def test_a_term_takes_its_mean_after_each_step(tmp_path):
     """Over the whole window, once per step, counting from one."""
     ran = runs.train(runs.config("log_every=1", objective={"paced": runs.term(runs.Paced)}), tmp_path)
-    told, logged = ran.module.objective["paced"].loss.told, runs.metrics(tmp_path)
-    assert [step for _, step in told] == list(range(1, runs.STEPS + 1))
-    for value, step in told:
+    means, logged = ran.module.objective["paced"].loss.means, runs.metrics(tmp_path)
+    assert [step for _, step in means] == list(range(1, runs.STEPS + 1))
+    for value, step in means:
         assert float(logged[f"{step},train,paced"]) == pytest.approx(value, rel=1e-6)
 
 
@@ -276,7 +276,7 @@ def test_the_reference_is_where_the_student_began(tmp_path):
 def test_reports_are_means_over_the_logged_steps(tmp_path):
     ran = runs.train(runs.config("log_every=5", objective={"paced": runs.term(runs.Paced)}), tmp_path)
     paces = [1.0]
-    for value, _ in ran.module.objective["paced"].loss.told:
+    for value, _ in ran.module.objective["paced"].loss.means:
         paces.append(paces[-1] * (1 + 0.1 * value))
     assert float(runs.metrics(tmp_path)["10,train,pace"]) == pytest.approx(sum(paces[6:]) / 5, rel=1e-9)
 

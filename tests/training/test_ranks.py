@@ -1,4 +1,4 @@
-"""Two real processes (gloo) do what one does; and when one of them is told to stop, both do."""
+"""Two real processes (gloo) do what one does; and when one of them gets a signal to stop, both stop."""
 
 import shutil
 
@@ -96,10 +96,10 @@ def test_two_ranks_equal_one(ranks, tmp_path, reduction):
     two = ranks / reduction
     assert relative(moments(tmp_path), moments(two)) < 1e-12
     assert relative(runs.checkpoint(tmp_path)["state_dict"], runs.checkpoint(two)["state_dict"]) < 1e-9
-    told, told_by_two = runs.metrics(tmp_path), runs.metrics(two)
-    assert told.keys() == told_by_two.keys()
-    for name, value in told.items():
-        assert float(told_by_two[name]) == pytest.approx(float(value), rel=1e-9), name
+    by_one, by_two_ranks = runs.metrics(tmp_path), runs.metrics(two)
+    assert by_one.keys() == by_two_ranks.keys()
+    for name, value in by_one.items():
+        assert float(by_two_ranks[name]) == pytest.approx(float(value), rel=1e-9), name
     spent, by_two = (runs.checkpoint(p)["distillation"]["budget"] for p in (tmp_path, two))
     assert spent.pop("padded") >= 0 <= by_two.pop("padded")  # there are more micro-batches
     assert spent == by_two
@@ -135,8 +135,8 @@ def test_two_ranks_equal_one_on_groups_that_are_judged_and_replayed(ranks, tmp_p
         assert spent[name] == by_two[name] > 0, name
     logged, by_two = runs.metrics(tmp_path), runs.metrics(ranks / "groups")
     for name in ("grpo/ratio", "grpo/approx_kl", "dpo/rewards/margins", "dpo/rewards/accuracies", "dpo/logps/chosen"):
-        told, told_by_two = (float(rows[f"4,train,{name}"]) for rows in (logged, by_two))
-        assert told_by_two == pytest.approx(told, rel=1e-6), name
+        by_one, by_two_ranks = (float(rows[f"4,train,{name}"]) for rows in (logged, by_two))
+        assert by_two_ranks == pytest.approx(by_one, rel=1e-6), name
 
 
 def test_a_rank_without_rows_has_no_metrics_and_the_others_have_theirs(ranks):

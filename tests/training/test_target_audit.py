@@ -38,11 +38,13 @@ def world() -> tuple[HeadLogits, DenseLogits]:
 def test_numbers_are_those_of_two_backward_passes(targets, loss):
     student, teacher = world()
     kept = targets.read(targets.columns(teacher, torch.Generator().manual_seed(0)), V)
-    told = compared({"a": Term(loss), "sft": Term(cross_entropy)}, student, kept, teacher, {"progress": Progress(1, 2)})
+    numbers = compared(
+        {"a": Term(loss), "sft": Term(cross_entropy)}, student, kept, teacher, {"progress": Progress(1, 2)}
+    )
     results = []
-    for said in (kept, teacher.values):
+    for logits in (kept, teacher.values):
         hidden = student.hidden.clone().requires_grad_()
-        given = {"student_logits": hidden @ student.head.weight.T, "teacher_logits": said}
+        given = {"student_logits": hidden @ student.head.weight.T, "teacher_logits": logits}
         value = evaluated(loss, given)[0].mean()
         results.append((value.item(), torch.autograd.grad(value, hidden)[0].flatten()))
     (value, g), (whole, g_whole) = results
@@ -54,11 +56,11 @@ def test_numbers_are_those_of_two_backward_passes(targets, loss):
     }
     p = teacher.values.softmax(-1)
     mass = [sum(row[i] for i in set(ids) if i >= 0) for row, ids in zip(p.tolist(), kept.ids.tolist(), strict=True)]
-    assert told["teacher_mass"] == pytest.approx(sum(mass) / N, rel=1e-5)
-    assert told.keys() == {*expected, "teacher_mass", "overlap"}
+    assert numbers["teacher_mass"] == pytest.approx(sum(mass) / N, rel=1e-5)
+    assert numbers.keys() == {*expected, "teacher_mass", "overlap"}
     for name, number in expected.items():
-        assert told[name] == pytest.approx(number, rel=1e-4, abs=1e-6), name
-    assert abs(told["a_bias"]) > 1e-3
+        assert numbers[name] == pytest.approx(number, rel=1e-4, abs=1e-6), name
+    assert abs(numbers["a_bias"]) > 1e-3
 
 
 def test_overlap_by_hand():
@@ -74,10 +76,10 @@ def test_keeping_every_id_is_no_approximation():
     student, teacher = world()
     targets = TopK(k=V)
     kept = targets.read(targets.columns(teacher), V)
-    told = compared({"tvd": Term(total_variation)}, student, kept, teacher, {"progress": Progress(1, 2)})
-    assert told["tvd_bias"] == pytest.approx(0, abs=1e-5)
-    assert told["tvd_gradient_error"] == pytest.approx(0, abs=1e-5)
-    assert told["tvd_gradient_cosine"] == told["teacher_mass"] == told["overlap"] == pytest.approx(1, abs=1e-5)
+    numbers = compared({"tvd": Term(total_variation)}, student, kept, teacher, {"progress": Progress(1, 2)})
+    assert numbers["tvd_bias"] == pytest.approx(0, abs=1e-5)
+    assert numbers["tvd_gradient_error"] == pytest.approx(0, abs=1e-5)
+    assert numbers["tvd_gradient_cosine"] == numbers["teacher_mass"] == numbers["overlap"] == pytest.approx(1, abs=1e-5)
 
 
 WORDS = ("targets=topk", "targets.k=4", "targets.audit.every=4", "targets.dtype=float32")
@@ -89,13 +91,13 @@ def test_a_run_logs_it_every_few_steps_and_at_its_end(cached, tmp_path, monkeypa
     if cached:
         kd.cache.write(runs.config(*WORDS))
     parts = runs.train(runs.config(*WORDS, f"targets.cached={str(cached).lower()}"), tmp_path / "run")
-    told = {key: float(value) for key, value in runs.metrics(tmp_path / "run").items() if ",audit," in key}
-    assert {key.split(",")[0] for key in told} == {"4", "8", "10"}
+    numbers = {key: float(value) for key, value in runs.metrics(tmp_path / "run").items() if ",audit," in key}
+    assert {key.split(",")[0] for key in numbers} == {"4", "8", "10"}
     last = audited(parts.module, parts.data.validation[:2])
     for name, value in last.items():
-        assert told[f"10,audit,{name}"] == pytest.approx(value, rel=1e-4)
+        assert numbers[f"10,audit,{name}"] == pytest.approx(value, rel=1e-4)
     assert last["fkl_bias"] < -1e-3  # a bucket hides what differs inside it
-    assert math.isclose(last["teacher_mass"], told["4,audit,teacher_mass"], rel_tol=1e-6)
+    assert math.isclose(last["teacher_mass"], numbers["4,audit,teacher_mass"], rel_tol=1e-6)
 
 
 def test_an_audit_changes_nothing(tmp_path):
@@ -140,7 +142,7 @@ def of_everything(
     behaviour_logprobs: Float[Tensor, "*n"],
     progress: Progress,
 ) -> Float[Tensor, "*n"]:
-    """All that `kd.composition.targets` lets a term on kept logits ask for; (student / behaviour) is 1 in an audit."""
+    """All that `kd.composition.targets` admits in a term on kept logits; (student / behaviour) is 1 in an audit."""
     gap = reference_logprobs - student_logprobs.detach() + progress.fraction
     ratio = (student_logprobs - behaviour_logprobs).exp()
     return forward_kl(student_logits, teacher_logits) + forward_kl(student_logits, reference_logits) + gap * ratio
@@ -154,7 +156,7 @@ def test_an_audit_supplies_whatever_is_admitted():
     with torch.no_grad():
         for weight in module.models.reference.model.parameters():
             weight.mul_(1.1)
-    told = audited(module, records)
+    numbers = audited(module, records)
     n, total = 0, 0.0
     for batch in parts.encoder.batches(records):
         kept, full = module.models.teacher.probe(batch)
@@ -167,11 +169,11 @@ def test_an_audit_supplies_whatever_is_admitted():
         all_of = {"student_logits": q.rows(slice(0, q.n)), "reference_logits": reference.logits.rows(slice(0, q.n))}
         all_of |= {"student_logprobs": own, "behaviour_logprobs": own, "reference_logprobs": base}
         value, whole = (
-            evaluated(of_everything, {**all_of, "teacher_logits": said, "progress": Progress(0, 10)})[0].mean().item()
-            for said in (kept, full.rows(slice(0, q.n)))
+            evaluated(of_everything, {**all_of, "teacher_logits": logits, "progress": Progress(0, 10)})[0].mean().item()
+            for logits in (kept, full.rows(slice(0, q.n)))
         )
         n, total = n + q.n, total + q.n * (value - whole) / abs(whole)
-    assert told["all_bias"] == pytest.approx(total / n, rel=1e-3)
+    assert numbers["all_bias"] == pytest.approx(total / n, rel=1e-3)
 
 
 def test_an_audit_leaves_each_part_in_its_mode():
