@@ -92,7 +92,7 @@ def cut_and_whole_differ_in(tmp_path, stopped: int, *settings: str) -> list[str]
 
 @pytest.mark.parametrize("stopped", [3, 5])
 def test_reports_resume(vocabulary, tmp_path, stopped):
-    """The share that validation aligned is logged with validation, and a resumed run logs what the uninterrupted one does."""
+    """The aligned share is logged with validation, and a resumed run logs what the uninterrupted one does."""
     assert cut_and_whole_differ_in(tmp_path, stopped, vocabulary, "fkl", "spans", "optim.steps=6") == []
     assert "3,validation,matched_tokens" in runs.metrics(tmp_path / "whole")
 
