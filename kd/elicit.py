@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `python -m kd.elicit`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kd.elicit", description=__doc__)
     parser.add_argument("-n", type=int, default=1, metavar="N", help="records to show (default: 1)")
-    parser.add_argument("overrides", nargs="*", help="as for run.py: augmentation=labeling teacher=tiny")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for run.py")
+    parser.add_argument("overrides", nargs="*", help="as for kd: augmentation=labeling teacher=tiny")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     try:
         with composed(options.overrides, more=options.config_dir) as cfg:

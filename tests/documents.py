@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-COMMAND = "#!{python}\nimport sys\nsys.path.insert(0, {root!r})\nfrom kd.command import start\nstart()\n"
+PYTHON = '#!/usr/bin/env bash\nPYTHONPATH="$PYTHONPATH:{root}" exec {python} "$@"\n'
 
 
 def pages() -> list[Path]:
@@ -45,13 +45,14 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder as it stands; `kd` and `python` are those of this environment."""
+    """Run a command in a folder as it stands; `kd` and `python` are this environment's, with the code of this clone."""
     programs = folder / ".bin"
     programs.mkdir(exist_ok=True)
-    (programs / "kd").write_text(COMMAND.format(python=sys.executable, root=str(ROOT)))
-    (programs / "kd").chmod(0o755)
-    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path}
+    (programs / "python").write_text(PYTHON.format(root=ROOT, python=sys.executable))
+    (programs / "kd").write_text("#!/usr/bin/env python\nfrom kd.command import start\nstart()\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment = os.environ | {"PATH": os.pathsep.join([str(programs), os.environ["PATH"]])}
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=540
     )

@@ -64,13 +64,21 @@ def test_the_command_of_a_page_runs(page: Path, command: str, tmp_path: Path) ->
     assert (run / "student" / "model.safetensors").exists()
 
 
-def test_other_commands_run(tmp_path: Path) -> None:
-    for page in PAGES:
-        for command in (command for command in commands(page) if " kd " not in command):
-            write(page, tmp_path)
-            done = shell(command, tmp_path)
-            assert done.returncode == 0, done.stderr[-3000:]
-            assert "What is the capital of" in done.stdout  # kd.skills on the page of a skill
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("skill", "What is the capital of"),
+        ("metric", "Spell this word backward"),
+        pytest.param("augmentation", "system: Answer with one word.", marks=pytest.mark.long),
+    ],
+)
+def test_records_are_shown_by_the_command_of_a_page(name: str, shown: str, tmp_path: Path) -> None:
+    page = ROOT / "docs" / "extending" / f"{name}.md"
+    write(page, tmp_path)
+    (command,) = (command for command in commands(page) if " kd " not in command)
+    done = shell(command, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert shown in done.stdout
 
 
 def test_the_page_lists_every_hook_of_an_objective() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -84,6 +85,30 @@ def file_of(group: str, name: str, conf: Path | None = None) -> Path:
     """The yaml of a choice: the first there is, as Hydra takes it."""
     paths = [place / group / f"{name.removesuffix('.yaml')}.yaml" for place in ((conf,) if conf else folders())]
     return next((path for path in paths if path.exists()), paths[0])
+
+
+def content(group: str, name: str) -> Any:
+    """A file of `group` after those that stand under its `defaults`, each at its place; interpolations as written."""
+    return _merged(group, file_of(group, name))
+
+
+@cache
+def _merged(group: str, file: Path) -> Any:
+    own: Any = OmegaConf.load(file)
+    bases = [base for base in own.pop("defaults", []) if isinstance(base, str)]
+    if "_self_" not in bases:
+        bases.append("_self_")  # as Hydra has it
+    return OmegaConf.to_container(
+        OmegaConf.merge(*(own if base == "_self_" else _placed(group, base) for base in bases))
+    )
+
+
+def _placed(group: str, base: str) -> Any:
+    name, _, place = base.partition("@")
+    node = content(group, name)
+    for key in reversed(place.split(".") if place else []):
+        node = {key: node}
+    return OmegaConf.create(node)
 
 
 def parsed(line: str) -> Override:

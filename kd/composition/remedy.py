@@ -21,10 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.components.axes import AXES, points, replaceable
-from kd.components.choices import axes, choices
+from kd.components.choices import axes, choices, content
 from kd.components.signatures import located
 from kd.composition.lacks import Lack
-from kd.composition.requirements import content
 from kd.program import typed
 
 Config = dict[str, Any]  # resolved

@@ -6,14 +6,11 @@ Both are read from the functions and classes that `_target_` names, so no weight
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from kd.components.axes import references_alone, sections
-from kd.components.choices import choices, file_of
+from kd.components.choices import choices, content
 from kd.components.signatures import joined, located, shown
 from kd.composition.engines import check_generator
 from kd.composition.groups import check_groups, check_windows
@@ -282,28 +279,6 @@ def _needs_none(group: str, name: str) -> bool:
     with suppress(ValueError, KeyError):
         return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, content(group, name)))
     return False
-
-
-def content(group: str, name: str) -> Any:
-    """A file of `group` after those that stand under its `defaults`, each at its place; interpolations as written."""
-    return _content(group, file_of(group, name))
-
-
-@cache
-def _content(group: str, file: Path) -> Any:
-    own: Any = OmegaConf.load(file)
-    bases = own.pop("defaults", ["_self_"])
-    return OmegaConf.to_container(
-        OmegaConf.merge(*(own if base == "_self_" else _placed(group, base) for base in bases))
-    )
-
-
-def _placed(group: str, base: str) -> Any:
-    name, _, place = base.partition("@")
-    node = content(group, name)
-    for key in reversed(place.split(".") if place else []):
-        node = {key: node}
-    return OmegaConf.create(node)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.components.allowed import KEY, allow_typed
-from kd.components.choices import CONF, choices, file_of, parsed
+from kd.components.choices import CONF, SEARCHED, choices, content, file_of, parsed
 from kd.components.signatures import located
 from kd.composition.overrides import started
 from kd.errors import in_one_sentence
@@ -35,7 +35,7 @@ def read(name: str, overrides: list[str]) -> dict[str, Any]:
     known = members()
     if name not in known:
         raise ValueError(f"there is no skill {name!r}; the nearest name is {_nearest(name, known)!r}.")
-    config, changes = OmegaConf.load(known[name]), OmegaConf.from_dotlist(overrides)
+    config, changes = OmegaConf.create(content("skill", name)), OmegaConf.from_dotlist(overrides)
     for key in map(str, changes):
         if key not in config.keys():  # noqa: SIM118 - `in` is False for a value that is still missing
             raise ValueError(f"skill {name} has no setting {key!r}; the nearest is {_nearest(key, config)!r}.")
@@ -62,7 +62,7 @@ def summary() -> Table:
     for column in ("name", "what", "metric", "licence", "group key", "train/val/test"):
         table.add_column(column, no_wrap=column not in ("what", "licence"))
     for name, path in members().items():
-        config: Any = OmegaConf.load(path)
+        config = content("skill", name)
         what = escape(path.read_text().splitlines()[0].removeprefix("# "))
         counts = "/".join(str(config.get(split, "–")) for split in ("train", "validation", "test"))
         table.add_row(name, what, *_facts(config), counts)
@@ -98,15 +98,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    with in_one_sentence(), started(CONF, options.config_dir):
-        _print(console, options)
-
-
-def _print(console: Console, options: argparse.Namespace) -> None:
-    """The list, or records of one skill."""
     words = [word for word in (options.skill, *options.overrides) if word is not None]
+    with in_one_sentence(), started(CONF, options.config_dir, words):
+        _print(console, words, options)
+
+
+def _print(console: Console, words: Sequence[str], options: argparse.Namespace) -> None:
+    """The list, or records of one skill."""
     allow_typed(parsed(word) for word in words if word.startswith(f"{KEY}="))
-    name, *overrides = [word for word in words if not word.startswith(f"{KEY}=")] or [None]
+    name, *overrides = [word for word in words if not word.startswith((f"{KEY}=", f"{SEARCHED}="))] or [None]
     if name is None:
         console.print(summary())
         return
