@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hydra import compose
 from omegaconf import OmegaConf
 
-from kd.components.choices import CONF
+from kd.components.choices import CONF, content
+from kd.composition.overrides import started
 from kd.doctor.subject import composed
 from kd.permission import ALLOW
 
@@ -100,6 +102,15 @@ def test_hydras_search_path_leads_to_the_files(place: str, outside: Path) -> Non
     words = [f"{axis}={file}" for axis, file in BASE.items()]
     with composed([*words, *RUN, f"hydra.searchpath=[{place.format(folder=outside)}]", "objective=mine"]) as cfg:
         assert cfg.objective.rkl.loss._target_ == "theirs.code.reverse_kl"
+
+
+@pytest.mark.parametrize("entries", ["[on_policy]", "[on_policy, _self_]", "[_self_, on_policy]"])
+def test_a_file_that_stands_on_another_is_read_as_hydra_reads_it(entries: str, outside: Path) -> None:
+    (outside / "rollout").mkdir()
+    (outside / "rollout" / "mine.yaml").write_text(f"defaults: {entries}\nsamples: 3\n")
+    with started(more=outside):
+        composed_by_hydra = compose(overrides=["+rollout=mine"]).rollout
+        assert content("rollout", "mine") == OmegaConf.to_container(composed_by_hydra, resolve=False)
 
 
 @pytest.mark.parametrize("place", ["/no/such", "pkg://no_such.package", "pkg://nothing"])

@@ -106,10 +106,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _print(console: Console, words: Sequence[str], options: argparse.Namespace) -> None:
     """The list, or records of one skill."""
     allow_typed(parsed(word) for word in words if word.startswith(f"{KEY}="))
-    name, *overrides = [word for word in words if not word.startswith((f"{KEY}=", f"{SEARCHED}="))] or [None]
-    if name is None:
+    chosen = [word for word in words if not word.startswith((f"{KEY}=", f"{SEARCHED}="))]
+    if not chosen:
         console.print(summary())
         return
+    name, *overrides = chosen
     skill = build(read(name, overrides))
     for record in skill.load(options.split)[: options.n]:
         show(console, record)
