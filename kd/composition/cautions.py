@@ -57,7 +57,7 @@ def _sides(config: Node) -> Iterator[str]:
         if not learnt:
             yield f"{name} learns on responses: {term['responses']}, of which rollout {rollout} has none"
         elif getattr(loss, "two_sided", False) and len(learnt) == 1:
-            only = "the student's own responses" if STUDENT in learnt else "responses that the student did not write"
+            only = "the student's own responses" if STUDENT in learnt else "responses that the student did not generate"
             yield (
                 f"half of {name} is trained: it has one loss for the student's responses and another for those of "
                 f"others, and rollout {rollout} has {only} alone; rollout=paired has both"

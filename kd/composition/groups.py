@@ -13,7 +13,7 @@ Node = Mapping[str, Any]
 
 
 def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
-    """Raises ValueError where the term `name` compares responses that the rollout does not write, or not in order.
+    """Raises ValueError where the term `name` compares responses that the rollout does not provide, or not in order.
 
     node: the settings of its loss. loss: the function that takes the signals.
     """
@@ -78,7 +78,7 @@ def check_windows(name: str, loss: Any, rollout: Node) -> None:
         if getattr(loss, "whole_windows", False) and rollout.get(key) is not None:
             raise ValueError(
                 f"rollout.{key}={rollout[key]}: {name} judges each window by its head as it was when the window was "
-                f"written, so all of a window's uses come one after the other; set rollout.{key}=null"
+                f"generated, so all of a window's uses come one after the other; set rollout.{key}=null"
             )
 
 

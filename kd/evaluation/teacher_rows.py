@@ -89,7 +89,7 @@ def teacher_rows(teacher: LanguageModel, identity: str, encoder: Encoder, record
     The head is the teacher's own, as loaded. `identity` names the teacher's content.
 
     Raises:
-        ValueError: the teacher writes text in other ids than the student, so that their rows are not the same
+        ValueError: the teacher encodes text in other ids than the student, so that their rows are not the same
             positions.
     """
     if encoder.teacher is not None:

@@ -100,7 +100,7 @@ def build(cfg: DictConfig) -> Parts:
     if (share := module.limits.share(module.budget)) >= 1:
         raise ValueError(
             f"budget.teacher_tokens={cfg.budget.teacher_tokens} is used up {share:.1f} times by what the teacher read "
-            "and wrote before the first step (labeling, cached targets); raise it"
+            "and generated before the first step (labeling, cached targets); raise it"
         )
     other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
     return Parts(module, data, skill, other, encoder)
@@ -226,7 +226,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         raise NotFinite(f"{error}{kept}") if trainer.is_global_zero else SystemExit(0) from None
     if saving.received is not None:
         step = parts.module.step_count
-        rank_zero_only(print)(f"stopped at step {step}; the same command goes on from there", flush=True)
+        rank_zero_only(print)(f"stopped at step {step}; the same command resumes there", flush=True)
         # The first rank exits with the code. When another one fails, Lightning kills all.
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
     _check_learnt(parts.module.budget)

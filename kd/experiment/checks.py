@@ -36,7 +36,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Reader:
-    """A model and the encoder that writes its tokens."""
+    """A model and the encoder of records in its tokens."""
 
     role: str
     model: LanguageModel
@@ -44,7 +44,7 @@ class Reader:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's tokenizer: the model's own, or one that writes the same ids."""
+        """The encoder's tokenizer: the model's own, or one with the same ids."""
         return self.encoder.student
 
     def sequences(self, batches: Sequence[Batch]) -> list[Sequences]:
@@ -173,7 +173,7 @@ def shift(sequences: Sequence[Sequences]) -> Finding:
 
 
 def same_rows(batches: Sequence[Batch]) -> Finding:
-    """Check that two models that write prompts differently have the same response tokens to be compared at."""
+    """Check that two models with different prompt tokens are compared at the same response tokens."""
     for batch in batches:
         ours, theirs = (s.labels[s.mask].tolist() for s in (batch.student, batch.teacher))
         if ours != theirs:

@@ -32,7 +32,7 @@ def cautioned(line: str) -> list[str]:
     [
         ("objective=distillm2", "half of distillm2 is trained"),
         ("objective=fdistill_js rollout=on_policy", "rollout OnPolicy has the student's own responses alone"),
-        ("objective=distillm2_adaptive rollout=teacher", "has responses that the student did not write alone"),
+        ("objective=distillm2_adaptive rollout=teacher", "has responses that the student did not generate alone"),
         ("objective=distillm2 rollout=mixed rollout.share=1.0", "half of distillm2"),
         ("objective=distillm2 rollout=paired +objective.distillm2.responses=own", "half of distillm2"),
         (

@@ -60,7 +60,7 @@ def saved_step(path) -> int:
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, uninterrupted, capsys):
     assert stopped(tmp_path, (5, 0, "SIGTERM")) == 128 + signal.SIGTERM
     assert saved_step(tmp_path) == 5
-    assert "stopped at step 5; the same command goes on from there" in capsys.readouterr().out
+    assert "stopped at step 5; the same command resumes there" in capsys.readouterr().out
     assert not any(key.startswith("5,validation") for key in runs.metrics(tmp_path))  # it was not its turn
     assert stopped(tmp_path, (6, 0, "SIGINT")) == 128 + signal.SIGINT
     assert saved_step(tmp_path) == 6
@@ -108,7 +108,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     with pytest.raises(SystemExit) as stop:
         runs.train(runs.config(rollout=runs.scripted(tmp_path, (6, 0, "SIGINT"), (6, 0, "SIGINT"))), tmp_path)
     assert stop.value.code == 1
-    assert isinstance(stop.value.__context__, KeyboardInterrupt)  # by which a sweep knows it
+    assert isinstance(stop.value.__context__, KeyboardInterrupt)  # by which a sweep detects it
     assert saved_step(tmp_path) == 4  # the periodic one
 
 
