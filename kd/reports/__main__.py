@@ -27,7 +27,7 @@ def grids(path: Path, jobs: Sequence[Job]) -> list[Grid]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables; write tables.md and the tidy runs.csv only when told where."""
+    """Print the tables; write tables.md and the tidy runs.csv only with `--out`."""
     parser = argparse.ArgumentParser(
         prog="python -m kd.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

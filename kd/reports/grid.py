@@ -20,7 +20,7 @@ class Grid:
     notes: Sequence[str] = field(default=())
 
     def rich(self) -> Table:
-        """For the terminal; nothing in a cell is read as markup."""
+        """The table for the terminal; nothing in a cell is read as markup."""
         caption = escape("\n".join(self.notes)) or None
         table = Table(title=escape(self.title), caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
         for name in self.header:

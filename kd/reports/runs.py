@@ -22,7 +22,7 @@ class Job:
     """A run as a report sees it: a job of a sweep, or a run folder by itself.
 
     `status` is done, skipped, failed, interrupted, waiting, unfinished or unreadable; `results` is there for the first
-    two. `problem` is a sentence on what of it could not be read.
+    two. `problem` is a sentence on the part that could not be read.
     """
 
     label: str
@@ -36,12 +36,12 @@ class Job:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether `path` is a sweep folder."""
+    """Return whether `path` is a sweep folder."""
     return (path / "jobs").is_dir()
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run folder, finished or not."""
+    """Return whether `path` is a run folder, finished or not."""
     return any((path / name).is_file() for name in ("config.yaml", "results.json", "DONE"))
 
 
@@ -103,8 +103,8 @@ def _tidy_rows(run: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         for metric, systems in metrics.items():
             for system, estimate in systems.items():
                 if estimate is not None:
-                    who = {"run": run, "config_hash": results["config_hash"], "seed": results["seed"]}
-                    yield {**who, "skill": skill, "metric": metric, "system": system, **estimate}
+                    found = {"run": run, "config_hash": results["config_hash"], "seed": results["seed"]}
+                    yield {**found, "skill": skill, "metric": metric, "system": system, **estimate}
 
 
 def _from_folder(folder: Path) -> Job:
@@ -150,7 +150,7 @@ def _from_record(file: Path, sweep: Path) -> Job:
 
 
 def _read(reader: Callable[[Path], Any], path: Path) -> tuple[Any, str | None]:
-    """What `reader` gives, or None and why it gives nothing."""
+    """The value of `reader` and None, or None and the reason why there is none."""
     try:
         return reader(path), None
     except (ValueError, OSError) as error:
