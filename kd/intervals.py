@@ -72,10 +72,26 @@ def ratio(
 
 
 def mean(
-    scores: Numbers, groups: Groups = None, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    scores: Numbers,
+    groups: Groups = None,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Score:
-    """Mean of the scores: as a proportion if all are 0 or 1, else as a ratio of sums (a share's if between 0 and 1)."""
+    """Mean of the scores: as a proportion if all are 0 or 1, else as a ratio of sums (a share's if between 0 and 1).
+
+    bounds: the least and the largest score. Scores between others than 0 and 1 are shares of the way between them;
+        where one of them is infinite, the interval is that of a ratio.
+    """
     values = np.asarray(scores, dtype=float)
+    if not np.isfinite(bounds).all():
+        return ratio(values, np.ones_like(values), groups, confidence=confidence, resamples=resamples, seed=seed)
+    if bounds != (0, 1):
+        low, width = bounds[0], bounds[1] - bounds[0]
+        found = mean((values - low) / width, groups, confidence=confidence, resamples=resamples, seed=seed)
+        return Score(low + width * found.value, found.n, low + width * found.low, low + width * found.high)
     if np.isin(values, (0.0, 1.0)).all():
         return proportion(values, groups, confidence=confidence)
     settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
@@ -109,6 +125,7 @@ def over_seeds(
                    number of items (Franco et al. 2019, PMC6690503) and t for z (Korn & Graubard 1998). Where all seeds
                    have the same share, v is 0, and n is the number of items over all seeds: 0 of 96 has [0, 0.16],
                    and shares of no items at all have [0, 1].
+        (a, b)     the same on the way from a to b.
         (0, inf)   m exp(-+ t sqrt(v) / m), the t interval of log m (delta method).
         else       m -+ t sqrt(v); also where a value is outside of the bounds.
 
@@ -122,6 +139,10 @@ def over_seeds(
     mean, count = float(found.mean()), len(found)
     if count < 2:
         return mean, NAN, NAN
+    if np.isfinite(bounds).all() and bounds != (0, 1):
+        low, width = bounds[0], bounds[1] - bounds[0]
+        share = over_seeds((found - low) / width, counts, (0.0, 1.0), confidence=confidence)
+        return mean, low + width * share[1], low + width * share[2]
     t, error = float(stats.t.ppf((1 + confidence) / 2, count - 1)), float(found.std(ddof=1) / np.sqrt(count))
     if not _within(found, *bounds) or bounds[0] != 0:
         return mean, mean - t * error, mean + t * error

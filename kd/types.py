@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kd.metrics.table import Metric
+
 Split = Literal["train", "validation", "test"]
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text, "tool_calls"?: […]}
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values of a layer, each [B h T d], h the query heads
@@ -49,16 +51,19 @@ class Skill(Protocol):
     """A source of records, with the scoring of answers to them; one file each in `kd/skills`."""
 
     name: str
-    metric: str  # name of the quantity that `score` returns, e.g. "accuracy"
     licence: str
     group_key: str  # description of what train and test never share
+
+    @property
+    def metric(self) -> str | Metric:
+        """What `score` returns; a name alone, as "accuracy", is a share between 0 and 1. An attribute will do."""
 
     def load(self, split: Split) -> Sequence[Record]:
         """Records of one split, the same on every call and machine."""
 
     def score(self, record: Record, text: str) -> float:
-        """The score of an answer, between 0 (wrong) and 1 (right). A text on which it raises is wrong and counted; one
-        that is to be evaluated goes into `kd.sandbox`.
+        """The score of an answer, within the metric's range, as between 0 (wrong) and 1 (right). A text on which it
+        raises has the worst value and is counted; one that is to be evaluated goes into `kd.sandbox`.
         """
 
 

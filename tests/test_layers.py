@@ -19,9 +19,9 @@ KD = ROOT / "kd"
 # makes it: low, if others shall stand on it.
 LAYERS: tuple[set[str], ...] = (
     {"types", "signals", "schedules", "seeding", "artifacts", "versions", "errors", "secrets", "permission", "program"}
-    | {"intervals", "locks", "progress", "ranks", "eval_mode", "orphans", "sandbox"},
+    | {"intervals", "locks", "progress", "ranks", "eval_mode", "orphans", "sandbox", "metrics"},
     {"sources", "runs", "components"},
-    {"data", "kernels", "objectives", "alignment", "metrics", "reports"},
+    {"data", "kernels", "objectives", "alignment", "reports"},
     {"models", "skills", "corpora"},
     {"generators"},
     {"teachers"},
@@ -33,7 +33,7 @@ LAYERS: tuple[set[str], ...] = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 RUN_FOLDER = {"artifacts", "runs", "errors"}  # the contract between training and everything that reads
-STATISTICS = {"intervals"}
+STATISTICS = {"intervals", "metrics"}
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared"}
 
 

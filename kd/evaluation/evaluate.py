@@ -16,13 +16,13 @@ from kd.data.sequences import Encoder, prompt_ids, same_text
 from kd.evaluation.answers import judged, write_answers
 from kd.evaluation.cache import content_key, remembered
 from kd.evaluation.floor import Unconditional, uniform, unigram
-from kd.evaluation.likelihood import AGREEMENT, score_references, tabulate
+from kd.evaluation.likelihood import score_references, tabulate
 from kd.evaluation.measured import Measured, samples
 from kd.evaluation.teacher_rows import Rows, rows_of
 from kd.generators.generation import end_ids
 from kd.intervals import NAN, Score, mean, ratio
+from kd.metrics.table import METRICS, ON_TEACHER, of_skill
 from kd.models.language_model import LanguageModel
-from kd.runs.results import bounds
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Skill
 
@@ -98,6 +98,7 @@ class Session:
                 "a teacher is given without teacher_identity; pass kd.teachers.digests.model_digest(teacher)"
             )
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
+        self.metric = of_skill(skill.metric)
         self.items = references(encoder, test[: evaluation.items])
         self.left_out = with_reference(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
         chosen = test[: evaluation.answers]
@@ -196,15 +197,16 @@ class Session:
         scores = {} if table is None else self._likelihood_scores(table)
         if answers is None:
             return Measured(scores, table, None, [], seconds)
-        scores[self.skill.metric] = mean(answers["score"], self._groups(self.prompts), **self._interval)
+        groups, bounds = self._groups(self.prompts), self.metric.bounds
+        scores[self.metric.name] = mean(answers["score"], groups, bounds=bounds, **self._interval)
         return Measured(scores, table, answers, samples(answers, self.prompts), seconds)
 
     def _likelihood_scores(self, table: pd.DataFrame) -> dict[str, Score]:
         groups = self._groups(self.items)
         scores = {"bits_per_byte": ratio(table["nll"] / math.log(2), table["bytes"], groups, **self._interval)}
         if not table["top1"].isna().any():
-            for name in AGREEMENT:
-                share = bounds(name) == (0.0, 1.0)
+            for name in ON_TEACHER:
+                share = METRICS[name].bounds == (0.0, 1.0)
                 scores[name] = ratio(table[name], table["tokens"], groups, share=share, **self._interval)
         return scores
 
@@ -225,7 +227,7 @@ def _named(system: LanguageModel | Ensemble, identity: str) -> str:
 
 def _by_definition(teacher: Measured) -> Measured:
     """The teacher's agreement with itself without an interval: it is the same on all problems."""
-    exact = {name: teacher.scores[name]._replace(low=NAN, high=NAN) for name in AGREEMENT if name in teacher.scores}
+    exact = {name: teacher.scores[name]._replace(low=NAN, high=NAN) for name in ON_TEACHER if name in teacher.scores}
     return replace(teacher, scores={**teacher.scores, **exact})
 
 

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from kd.data.references import references, size
 from kd.data.sequences import Encoder
+from kd.evaluation.agreement import top1_agreement
 from kd.evaluation.reading import read, reading
 from kd.evaluation.teacher_rows import Rows
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import Logits
-from kd.metrics.agreement import top1_agreement
+from kd.metrics.table import ON_TEACHER
 from kd.models.language_model import LanguageModel
 from kd.objectives.divergence import kl, log_probs
 from kd.progress import progress_bar
 from kd.teachers.ensemble import Ensemble
 from kd.types import Batch, Record
 
-SUMS = ("nll", "top1", "forward_kl", "reverse_kl")
-AGREEMENT = SUMS[1:]
+SUMS = ("nll", *ON_TEACHER)
 
 
 def score_references(
@@ -74,7 +74,7 @@ def tabulate(
     measured = pd.DataFrame([sums[item.id] for item in items], columns=[*SUMS, "tokens"]).astype({"tokens": int})
     measured.insert(0, "id", [item.id for item in items])
     measured["bytes"] = [size(item) for item in items]
-    return measured[["id", "nll", "tokens", "bytes", *AGREEMENT]]
+    return measured[["id", "nll", "tokens", "bytes", *ON_TEACHER]]
 
 
 def _row_values(logits: Logits, teacher: Logits | None, labels: Int[Tensor, " n"], chunk: int) -> Float[Tensor, "n 4"]:
@@ -92,7 +92,7 @@ def _chunk_values(
     q = log_probs(logits)
     nll = -q.gather(-1, labels.to(q.device)[:, None])[:, 0]
     if teacher_logits is None:
-        agreement = [torch.full_like(nll, torch.nan)] * len(AGREEMENT)
+        agreement = [torch.full_like(nll, torch.nan)] * len(ON_TEACHER)
     else:
         p = log_probs(teacher_logits).to(q.device)
         agreement = [top1_agreement(q, p), kl(p, q), kl(q, p)]

@@ -21,6 +21,7 @@ from transformers import (
 from kd.artifacts import store
 from kd.data.chat_template import encode_prompt, end_id, turn_of
 from kd.eval_mode import eval_mode
+from kd.metrics.table import METRICS
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 
@@ -31,11 +32,6 @@ TEXTS = (  # on which tokenizers of one vocabulary differ: by spaces, digits, co
 )
 LONGEST = 64  # ids that the network is read at
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # of logits, relative to the largest; else 0.03
-AGREEMENT = {
-    "top1": "top-1 agreement with the teacher",
-    "forward_kl": "forward KL(teacher ‖ student), nats",
-    "reverse_kl": "reverse KL(student ‖ teacher), nats",
-}
 
 
 def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
@@ -239,7 +235,7 @@ def _identifier(origins: Mapping[str, tuple[str, str | None]]) -> str:
 
 def _score_table(results: Mapping[str, Any]) -> str:
     """Each skill's metrics, then the agreement with the teacher."""
-    agreement = {AGREEMENT[name]: systems for name, systems in (results.get("agreement") or {}).items()}
+    agreement = {METRICS[name].description: systems for name, systems in (results.get("agreement") or {}).items()}
     rows = ["| skill | metric | system | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
     for skill, metrics in (*results.get("scores", {}).items(), ("", agreement)):
         for metric, systems in metrics.items():

@@ -11,14 +11,12 @@ from kd.components.instantiation import instantiate
 from kd.composition.cautions import cautions
 from kd.experiment.identity import code_of, family
 from kd.experiment.plan import plain
+from kd.metrics.table import METRICS, ON_TEACHER, Metric
 from kd.runs.folder import RunFolder
 from kd.runs.results import Budget as Cost
 from kd.sandbox import calls, mechanism
 from kd.skills.records import load
 from kd.versions import code_digest
-
-ON_TEACHER = ("top1", "forward_kl", "reverse_kl")
-LOWER_IS_BETTER = ("bits_per_byte", "forward_kl", "reverse_kl")
 
 
 class Evaluated:
@@ -71,13 +69,15 @@ class Evaluated:
         table = self._by_metric()
         if baseline is not None:
             _add_baseline(table, baseline, skill.name, self.cfg.compare)
-        gaps = {name: _gap(systems, name) for name, systems in table.items()}
+        metrics = {name: METRICS.get(name) or self.session.metric for name in table}
+        gaps = {name: _gap(systems, metrics[name]) for name, systems in table.items()}
         agreement = {name: table.pop(name) for name in ON_TEACHER if name in table}
         return {
             "seed": self.cfg.seed,
             "family": self.family,
             "scores": {skill.name: table},
             "gap_closed": {skill.name: gaps},
+            "metrics": {name: metric.facts() for name, metric in metrics.items()},
             "agreement": agreement or None,
             "budget": self._budget(),
             "digests": self._digests(),
@@ -123,11 +123,10 @@ def _add_baseline(table: dict[str, dict[str, Any]], baseline: Mapping[str, Any],
             table[metric][name] = systems["after"]
 
 
-def _gap(systems: Mapping[str, Any], metric: str) -> float | None:
+def _gap(systems: Mapping[str, Any], metric: Metric) -> float | None:
     """Share of the way from the floor to the teacher. Where the floor has no answers, from the student before."""
     from kd.evaluation.measured import gap_closed
 
     value = {name: score["value"] for name, score in systems.items() if score is not None}
     start = value.get("floor", value.get("before"))
-    higher = metric not in LOWER_IS_BETTER
-    return gap_closed(start, value.get("teacher"), value.get("after"), higher_is_better=higher)
+    return gap_closed(start, value.get("teacher"), value.get("after"), higher_is_better=metric.higher_is_better)

@@ -1,1 +1,1 @@
-"""Pure functions of rows that measure models."""
+"""What is measured: the table of metrics."""

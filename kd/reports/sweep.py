@@ -14,10 +14,10 @@ from rich.console import Group
 
 from kd.artifacts import write_atomically
 from kd.intervals import over_seeds
+from kd.metrics.table import METRICS, Metric, of_results
 from kd.reports.grid import Grid, number, share, with_interval
 from kd.reports.runs import Job, problems, read_jobs
-from kd.reports.table import HEADERS, LOSS_METRIC, lacking
-from kd.runs.results import bounds
+from kd.reports.table import lacking
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 APART = ("family", "versions")  # what, beside overrides, tells rows of means apart
@@ -115,8 +115,8 @@ def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
     keys, metrics, costs = _varying(jobs), _metrics(jobs), _costs(jobs)
     header = ["job", *keys, "status", "skill"]
     for metric in metrics:
-        header += [HEADERS.get(metric, metric), "gap closed"]
-    header += [HEADERS["forward_kl"], *(COSTS[name] for name in costs), "weights/order/items"]
+        header += [_facts(jobs, metric).title, "gap closed"]
+    header += [METRICS["forward_kl"].title, *(COSTS[name] for name in costs), "weights/order/items"]
     losing = any(map(_lost, jobs))
     header += [LOST] if losing else []
     rows = []
@@ -186,7 +186,13 @@ def _varying(jobs: Sequence[Job]) -> list[str]:
 def _metrics(jobs: Sequence[Job]) -> list[str]:
     pages = [page for job in _finished(jobs) for page in (job.results or {})["scores"].values()]
     names = dict.fromkeys(metric for page in pages for metric in page)
-    return sorted(names, key=lambda name: name != LOSS_METRIC)
+    return sorted(names, key=lambda name: _facts(jobs, name).of == "answers")
+
+
+def _facts(jobs: Sequence[Job], metric: str) -> Metric:
+    """Of a metric, as the first run that has it holds them."""
+    having = (job for job in _finished(jobs) if metric in ((job.results or {}).get("metrics") or {}))
+    return of_results((job.results if (job := next(having, None)) else None) or {}, metric)
 
 
 def _mixed_code(jobs: Sequence[Job]) -> list[str]:
@@ -241,7 +247,10 @@ def _seeds_grid(jobs: Sequence[Job]) -> Grid | None:
     names = list(dict.fromkeys(name for job in _finished(jobs) for name, _ in _estimates(job.results or {})))
     costs, rows = _costs(jobs), []
     for rest, group in groups.items():
-        means = [_mean_cell(name.rpartition(".")[2], [_after(job, name) for job in group.values()]) for name in names]
+        means = [
+            _mean_cell(_facts(jobs, name.rpartition(".")[2]), [_after(job, name) for job in group.values()])
+            for name in names
+        ]
         spent = [_cost(name, float(np.mean([_spent(job, name) for job in group.values()]))) for name in costs]
         rows.append([*(dict(rest).get(key, "") for key in keys), str(len(group)), *means, *spent])
     header = [*keys, "seeds", *(name.partition(".")[2] for name in names), *(COSTS[name] for name in costs)]
@@ -253,10 +262,10 @@ def _after(job: Job, name: str) -> Mapping[str, Any]:
     return dict(_estimates(job.results or {})).get(name, {})
 
 
-def _mean_cell(metric: str, estimates: Sequence[Mapping[str, Any]]) -> str:
+def _mean_cell(metric: Metric, estimates: Sequence[Mapping[str, Any]]) -> str:
     known = [estimate for estimate in estimates if estimate.get("value") is not None]
     if not known:
         return "–"
     values, counts = [estimate["value"] for estimate in known], [estimate["n"] for estimate in known]
-    mean, low, high = over_seeds(values, counts, bounds(metric))
+    mean, low, high = over_seeds(values, counts, metric.bounds)
     return f"{number(mean)} (one seed)" if len(known) == 1 else f"{number(mean)} [{number(low)}, {number(high)}]"

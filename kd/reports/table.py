@@ -1,10 +1,12 @@
 """The final table of one run: systems down, metrics across, the gap closed as the last row."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from kd.metrics.table import Metric, of_results
 from kd.reports.grid import Grid, share, with_interval_and_n
 from kd.runs.results import SYSTEMS
 
@@ -18,14 +20,7 @@ NAMES = {
 }
 NO_ROOM = "leave no room for a response"
 WHY = {"train": NO_ROOM, "answers": f"{NO_ROOM} and are not answered"}  # why records are left out, by split
-LOSS_METRIC = "bits_per_byte"
-HEADERS = {
-    LOSS_METRIC: "bits per byte",
-    "top1": "top-1 agreement",
-    "forward_kl": "forward KL (nats)",
-    "reverse_kl": "reverse KL (nats)",
-}
-NEAR_ZERO = 0.05  # of a skill metric, which lies between 0 and 1
+NEAR_WORST = 0.05  # of the way from a metric's worst value to its best
 
 
 def run_table(results: Mapping[str, Any]) -> Table:
@@ -75,39 +70,49 @@ def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:
 def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
     """(header, estimates by system, gap closed): losses first, agreement, then the skills' own metrics."""
     scores = [(skill, metric) for skill, metrics in results["scores"].items() for metric in metrics]
-    scores.sort(key=lambda pair: pair[1] != LOSS_METRIC)
+    scores.sort(key=lambda pair: of_answers(results, pair[1]))
     several = len(results["scores"]) > 1
 
     def column(skill: str, metric: str) -> tuple[str, Mapping[str, Any], str]:
-        header = HEADERS.get(metric, metric)
+        header = of_results(results, metric).title
         gap = results["gap_closed"].get(skill, {}).get(metric)
         return (f"{skill}\n{header}" if several else header), results["scores"][skill][metric], share(gap)
 
-    losses = [column(*pair) for pair in scores if pair[1] == LOSS_METRIC]
+    losses = [column(*pair) for pair in scores if not of_answers(results, pair[1])]
     gaps: Mapping[str, float | None] = next(iter(results["gap_closed"].values()), {})
     agreement = [
-        (HEADERS[name], systems, share(gaps.get(name))) for name, systems in (results["agreement"] or {}).items()
+        (of_results(results, name).title, systems, share(gaps.get(name)))
+        for name, systems in (results["agreement"] or {}).items()
     ]
-    return [*losses, *agreement, *(column(*pair) for pair in scores if pair[1] != LOSS_METRIC)]
+    return [*losses, *agreement, *(column(*pair) for pair in scores if of_answers(results, pair[1]))]
+
+
+def of_answers(results: Mapping[str, Any], metric: str) -> bool:
+    """Whether it is a skill's own metric, which stands behind those that every run has."""
+    return of_results(results, metric).of == "answers"
 
 
 def _near_zero(results: Mapping[str, Any]) -> list[str]:
-    """Sentences about skill metrics that cannot rank anybody here."""
+    """Sentences about metrics of answers that rank no system here."""
     notes = []
     for skill, metrics in results["scores"].items():
-        for metric, systems in metrics.items():
-            if metric == LOSS_METRIC:
+        for name, systems in metrics.items():
+            metric = of_results(results, name)
+            if metric.of != "answers" or not math.isfinite(metric.best):
                 continue
-            students = [_value(systems, name) for name in ("before", "sft", "after")]
-            if all(value is None or value <= NEAR_ZERO for value in students):
-                teacher = _value(systems, "teacher")
-                alone = teacher is not None and teacher > NEAR_ZERO
+            if not any(_above(metric, _value(systems, student)) for student in ("before", "sft", "after")):
+                alone = _above(metric, _value(systems, "teacher"))
                 who = "every student (the teacher is not)" if alone else "every system"
+                worst = "zero" if metric.worst == 0 else f"its worst value, {metric.worst:g},"
                 notes.append(
-                    f"{skill}: {metric} is near zero for {who}, so it does not rank the students; "
+                    f"{skill}: {name} is near {worst} for {who}, so it does not rank the students; "
                     "bits per byte and the KLs do."
                 )
     return notes
+
+
+def _above(metric: Metric, value: float | None) -> bool:
+    return value is not None and metric.share(value) > NEAR_WORST
 
 
 def _value(systems: Mapping[str, Any], name: str) -> float | None:

@@ -1,18 +1,21 @@
 """The skill's own verdict."""
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
 import torch
 
+from kd.metrics.table import of_skill
 from kd.rewards.base import Verdicts
 from kd.skills.scoring import Scored, scored
 from kd.types import Batch, Models, Record, Skill
 
 
 class Verifier(Verdicts):
-    """The skill's `score` of each response's text: 1 right, 0 wrong, between them where the skill knows degrees.
+    """The skill's `score` of each response's text: 1 right, 0 wrong, between them where the skill has degrees. Of
+    a metric with another range or direction it is the way from the worst value to the best.
 
     It reads what was written, a response that was cut off included: whatever it says by then counts. The skill is shown
     the record without responses, for the record's own may have given way to the one that is judged; `meta` has what it
@@ -20,7 +23,8 @@ class Verifier(Verdicts):
     the share of these is logged as `verifier_errors`.
 
     Raises:
-        ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference, too.
+        ValueError: the metric has no best value; or, with the record's name, a score is outside of its range, or the
+            verifier fails on the reference, too.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
@@ -29,7 +33,12 @@ class Verifier(Verdicts):
 
     def __init__(self, skill: Skill):
         super().__init__()
-        self.skill = skill
+        self.skill, self.metric = skill, of_skill(skill.metric)
+        if not math.isfinite(self.metric.best):
+            raise ValueError(
+                f"reward=verifier: the metric {self.metric.name} of skill {skill.name} has no best value, so a "
+                "score is no share of it; give the metric a range with two ends, or take another reward"
+            )
         self._failures = (0.0, 0.0)  # how many, of how many
 
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
@@ -45,7 +54,7 @@ class Verifier(Verdicts):
         found = [self._scored(record, answer.text) for record in batch.records for answer in record.responses]
         failures, count = self._failures
         self._failures = failures + sum(one.error is not None for one in found), count + len(found)
-        return torch.tensor([one.score for one in found], dtype=torch.float32)
+        return torch.tensor([self.metric.share(one.score) for one in found], dtype=torch.float32)
 
     def _scored(self, record: Record, text: str) -> Scored:
         return scored(

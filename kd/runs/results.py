@@ -1,7 +1,7 @@
 """The schema of `results.json`, the last page of a run folder (`docs/run_folder.md`).
 
-Units: bits per byte for `bits_per_byte`, a skill's own metric between 0 and 1, nats for the KLs, bytes,
-seconds. A number that does not exist (NaN, infinite) is null.
+Units, ranges and directions of metrics are in the file itself (`metrics`); the rest is in bytes and seconds. A number
+that does not exist (NaN, infinite) is null.
 """
 
 import json
@@ -17,21 +17,15 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from kd.artifacts import file_sha256
+from kd.metrics.table import ON_TEACHER, Subject
 
 SCHEMA_VERSION: Final = 1
 SYSTEMS = ("uniform", "floor", "before", "sft", "after", "teacher")  # in the order of a report's rows
-
-UNBOUNDED: Final = ("bits_per_byte", "forward_kl", "reverse_kl")  # above; never below 0
-
-
-def bounds(metric: str) -> tuple[float, float]:
-    """The least and the largest value that a metric can have; a skill's own metric lies between 0 and 1."""
-    return (0.0, math.inf if metric in UNBOUNDED else 1.0)
-
 
 ConfigHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
@@ -83,12 +77,18 @@ class StudentAgreement(_Page):
     sft: Estimate | None = None
 
 
-class Agreement(_Page):
-    """`top1` is a share; the KLs are nats per token, forward KL being KL(teacher ‖ student)."""
+class MetricFacts(_Page):
+    """The facts of a metric (`kd.metrics.table.Metric`); an end of the range that is infinite is null."""
 
-    top1: StudentAgreement
-    forward_kl: StudentAgreement
-    reverse_kl: StudentAgreement
+    heading: str
+    unit: str
+    low: float | None
+    high: float | None
+    higher_is_better: bool
+    of: Subject
+
+
+Agreement = dict[str, StudentAgreement]  # by metric of ON_TEACHER
 
 
 class Budget(_Page):
@@ -146,6 +146,7 @@ class Results(_Page):
     family: ConfigHash | None = None  # shared by runs that differ in their seed alone; None: not recorded
     scores: dict[str, dict[str, SystemScores]]
     gap_closed: dict[str, dict[str, float | None]]
+    metrics: dict[str, MetricFacts] = {}  # of each metric; none: from before they were recorded
     agreement: Agreement | None = None  # without a teacher there is none
     budget: Budget
     digests: Digests
@@ -156,6 +157,20 @@ class Results(_Page):
     sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # what confined verifiers; None: none was needed
     verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict
     cautions: list[str] = []  # what the run does that its user may not mean
+
+    @field_validator("agreement")
+    @classmethod
+    def _whole(cls, agreement: Agreement | None) -> Agreement | None:
+        if agreement is not None and set(agreement) != set(ON_TEACHER):
+            raise ValueError(f"agreement has {', '.join(sorted(agreement))} instead of {', '.join(ON_TEACHER)}")
+        return agreement
+
+    @model_validator(mode="after")
+    def _described(self) -> "Results":
+        found = {name for metrics in self.scores.values() for name in metrics} | set(self.agreement or ())
+        if self.metrics and (lacking := sorted(found - self.metrics.keys())):
+            raise ValueError(f"metrics has no facts of {', '.join(lacking)}")
+        return self
 
 
 class Failure(_Page):

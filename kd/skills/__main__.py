@@ -18,6 +18,7 @@ from kd.components.choices import CONF, SEARCHED, choices, content, file_of, par
 from kd.components.signatures import located
 from kd.composition.overrides import started
 from kd.errors import in_one_sentence
+from kd.metrics.table import of_skill
 from kd.types import Record, Skill
 
 
@@ -75,7 +76,7 @@ def _facts(config: Any) -> tuple[str, str, str]:
         skill: Any = located("skill", config["_target_"])
     except ValueError:
         return "–", escape(f"{config['_target_']}: add {KEY}=[...] to import it"), "–"
-    return skill.metric, skill.licence, skill.group_key
+    return of_skill(skill.metric).name, skill.licence, skill.group_key
 
 
 def show(console: Console, record: Record) -> None:

@@ -10,6 +10,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from kd.metrics.table import Metric
 from kd.skills.procedural import checked_counts, take_distinct
 from kd.skills.text_answer import final_number
 from kd.types import Record, Response, Split
@@ -66,7 +67,7 @@ class GsmSymbolic:
     """
 
     name = "gsm_symbolic"
-    metric = "accuracy"
+    metric: str | Metric = Metric("accuracy")
     licence = "Apache-2.0 (generators); templates after apple/GSM-Symbolic (CC BY-NC-ND 4.0)"
     group_key = "template"
 

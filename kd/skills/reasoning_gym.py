@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import count
 from typing import Any
 
+from kd.metrics.table import Metric
 from kd.sandbox import NoVerdict, mechanism, verdict
 from kd.skills.gym_verifier import gym_verifier
 from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct
@@ -64,7 +65,7 @@ class ReasoningGym:
             has no sandbox to judge a model's text in.
     """
 
-    metric = "verifier_score"  # some verifiers give part of the credit
+    metric: str | Metric = Metric("verifier_score")  # some verifiers give part of the credit
     licence = "Apache-2.0"
     group_key = "problem"
 

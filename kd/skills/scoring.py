@@ -4,25 +4,26 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from kd.metrics.table import of_skill
 from kd.sandbox import NoVerdict, SandboxError
 from kd.types import Record, Skill
 
 
 class Scored(NamedTuple):
-    """The score of one text. `error`: why the verifier returned none, which counts as wrong; None where it did."""
+    """The score of one text. `error`: why the verifier returned none, which counts as the worst; None where it did."""
 
     score: float
     error: str | None = None
 
 
 def scored(skill: Skill, record: Record, text: str, *, reference: Callable[[], str | None]) -> Scored:
-    """What the skill's verifier gives for `text`; 0 with the reason where it raises, leaves or is stopped.
+    """What the skill's verifier gives for `text`; the metric's worst value with the reason where it returns nothing.
 
     reference: looks up a right answer to the record. A verifier that fails on this one, too, is at fault itself.
 
     Raises:
-        ValueError: names the record: the score is not between 0 and 1, or the verifier fails on the reference (or on
-            the text, and there is no reference).
+        ValueError: names the record: the score is outside of the metric's range, or the verifier fails on the reference
+            (or on the text, and there is no reference).
         SandboxError: no verdict can be had from a sandbox.
     """
     outcome = _outcome(skill, record, text)
@@ -33,7 +34,7 @@ def scored(skill: Skill, record: Record, text: str, *, reference: Callable[[], s
         raise ValueError(f"{_where(skill, record)} fails on a response, and there is no reference to try: {outcome}")
     if isinstance(again := _outcome(skill, record, right), str):
         raise ValueError(f"{_where(skill, record)} fails on the reference: {again}; mend its `score`")
-    return Scored(0.0, outcome)
+    return Scored(of_skill(skill.metric).worst, outcome)
 
 
 def _where(skill: Skill, record: Record) -> str:
@@ -50,6 +51,9 @@ def _outcome(skill: Skill, record: Record, text: str) -> float | str:
         return f"{error.status}: {error}"
     except (Exception, SystemExit) as error:
         return f"raised: {type(error).__name__}: {error}"
-    if not (math.isfinite(score) and 0 <= score <= 1):
-        raise ValueError(f"{_where(skill, record)} gives {score}; a score lies between 0 and 1")
+    metric = of_skill(skill.metric)
+    if not (math.isfinite(score) and metric.low <= score <= metric.high):
+        raise ValueError(
+            f"{_where(skill, record)} gives {score}; a score lies between {metric.low:g} and {metric.high:g}"
+        )
     return score

@@ -15,6 +15,7 @@ from kd.experiment.export import card
 from kd.experiment.identity import SPLITS
 from kd.experiment.plan import Plan, check
 from kd.experiment.scores import _gap
+from kd.metrics.table import METRICS, Metric
 from kd.runs.folder import RunFolder
 from kd.sweeps.jobs import Job
 from tests.experiment.test_preparation import conf, cut_out
@@ -177,15 +178,15 @@ def test_gap_closed_by_hand() -> None:
         return {name: {"value": value} for name, value in values.items()}
 
     # (3 - 2) / (3 - 1)
-    assert _gap(systems(floor=3.0, teacher=1.0, before=9.0, after=2.0), "bits_per_byte") == 0.5
+    assert _gap(systems(floor=3.0, teacher=1.0, before=9.0, after=2.0), METRICS["bits_per_byte"]) == 0.5
     # (4 - 1) / (4 - 0): KL to the teacher, whose own is 0
-    assert _gap(systems(floor=4.0, teacher=0.0, after=1.0), "forward_kl") == 0.75
+    assert _gap(systems(floor=4.0, teacher=0.0, after=1.0), METRICS["forward_kl"]) == 0.75
     # (0.6 - 0.2) / (1.0 - 0.2)
-    assert _gap(systems(floor=0.2, teacher=1.0, after=0.6), "top1") == pytest.approx(0.5)
+    assert _gap(systems(floor=0.2, teacher=1.0, after=0.6), METRICS["top1"]) == pytest.approx(0.5)
     # a floor does not answer: from the student before
-    assert _gap(systems(before=0.1, teacher=0.5, after=0.3), "accuracy") == pytest.approx(0.5)
-    assert _gap(systems(before=0.5, teacher=0.5, after=0.3), "accuracy") is None
-    assert _gap(systems(before=0.5, after=0.3), "accuracy") is None
+    assert _gap(systems(before=0.1, teacher=0.5, after=0.3), Metric("accuracy")) == pytest.approx(0.5)
+    assert _gap(systems(before=0.5, teacher=0.5, after=0.3), Metric("accuracy")) is None
+    assert _gap(systems(before=0.5, after=0.3), Metric("accuracy")) is None
 
 
 def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from kd.metrics.table import of_skill
 from kd.skills import gsm_symbolic
 from kd.skills.gsm_symbolic import DEFECTIVE, INSTRUCTION, GsmSymbolic, reference, templates
 from kd.types import Record, Skill
@@ -34,7 +35,7 @@ def skeleton(record):
 
 def test_it_is_a_skill(skill):
     assert isinstance(skill, Skill)
-    assert skill.metric == "accuracy"
+    assert of_skill(skill.metric).name == "accuracy"
 
 
 def test_template_numbers_are_the_packages(skill):

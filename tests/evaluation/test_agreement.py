@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kd.metrics.agreement import (
+from kd.evaluation.agreement import (
     calibration_error,
     confidence,
     correct,
