@@ -114,7 +114,7 @@ def test_a_reward_is_the_way_from_the_worst_to_the_best():
 
 
 def test_intervals_have_the_scale_of_the_metric():
-    """Those of shares, on another scale; of all scores alike, Wilson's: 0 of 8 of 100 points is 0 to 100 / (1 + 8/z²)."""
+    """Those of shares, on another scale; of scores that are all alike, Wilson's: the upper end is 100 / (1 + 8/z²)."""
     scores, groups = [0.0, 0.25, 0.5, 1.0, 0.5, 0.75], ["a", "a", "b", "b", "c", "c"]
     share, scaled = mean(scores, groups), mean([20 + 80 * x for x in scores], groups, bounds=(20.0, 100.0))
     assert scaled.n == share.n == 6
