@@ -126,7 +126,8 @@ def of_results(results: Mapping[str, Any], name: str) -> Metric:
     if facts is None:
         return METRICS.get(name) or Metric(name)
     ends = {"low": -math.inf, "high": math.inf}
-    return Metric(name, **{key: ends[key] if value is None and key in ends else value for key, value in facts.items()})
+    found: dict[str, Any] = {key: ends.get(key) if value is None else value for key, value in facts.items()}
+    return Metric(name, **found)
 
 
 def _finite(value: Any) -> Any:
