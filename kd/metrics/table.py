@@ -33,8 +33,8 @@ class Metric:
     name: str
     heading: str | None = None
     unit: str = "share"
-    low: float = 0.0
-    high: float = 1.0
+    low: float | int = 0.0
+    high: float | int = 1.0
     higher_is_better: bool = True
     of: Subject = "answers"
     description: str | None = None
@@ -59,7 +59,7 @@ class Metric:
     @property
     def bounds(self) -> tuple[float, float]:
         """The least and the largest value."""
-        return self.low, self.high
+        return float(self.low), float(self.high)
 
     @property
     def worst(self) -> float:
