@@ -87,7 +87,7 @@ AXES: dict[str, Axis] = {
         synonyms={"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp": "ddp", "deepspeed": "ddp"}
     ),
     "evaluation": Axis(),
-    "logger": Axis(composes=True, synonyms={"tensorboard": "csv", "none": "csv", "all": "wandb"}),
+    "logger": Axis(composes=True, synonyms={"tb": "tensorboard", "none": "csv", "all": "wandb"}),
     "method": Axis(
         section=False,
         synonyms={

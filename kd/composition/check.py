@@ -33,6 +33,7 @@ from kd.composition.terms import check_objective
 from kd.generators.options import Options, check_known
 from kd.generators.transformers import Transformers
 from kd.objectives.reduction import Reduction
+from kd.training.observers import check_observers, supplied
 
 __all__ = ["check", "check_overrides", "describe", "resolved"]
 
@@ -56,11 +57,12 @@ def check(
         raise ValueError(unresolved(cfg, error, misfits, line, models)) from None
     check_code("", config)
     check_sections(config)
+    check_observers(config)
     check_allowing(config["run"].get("allow") or ())
     _check_other_files(config)
     check_objective(config["objective"])
     for path, node in calls("", config):
-        _check_node(path, node)
+        _check_node(path, supplied(path, node))
     check_numbers(config)
     check_trainer(config["trainer"], config["optim"]["window"])
     if errors := misfits(config):

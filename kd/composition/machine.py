@@ -22,6 +22,7 @@ from kd.composition.places import check_folder, check_name
 from kd.composition.targets import kept
 from kd.generators.vllm_server import Server
 from kd.sources.addresses import cache_root
+from kd.training.observers import try_observers
 
 Node = Mapping[str, Any]
 OF_PROJECT, LONGEST_PROJECT, LONGEST_TAG = "/\\#?%:", 128, 64  # what W&B forbids in a project's name, and its limits
@@ -49,6 +50,7 @@ def check_parts(cfg: DictConfig) -> None:
             instantiate(cfg[group])
     for stage in cfg.augmentation.stages.values():
         instantiate(stage)
+    try_observers(cfg)
     if cfg.targets.get("_target_") is not None:
         kept(cfg.targets)
 

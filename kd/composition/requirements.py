@@ -26,6 +26,7 @@ from kd.signals import (
     of_role,
     requires,
 )
+from kd.training.observers import monitors
 from kd.training.terms import STREAMS
 
 Node = Mapping[str, Any]
@@ -180,6 +181,9 @@ def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
             yield group, who, names
     if config["checkpoint"]["monitor"] == "validation/forward_kl":
         yield "checkpoint", "checkpoint.monitor=validation/forward_kl", frozenset({"teacher_logits"})
+    for key, metric in monitors(config).items():
+        if metric == "validation/forward_kl":
+            yield "checkpoint", f"{key}={metric}", frozenset({"teacher_logits"})
 
 
 def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:

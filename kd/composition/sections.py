@@ -37,10 +37,9 @@ ELSEWHERE = {
     "limit_train_batches": "optim.steps",
     "log_every_n_steps": "log_every",
     "default_root_dir": "run.root",
-    "logger": "logger=csv or logger=wandb",
+    "logger": "logger=tensorboard, logger=wandb or another file of conf/logger",
     "fast_dev_run": "optim.steps and evaluation=quick",
     "enable_checkpointing": "checkpoint.every",
-    "callbacks": None,
     "num_sanity_val_steps": "checkpoint.validate_first",
     "use_distributed_sampler": None,
     "enable_model_summary": None,
@@ -141,13 +140,6 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Loggers:
-    """The group `logger`; metrics.csv is written in any case."""
-
-    wandb: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class Wandb:
     """The section `logger.wandb`."""
 
@@ -166,7 +158,6 @@ SECTIONS: Mapping[str, Callable] = {
     "student": Student,
     "augmentation": Augmentation,
     "targets.audit": Audit,
-    "logger": Loggers,
     "logger.wandb": Wandb,
 }
 
@@ -257,7 +248,8 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
     for key in (key for key in trainer if key in ELSEWHERE):
         where = f"another key sets this; set {ELSEWHERE[key]}" if ELSEWHERE[key] else "the run sets this; leave it out"
         raise ValueError(f"trainer.{key}={shown(trainer[key])}: {where}")
-    check_call("trainer", trainer, lightning.Trainer, name="lightning.Trainer")
+    given = {key: value for key, value in trainer.items() if key != "callbacks"}  # see check_observers
+    check_call("trainer", given, lightning.Trainer, name="lightning.Trainer")
     _check_precision(trainer.get("precision", PRECISIONS[0]))
     strategies = ["auto", *StrategyRegistry.available_strategies()]
     if (strategy := trainer.get("strategy", "auto")) not in strategies:

@@ -91,7 +91,7 @@ def _check_cached(config: Node) -> None:
         if group == "checkpoint":
             raise ValueError(
                 f"{part} needs the teacher on the validation split, but targets.cached=true reads the "
-                "training split's targets only; take checkpoint.monitor=validation/bits_per_byte"
+                f"training split's targets only; take {part.partition('=')[0]}=validation/bits_per_byte"
             )
 
 

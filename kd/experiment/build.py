@@ -229,6 +229,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         rank_zero_only(print)(f"stopped at step {step}; the same command resumes there", flush=True)
         # The first rank exits with the code. When another one fails, Lightning kills all.
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
+    if parts.module.ended:
+        rank_zero_only(print)(f"a callback ended the run at step {parts.module.step_count} of {cfg.optim.steps}")
     _check_learnt(parts.module.budget)
     if cfg.checkpoint.use == "best":
         state = read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash)["state_dict"]

@@ -17,6 +17,7 @@ from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
 from kd.sources.addresses import digest
+from kd.training.observers import counted
 from kd.types import Skill, Split
 from kd.versions import versions
 
@@ -38,10 +39,10 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     Raises:
         ValueError, FileNotFoundError: something that the run reads is not there or is damaged.
     """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = counted(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     found = content_digests(config) | _data_digest(config) | _corpus_digest(config)
     digests = {masked(name): content for name, content in found.items()}
-    return config_hash(_in_order(hashable(cfg)), digests=digests, version=code_of(config, stages))
+    return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=code_of(config, stages))
 
 
 def _in_order(config: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def family(cfg: DictConfig) -> str:
 
 def code_of(config: Mapping[str, Any], stages: Sequence[str] = STAGES) -> dict[str, int | str]:
     """The versions of `kd` and of everything that the stages and the components of a resolved config depend on."""
-    return {"kd": kd.__version__, **versions(*stages, *sorted(targets_in(config)))}
+    return {"kd": kd.__version__, **versions(*stages, *sorted(targets_in(counted(config))))}
 
 
 def targets_in(node: Any) -> set[str]:

@@ -36,13 +36,14 @@ class Saving(Checkpoint):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Save if it is time, or if any rank has a signal to stop. (The module then refuses the next step.)"""
-        trainer.should_stop = self._stopping(trainer)
+        trainer.should_stop = self._stopping(trainer) or trainer.should_stop  # or a callback ends the run
         if trainer.should_stop or pl_module.step_count % self.every == 0:
             self._save(trainer, pl_module.step_count)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Save the last step; a signal that came during it, or during its validation, counts too."""
-        self._stopping(trainer)
+        stopped = self._stopping(trainer)
+        pl_module.ended |= trainer.should_stop and not stopped and not pl_module.finished
         self._save(trainer, pl_module.step_count)
 
     def _stopping(self, trainer: lightning.Trainer) -> bool:

@@ -28,6 +28,7 @@ class Logged(lightning.LightningModule):
         self.log_every = log_every
         self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
         self.spoken, self.unlogged = dict[str, int](), 0
+        self.ended = False  # by a callback, before its steps were done
         self.this_step = dict[str, Tensor]()  # of terms whose `after_step` takes their mean
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:

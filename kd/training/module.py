@@ -85,8 +85,8 @@ class Distillation(RunState):
 
     @property
     def finished(self) -> bool:
-        """True if all steps are done, or the budget is used up."""
-        return self.progress.fraction >= 1.0
+        """True if all steps are done, the budget is used up, or a callback ended the run."""
+        return self.ended or self.progress.fraction >= 1.0
 
     @property
     def teacher_fields(self) -> frozenset[str]:

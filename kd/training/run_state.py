@@ -37,7 +37,7 @@ class RunState(Logged):
             "teacher": getattr(self.models.teacher, "carried_state", dict)(),
         }
         counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
-        counted["unlogged"] = self.unlogged
+        counted |= {"unlogged": self.unlogged, "ended": self.ended}
         checkpoint["distillation"] = {**counted, **told, **carried}
 
     def on_fit_end(self) -> None:
@@ -53,6 +53,7 @@ class RunState(Logged):
         state = checkpoint["distillation"]
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
         self.spoken, self.unlogged = dict(state.get("spoken", {})), state["unlogged"]
+        self.ended = state.get("ended", False)
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
         if hasattr(self.rollout, "load_state_dict"):

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -18,6 +18,7 @@ from kd.runs.folder import RunFolder
 from kd.secrets import masked, unrevealed
 from kd.training.callbacks import ProgressLines, Saving, WholeFiles
 from kd.training.module import Distillation
+from kd.training.observers import callbacks_of, loggers_of
 from kd.training.target_audit import Audit
 
 QUIET = [
@@ -42,13 +43,16 @@ def trainer_of(
     """The trainer of `optim.steps` windows, which logs to `to` and is saved and stopped by `saving`."""
     terminal = Console().is_terminal
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    settings.pop("callbacks", None)
+    bars = (ProgressBar,) if not terminal else ()  # which Lightning refuses where there is nothing to draw on
+    own = [callback for callback in callbacks_of(cfg) if not isinstance(callback, bars)]
     if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
         settings["strategy"] = "ddp_find_unused_parameters_true"
     return lightning.Trainer(
         **settings,
         max_epochs=1,  # one pass over `steps` windows
         logger=to,
-        callbacks=[best(cfg, folder), saving, *audits(cfg), *([] if terminal else [ProgressLines()])],
+        callbacks=[best(cfg, folder), saving, *audits(cfg), *own, *([] if terminal else [ProgressLines()])],
         plugins=[WholeFiles(folder.config_hash)],
         enable_progress_bar=terminal,
         default_root_dir=folder.path,
@@ -91,13 +95,15 @@ def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
 
 def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
     """Loggers beside metrics.csv, as `conf/logger` names them."""
-    if "wandb" not in cfg.logger:
-        return []
+    found = loggers_of(cfg, folder.path)
+    if "wandb" not in cfg.logger or "_target_" in cfg.logger.wandb:
+        return found
     settings: Mapping[str, Any] = cfg.logger.wandb
     name = folder.path.name
     config = unrevealed(cfg)
     again = [str(folder.old_runs)] if folder.old_runs else []  # after run.force=true, not into the old run's curves
     return [
+        *found,
         WandbLogger(
             project=settings["project"],
             group=masked(settings["group"] or "") or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
@@ -109,7 +115,7 @@ def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
             job_type="train",
             save_dir=str(folder.path),
             config=config,
-        )
+        ),
     ]
 
 

@@ -187,7 +187,7 @@ def test_a_sweep_of_everything_passes_as_a_command_line(command_line):
         ({"checkpoint.monitor": "validation/loss"}, ["checkpoint.monitor=validation/loss", "validation/bits_per_byte"]),
         ({"run.force": 1}, ["run.force=1", "bool"]),
         ({"logger.wandb": {"project": "kd", "group": None, "tags": [], "mode": "of"}}, ["logger.wandb.mode=of", "off"]),
-        ({"logger.csv": {}}, ["logger.csv", "known: wandb"]),
+        ({"logger.csv": {}}, ["logger.csv={}: names no logger", "lightning.pytorch.loggers.TensorBoardLogger"]),
         ({"student.prepare": {"objective": "sft"}}, ["student.prepare.skill is missing", "set student.prepare.skill"]),
         (
             {"student.prepare": {"objective": "sft", "skill": None}},
