@@ -56,7 +56,7 @@ class Skill(Protocol):
 
     @property
     def metric(self) -> str | Metric:
-        """What `score` returns; a name alone, as "accuracy", is a share between 0 and 1. An attribute will do."""
+        """The quantity that `score` returns; a name alone, as "accuracy", is a share in [0, 1]. May be an attribute."""
 
     def load(self, split: Split) -> Sequence[Record]:
         """Records of one split, the same on every call and machine."""

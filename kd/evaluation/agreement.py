@@ -1,7 +1,7 @@
-"""What one looks at beside the loss: agreement with the teacher, certainty, calibration. Never part of a loss.
+"""Diagnostics beside the loss: agreement with the teacher, certainty, calibration. Never part of a loss.
 
 Everything but `calibration_error` is a function of rows, `[*n V] -> [*n]`, and leaves averaging to its caller.
-Logits and log-probabilities serve alike: softmax does not tell them apart. The divergences are those of
+Logits and log-probabilities serve alike: softmax maps both to the same distribution. The divergences are those of
 `kd.objectives.divergence`, in nats.
 """
 
@@ -15,7 +15,7 @@ __all__ = ["calibration_error", "confidence", "correct", "entropy", "forward_kl"
 
 
 def top1_agreement(student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"]) -> Bool[Tensor, "*n"]:
-    """Whether both hold the same id for the most probable; among equals the lowest id counts."""
+    """True where the most probable ids of both are the same; among equals the lowest id counts."""
     return student_logits.argmax(-1) == teacher_logits.argmax(-1)
 
 
@@ -31,7 +31,7 @@ def confidence(logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
 
 
 def correct(logits: Float[Tensor, "*n V"], labels: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
-    """Whether the most probable id is the label."""
+    """True where the most probable id is the label."""
     return logits.argmax(-1) == labels
 
 

@@ -1,1 +1,1 @@
-"""What is measured: the table of metrics."""
+"""The table of metrics."""

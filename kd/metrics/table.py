@@ -1,7 +1,7 @@
-"""The metrics in one table: name, unit, range, direction and heading, for whatever computes, compares or prints one.
+"""The metrics in one table: name, unit, range, direction and heading, for all code that uses one.
 
 A skill declares its own metric the same way, wherever its code lies; `results.json` carries the facts of all metrics
-that it holds, so that a report looks them up there.
+that it holds, and reports read them there.
 """
 
 import math
@@ -23,7 +23,7 @@ class Metric:
         unit: what a value counts.
         low, high: the least and the largest value; infinite where there is none.
         higher_is_better: the direction.
-        of: what is measured: the `references`, the distance from the `teacher` on them, or the `answers`.
+        of: the measured subject: the `references`, the distance from the `teacher` on them, or the `answers`.
         description: the words in a model card; None: the name.
 
     Raises:
@@ -72,11 +72,11 @@ class Metric:
         return self.high if self.higher_is_better else self.low
 
     def share(self, value: float) -> float:
-        """How far `value` is from the worst to the best, between 0 and 1, for a range with two ends."""
+        """The place of `value` between the worst (0) and the best (1), for a range with two ends."""
         return (value - self.worst) / (self.best - self.worst)
 
     def facts(self) -> dict[str, Any]:
-        """As `results.json` holds it under the metric's name; an infinite end is None."""
+        """The entry of `results.json` under the metric's name; an infinite end is None."""
         found = asdict(self) | {"heading": self.title}
         return {key: _finite(value) for key, value in found.items() if key not in ("name", "description")}
 
@@ -107,7 +107,7 @@ ON_TEACHER = tuple(name for name, metric in METRICS.items() if metric.of == "tea
 
 
 def of_skill(declared: str | Metric) -> Metric:
-    """What a skill declares as its metric; a name alone is a share of right answers.
+    """The metric that a skill declares; a name alone is a share of right answers.
 
     Raises ValueError for one that is not of answers, or bears the name of one that every run has.
     """

@@ -20,15 +20,15 @@ from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.table import lacking
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
-APART = ("family", "versions")  # what, beside overrides, tells rows of means apart
+APART = ("family", "versions")  # facts that, beside overrides, separate rows of means
 LOOK_ALIKE = (
     "Rows of means with the same overrides are of runs that differ in more than their seed: in settings that are no "
     "overrides, data, models or code."
 )
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 SEED_INTERVALS = (
-    "Brackets are 95 % t intervals over seeds, on a scale that stays within the metric's bounds; they leave out what "
-    "other problems would have changed."
+    "Brackets are 95 % t intervals over seeds, on a scale that stays within the metric's bounds; they leave out the "
+    "variation over problems."
 )
 ONE_SEED = "One seed: there is no interval over seeds."
 OF_TRAINING = "Costs are of training: seconds are wall clock, without validation and evaluation."
@@ -129,7 +129,7 @@ def _jobs_grid(jobs: Sequence[Job], notes: Sequence[str]) -> Grid:
 
 
 def _lost(job: Job) -> list[str]:
-    """What data.max_length left out or truncated, by split: "train 57 + 3 of 64"."""
+    """Numbers of records that data.max_length left out or truncated, by split: "train 57 + 3 of 64"."""
     records = (job.results or {}).get("records") or {}
     counts = {split: (n["left_out"], n["truncated"], n["given"]) for split, n in records.items()}
     return [f"{split} {left} + {cut} of {given}" for split, (left, cut, given) in counts.items() if left or cut]
@@ -152,7 +152,7 @@ def _result_cells(job: Job, metrics: Sequence[str], costs: Sequence[str]) -> lis
 
 
 def _costs(jobs: Sequence[Job]) -> list[str]:
-    """Those to be shown: a judge's where there is one."""
+    """The costs to be shown: a judge's where there is one."""
     return [name for name in COSTS if name != "judge_flops" or any(_spent(job, name) for job in _finished(jobs))]
 
 
@@ -167,17 +167,17 @@ def _cost(name: str, value: float | int) -> str:
 
 
 def _omissions(jobs: Sequence[Job]) -> list[str]:
-    """What the methods lack of their papers, and what their runs do beside what is meant, a sentence for each."""
+    """Sentences on the omissions of methods from their papers, and on the cautions of their runs."""
     named = {}
     for job in _finished(jobs):
-        who = f"method={job.overrides['method']}" if "method" in job.overrides else f"Job {job.label}"
+        name = f"method={job.overrides['method']}" if "method" in job.overrides else f"Job {job.label}"
         results = job.results or {}
-        named[who] = lacking(who, results.get("omits", ())) + [f"{who}: {c}." for c in results.get("cautions", ())]
+        named[name] = lacking(name, results.get("omits", ())) + [f"{name}: {c}." for c in results.get("cautions", ())]
     return [sentence for sentences in named.values() for sentence in sentences]
 
 
 def _varying(jobs: Sequence[Job]) -> list[str]:
-    """Override keys that tell jobs apart, and the method in any case; all of them when nothing does."""
+    """Override keys in which jobs differ, and the method in any case; all keys where there are none."""
     keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
     apart = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
     return [key for key in keys if key in apart or key == "method"] if apart else keys
@@ -190,7 +190,7 @@ def _metrics(jobs: Sequence[Job]) -> list[str]:
 
 
 def _facts(jobs: Sequence[Job], metric: str) -> Metric:
-    """Of a metric, as the first run that has it holds them."""
+    """The facts of a metric in the first run that has it."""
     having = (job for job in _finished(jobs) if metric in ((job.results or {}).get("metrics") or {}))
     return of_results((job.results if (job := next(having, None)) else None) or {}, metric)
 
@@ -207,7 +207,7 @@ def _mixed_code(jobs: Sequence[Job]) -> list[str]:
 
 
 def _same_digests(jobs: Sequence[Job]) -> list[str]:
-    """Whether the jobs of a seed and skill began, read and were judged alike; which did otherwise than most."""
+    """A note: whether the jobs of a seed and skill share weights, data and evaluated items, and those that differ."""
     alike: dict[tuple, list[Job]] = {}
     for job in _finished(jobs):
         results = job.results or {}

@@ -24,7 +24,7 @@ NEAR_WORST = 0.05  # of the way from a metric's worst value to its best
 
 
 def run_table(results: Mapping[str, Any]) -> Table:
-    """For the terminal, from the content of a finished run's results.json."""
+    """The table for the terminal, from the content of a finished run's results.json."""
     return run_grid(results).rich()
 
 
@@ -43,7 +43,7 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
 
 
 def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
-    """Sentences: of which splits data.max_length leaves out or truncates records (`kd.runs.results.Records`)."""
+    """Sentences on the splits of which data.max_length leaves out or truncates records (`kd.runs.results.Records`)."""
     sentences = []
     for split, counts in (records or {}).items():
         given, left_out, truncated = (counts.get(key, 0) for key in ("given", "left_out", "truncated"))
@@ -54,13 +54,13 @@ def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
     return sentences
 
 
-def lacking(who: str, omits: Sequence[str]) -> list[str]:
-    """One sentence on what `who` leaves out of its paper; none where nothing is left out."""
-    return [f"{who} omits of its paper: {'; '.join(omits)}."] if omits else []
+def lacking(name: str, omits: Sequence[str]) -> list[str]:
+    """One sentence on the parts of its paper that `name` omits; none where nothing is omitted."""
+    return [f"{name} omits of its paper: {'; '.join(omits)}."] if omits else []
 
 
 def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those that were measured, in the order of SYSTEMS; students under other objectives follow sft."""
+    """The systems that were measured, in the order of SYSTEMS; students under other objectives follow sft."""
     measured = dict.fromkeys(name for column in columns for name, estimate in column.items() if estimate)
     others = [name for name in measured if name not in SYSTEMS]
     place = SYSTEMS.index("after")
@@ -88,7 +88,7 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], s
 
 
 def of_answers(results: Mapping[str, Any], metric: str) -> bool:
-    """Whether it is a skill's own metric, which stands behind those that every run has."""
+    """Return whether it is a skill's own metric, which is shown after those that every run has."""
     return of_results(results, metric).of == "answers"
 
 
@@ -102,10 +102,10 @@ def _near_zero(results: Mapping[str, Any]) -> list[str]:
                 continue
             if not any(_above(metric, _value(systems, student)) for student in ("before", "sft", "after")):
                 alone = _above(metric, _value(systems, "teacher"))
-                who = "every student (the teacher is not)" if alone else "every system"
+                near = "every student (the teacher is not)" if alone else "every system"
                 worst = "zero" if metric.worst == 0 else f"its worst value, {metric.worst:g},"
                 notes.append(
-                    f"{skill}: {name} is near {worst} for {who}, so it does not rank the students; "
+                    f"{skill}: {name} is near {worst} for {near}, so it does not rank the students; "
                     "bits per byte and the KLs do."
                 )
     return notes

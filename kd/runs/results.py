@@ -67,7 +67,7 @@ class SystemScores(_Page):
 
 
 class StudentAgreement(_Page):
-    """How far each student is from the teacher on the same positions; other objectives' as in SystemScores."""
+    """The agreement of each student with the teacher on the same positions; other objectives' as in SystemScores."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Estimate | None]
@@ -92,7 +92,7 @@ Agreement = dict[str, StudentAgreement]  # by metric of ON_TEACHER
 
 
 class Budget(_Page):
-    """What the training of the student cost."""
+    """The cost of the student's training."""
 
     student_flops: NonNegativeFloat
     tokens: NonNegativeInt
@@ -115,11 +115,11 @@ class Digests(_Page):
 
 
 class SplitRecords(_Page):
-    """What `data.max_length` does to a split's records.
+    """Numbers of a split's records, by the effect of `data.max_length`.
 
-    given: how many there are. left_out: of training and answers, whose prompt leaves no room for a response; of
-    validation and test, whose first response does not fit whole, and is not scored. truncated: of training, how many of
-    the others have a response that is cut.
+    given: all. left_out: in training and answers, those whose prompt leaves no room for a response; in validation and
+    test, those whose first response does not fit whole, which are not scored. truncated: in training, the others with a
+    response that is truncated.
     """
 
     given: NonNegativeInt
@@ -150,13 +150,13 @@ class Results(_Page):
     agreement: Agreement | None = None  # without a teacher there is none
     budget: Budget
     digests: Digests
-    omits: list[str] = []  # what its method lacks of the paper
+    omits: list[str] = []  # parts of its paper that the method lacks
     code: str | None = None  # digest of kd's syntax trees; None: from before it was recorded
     versions: dict[str, int | str] = {}  # of the components that it depends on (`kd.versions.versions`)
     records: Records | None = None  # None: from before they were counted
-    sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # what confined verifiers; None: none was needed
+    sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # of verifiers; None: none was needed
     verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict
-    cautions: list[str] = []  # what the run does that its user may not mean
+    cautions: list[str] = []  # features of the run that may not be intended
 
     @field_validator("agreement")
     @classmethod
