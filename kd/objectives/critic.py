@@ -32,7 +32,7 @@ class PPO(nn.Module):
     A = R - V_old. Proximal policy optimization (arXiv 1707.06347, eq. 9) with a value head.
 
     V_t = v h_t + c reads the student's last hidden state before y_t; the reward comes at the last token. Advantages
-    and returns R = A + V_old are made with the head as it was when the window was written: a copy that is renewed
+    and returns R = A + V_old are made with the head as it was when the window was generated: a copy that is renewed
     every `uses` steps, so a replay must neither mix windows nor end one early (capacity, max_age). The hidden states
     that it reads are the current ones, so V_old moves with the student while a window is used again. The head begins at
     0. With a group's mean for a baseline instead of a head: objective=grpo with by_deviation=false.

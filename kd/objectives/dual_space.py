@@ -98,7 +98,7 @@ class _DualSpace(nn.Module):
 
 
 class DualSpace(_DualSpace):
-    """D(sg(p^), q) + CE(p^, y) + KL(p || q^), at rows where both models write the same token after the same text.
+    """D(sg(p^), q) + CE(p^, y) + KL(p || q^), at rows where both models have the same token after the same text.
 
     That is exact token alignment. With one tokenizer these are all rows, which is DSKD for equal vocabularies.
 

@@ -1,16 +1,28 @@
-r"""Policy gradients: the student learns from responses that were written, by how good each token turned out to be.
+r"""Policy gradients: the student learns from generated responses, by the advantage of each token.
 
-y_t are the labels, q the student as it is now, q_old as it was when they were written (both at temperature 1), and b
-the distribution that they were drawn from: q_old itself, one that was heated or cut, or a mixture with the teacher.
-Ratios of probabilities stand in the losses, so that
+y_t are the labels, q the present student, q_old the student that generated them (both at temperature 1), and b
+the distribution that they were drawn from: q_old itself, one of another temperature or top-p, or a mixture with the
+teacher. The losses hold ratios of probabilities, so that
 
     -rho_t A_t, rho_t = q(y_t)/b(y_t)   has the gradient   -rho_t A_t grad log q(y_t),
 
-which is REINFORCE's where b = q. What came before y_t is taken as it was drawn: its ratios are left out, as everybody
-does, since their product has no useful variance. A_t is a constant.
+which is REINFORCE's where b = q. The ratios of the tokens before y_t are left out, as is usual, since their product
+has no useful variance. A_t is a constant.
 
 `clip_low`, `clip_high` are those of PPO (arXiv 1707.06347, eq. 7): -min(rho A, clip(rho, 1 - low, 1 + high) A), so a
-token whose ratio has gone far enough in the direction of A stops to learn.
+token whose ratio has gone far enough in the direction of A stops learning.
+
+At ratio 2, advantage 1 and clip_high 0.2 the loss is -min(2, 1.2) = -1.2. On-policy distillation of a token with
+p = 1/2 and q = q_old = b = 1/4 has ratio 1 and advantage log 2, so the loss is -0.6931:
+
+>>> import torch
+>>> from kd.objectives.policy import opd, surrogate
+>>> surrogate(torch.tensor([2.0]).log(), torch.tensor([1.0]), clip_high=0.2)
+tensor([-1.2000])
+>>> p, q, logits = torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.tensor([[0.25, 0.75]]).log()
+>>> values, metrics = opd(q, p, q, q, logits)
+>>> values, metrics["ratio"]
+(tensor([-0.6931]), tensor([1.]))
 
 Beside its value each term logs, in TRL's names where it has one:
 
@@ -35,11 +47,11 @@ Rows = tuple[Float[Tensor, "*n"], dict[str, Float[Tensor, "*n"]]]  # values and 
 Grid = tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]
 
 SAMPLING = "sampling/importance_sampling_ratio/mean"  # TRL's name
-MAX_LOG_RATIO = 20.0  # nats; nobody draws a token that is e^20 times less probable than the student has it
+MAX_LOG_RATIO = 20.0  # nats; no token is drawn that is e^20 times less probable than under the student
 
 
 def wide(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """In at least float32."""
+    """The values in at least float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -97,7 +109,7 @@ def entropy(student_logits: Float[Tensor, "*n V"]) -> dict[str, Float[Tensor, "*
 def drawn_elsewhere(
     old_logprobs: Float[Tensor, "*n"], behaviour_logprobs: Float[Tensor, "*n"], cap: float
 ) -> Float[Tensor, "*n"]:
-    """min(q_old(y)/b(y), cap): what a token weighs that was not drawn from the student at temperature 1."""
+    """min(q_old(y)/b(y), cap), the weight of a token that was not drawn from the student at temperature 1."""
     log_ratio = wide(old_logprobs) - wide(behaviour_logprobs)
     return log_ratio.detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
 
@@ -113,8 +125,13 @@ def policy_gradient(
 ) -> Rows:
     """-min(rho A, clip(rho) A), rho = q(y_t)/b(y_t), A = the reward's advantage of y_t. arXiv 1707.06347, eq. 7.
 
-    Whatever advantages a reward gives to tokens. With those of `reward=log_ratio` it is the long part of MiniLLM's
+    The advantages are those of any reward of tokens. With those of `reward=log_ratio` it is the long part of MiniLLM's
     gradient (arXiv 2306.08543, algorithm 1), b its mixture with the teacher.
+
+    Args:
+        clip_low: rho counts no further below 1 - clip_low where A is negative, 0 to 1; null: no bound.
+        clip_high: rho counts no further above 1 + clip_high where A is positive, at least 0; null: no bound. 0.2 in
+            the papers of PPO and MiniLLM.
     """
     log_ratio, advantages = wide(student_logprobs) - wide(behaviour_logprobs), wide(advantages)
     values = surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
@@ -137,7 +154,13 @@ def opd(
     On-policy distillation (Lu, On-Policy Distillation, Thinking Machines Lab, 2025): the estimator k1 as the reward
     of a policy gradient, each token by itself. Where b = q_old = q its expected gradient is that of the reverse KL over
     the vocabulary (`objective=opd_full`), which has less variance but needs more of the teacher than one
-    log-probability. See `opd_discounted` for what a token does to those after it.
+    log-probability. See `opd_discounted` for a token's effect on those after it.
+
+    Args:
+        clip_low: rho counts no further below 1 - clip_low where A is negative, 0 to 1; null: no bound. null in
+            the authors' recipe.
+        clip_high: rho counts no further above 1 + clip_high where A is positive, at least 0; null: no bound. null in
+            the authors' recipe.
     """
     advantages = wide(teacher_logprobs) - wide(old_logprobs)
     log_ratio = wide(student_logprobs) - wide(behaviour_logprobs)
@@ -160,7 +183,12 @@ def opd_discounted(
     """-rho A, rho = q(y_t)/b(y_t), A = sum_{t' >= t} gamma^(t' - t) (log p - log q_old)(y_t'), gamma = `discount`.
 
     Policy gradient of the reverse KL of whole responses (arXiv 2306.08543, section 2.2): exact, in expectation over
-    y ~ q, at discount 1, and then noisy. Discount 0, which is `opd`, is what Thinking Machines Lab found no worse.
+    y ~ q, at discount 1, and then noisy. Discount 0 is `opd`, which Thinking Machines Lab found no worse.
+
+    Args:
+        discount: gamma, per token, 0 to 1; 0: each token by itself, 1: all later ones count alike.
+        clip_low: rho counts no further below 1 - clip_low where A is negative, 0 to 1; null: no bound.
+        clip_high: rho counts no further above 1 + clip_high where A is positive, at least 0; null: no bound.
     """
     rewards = (wide(teacher_logprobs) - wide(old_logprobs)).detach()
     advantages = returns(rewards, mask, discount=discount)
@@ -205,14 +233,18 @@ def grpo(
     """-w min(rho A, clip(rho) A), rho = q(y_t)/q_old(y_t), A = (r - mean(r))/std(r) in a group, w = min(q_old/b, cap).
     GRPO (arXiv 2402.03300, eq. 3) without its KL, which is `kl_to_reference`.
 
-    The ratio that is clipped is to the student that wrote; w, a constant, is 1 where it wrote at temperature 1, and
-    corrects for any other sampling (arXiv 2110.00641, eq. 6). The paper's mean over each response's tokens is
+    The ratio that is clipped is to the student that generated; w, a constant, is 1 for sampling at temperature 1, and
+    corrects for any other (arXiv 2110.00641, eq. 6). The paper's mean over each response's tokens is
     `reduction=sequence`; DAPO's (arXiv 2503.14476, clip_high 0.28) over all tokens is `reduction=token`.
 
     Args:
         by_deviation: divide by the group's standard deviation; false is Dr. GRPO (arXiv 2503.20783), or PPO with the
             group's mean for a baseline.
-        cap: bound on w; 3 as TRL has it.
+        clip_low: rho counts no further below 1 - clip_low where A is negative, 0 to 1; null: no bound. 0.2 in
+            TRL.
+        clip_high: rho counts no further above 1 + clip_high where A is positive, at least 0; null: no bound. 0.2 in
+            TRL, 0.28 in DAPO.
+        cap: bound on w, above 0; 3 as TRL has it.
     """
     advantages = group_advantages(rewards, group_size, by_deviation=by_deviation)
     return _near_old(
@@ -238,7 +270,15 @@ def grpo_among_own(
 
     `grpo` where groups hold responses of others, too, which the student's are compared with (GAD, arXiv 2511.10643):
     those are in no mean and no deviation, and nothing is learnt from them. They count among the tokens and responses
-    that a reduction divides by, unless the term says `responses: own`.
+    that a reduction divides by, unless the term has `responses: own`.
+
+    Args:
+        by_deviation: divide by the standard deviation of the student's responses; false: subtract their mean alone.
+        clip_low: rho counts no further below 1 - clip_low where A is negative, 0 to 1; null: no bound. 0.2 in
+            the authors' scripts.
+        clip_high: rho counts no further above 1 + clip_high where A is positive, at least 0; null: no bound. 0.2 in
+            the authors' scripts.
+        cap: bound on w = q_old/b, above 0, for sampling at another temperature than 1; 3 as TRL has it.
     """
     own = written_by == WRITERS.index("student")
     advantages = group_advantages(rewards, group_size, by_deviation=by_deviation, members=own)
@@ -257,7 +297,7 @@ def _near_old(
     clip_high: float | None,
     cap: float,
 ) -> Grid:
-    """The surrogate about the student that wrote, each token weighed by what it was drawn from."""
+    """The surrogate about q_old, each token weighed by the distribution that it was drawn from."""
     log_ratio = wide(student_logprobs) - wide(old_logprobs)
     each = advantages[:, None].expand_as(log_ratio)
     weights = drawn_elsewhere(old_logprobs, behaviour_logprobs, cap)

@@ -2,7 +2,7 @@
 
 w is the preferred response and l the other; q is the student, r the reference (the student's starting point), p the
 teacher. log q(y) = sum_t log q(y_t) over the response's tokens, |y| is their number; prompts and padding never count.
-What a pair says about is decided where it is made: by people, a judge, a teacher's scores, or who wrote which.
+The order of a pair is decided where it is made: by people, a judge, a teacher's scores, or the responses' sources.
 
 A paper's likelihood of the preferred response is a term of its own (`chosen_likelihood`), so that its coefficient is
 that term's weight.
@@ -15,6 +15,16 @@ Beside its value each term on pairs logs, in TRL's names, means over pairs:
     rewards/margins                   their difference
     rewards/accuracies                1 where that is positive
     logps/chosen, logps/rejected      log q(w) and log q(l), divided by lengths where the term does so
+
+With q(w) = 3/4, q(l) = 1/4 and r = 1/2 for both, responses of one token, h = log(3/2) - log(1/2) = log 3. With beta 1
+the loss of DPO is -log sigma(log 3) = log(4/3) = 0.2877, and the margin of the rewards log 3 = 1.0986:
+
+>>> import torch
+>>> from kd.objectives.preference import dpo
+>>> q, r, mask = torch.tensor([[0.75], [0.25]]), torch.tensor([[0.5], [0.5]]), torch.tensor([[True], [True]])
+>>> values, metrics = dpo(q.log(), r.log(), mask, group_size=2, beta=1.0)
+>>> values, metrics["rewards/margins"]
+(tensor([0.2877]), tensor([1.0986]))
 """
 
 from typing import Annotated, Any
@@ -38,7 +48,7 @@ CERTAIN = -1e-6  # nats; the odds of a response that is likelier than that have 
 def response_logprobs(
     logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, length_normalised: bool = False
 ) -> Float[Tensor, " B"]:
-    """log q(y) of each response in at least float32; divided by |y| if asked, 0 for a response without tokens."""
+    """log q(y) of each response in at least float32, per token if `length_normalised`; 0 for one without tokens."""
     wide = logprobs.to(torch.promote_types(logprobs.dtype, torch.float32))
     total = wide.masked_fill(~mask, 0.0).sum(-1)
     return total / mask.sum(-1).clamp(min=1) if length_normalised else total
@@ -54,7 +64,7 @@ def check_pair(group_size: int) -> None:
 
 
 def paired(values: Float[Tensor, " B"], group_size: int) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-    """Those of the preferred responses, and those of the others.
+    """The values of the preferred responses, and those of the others.
 
     Raises ValueError if prompts have not two responses each.
     """
@@ -114,7 +124,12 @@ def dpo(
     eq. 7).
 
     Where student and reference are equal, the value is log 2, and the gradient -beta/2 of log q(w) - log q(l).
-    label_smoothing: share e of pairs whose order is taken to be wrong: (1 - e) of the loss + e of that with -h.
+
+    Args:
+        beta: inverse temperature of the margin, above 0; the larger, the nearer to a hinge at 0, and the less the
+            student moves from the reference. 0.1 in the paper.
+        label_smoothing: share e of pairs whose order is taken to be wrong, 0 to below 1/2: (1 - e) of the loss + e of
+            that with -h; 0: every order is right, as in the paper.
     """
     difference, metrics = compared(student_logprobs, reference_logprobs, mask, group_size, beta=beta)
     h = beta * difference
@@ -134,8 +149,13 @@ def ipo(
     """(h - 1/(2 tau))^2, h = log q(w)/r(w) - log q(l)/r(l); dL/dh = 2 h - 1/tau. IPO (arXiv 2310.12036, eq. 17).
 
     Unlike DPO's, the margin is not driven beyond 1/(2 tau).
-    length_normalised: each log-ratio divided by its response's length. Eq. 17 has the plain sums (false), whose squares
-        grow with length; TRL reports from the authors that the paper's results are those of the means (true).
+
+    Args:
+        tau: strength of the regularisation, above 0; the target of the margin is 1/(2 tau), so large ones keep the
+            student at the reference.
+        length_normalised: each log-ratio divided by its response's length. Eq. 17 has the plain sums (false), whose
+            squares grow with length; TRL reports from the authors that the paper's results are those of the means
+            (true).
     """
     settings: dict[str, Any] = {"beta": tau, "length_normalised": length_normalised}
     h, metrics = compared(student_logprobs, reference_logprobs, mask, group_size, **settings)
@@ -153,6 +173,9 @@ def rso(
 ) -> Pairs:
     """max(0, 1 - gamma h), h = log q(w)/r(w) - log q(l)/r(l); dL/dh = -gamma where it is positive. RSO's hinge
     (arXiv 2309.06657), which other libraries call DPO with a hinge, or SLiC.
+
+    Args:
+        gamma: inverse of the margin at which a pair stops learning, above 0, per nat: h = 1/gamma. 0.1 in TRL, as beta.
     """
     h, metrics = compared(student_logprobs, reference_logprobs, mask, group_size, beta=gamma)
     return (1 - gamma * h).relu(), metrics
@@ -170,13 +193,19 @@ def apo_zero(
     undesirable_weight: NonNegative = 1.0,
 ) -> tuple[Float[Tensor, " B"], dict[str, Float[Tensor, " B"]]]:
     """1 - sigma(beta z) or sigma(beta z), z = log q(y)/r(y); the first if reward > threshold. APO-zero (arXiv
-    2408.06266, eq. 7), taken over single responses: nobody has to be paired.
+    2408.06266, eq. 7), taken over single responses: no pairs are needed.
 
     It is KTO (arXiv 2402.01306) with its reference point z_0 at 0. KTO estimates z_0 = KL(q || r) on responses
     to other prompts, which no batch holds.
 
     Logged are means over all responses: `rewards` (beta z), `accuracies` (1 where z > 0 exactly if reward > threshold)
     and `logps`.
+
+    Args:
+        beta: inverse temperature of z, above 0; the larger, the sooner a response that has moved stops learning.
+        threshold: the reward above which a response is desirable, in units of the reward.
+        desirable_weight: weight of the desirable responses, at least 0; 0: the others alone.
+        undesirable_weight: weight of the others, at least 0; 0: the desirable ones alone.
     """
     own, desirable = response_logprobs(student_logprobs, mask), rewards > threshold
     z = own - response_logprobs(reference_logprobs, mask)
@@ -200,7 +229,12 @@ def dpkd(
 ) -> Pairs:
     """-log sigma(beta h), h = log q(w)/p(w) - log q(l)/p(l); dL/dh = -beta sigma(-beta h). DPKD (arXiv 2406.19774).
 
-    It is DPO with the teacher as reference, w written by the teacher and l by the student.
+    It is DPO with the teacher as reference, w generated by the teacher and l by the student.
+
+    Args:
+        beta: inverse temperature of the margin, above 0; the larger, the nearer to a hinge at 0, and the less the
+            student moves from the teacher.
+        length_normalised: take the mean over the response's tokens; false: the sum.
     """
     settings: dict[str, Any] = {"beta": beta, "length_normalised": length_normalised}
     h, metrics = compared(student_logprobs, teacher_logprobs, mask, group_size, **settings)
@@ -210,13 +244,17 @@ def dpkd(
 def dpkd_token(
     student_logits: Float[Tensor, "*n V"], teacher_logits: Float[Tensor, "*n V"], *, beta: Positive = 0.1
 ) -> tuple[Float[Tensor, "*n"], dict[str, Float[Tensor, "*n"]]]:
-    """-log sigma(beta [log q(w)/p(w) - log q(l)/p(l)]), w = argmax p, l = argmax q; what DPKD's code trains at every
+    """-log sigma(beta [log q(w)/p(w) - log q(l)/p(l)]), w = argmax p, l = argmax q; DPKD's code trains it at every
     token of the given text (arXiv 2406.19774 has whole responses: `dpkd`).
 
     Where both models' best ids agree, the value is log 2 and the gradient zero: elsewhere z_w rises and z_l falls by
     beta sigma(-beta h).
 
     Logged are means over tokens: `rewards/margins` (beta h) and `rewards/accuracies` (1 where h > 0).
+
+    Args:
+        beta: inverse temperature of the margin, above 0; the larger, the nearer to a hinge at 0, and the less the
+            student moves from the teacher.
     """
     p, q = log_probs(teacher_logits), log_probs(student_logits)
     w, l = p.argmax(-1, keepdim=True), q.argmax(-1, keepdim=True)  # noqa: E741
@@ -235,7 +273,11 @@ def _difference(log: Float[Tensor, "*n V"], first: Int[Tensor, "*n 1"], second: 
 def cpo(
     student_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], group_size: int, *, beta: Positive = 0.1
 ) -> Pairs:
-    """-log sigma(beta h), h = log q(w) - log q(l); dL/dh = -beta sigma(-beta h). CPO (arXiv 2401.08417, eq. 3)."""
+    """-log sigma(beta h), h = log q(w) - log q(l); dL/dh = -beta sigma(-beta h). CPO (arXiv 2401.08417, eq. 3).
+
+    Args:
+        beta: inverse temperature of the margin, above 0; the larger, the nearer to a hinge at 0. 0.1 in the paper.
+    """
     h, metrics = compared(student_logprobs, None, mask, group_size, beta=beta)
     return -functional.logsigmoid(beta * h), metrics
 
@@ -251,6 +293,11 @@ def simpo(
 ) -> Pairs:
     """-log sigma(beta h - gamma), h = log q(w)/|w| - log q(l)/|l|; dL/dh = -beta sigma(gamma - beta h). SimPO (arXiv
     2405.14734, eq. 6). h is a difference of mean log-probabilities of a token.
+
+    Args:
+        beta: inverse temperature of h, above 0; the larger, the nearer to a hinge at gamma / beta. The paper tries 2 to
+            10; 2.5 as released for Llama-3-Instruct.
+        gamma: margin that beta h is to exceed, at least 0; 0: none. 0.55 beta as released for Llama-3-Instruct.
     """
     h, metrics = compared(student_logprobs, None, mask, group_size, beta=beta, length_normalised=True)
     return -functional.logsigmoid(beta * h - gamma), metrics
@@ -272,6 +319,9 @@ def slic(
 ) -> Pairs:
     """max(0, delta - h), h = log q(w) - log q(l); dL/dh = -1 where it is positive. The rank calibration of SLiC-HF
     (arXiv 2305.10425).
+
+    Args:
+        delta: margin in nats at which a pair stops learning, at least 0; 0: the order alone.
     """
     h, metrics = compared(student_logprobs, None, mask, group_size)
     return (delta - h).relu(), metrics
@@ -285,7 +335,11 @@ def chosen_likelihood(
     *,
     length_normalised: bool = False,
 ) -> Float[Tensor, " P"]:
-    """-log q(w), w the preferred response; divided by |w| if `length_normalised`."""
+    """-log q(w), w the preferred response; divided by |w| if `length_normalised`.
+
+    Args:
+        length_normalised: take the mean over the response's tokens; false: the sum, as in CPO's paper.
+    """
     preferred, _ = paired(response_logprobs(student_logprobs, mask, length_normalised=length_normalised), group_size)
     return -preferred
 

@@ -28,7 +28,7 @@ def check_group(group_size: int) -> None:
     if group_size < 2:
         raise ValueError(
             f"group_size={group_size}: there is nothing to rank; give each record at least two responses, or let the "
-            "rollout write them with rollout.samples=4"
+            "rollout generate them with rollout.samples=4"
         )
 
 

@@ -38,7 +38,7 @@ class Counts:
     tokens: float  # response tokens
     responses: float  # responses that have at least one such token
     groups: float  # prompts, or pairs, that have at least one such response
-    own_tokens: float = 0.0  # of the responses that the student wrote
+    own_tokens: float = 0.0  # of the responses that the student generated
     own_responses: float = 0.0
 
     def among(self, responses: Literal["all", "own", "given"]) -> "Counts":

@@ -5,7 +5,7 @@ denominator stays that of `reduction`, all response tokens and not those chosen:
 still add up, and a rule that keeps a tenth of the tokens makes the term about ten times smaller (raise `weight` if
 that is not wanted).
 
-Rules look at one row, so that the head is still evaluated in chunks. A quantile ("the fifth with the highest entropy")
+A rule reads one row, so that the head is still evaluated in chunks. A quantile ("the fifth with the highest entropy")
 is not of one row: `hardest` ranks a micro-batch, holds all its logits, and depends on how a window is cut.
 
 Of two students, (1/2, 1/2) has the entropy log 2 = 0.69, above the threshold of 0.5, and (0.9, 0.1) one of 0.33. With

@@ -171,7 +171,7 @@ def _between(
 def _merged(
     log: Float[Tensor, "r V"], labels: Int[Tensor, " r"], start: Int[Tensor, " S"], end: Int[Tensor, " S"]
 ) -> Float[Tensor, "S V"]:
-    """Log-measures of spans: the first row's, times the probability of the later tokens as written."""
+    """Log-measures of spans: the first row's, times the probability of the later tokens as they stand."""
     observed = log.gather(-1, labels[:, None])[:, 0]
     return log[start] + _sums(observed, start + 1, end)[:, None]
 

@@ -19,8 +19,7 @@ from kd.composition.formula import prose
 from kd.pages.objectives import arguments
 from tests.objectives.terms import OBJECTIVES
 
-LATER = ("policy", "preference")
-MODULES = sorted(name for _, name, _ in pkgutil.iter_modules(kd.objectives.__path__) if name not in LATER)
+MODULES = sorted(name for _, name, _ in pkgutil.iter_modules(kd.objectives.__path__))
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -32,7 +31,7 @@ def targets(node: Any) -> Iterator[str]:
 
 
 FILES = [OmegaConf.to_container(OmegaConf.load(path), resolve=False) for path in sorted(OBJECTIVES.glob("*.yaml"))]
-CALLEES = sorted({target for file in FILES for target in targets(file) if target.split(".")[2] not in LATER})
+CALLEES = sorted({target for file in FILES for target in targets(file)})
 
 
 @pytest.mark.parametrize("target", CALLEES)
