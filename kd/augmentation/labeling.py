@@ -12,7 +12,7 @@ from kd.artifacts import Cost, cache_root, key, once
 from kd.data.chat_template import response_text
 from kd.data.sequences import prompt_ids
 from kd.generators import Generator, Row
-from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
@@ -58,9 +58,9 @@ class Labeling:
         generator: Generator | None = None,
     ):
         self.generator: Generator = Torch() if generator is None else generator
-        self.generator.check(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
-        self.samples, self.max_new_tokens, self.temperature, self.top_p = samples, max_new_tokens, temperature, top_p
-        self.keep_reference, self.drop_unfinished, self.batch_size = keep_reference, drop_unfinished, batch_size
+        self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
+        self.generator.check(self.decoding)
+        self.keep_reference, self.drop_unfinished = keep_reference, drop_unfinished
         self.teacher_tokens = 0
 
     def __call__(
@@ -87,12 +87,12 @@ class Labeling:
         """Where the responses lie, or will. Greedy text does not depend on the seed: all seeds share it."""
         asked = {
             "code": versions(__name__, type(self.generator).__module__),
-            "samples": self.samples,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+            "samples": self.decoding.samples,
+            "max_new_tokens": self.decoding.max_new_tokens,
+            "temperature": self.decoding.temperature,
+            "top_p": self.decoding.top_p,
             "teacher": teacher_id,
-            "seed": seed if self.temperature else None,
+            "seed": seed if self.decoding.temperature else None,
             "records": [[r.skill, r.id, [dict(message) for message in r.prompt], r.control_tokens] for r in records],
         }
         if self.generator.settings:
@@ -119,24 +119,21 @@ class Labeling:
             return [json.loads(line) for line in file]
 
     def _write(self, records: Sequence[Record], teacher: LanguageModel, seed: int) -> list[dict[str, Any]]:
-        log.info("the teacher writes %d x %d responses", len(records), self.samples)
+        log.info("the teacher writes %d x %d responses", len(records), self.decoding.samples)
         prompts = [prompt_ids(record, teacher.tokenizer) for record in records]
-        each = self.samples if self.temperature == 0 else 1  # one search ends in several
-        asked = [prompt for prompt in prompts for _ in range(self.samples // each)]
+        each = self.decoding.samples if self.decoding.temperature == 0 else 1  # one search ends in several
+        asked = [prompt for prompt in prompts for _ in range(self.decoding.samples // each)]
         with progress_bar("labeling", len(asked)) as advance, seeded(seed, "augmentation", "labeling"):
             groups = self.generator(
                 teacher,
                 asked,
-                samples=each,
-                max_new_tokens=self.max_new_tokens,
-                sampled=Sampled(self.temperature, self.top_p),
-                batch_size=self.batch_size,
+                decoding=replace(self.decoding, samples=each),
                 source="teacher",
                 version=0,
                 progress=advance,
             )
         read = self.generator.read([len(prompt) for prompt in asked], [[len(one.ids) for one in g] for g in groups])
-        searches = self.samples // each
+        searches = self.decoding.samples // each
         told = zip(records, _parts(groups, searches), _parts(read, searches), strict=True)
         return [_row(record, [*chain(*found)], [*chain(*rows)], teacher) for record, found, rows in told]
 
@@ -146,8 +143,8 @@ class Labeling:
             log.warning(
                 "%d of %d responses of the teacher reached max_new_tokens=%d and %s; raise it",
                 cut,
-                len(rows) * self.samples,
-                self.max_new_tokens,
+                len(rows) * self.decoding.samples,
+                self.decoding.max_new_tokens,
                 "their records are left out" if self.drop_unfinished else "teach the student to stop early",
             )
 

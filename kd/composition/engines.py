@@ -2,15 +2,17 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from kd.components.signatures import located
 from kd.generators.external_engine import Elsewhere
+from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
 
 Node = Mapping[str, Any]
-DECODING = ("max_new_tokens", "temperature", "top_p", "samples")  # settings that an engine takes from its user
+DECODING = tuple(field.name for field in fields(Decoding))  # settings that an engine takes from its user
 
 
 def check_generator(config: Node) -> None:
@@ -58,9 +60,9 @@ def _check_writer(path: str, node: Node) -> None:
     if generator is not Transformers:
         return
     parameters = inspect.signature(located(path, node["_target_"])).parameters
-    decoding = {name: node.get(name, parameters[name].default) for name in DECODING}
+    found = {name: node.get(name, parameters[name].default) for name in DECODING if name in parameters}
     try:
-        Transformers(options=node["generator"]["options"]).check(**decoding)
+        Transformers(options=node["generator"]["options"]).check(Decoding(**found))
     except ValueError as error:
         raise ValueError(
             f"{path}: {error}; or set {path}.generator=null, so that our own engine generates there"

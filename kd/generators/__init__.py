@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Source, Written
 
@@ -33,7 +33,7 @@ class Generator(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """What its text depends on beside what it is called with, in plain Python; nothing for our own engine."""
 
-    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+    def check(self, decoding: Decoding) -> None:
         """Raises ValueError for what it would not write."""
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
@@ -45,23 +45,19 @@ class Generator(Protocol):
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
-        samples: int,
-        max_new_tokens: int,
-        sampled: Sampled,
-        batch_size: int,
+        decoding: Decoding,
         source: Source,
         version: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Written]]:
-        """`samples` responses of `model` to each prompt: outer the prompts, inner the samples.
+        """`decoding.samples` responses of `model` to each prompt: outer the prompts, inner the samples.
 
         Every rank calls it in the same steps, with no prompts where it has none: ranks may wait for each other.
         Random numbers come from torch's global generator.
 
         Args:
             prompts: ids.
-            sampled: from which distribution each token is drawn.
-            batch_size: responses that the model writes, or reads, at a time.
+            decoding: how many, how long, from which distribution, how many at a time.
             source: who is to be called their writer.
             version: optimizer steps that the weights have made; 0 for those that never change.
             progress: called with the number of prompts just finished.

@@ -14,9 +14,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from kd.generators import Row, shared
-from kd.generators.generation import check_decoding, end_ids
+from kd.generators.generation import end_ids
 from kd.generators.rescoring import Reading, read_responses
 from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 from kd.types import Source, Written
@@ -41,9 +42,7 @@ class Order:
 
     prompts: Sequence[Sequence[int]]
     seeds: Sequence[int]  # one for each prompt
-    samples: int
-    max_new_tokens: int
-    sampled: Sampled
+    decoding: Decoding
     ends: Sequence[int]  # ids that end a response, and nothing else does
 
 
@@ -88,10 +87,7 @@ class Elsewhere(ABC):
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
-        samples: int,
-        max_new_tokens: int,
-        sampled: Sampled,
-        batch_size: int,
+        decoding: Decoding,
         source: Source = "student",
         version: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -102,17 +98,17 @@ class Elsewhere(ABC):
             OSError: the engine cannot be reached, or answers late (ConnectionError, TimeoutError).
             ValueError: it refuses, or writes what the model could not have written.
         """
-        self.check(max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples)
+        self.check(decoding)
         self._bring(model, version)
         if not prompts:
             return []
         seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        order = Order(prompts, seeds, samples, max_new_tokens, sampled, sorted(end_ids(model)))
+        order = Order(prompts, seeds, decoding, sorted(end_ids(model)))
         found = self.complete(order)
         _check_ids(found, order, model.vocabulary)
         pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
-        readings = read_responses(model, pairs, sampled, batch_size=batch_size)
-        self._compare([one for group in found for one in group], readings, sampled, version)
+        readings = read_responses(model, pairs, decoding.sampled, batch_size=decoding.batch_size)
+        self._compare([one for group in found for one in group], readings, version)
         if progress is not None:
             progress(len(prompts))
         told = iter(readings)
@@ -123,9 +119,9 @@ class Elsewhere(ABC):
         """See `kd.generators.Generator`."""
         return {"engine": "vllm"}
 
-    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+    def check(self, decoding: Decoding) -> None:
         """See `kd.generators.Generator`."""
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        decoding.check()
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
         """See `kd.generators.Generator`: as our own engine would, and each response once more, its prompt before it."""
@@ -146,7 +142,7 @@ class Elsewhere(ABC):
 
     @abstractmethod
     def complete(self, order: Order) -> list[list[Completion]]:
-        """`order.samples` responses to each prompt."""
+        """`order.decoding.samples` responses to each prompt."""
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """Mean distance of both sides' log-probabilities per token, and steps that the writer's weights were behind."""
@@ -212,9 +208,7 @@ class Elsewhere(ABC):
                 "explains that"
             )
 
-    def _compare(
-        self, found: Sequence[Completion], readings: Sequence[Reading], sampled: Sampled, version: int
-    ) -> None:
+    def _compare(self, found: Sequence[Completion], readings: Sequence[Reading], version: int) -> None:
         said = torch.tensor([logprob for one in found for logprob in one.logprobs])
         own, drawn = (torch.cat(parts) for parts in zip(*readings, strict=True))
         distance = (said - drawn).abs().sum().item()
@@ -263,9 +257,10 @@ def save_untied(network: Any, folder: Path) -> None:
 
 
 def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
-    if (counts := {len(group) for group in found}) != {order.samples} or len(found) != len(order.prompts):
+    samples, longest = order.decoding.samples, order.decoding.max_new_tokens
+    if (counts := {len(group) for group in found}) != {samples} or len(found) != len(order.prompts):
         raise ValueError(
-            f"the engine gave {sorted(counts)} responses to a prompt where {order.samples} were asked for; it does not "
+            f"the engine gave {sorted(counts)} responses to a prompt where {samples} were asked for; it does not "
             "speak the completions protocol of vLLM"
         )
     for one in (one for group in found for one in group):
@@ -274,10 +269,9 @@ def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: 
                 f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not speak "
                 "the completions protocol of vLLM"
             )
-        if len(one.ids) > order.max_new_tokens:
+        if len(one.ids) > longest:
             raise ValueError(
-                f"the engine wrote {len(one.ids)} ids where {order.max_new_tokens} were the most; take vLLM 0.17 or "
-                "later"
+                f"the engine wrote {len(one.ids)} ids where {longest} were the most; take vLLM 0.17 or later"
             )
         if early := set(order.ends) & set(one.ids[:-1]):
             raise ValueError(f"the engine wrote on after the end token {min(early)}; take vLLM 0.17 or later")
@@ -292,14 +286,14 @@ def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: 
                 f"the engine wrote the id {wrong}, but the tokenizer knows {vocabulary}: it holds another "
                 "model, or one whose padded head was trained; start it from the student's checkpoint"
             )
-        if one.ids[-1] not in order.ends and len(one.ids) < order.max_new_tokens:
+        if one.ids[-1] not in order.ends and len(one.ids) < longest:
             raise ValueError(
-                f"the engine ended a response after {len(one.ids)} of {order.max_new_tokens} tokens with the id "
+                f"the engine ended a response after {len(one.ids)} of {longest} tokens with the id "
                 f"{one.ids[-1]}, which ends nothing; start it with --generation-config vllm and room for "
                 "data.max_length tokens"
             )
 
 
 def _written(one: Completion, read: Reading, order: Order, source: Source) -> Written:
-    drawn = torch.tensor(one.logprobs) if order.sampled.temperature else torch.zeros(len(one.ids))
+    drawn = torch.tensor(one.logprobs) if order.decoding.temperature else torch.zeros(len(one.ids))
     return Written(one.ids, source, drawn, read.own, truncated=one.ids[-1] not in order.ends)

@@ -12,7 +12,8 @@ from kd.data.chat_template import end_id
 from kd.eval_mode import eval_mode
 from kd.generators.decoding import CachedDecoder, Decoder, Speech
 from kd.generators.llama_decoder import LeanDecoder, Weights, readable
-from kd.generators.sampling import Choose, Sampled, logprobs_of
+from kd.generators.sampling import Choose, logprobs_of
+from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Sequences, Source, Written
 
@@ -52,7 +53,7 @@ def write(
         ValueError: a setting is out of range, a prompt is empty, or a tokenizer has no end token.
         FloatingPointError: a reader's logits are no numbers.
     """
-    check_decoding(max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, samples=samples)
+    Decoding(max_new_tokens=max_new_tokens, samples=samples).check()
     check_prompts(prompts, batch_size)
     ends = torch.tensor(
         sorted({end for reader in readers for end in end_ids(reader)}), device=readers[0].network.device
@@ -91,12 +92,13 @@ def generate(
     Raises:
         ValueError: a setting is out of range, a prompt is empty, or the tokenizer has no end token.
     """
-    check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    decoding.check()
     written = write(
         [model],
         prompts,
         max_new_tokens=max_new_tokens,
-        choose=Sampled(temperature, top_p),
+        choose=decoding.sampled,
         batch_size=batch_size,
         progress=progress,
     )
@@ -115,20 +117,6 @@ def end_ids(model: LanguageModel) -> frozenset[int]:
     declared = model.network.generation_config.eos_token_id
     known = {end_id(model.tokenizer), model.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else ())}
     return frozenset(known - {None})
-
-
-def check_decoding(*, max_new_tokens: int, temperature: float, top_p: float, samples: int = 1) -> None:
-    """Raises ValueError for settings that nothing, or nothing sensible, can be decoded with."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a response; set it to 1 or more")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is negative; set it to 0 (greedy) or above")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} is not a share of probability; set it above 0 and at most 1")
-    if samples < 1:
-        raise ValueError(f"samples={samples} asks for no response; set it to 1 or more")
-    if samples > 1 and temperature == 0:
-        raise ValueError(f"samples={samples} at temperature=0 are all the same; raise temperature or set samples=1")
 
 
 def _check_finite(responses: Mapping[int, Sequence[Written]]) -> None:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kd.generators.generation import check_decoding
 from kd.generators.sampling import Chosen, drawn, nucleus
+from kd.generators.settings import Decoding
 
 
 class Mixed:
@@ -25,7 +25,7 @@ class Mixed:
     """
 
     def __init__(self, alpha: float, *, temperature: float = 1.0):
-        check_decoding(max_new_tokens=1, temperature=temperature, top_p=1.0)
+        Decoding(1, temperature=temperature).check()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha} is not the teacher's share of a mixture; set it between 0 and 1")
         self.temperature = temperature
@@ -64,8 +64,8 @@ class Interleaved:
         teacher_temperature: float,
         teacher_top_p: float = 1.0,
     ):
-        check_decoding(max_new_tokens=1, temperature=temperature, top_p=top_p)
-        check_decoding(max_new_tokens=1, temperature=teacher_temperature, top_p=teacher_top_p)
+        Decoding(1, temperature=temperature, top_p=top_p).check()
+        Decoding(1, temperature=teacher_temperature, top_p=teacher_top_p).check()
         if top_k < 1:
             raise ValueError(f"top_k={top_k} would let no token of the student stand; set it to 1 or more")
         self.top_k = top_k

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kd.generators import Row, shared
-from kd.generators.generation import check_decoding, write
-from kd.generators.sampling import Sampled
+from kd.generators.generation import write
+from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Source, Written
 
@@ -18,9 +18,9 @@ class Torch:
         """See `kd.generators.Generator`."""
         return {}
 
-    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+    def check(self, decoding: Decoding) -> None:
         """See `kd.generators.Generator`."""
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
+        decoding.check()
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
         """See `kd.generators.Generator`: a prompt once for all its samples."""
@@ -31,10 +31,7 @@ class Torch:
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
-        samples: int,
-        max_new_tokens: int,
-        sampled: Sampled,
-        batch_size: int,
+        decoding: Decoding,
         source: Source = "student",
         version: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -45,10 +42,10 @@ class Torch:
         return write(
             [model],
             prompts,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            choose=sampled,
-            batch_size=batch_size,
+            samples=decoding.samples,
+            max_new_tokens=decoding.max_new_tokens,
+            choose=decoding.sampled,
+            batch_size=decoding.batch_size,
             source=source,
             progress=progress,
         )

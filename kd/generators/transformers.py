@@ -11,11 +11,12 @@ from transformers import GenerationConfig
 
 from kd.eval_mode import eval_mode
 from kd.generators import Row
-from kd.generators.generation import check_decoding, check_prompts, end_ids
+from kd.generators.generation import check_prompts, end_ids
 from kd.generators.logits_processors import Watched
 from kd.generators.options import Options
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Source, Written
 
@@ -45,11 +46,11 @@ class Transformers:
         """See `kd.generators.Generator`."""
         return {"engine": "transformers", **self.options.chosen}
 
-    def check(self, *, max_new_tokens: int, temperature: float, top_p: float, samples: int) -> None:
+    def check(self, decoding: Decoding) -> None:
         """See `kd.generators.Generator`."""
-        distinct = 1 if self.options.num_beams > 1 else samples  # a search ends in several different responses
-        check_decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=distinct)
-        self.options.check(temperature=temperature, top_p=top_p, samples=samples)
+        searches = self.options.num_beams > 1
+        decoding.check(distinct=1 if searches else None)  # a search ends in several different responses
+        self.options.check(temperature=decoding.temperature, top_p=decoding.top_p, samples=decoding.samples)
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
         """See `kd.generators.Generator`: one for each sample, or each beam as long as its batch went on."""
@@ -67,10 +68,7 @@ class Transformers:
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
-        samples: int,
-        max_new_tokens: int,
-        sampled: Sampled,
-        batch_size: int,
+        decoding: Decoding,
         source: Source = "student",
         version: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -81,17 +79,18 @@ class Transformers:
             ValueError: a setting is out of range, a prompt is empty, or the options leave no id to be written.
             FloatingPointError: the model's logits are no numbers.
         """
-        self.check(max_new_tokens=max_new_tokens, temperature=sampled.temperature, top_p=sampled.top_p, samples=samples)
+        self.check(decoding)
+        batch_size = decoding.batch_size
         check_prompts(prompts, batch_size)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        together = max(1, batch_size // max(self.options.num_beams, samples))
-        config = self._config(model, sampled, max_new_tokens)
+        together = max(1, batch_size // max(self.options.num_beams, decoding.samples))
+        config = self._config(model, decoding)
         found: dict[int, list[Written]] = {}
         steps: dict[int, int] = {}
         with eval_mode([model.network]), _nothing_saved(model.network):
             for start in range(0, len(order), together):
                 places = order[start : start + together]
-                written, taken = self._write(model, [prompts[i] for i in places], samples, batch_size, config, source)
+                written, taken = self._write(model, [prompts[i] for i in places], decoding, config, source)
                 found |= dict(zip(places, written, strict=True))
                 steps |= dict.fromkeys(places, taken)
                 if progress is not None:
@@ -99,16 +98,16 @@ class Transformers:
         self._steps = [steps[i] for i in range(len(prompts))]
         return self._finished(model, prompts, [found[i] for i in range(len(prompts))], batch_size, source)
 
-    def _config(self, model: LanguageModel, sampled: Sampled, max_new_tokens: int) -> GenerationConfig:
+    def _config(self, model: LanguageModel, decoding: Decoding) -> GenerationConfig:
         ends = sorted(end_ids(model))
-        drawn = sampled.temperature > 0
-        how = {"temperature": float(sampled.temperature), "top_p": float(sampled.top_p), "top_k": 0} if drawn else {}
+        drawn = decoding.temperature > 0
+        how = {"temperature": float(decoding.temperature), "top_p": float(decoding.top_p), "top_k": 0} if drawn else {}
         told = {**how, **self.options.chosen}
         if "repetition_penalty" in told:  # an int is refused there
             told["repetition_penalty"] = float(told["repetition_penalty"])
         return GenerationConfig(
             do_sample=drawn,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
             eos_token_id=ends,
             pad_token_id=ends[0],  # stands after the end alone
             use_cache=True,
@@ -119,12 +118,12 @@ class Transformers:
         self,
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
-        samples: int,
-        batch_size: int,
+        decoding: Decoding,
         config: GenerationConfig,
         source: Source,
     ) -> tuple[list[list[Written]], int]:
         """The samples of each prompt, and the steps of their search, if it was one."""
+        samples, batch_size = decoding.samples, decoding.batch_size
         if self.options.num_beams > 1:
             config.num_return_sequences = samples
             written, steps = _generate(model, prompts, config, source)

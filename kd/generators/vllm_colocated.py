@@ -88,11 +88,11 @@ class Colocated(Elsewhere):
 
     def _settings(self, order: Order, seed: int) -> Any:
         return self._vllm.SamplingParams(
-            n=order.samples,
+            n=order.decoding.samples,
             seed=seed,
-            max_tokens=order.max_new_tokens,
-            temperature=float(order.sampled.temperature),
-            top_p=float(order.sampled.top_p),
+            max_tokens=order.decoding.max_new_tokens,
+            temperature=float(order.decoding.temperature),
+            top_p=float(order.decoding.top_p),
             stop_token_ids=list(order.ends),
             ignore_eos=True,  # beside those
             logprobs=0,  # of the chosen ids alone

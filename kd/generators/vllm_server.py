@@ -123,7 +123,7 @@ class Server(Elsewhere):
 
     def complete(self, order: Order) -> list[list[Completion]]:
         """See `Elsewhere`; requests are under way together."""
-        longest = max(map(len, order.prompts)) + order.max_new_tokens
+        longest = max(map(len, order.prompts)) + order.decoding.max_new_tokens
         if self._room is not None and longest > self._room:
             raise ValueError(
                 f"a prompt and its response may take {longest} tokens, but {self.url} takes {self._room}; "
@@ -144,11 +144,11 @@ class Server(Elsewhere):
         body = {
             "model": self.model,
             "prompt": list(order.prompts[i]),
-            "n": order.samples,
+            "n": order.decoding.samples,
             "seed": order.seeds[i],
-            "max_tokens": order.max_new_tokens,
-            "temperature": float(order.sampled.temperature),
-            "top_p": float(order.sampled.top_p),
+            "max_tokens": order.decoding.max_new_tokens,
+            "temperature": float(order.decoding.temperature),
+            "top_p": float(order.decoding.top_p),
             "stop_token_ids": list(order.ends),
             "ignore_eos": True,  # beside those
             "logprobs": 0,  # of the chosen ids alone
@@ -156,7 +156,7 @@ class Server(Elsewhere):
             "skip_special_tokens": False,
             **EVERYTHING_ELSE_OFF,
         }
-        return completions(self._choices(body), order.prompts[i], order.samples, self.url)
+        return completions(self._choices(body), order.prompts[i], order.decoding.samples, self.url)
 
     def _choices(self, body: Mapping[str, Any]) -> Choices:
         return parsed(Choices, self._told("POST", "/v1/completions", body), self.url + "/v1/completions")

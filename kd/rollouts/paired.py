@@ -1,24 +1,23 @@
 """The student's own responses beside one that is better: for objectives that compare."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kd.data.sequences import Encoder
-from kd.generators import Generator
 from kd.generators.generation import read_again
 from kd.models.flops import decoding_flops
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
+from kd.rollouts.writing import Samples, Writing
 from kd.types import Batch, Models, Progress, Record, Written
 
 
+@dataclass(kw_only=True, eq=False)
 class Paired(Writing):
     """To each prompt the record's first response, the preferred one, and after it `samples` that were just written.
 
@@ -38,6 +37,8 @@ class Paired(Writing):
     requires: ClassVar[frozenset[str]] = frozenset()
     ordered: ClassVar[bool] = True
 
+    opponent: Literal["student", "reference"] = "student"
+
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
         """Those written, and the preferred one."""
@@ -47,27 +48,6 @@ class Paired(Writing):
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """Both, in each group."""
         return frozenset({"student", "other"})
-
-    def __init__(
-        self,
-        *,
-        samples: Samples = 1,
-        opponent: Literal["student", "reference"] = "student",
-        max_new_tokens: NewTokens,
-        temperature: NonNegativeFloat = 1.0,
-        top_p: Nucleus = 1.0,
-        batch_size: Together = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        self.opponent = opponent
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts, each with its preferred response and those just written, judged."""
@@ -105,6 +85,7 @@ class Paired(Writing):
         return models.reference.model
 
 
+@dataclass(kw_only=True, eq=False)
 class Demonstrated(Paired):
     """The same for policy objectives, which ask how probable each response was to the student when it was written.
 
@@ -114,24 +95,11 @@ class Demonstrated(Paired):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
 
-    def __init__(
-        self,
-        *,
-        samples: Samples = 4,
-        max_new_tokens: NewTokens,
-        temperature: NonNegativeFloat = 1.0,
-        top_p: Nucleus = 1.0,
-        batch_size: Together = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
+    samples: Samples = 4
+    opponent: Literal["student", "reference"] = field(default="student", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._flops = 0  # of reading
 
     def _preferred(self, given: list[tuple[Record, Written]], models: Models, encoder: Encoder) -> list[Written]:

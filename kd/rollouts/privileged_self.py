@@ -1,21 +1,19 @@
 """The student's own responses, which the teacher reads after a prompt that shows it more."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import ClassVar
 
-from pydantic import NonNegativeFloat
-
 from kd.data.sequences import Encoder, prompt_ids
-from kd.generators import Generator
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
+from kd.rollouts.writing import Writing
 from kd.types import Batch, Message, Models, Progress, Record
 
 FIELDS = {"question", "demonstration"}
 
 
+@dataclass(kw_only=True, eq=False)
 class PrivilegedSelf(Writing):
     """The student writes after the plain prompt; the teacher reads the same tokens after one with a demonstration.
 
@@ -37,27 +35,11 @@ class PrivilegedSelf(Writing):
     requires: ClassVar[frozenset[str]] = frozenset()
     teacher_prompts: ClassVar[bool] = True  # so its positions are not the student's; the loss rows are
 
-    def __init__(
-        self,
-        *,
-        template: str,
-        samples: Samples = 1,
-        max_new_tokens: NewTokens,
-        temperature: NonNegativeFloat = 1.0,
-        top_p: Nucleus = 1.0,
-        batch_size: Together = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        _check_template(template)
-        self.template = template
+    template: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_template(self.template)
         self.left_out, self.asked = 0, 0  # records since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:

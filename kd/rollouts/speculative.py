@@ -1,17 +1,20 @@
 """Responses of the student in which the teacher replaces what it thinks unlikely."""
 
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
 from kd.data.sequences import Encoder
+from kd.generators import Generator
 from kd.generators.sampling_pairs import Interleaved
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import NewTokens, Nucleus, Samples, Together, Writing
+from kd.rollouts.writing import Nucleus, Writing
 from kd.types import Batch, Models, Progress
 
 
+@dataclass(kw_only=True, eq=False)
 class Speculative(Writing):
     """The student proposes each token; one outside the teacher's `top_k` is drawn anew from the teacher (SKD, arXiv
     2410.11325).
@@ -29,31 +32,21 @@ class Speculative(Writing):
     requires: ClassVar[frozenset[str]] = frozenset({"teacher", "teacher_logits"})
     one_vocabulary: ClassVar[bool] = True  # ids mean the same to both
 
-    def __init__(
-        self,
-        *,
-        top_k: PositiveInt = 25,
-        samples: Samples = 1,
-        max_new_tokens: NewTokens,
-        temperature: NonNegativeFloat = 0.5,
-        top_p: Nucleus = 0.5,
-        teacher_temperature: NonNegativeFloat = 0.2,
-        teacher_top_p: Nucleus = 0.5,
-        batch_size: Together = 16,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-        )
+    top_k: PositiveInt = 25
+    temperature: NonNegativeFloat = 0.5
+    top_p: Nucleus = 0.5
+    teacher_temperature: NonNegativeFloat = 0.2
+    teacher_top_p: Nucleus = 0.5
+    generator: Generator | None = field(default=None, init=False)  # both models choose each token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.choose = Interleaved(
-            top_k,
-            temperature=temperature,
-            top_p=top_p,
-            teacher_temperature=teacher_temperature,
-            teacher_top_p=teacher_top_p,
+            self.top_k,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            teacher_temperature=self.teacher_temperature,
+            teacher_top_p=self.teacher_top_p,
         )
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:

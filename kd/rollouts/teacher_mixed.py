@@ -1,19 +1,22 @@
 """Responses that student and teacher write together, each token drawn from a mixture of what both say."""
 
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
 from kd.data.sequences import Encoder
+from kd.generators import Generator
 from kd.generators.sampling_pairs import Mixed
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
-from kd.rollouts.writing import NewTokens, Samples, Together, Writing
+from kd.rollouts.writing import Writing
 from kd.types import Batch, Models, Progress
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+@dataclass(kw_only=True, eq=False)
 class TeacherMixed(Writing):
     """Every token is drawn from p~ = alpha p + (1 - alpha) q, so that what the student would degenerate into is rare
     (MiniLLM, arXiv 2306.08543, section 2.2).
@@ -33,17 +36,13 @@ class TeacherMixed(Writing):
     requires: ClassVar[frozenset[str]] = frozenset({"teacher", "teacher_logits"})
     one_vocabulary: ClassVar[bool] = True  # ids mean the same to both
 
-    def __init__(
-        self,
-        *,
-        alpha: Share = 0.2,
-        samples: Samples = 1,
-        max_new_tokens: NewTokens,
-        temperature: NonNegativeFloat = 1.0,
-        batch_size: Together = 16,
-    ):
-        super().__init__(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-        self.choose = Mixed(alpha, temperature=temperature)
+    alpha: Share = 0.2
+    top_p: float = field(default=1.0, init=False)
+    generator: Generator | None = field(default=None, init=False)  # both models choose each token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choose = Mixed(self.alpha, temperature=self.temperature)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, weighted and judged."""

@@ -4,14 +4,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 
 from kd.data.sequences import Encoder, prompt_ids
 from kd.generators import Generator, Row, shared
 from kd.generators.generation import write
-from kd.generators.sampling import Choose, Sampled
+from kd.generators.sampling import Choose
+from kd.generators.settings import Decoding, NewTokens, Nucleus, Samples, Together
 from kd.generators.torch import Torch
 from kd.models.flops import decoding_flops
 from kd.models.language_model import LanguageModel
@@ -20,15 +22,11 @@ from kd.types import Record, Source, Written
 
 log = logging.getLogger(__name__)
 
-Nucleus = Annotated[float, Field(gt=0, le=1)]
-Samples = Annotated[int, Field(ge=1, le=4096)]
-NewTokens = Annotated[int, Field(ge=1, le=2**20)]
-Together = Annotated[int, Field(ge=1, le=2**16)]
-
 MANY_CUT = 0.1  # share of responses without an end token, from which on somebody should know
 ENOUGH, RECENT = 32, 256  # responses: before that share means anything, and those that it is taken over
 
 
+@dataclass(kw_only=True, eq=False)
 class Writing:
     """What the rollouts that write have in common: how much and how, the room there is, and the books.
 
@@ -45,6 +43,13 @@ class Writing:
 
     ordered: ClassVar[bool] = False
 
+    samples: Samples = 1
+    max_new_tokens: NewTokens
+    temperature: NonNegativeFloat = 1.0
+    top_p: Nucleus = 1.0
+    batch_size: Together = 16
+    generator: Generator | None = None
+
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
         """See `kd.rollouts.Rollout`."""
@@ -55,20 +60,10 @@ class Writing:
         """The student's, unless a subclass says otherwise."""
         return frozenset({"student"})
 
-    def __init__(
-        self,
-        *,
-        samples: Samples = 1,
-        max_new_tokens: NewTokens,
-        temperature: NonNegativeFloat = 1.0,
-        top_p: Nucleus = 1.0,
-        batch_size: Together = 16,
-        generator: Generator | None = None,
-    ):
-        self.generator: Generator = Torch() if generator is None else generator
-        self.generator.check(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, samples=samples)
-        self.samples, self.max_new_tokens, self.batch_size = samples, max_new_tokens, batch_size
-        self.sampled = Sampled(temperature, top_p)
+    def __post_init__(self) -> None:
+        self.generator = Torch() if self.generator is None else self.generator
+        self.decoding = Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.batch_size)
+        self._engine.check(self.decoding)
         self._spent = Spent()
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._recent: deque[bool] = deque(maxlen=RECENT)  # whether each was cut
@@ -92,17 +87,14 @@ class Writing:
         started = time.perf_counter()
         prompts = [prompt_ids(record, model.tokenizer) for record in records]
         rooms = _rooms(encoder, prompts) if rooms is None else rooms
-        responses = self.generator(  # asked by every rank in the same steps, also where it has no prompts
+        responses = self._engine(  # asked by every rank in the same steps, also where it has no prompts
             model,
             prompts,
-            samples=self.samples,
-            max_new_tokens=self._bound(rooms),
-            sampled=self.sampled,
-            batch_size=self.batch_size,
+            decoding=replace(self.decoding, max_new_tokens=self._bound(rooms)),
             source=source,
             version=version,
         )
-        read = self.generator.read(list(map(len, prompts)), _lengths(responses))
+        read = self._engine.read(list(map(len, prompts)), _lengths(responses))
         self._account([model], read, responses, source, rooms, started)
         return responses
 
@@ -146,6 +138,12 @@ class Writing:
         """What `state_dict` gave."""
         if "generator" in state:
             self.generator.load_state_dict(state["generator"])  # type: ignore[attr-defined]
+
+    @property
+    def _engine(self) -> Generator:
+        """The generator, which is none before `__post_init__` alone."""
+        assert self.generator is not None
+        return self.generator
 
     def _bound(self, rooms: Sequence[int]) -> int:
         """What is longer than the shortest prompt leaves room for would be cut off again."""

@@ -14,7 +14,7 @@ from kd.augmentation.labeling import Labeling
 from kd.data.chat_template import encode_prompt, response_text
 from kd.experiment.build import build
 from kd.generators.generation import generate
-from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.generators.transformers import Transformers
 from kd.seeding import seeded
 from kd.skills.records import load
@@ -150,8 +150,7 @@ def test_a_search_writes_what_the_teacher_finds_likelier_and_counts_its_beams(te
     stage = Labeling(max_new_tokens=6, temperature=0.0, samples=2, generator=engine, batch_size=15)
     labelled = list(stage(GIVEN, teacher=teacher, teacher_id="t", seed=0))
     assert stage.teacher_tokens == sum(read)
-    asked = {"samples": 2, "max_new_tokens": 6, "sampled": Sampled(0.0), "batch_size": 15, "source": "teacher"}
-    found = engine(teacher, prompts, **asked)
+    found = engine(teacher, prompts, decoding=Decoding(6, 2, temperature=0.0, batch_size=15), source="teacher")
     assert texts(labelled) == [tuple(response_text(one.ids, teacher.tokenizer) for one in group) for group in found]
     assert texts(labelled) != texts(label(teacher))
 
@@ -171,7 +170,7 @@ def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
     assert all(len(set(answers)) == 2 for answers in texts(labelled))
     twice = [prompt for kept in GIVEN for prompt in [encode_prompt(kept.prompt, teacher.tokenizer)] * 2]
     with seeded(0, "augmentation", "labeling"):
-        written = engine(teacher, twice, samples=1, max_new_tokens=6, sampled=Sampled(1.0), batch_size=16)
+        written = engine(teacher, twice, decoding=Decoding(6))
     assert stage.teacher_tokens == sum(len(n) + len(one.ids) - 1 for n, (one,) in zip(twice, written, strict=True))
 
 

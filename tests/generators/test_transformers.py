@@ -14,6 +14,7 @@ from kd.generators import Generator
 from kd.generators.generation import end_ids
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
 from kd.models.flops import decoding_flops
@@ -38,10 +39,7 @@ def asked(generator, model, prompts=None, sampled=GREEDY, samples=1, new=12, bat
     return generator(
         model,
         prompts_of() if prompts is None else prompts,
-        samples=samples,
-        max_new_tokens=new,
-        sampled=sampled,
-        batch_size=batch_size,
+        decoding=Decoding(new, samples, sampled.temperature, sampled.top_p, batch_size),
         source=source,
         version=0,
     )
@@ -347,10 +345,7 @@ def test_a_batch_holds_so_many_beams(die):
         library(**SEARCH)(
             die,
             [[1, 3, 2], [4], [0, 5], [2, 2]],
-            samples=2,
-            max_new_tokens=2,
-            sampled=GREEDY,
-            batch_size=size,
+            decoding=Decoding(2, samples=2, temperature=0.0, batch_size=size),
             progress=told.append,
         )
         return told

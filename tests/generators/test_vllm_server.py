@@ -10,6 +10,7 @@ import torch
 from kd.data.sequences import Encoder
 from kd.generators import Generator
 from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.generators.vllm_server import Server
 from kd.rollouts.on_policy import OnPolicy
@@ -50,10 +51,7 @@ def asked(generator, model, prompts=PROMPTS, sampled=GREEDY, samples=1, version=
     return generator(
         model,
         prompts,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        sampled=sampled,
-        batch_size=3,
+        decoding=Decoding(max_new_tokens, samples, sampled.temperature, sampled.top_p, batch_size=3),
         source="student",
         version=version,
     )
@@ -106,7 +104,7 @@ def test_samples_are_grouped_and_their_log_probabilities_are_what_they_were_draw
     for prompt, group in zip(PROMPTS, written, strict=True):
         (body,) = [body for path, body in served.asked if path == "/v1/completions" and body["prompt"] == prompt]
         torch.manual_seed(body["seed"])
-        ours = Torch()(student, [prompt], samples=3, max_new_tokens=12, sampled=sampled, batch_size=16)
+        ours = Torch()(student, [prompt], decoding=Decoding(12, 3, sampled.temperature, sampled.top_p))
         assert ids_of([group]) == ids_of(ours)
         for one, own in zip(group, flat(ours), strict=True):
             torch.testing.assert_close(one.behaviour_logprobs, own.behaviour_logprobs, atol=1e-5, rtol=1e-5)

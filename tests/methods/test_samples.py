@@ -63,8 +63,8 @@ def test_the_teachers_text_stands_in_for_the_references(method, tmp_path, monkey
 def test_distillm2s_texts_are_both_drawn_from_the_nucleus():
     """At temperature 0.8 and top-p 0.95, by one script of the release: generate/generate_vllm.py."""
     stage = instantiate(point("distillm2").augmentation.stages.nucleus_sampling)
-    student = rollout("distillm2").sampled
-    assert (stage.temperature, stage.top_p) == (student.temperature, student.top_p) == (0.8, 0.95)
+    student, teacher = rollout("distillm2").decoding.sampled, stage.decoding.sampled
+    assert (teacher.temperature, teacher.top_p) == (student.temperature, student.top_p) == (0.8, 0.95)
 
 
 def test_gkds_coin_falls_for_the_student_in_a_share_of_steps(models):
