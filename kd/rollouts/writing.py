@@ -127,17 +127,17 @@ class Writing:
         """Tokens per response, the share of responses that a bound cut off, and what the generator tells."""
         responses, tokens, cut = self._untold
         self._untold = [0.0, 0.0, 0.0]
-        theirs = self.generator.take_report() if hasattr(self.generator, "take_report") else {}
+        theirs = self._engine.take_report() if hasattr(self._engine, "take_report") else {}
         return {"response_length": (tokens, responses), "truncation_rate": (cut, responses), **theirs}
 
     def state_dict(self) -> dict[str, Any]:
         """What the generator has to keep."""
-        return {"generator": self.generator.state_dict()} if hasattr(self.generator, "state_dict") else {}
+        return {"generator": self._engine.state_dict()} if hasattr(self._engine, "state_dict") else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         if "generator" in state:
-            self.generator.load_state_dict(state["generator"])  # type: ignore[attr-defined]
+            self._engine.load_state_dict(state["generator"])  # type: ignore[attr-defined]
 
     @property
     def _engine(self) -> Generator:
