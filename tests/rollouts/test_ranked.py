@@ -14,7 +14,7 @@ from kd.objectives.preference import chosen_likelihood, cpo
 from kd.objectives.reduction import Counts, count, reduce
 from kd.rollouts import Rollout
 from kd.rollouts.ranked import Ranked
-from kd.signals import FROM_ROLLOUT
+from kd.signals import FROM_ROLLOUT, separated
 from kd.types import Models, Progress
 from tests import runs
 from tests.rollouts.told import Counting, learnt
@@ -163,7 +163,8 @@ def test_ranks_change_nothing_where_one_of_them_has_ties_alone(encoder, reductio
         told = []
         for term in (chosen_likelihood, cpo):
             for batch in (b for batches in written for b in batches):
-                values = term(student(batch.student, LOGPROBS).logprobs, batch.student.mask, batch.group_size)
+                found = term(student(batch.student, LOGPROBS).logprobs, batch.student.mask, batch.group_size)
+                values, _ = separated(found)
                 told.append(reduce(values, batch.student.mask, counts, domain="P", reduction=reduction))
         sum(told).backward()
         return counts, sum(told).item(), [p.grad.clone() for p in student.parameters()]
