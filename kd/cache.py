@@ -26,14 +26,13 @@ from kd.experiment.preparation import prepared, targets_folder
 from kd.experiment.run import train_only
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
 from kd.locks import locked
+from kd.models.digests import model_digest
 from kd.progress import progress_bar
 from kd.seeding import derive
 from kd.teachers.cached import head_tensors
-from kd.teachers.digests import model_digest
 from kd.teachers.target_store import TargetStore, check_part, keep, keys_of
 from kd.teachers.targets import Hidden, stored
 from kd.teachers.truncated import Approximated
-from kd.teachers.white_box import ask
 from kd.training.observation import moved
 from kd.types import Batch
 
@@ -94,7 +93,7 @@ def summary(store: TargetStore, new: int, seconds: float) -> str:
 
 def targets_of(teacher: Approximated, batch: Batch) -> Iterator[tuple[bytes, dict[str, Tensor]]]:
     """Each sequence's key and columns. The draws depend on the sequence alone, not on others in the cache."""
-    logits = ask(teacher.exact, batch, frozenset({"logits"})).logits
+    logits = teacher.exact.read(batch, frozenset({"logits"})).logits
     ends = batch.teacher.mask.sum(1).cumsum(0).tolist()
     for key, start, end in zip(keys_of(batch.teacher), [0, *ends], ends, strict=False):
         generator = torch.Generator(batch.teacher.mask.device).manual_seed(derive(0, "targets", key.hex()))
@@ -145,7 +144,7 @@ def _write_probe(store: TargetStore, teacher: Approximated, batches: Sequence[Ba
     for batch in batches:
         if all(key in known for key in keys_of(batch.teacher)):
             continue
-        logits = ask(teacher.exact, batch, frozenset({"logits"})).logits
+        logits = teacher.exact.read(batch, frozenset({"logits"})).logits
         rows = logits.rows(slice(0, logits.n)).float().log_softmax(-1).cpu().split(batch.teacher.mask.sum(1).tolist())
         whole |= {key.hex(): part.contiguous() for key, part in zip(keys_of(batch.teacher), rows, strict=True)}
     if whole:

@@ -25,6 +25,25 @@ FROM_ALIGNMENT = frozenset({"spans", "pairs", "id_map", "boundaries"})
 FROM_RUN = frozenset({"progress"})
 SIGNALS = FROM_MODELS | FROM_SEQUENCES | FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT | FROM_RUN
 
+# What an objective may have beside its signals and hyperparameters; of each the value where it has none. Decorators
+# below set the first five; the others are attributes and methods of an objective that is a class.
+HOOKS: Mapping[str, Any] = {
+    "check_shapes": None,  # `checked_by`: raises ValueError for models that it cannot learn by
+    "check_group": None,  # `of_groups`: raises ValueError for a number of responses to a prompt
+    "in_order": False,  # `of_groups`: takes the first response for the preferred one
+    "two_sided": False,  # `of_two_sides`: one loss for the student's responses, another for those of others
+    "fades": None,  # `fading`: whether its gradient vanishes far from the teacher, under given hyperparameters
+    "whole_windows": False,  # keeps state of a window, so that a rollout must not mix windows
+    "sized_for": None,  # (student, teacher: Shape): makes its parameters
+    "starts_from": None,  # (student): makes its parameters from a copy of the student
+    "begins_with_heads": False,  # whether `begins_with` is to be called
+    "begins_with": None,  # (student, teacher: Head, ids that mean the same): sets its parameters
+    "after_step": None,  # (mean, progress): after each optimizer step, with its mean over the step
+    "take_report": None,  # () -> name -> (sum, count): what is logged beside its value (`kd.types.Reports`)
+    "reading": None,  # (sequences) -> (model, head, lengths): what it reads with a network of its own, for the budget
+    "judge": None,  # (sequences) -> [B]: scores, where it serves as a reward (`kd.rewards.discriminator`)
+}
+
 ROW, POSITION, RESPONSE, PAIR = "*n", "B T", "B", "P"  # what the values of a term run over
 
 
@@ -150,13 +169,14 @@ def fading(where: Callable[..., bool]) -> Callable[[Objective], Objective]:
     return decorated
 
 
+def hook(objective: Any, name: str) -> Any:
+    """What an objective (an instance, a class or a function) has under a name of HOOKS, or what stands there."""
+    return getattr(_innermost(objective), name, HOOKS[name])
+
+
 def sized(objective: Callable) -> bool:
     """Return whether `introduce` has an effect on the objective."""
-    return (
-        hasattr(objective, "sized_for")
-        or hasattr(objective, "starts_from")
-        or hasattr(_innermost(objective), "check_shapes")
-    )
+    return any(hook(objective, name) for name in ("sized_for", "starts_from", "check_shapes"))
 
 
 def introduce(objective: Any, student: Any, teacher: Any, alignment: Any = None) -> None:
@@ -167,13 +187,13 @@ def introduce(objective: Any, student: Any, teacher: Any, alignment: Any = None)
     objective with `begins_with_heads` then receives both heads, and the ids that mean the same, in its `begins_with`.
     A checkpoint is loaded later, and replaces all of it. Raises ValueError where the two models do not fit.
     """
-    if hasattr(objective, "sized_for"):
-        objective.sized_for(student.shape, None if teacher is None else teacher.shape)
-    if hasattr(objective, "starts_from"):
-        objective.starts_from(student)
-    if hasattr(alignment, "shared_ids") and getattr(objective, "begins_with_heads", False):
-        objective.begins_with(student.head(), teacher.model.head(), alignment.shared_ids())
-    if check := getattr(_innermost(objective), "check_shapes", None):
+    if sized_for := hook(objective, "sized_for"):
+        sized_for(student.shape, None if teacher is None else teacher.shape)
+    if starts_from := hook(objective, "starts_from"):
+        starts_from(student)
+    if hook(objective, "begins_with_heads") and alignment is not None and (shared := alignment.shared_ids()):
+        objective.begins_with(student.head(), teacher.model.head(), shared)
+    if check := hook(objective, "check_shapes"):
         settings = signature(objective).parameters  # as yaml and defaults have them
         named = {name: settings[name].default for name in signature(check).parameters if name in settings}
         check(student.shape, teacher.shape, **named)
@@ -187,7 +207,7 @@ def _hints(objective: Callable) -> dict[str, Any]:
     return get_type_hints(_innermost(_function(objective)))
 
 
-def _innermost(objective: Callable) -> Callable:
+def _innermost(objective: Any) -> Any:
     """The function of which yaml has set some arguments."""
     while isinstance(objective, partial):
         objective = objective.func

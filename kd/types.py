@@ -4,6 +4,7 @@ Dimensions: B sequences (prompts x samples; the samples of one prompt are adjace
 V vocabulary, D width, n loss rows (the positions of a batch whose label belongs to a response).
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -53,14 +54,18 @@ class Skill(Protocol):
     name: str
     licence: str
     group_key: str  # description of what train and test never share
+    control_tokens: bool = False  # whether strings such as `<|im_end|>` in its texts are control tokens
 
     @property
+    @abstractmethod
     def metric(self) -> str | Metric:
         """The quantity that `score` returns; a name alone, as "accuracy", is a share in [0, 1]. May be an attribute."""
 
+    @abstractmethod
     def load(self, split: Split) -> Sequence[Record]:
         """Records of one split, the same on every call and machine."""
 
+    @abstractmethod
     def score(self, record: Record, text: str) -> float:
         """The score of an answer, within the metric's range, as between 0 (wrong) and 1 (right). A text on which it
         raises has the worst value and is counted; one that is to be evaluated goes into `kd.sandbox`.
@@ -219,6 +224,7 @@ class Progress:
         return min(max(self.step / max(self.total, 1), self.spent), 1.0)
 
 
+@runtime_checkable
 class Reports(Protocol):
     """The metrics of an alignment, rollout, teacher or stateful term beside the loss."""
 

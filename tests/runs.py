@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from kd.data.sequences import Encoder
 from kd.experiment.build import Parts, build, fit
+from kd.models.digests import weights_digest
 from kd.objectives.divergence import cross_entropy, forward_kl
+from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
 from kd.runs.folder import RunFolder
 from kd.seeding import derive
-from kd.teachers.digests import weights_digest
 from kd.training.callbacks import WholeFiles
-from kd.types import Batch, Models, Progress, Record, Split
+from kd.types import Batch, Models, Progress, Record, Skill, Split
 from tests.tiny import records
 
 Signal = tuple[int, int, str] | tuple[int, int, str, float]  # step, rank, name, seconds after the step's beginning
@@ -143,7 +144,7 @@ def job(path: Path, *overrides: str, synchronised: bool = True, **nodes: Any) ->
 # ---- what the configs name -------------------------------------------------------------------------------------------
 
 
-class Toy:
+class Toy(Skill):
     """Conversations of unequal lengths, one turn each."""
 
     name, metric, licence, group_key = "toy", "accuracy", "CC0-1.0", "record"
@@ -157,7 +158,7 @@ class Toy:
         return float(text == record.responses[0].text)
 
 
-class Scripted:
+class Scripted(Rollout):
     """Another rollout, beside which every window's records are written down, and signals sent.
 
     log: folder; `windows.<rank>.jsonl` gets a line [step, [ids, seed]] for each. signals: each sent by its rank to
@@ -169,12 +170,10 @@ class Scripted:
 
     def __init__(self, log: str, signals: Iterable[Signal] = (), inner: Any = None):
         self.log, self.signals, self.inner = Path(log), list(signals), inner or Offline()
-
-    def __getattr__(self, name: str) -> Any:
-        """State, counters and whatever else the rollout inside may have, or not."""
-        if name == "inner":
-            raise AttributeError(name)
-        return getattr(self.inner, name)
+        self.uses, self.samples = self.inner.uses, self.inner.samples
+        self.keeps_responses = self.inner.keeps_responses
+        self.take_report, self.after_validation = self.inner.take_report, self.inner.after_validation
+        self.state_dict, self.load_state_dict = self.inner.state_dict, self.inner.load_state_dict
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -30,7 +30,6 @@ from kd.kernels.sparse import SparseLogits
 from kd.sweeps.jobs import Job
 from kd.teachers.cached import Cached
 from kd.teachers.target_store import TargetStore, keys_of
-from kd.teachers.white_box import ask
 from kd.types import Response, Sequences, Split
 from tests import runs
 from tests.tiny import record, records
@@ -111,7 +110,7 @@ def test_lookup_does_not_depend_on_order_or_padding(kind):
     assert len({batch.teacher.tokens.shape for batch in batches}) > 3
     for batch in batches:
         expected, got = (
-            ask(part.module.models.teacher, batch, frozenset({"logits"})).logits for part in (live, cached)
+            part.module.models.teacher.read(batch, frozenset({"logits"})).logits for part in (live, cached)
         )
         for one, two in zip(held(expected), held(got), strict=True):
             torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,7 +29,7 @@ class MinEdit(SpanAlignment):
             and their probability is lost. None: no bound, as in FuseLLM (`vocabulary.nearest`).
     """
 
-    provides = frozenset({"logits", "pairs", "id_map"})
+    provides: ClassVar[frozenset[str]] = frozenset({"logits", "pairs", "id_map"})
     _warped: tuple[Batch, Pairs] | None = None  # the last batch's: warping is slow, and needed more than once
 
     def __init__(self, *, outside: Outside = "renormalise", distance: Distance = 1):

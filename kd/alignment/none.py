@@ -1,18 +1,20 @@
 """No alignment: the teacher is read in its own tokens only."""
 
+from typing import ClassVar
+
 from transformers import PreTrainedTokenizerBase
 
+from kd.alignment import Alignment
 from kd.alignment.byte_spans import columns, with_ends
 from kd.data.chat_template import end_id
 from kd.types import Batch, ModelOutput, Pairs
 
 
-class Unaligned:
+class Unaligned(Alignment):
     """The absence of an alignment, for objectives without a teacher in the student's coordinates (sft, transport)."""
 
-    provides: frozenset[str] = frozenset({"pairs"})
-    translates = False
-    summary = ""
+    provides: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    translates: ClassVar[bool] = False
     ends = (-1, -1)  # the end tokens of student and teacher, set by `check`
     _paired = (0, 0)  # of the student's response tokens, since the last report: those in a pair, and all
 

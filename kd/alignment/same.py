@@ -1,11 +1,13 @@
 """Teacher and student share one tokenizer."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, arange, tensor
 from transformers import PreTrainedTokenizerBase
 
+from kd.alignment import Alignment
 from kd.alignment.byte_spans import first_rows, identity_spans, with_ends
 from kd.alignment.token_bytes import token_bytes
 from kd.data.chat_template import end_id
@@ -13,13 +15,14 @@ from kd.data.sequences import same_text
 from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
 
-class Same:
+class Same(Alignment):
     """The identity: positions and ids are the same."""
 
-    provides = frozenset({"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map", "boundaries"})
-    provides |= {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
-    translates = False  # rows and ids are one and the same
-    summary = ""
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map", "boundaries"}
+        | {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
+    )
+    translates: ClassVar[bool] = False  # rows and ids are one and the same
 
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None

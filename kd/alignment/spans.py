@@ -1,15 +1,17 @@
 """Alignment by bytes, for tokenizers that cut one text differently."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kd.alignment import Alignment
 from kd.alignment.byte_spans import first_rows, spans_of, with_ends
 from kd.alignment.token_bytes import token_bytes
 from kd.alignment.vocabulary import NOWHERE, same_bytes
+from kd.kernels.logits import Logits
 from kd.kernels.mapped import MappedLogits
 from kd.kernels.stretches import spread
 from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
@@ -17,7 +19,7 @@ from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 Outside = Literal["renormalise", "spread"]
 
 
-class SpanAlignment:
+class SpanAlignment(Alignment):
     """Minimal spans: the shortest stretches of a response that both tokenizers cut out, found by their bytes.
 
     In the student's coordinates the teacher has
@@ -35,8 +37,8 @@ class SpanAlignment:
             `lost_teacher_mass`, a share per compared row, in any case.
     """
 
-    provides = frozenset({"logits", "logprobs", "spans", "pairs", "id_map", "boundaries"})
-    translates = True  # rows and ids may differ
+    provides: ClassVar[frozenset[str]] = frozenset({"logits", "logprobs", "spans", "pairs", "id_map", "boundaries"})
+    translates: ClassVar[bool] = True  # rows and ids may differ
 
     def __init__(self, *, outside: Outside = "renormalise"):
         self.outside, self.summary = outside, ""
@@ -65,7 +67,7 @@ class SpanAlignment:
         if native.logprobs is not None and "logprobs" in self.provides:
             aligned.logprobs = _shared_out(native.logprobs[batch.teacher.mask], self.spans(batch), batch)
         if native.logits is not None:
-            if not hasattr(native.logits, "rows"):
+            if not isinstance(native.logits, Logits):
                 raise ValueError(
                     f"alignment={type(self).__name__} maps whole distributions, but this teacher keeps the most "
                     "probable ids only; take a teacher that is read whole, or alignment=same"

@@ -4,20 +4,18 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kd.artifacts import Cost, cache_root, key, once
-from kd.data.chat_template import response_text
-from kd.data.sequences import prompt_ids
-from kd.generators import Generator, Row
+from kd.augmentation import Stage
+from kd.generators import Generator
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
-from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
 from kd.seeding import seeded
-from kd.types import Record, Response, Written
+from kd.teachers.interface import Answers, Teacher
+from kd.types import Record, Response
 from kd.versions import versions
 
 log = logging.getLogger(__name__)
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 VERSION = 4  # part of every hash: raise it when the same settings are to give other texts
 
 
-class Labeling:
+class Labeling(Stage):
     """The teacher's responses in place of the references: sequence-level KD (arXiv 1606.07947; 2402.13116, 3.1).
 
     Args:
@@ -64,7 +62,7 @@ class Labeling:
         self.teacher_tokens = 0
 
     def __call__(
-        self, records: Iterable[Record], *, teacher: LanguageModel | None, teacher_id: str, seed: int
+        self, records: Iterable[Record], *, teacher: Teacher | None, teacher_id: str, seed: int
     ) -> Iterator[Record]:
         """The records with the teacher's responses, from disk where the same was asked before."""
         records = list(records)
@@ -100,12 +98,12 @@ class Labeling:
         return cache_root() / "augmentation" / f"{key(asked)}.jsonl"
 
     def _rows(
-        self, records: Sequence[Record], teacher: LanguageModel | None, teacher_id: str, seed: int
+        self, records: Sequence[Record], teacher: Teacher | None, teacher_id: str, seed: int
     ) -> list[dict[str, Any]]:
         path = self.path(records, teacher_id=teacher_id, seed=seed)
 
         def write(partial: Path) -> Cost:
-            if teacher is None:
+            if teacher is None or "text" not in teacher.provides:
                 raise ValueError(
                     "augmentation=labeling needs a teacher that generates the responses, but there is none; "
                     "choose one whose weights are here (teacher=smollm2_135m), or augmentation=none"
@@ -118,24 +116,12 @@ class Labeling:
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
-    def _write(self, records: Sequence[Record], teacher: LanguageModel, seed: int) -> list[dict[str, Any]]:
-        log.info("the teacher writes %d x %d responses", len(records), self.decoding.samples)
-        prompts = [prompt_ids(record, teacher.tokenizer) for record in records]
-        each = self.decoding.samples if self.decoding.temperature == 0 else 1  # one search ends in several
-        asked = [prompt for prompt in prompts for _ in range(self.decoding.samples // each)]
-        with progress_bar("labeling", len(asked)) as advance, seeded(seed, "augmentation", "labeling"):
-            groups = self.generator(
-                teacher,
-                asked,
-                decoding=replace(self.decoding, samples=each),
-                source="teacher",
-                version=0,
-                progress=advance,
-            )
-        read = self.generator.read([len(prompt) for prompt in asked], [[len(one.ids) for one in g] for g in groups])
-        searches = self.decoding.samples // each
-        told = zip(records, _parts(groups, searches), _parts(read, searches), strict=True)
-        return [_row(record, [*chain(*found)], [*chain(*rows)], teacher) for record, found, rows in told]
+    def _write(self, records: Sequence[Record], teacher: Teacher, seed: int) -> list[dict[str, Any]]:
+        log.info("the teacher generates %d x %d responses", len(records), self.decoding.samples)
+        searches = 1 if self.decoding.temperature == 0 else self.decoding.samples  # one search ends in several
+        with progress_bar("labeling", searches * len(records)) as advance, seeded(seed, "augmentation", "labeling"):
+            answers = teacher.respond(records, decoding=self.decoding, engine=self.generator, progress=advance)
+        return [_row(record, answer) for record, answer in zip(records, answers, strict=True)]
 
     def _report_unfinished(self, rows: Sequence[dict[str, Any]]) -> None:
         cut = sum(not finished for row in rows for finished in row["finished"])
@@ -149,16 +135,12 @@ class Labeling:
             )
 
 
-def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _row(record: Record, written: list[Written], read: list[Row], teacher: LanguageModel) -> dict[str, Any]:
+def _row(record: Record, answers: Answers) -> dict[str, Any]:
     return {
         "id": record.id,
-        "responses": [response_text(answer.ids, teacher.tokenizer) for answer in written],
-        "finished": [not answer.truncated for answer in written],
-        "teacher_tokens": sum(row.tokens for row in read),
+        "responses": list(answers.texts),
+        "finished": list(answers.finished),
+        "teacher_tokens": answers.tokens,
     }
 
 

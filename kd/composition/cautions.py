@@ -8,8 +8,9 @@ from inspect import signature
 from typing import Any
 
 from kd.components.signatures import joined, located
+from kd.composition.interfaces import made_by
 from kd.composition.terms import signals_of
-from kd.signals import FROM_REWARD, requires
+from kd.signals import FROM_REWARD, hook, requires
 from kd.training.terms import STREAMS
 
 Node = Mapping[str, Any]
@@ -29,11 +30,10 @@ def sides(config: Node) -> frozenset[str] | None:
 
 
 def _sides_of(path: str, node: Node) -> frozenset[str] | None:
-    found: Any = located(path, node["_target_"])
     written = None
     if isinstance(node.get("writer"), Mapping):
         written = _sides_of(joined(path, "writer"), node["writer"])
-    return found.sides(node, written) if hasattr(found, "sides") else written
+    return made_by(path, node).sides(node, written)
 
 
 def _terms(config: Node) -> Iterator[tuple[str, Node, Any]]:
@@ -56,7 +56,7 @@ def _sides(config: Node) -> Iterator[str]:
         learnt = _learnt(term, there)
         if not learnt:
             yield f"{name} learns on responses: {term['responses']}, of which rollout {rollout} has none"
-        elif getattr(loss, "two_sided", False) and len(learnt) == 1:
+        elif hook(loss, "two_sided") and len(learnt) == 1:
             only = "the student's own responses" if STUDENT in learnt else "responses that the student did not generate"
             yield (
                 f"half of {name} is trained: it has one loss for the student's responses and another for those of "
@@ -65,12 +65,12 @@ def _sides(config: Node) -> Iterator[str]:
 
 
 def _unfiltered(config: Node) -> Iterator[str]:
-    rollout: Any = located("rollout", config["rollout"]["_target_"])
-    if STUDENT not in (sides(config) or ()) or frozenset(getattr(rollout, "requires", ())) & {"rewards", "teacher"}:
+    rollout = made_by("rollout", config["rollout"])
+    if STUDENT not in (sides(config) or ()) or rollout.requires & {"rewards", "teacher"}:
         return
     for name, term, loss in _terms(config):
         judged = FROM_REWARD & requires(loss) or any(n.startswith(("teacher", "native")) for n in requires(loss))
-        plain = term.get("kind") == "likelihood" and not judged and not hasattr(loss, "check_group")
+        plain = term.get("kind") == "likelihood" and not judged and hook(loss, "check_group") is None
         if plain and STUDENT in _learnt(term, frozenset({STUDENT, OTHER})):
             yield (
                 f"{name} raises the likelihood of the student's own responses, right or wrong, for they are not "
@@ -83,7 +83,7 @@ def _fading(config: Node) -> Iterator[str]:
     if student["model"]["_target_"].rpartition(".")[2] not in FAR or student.get("prepare") is not None:
         return
     for name, term, loss in _terms(config):
-        if (fades := getattr(loss, "fades", None)) is None:
+        if (fades := hook(loss, "fades")) is None:
             continue
         defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
         if fades(**{key: term["loss"].get(key, defaults[key]) for key in signature(fades).parameters}):

@@ -20,6 +20,7 @@ from kd.components.instantiation import calls, check_code
 from kd.components.signatures import check_call, joined, located, suggestion
 from kd.composition.formula import composed
 from kd.composition.groups import check_margins
+from kd.composition.interfaces import check_interfaces, made_by
 from kd.composition.lacks import Lack
 from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides
@@ -63,6 +64,7 @@ def check(
     check_objective(config["objective"])
     for path, node in calls("", config):
         _check_node(path, supplied(path, node))
+    check_interfaces(config)
     check_numbers(config)
     check_trainer(config["trainer"], config["optim"]["window"])
     if errors := misfits(config):
@@ -88,7 +90,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
 
 def _check_turns(config: Mapping[str, Any]) -> None:
     """Refuse a loss on all turns where the last is generated: earlier answers are those of the record."""
-    if config["data"]["loss_on"] == "all" and config["rollout"]["_target_"] != "kd.rollouts.offline.Offline":
+    if config["data"]["loss_on"] == "all" and not made_by("rollout", config["rollout"]).keeps_responses:
         raise ValueError(
             "data.loss_on=all learns every answer that a record holds, but this rollout generates the last one again; "
             "take rollout=offline, or data.loss_on=last"

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from kd.components.signatures import located
+from kd.composition.interfaces import made_by
 from kd.generators.external_engine import Elsewhere
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
@@ -21,12 +22,13 @@ def check_generator(config: Node) -> None:
     writers = dict(_writers(config))
     for path, node in writers.items():
         _check_writer(path, node)
+        _check_weights(path, node, config["teacher"])
     if generator is Torch or any(node["generator"] == config["generator"] for node in writers.values()):
         return
-    rollout = located("rollout", config["rollout"]["_target_"])
+    rollout = made_by("rollout", config["rollout"])
     takes = any("generator" in inspect.signature(located(at, n["_target_"])).parameters for at, n in _wrapped(config))
     reason = "chooses each token with student and teacher together"
-    if takes or getattr(rollout, "keeps_responses", False):
+    if takes or rollout.keeps_responses:
         reason = "generates nothing with it" if takes else "generates nothing"
     raise ValueError(
         f"generator {generator.__qualname__} generates for one model alone, but rollout {rollout.__qualname__} "
@@ -48,6 +50,18 @@ def _wrapped(config: Node) -> Iterator[tuple[str, Node]]:
     while isinstance(node, Mapping) and node.get("_target_") is not None:
         yield path, node
         path, node = f"{path}.writer", node.get("writer")
+
+
+def _check_weights(path: str, node: Node, teacher: Node) -> None:
+    """An engine of its own generates with a teacher's weights, which one that gives text alone has not here."""
+    if teacher.get("_target_") is None or "teacher" not in made_by(path, node).requires:
+        return
+    generator, found = located(f"{path}.generator", node["generator"]["_target_"]), made_by("teacher", teacher)
+    if generator is not Torch and not found.has_weights:
+        raise ValueError(
+            f"generator {generator.__qualname__} generates with a teacher's weights, but teacher {found.__qualname__} "
+            f"gives text alone; set {path}.generator=null"
+        )
 
 
 def _check_writer(path: str, node: Node) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from kd.components.choices import choices
 from kd.components.signatures import joined, located
+from kd.composition.interfaces import made_by
 from kd.composition.lacks import Lack
+from kd.signals import hook
 
 Node = Mapping[str, Any]
 
@@ -18,7 +20,7 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
     node: the settings of its loss. loss: the function that takes the signals.
     """
     found = located("rollout", rollout["_target_"])
-    if getattr(loss, "in_order", False) and not _ordered("rollout", rollout):
+    if hook(loss, "in_order") and not _ordered("rollout", rollout):
         raise Lack(
             f"{name} takes the first response to a prompt for the preferred one, but rollout {found.__qualname__} "
             "gives them in the order in which they were generated",
@@ -43,7 +45,7 @@ def ways() -> dict[str, list[str]]:
 
 def group_check(node: Node, loss: Any) -> partial[None] | None:
     """The check of the number of a prompt's responses under the settings `node` of a loss; None where any will do."""
-    if (check := getattr(loss, "check_group", None)) is None:
+    if (check := hook(loss, "check_group")) is None:
         return None
     defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
     named = {key: node.get(key, defaults[key]) for key in signature(check).parameters if key in defaults}
@@ -53,16 +55,14 @@ def group_check(node: Node, loss: Any) -> partial[None] | None:
 
 def passes_given(path: str, node: Node) -> bool:
     """Return whether the student ever learns on the records' own responses, and on nothing beside them."""
-    found: Any = located(path, node["_target_"])
-    if hasattr(found, "passes_given"):
-        return found.passes_given(node)
-    return _writes(node) and passes_given(joined(path, "writer"), node["writer"])
+    written = _writes(node) and passes_given(joined(path, "writer"), node["writer"])
+    return made_by(path, node).passes_given(node, written)
 
 
 def check_margins(path: str, rollout: Node, reward: Node) -> None:
     """Raises ValueError where a rollout, or one that it wraps, keeps pairs of which there can be none."""
-    found = None if reward.get("_target_") is None else located("reward", reward["_target_"])
-    largest, margin = getattr(found, "largest_difference", None), rollout.get("margin", 0.0)
+    found = None if reward.get("_target_") is None else made_by("reward", reward)
+    largest, margin = None if found is None else found.largest_difference, rollout.get("margin", 0.0)
     if found is not None and largest is not None and margin >= largest:
         raise ValueError(
             f"{path}.margin={margin}: two rewards of {found.__qualname__} differ by {largest:g} at most, so that no "
@@ -75,7 +75,7 @@ def check_margins(path: str, rollout: Node, reward: Node) -> None:
 def check_windows(name: str, loss: Any, rollout: Node) -> None:
     """Raises ValueError where the term `name` keeps its judgement of a window, and the rollout mixes windows."""
     for key in ("capacity", "max_age"):
-        if getattr(loss, "whole_windows", False) and rollout.get(key) is not None:
+        if hook(loss, "whole_windows") and rollout.get(key) is not None:
             raise ValueError(
                 f"rollout.{key}={rollout[key]}: {name} judges each window by its head as it was when the window was "
                 f"generated, so all of a window's uses come one after the other; set rollout.{key}=null"
@@ -84,7 +84,7 @@ def check_windows(name: str, loss: Any, rollout: Node) -> None:
 
 def _ordered(path: str, node: Node) -> bool:
     """Return whether responses are in order, by the outermost rollout that determines it."""
-    decides = getattr(located(path, node["_target_"]), "ordered", None)
+    decides = made_by(path, node).ordered
     if decides is not None:
         return decides
     return _ordered(joined(path, "writer"), node["writer"]) if _writes(node) else True
@@ -92,8 +92,7 @@ def _ordered(path: str, node: Node) -> bool:
 
 def _responses_each(path: str, node: Node) -> int | None:
     written = _responses_each(joined(path, "writer"), node["writer"]) if _writes(node) else None
-    found = located(path, node["_target_"])
-    return found.responses_each(node, written) if hasattr(found, "responses_each") else None
+    return made_by(path, node).responses_each(node, written)
 
 
 def _writes(node: Node) -> bool:

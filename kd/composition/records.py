@@ -5,7 +5,7 @@ whether each names its teacher.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
@@ -14,6 +14,7 @@ from kd.components.choices import choices
 from kd.components.instantiation import instantiate
 from kd.components.signatures import located
 from kd.composition.groups import group_check, passes_given, ways
+from kd.composition.interfaces import made_by
 from kd.composition.lacks import Lack
 from kd.composition.terms import signals_of
 from kd.teachers.ensemble import member_of
@@ -30,7 +31,7 @@ def record_checks(config: Node) -> Iterator[Callable[[], None]]:
         for names, check in _group_checks(config["objective"]):
             yield partial(_check_all, config, partial(_check_responses, names, check), ("train",))
     reward = config["reward"]
-    if reward.get("_target_") is not None and getattr(located("reward", reward["_target_"]), "of_records", False):
+    if reward.get("_target_") is not None and made_by("reward", reward).of_records:
         yield partial(_check_all, config, _check_scores, ("train",))
     if config["teacher"].get("combine") == "routed":
         members = tuple(config["teacher"]["members"])
@@ -52,7 +53,7 @@ def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]
 def _check_all(config: Node, check: Check, splits: Sequence[Split]) -> None:
     for split in splits:
         for record in _records(json.dumps(config["skill"]), split):
-            changed = _augmented(record, config["augmentation"]["stages"].values())
+            changed = _augmented(record, config["augmentation"]["stages"])
             if changed is None:  # by a stage without an `outline`
                 return
             check(changed)
@@ -63,14 +64,14 @@ def _records(skill: str, split: Split) -> Sequence[Record]:
     return instantiate(json.loads(skill)).load(split)
 
 
-def _augmented(record: Record, stages: Iterable[Node]) -> Record | None:
-    """The record after the stages, but for texts; None where a stage has no `outline`."""
-    for stage in stages:
-        found: Any = located("augmentation.stages", stage["_target_"])
-        if not hasattr(found, "outline"):
-            return None
+def _augmented(record: Record, stages: Mapping[str, Node]) -> Record | None:
+    """The record after the stages, but for texts; None where a stage's `outline` is not known."""
+    for name, stage in stages.items():
+        found = made_by(f"augmentation.stages.{name}", stage)
         defaults = {name: p.default for name, p in signature(found).parameters.items()}
-        record = found.outline(record, {**defaults, **stage})
+        if (changed := found.outline(record, {**defaults, **stage})) is None:
+            return None
+        record = changed
     return record
 
 

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd.components.axes import AXES, points, replaceable
 from kd.components.choices import axes, choices, content
-from kd.components.signatures import located
+from kd.composition.interfaces import made_by
 from kd.composition.lacks import Lack
 from kd.program import typed
 
@@ -329,8 +329,7 @@ def _one_text(config: Config) -> bool:
     """Whether teacher and student may have one tokenizer, where both tell: what is known without reading any."""
     models = (config["teacher"].get("model"), config["student"]["model"])
     own = [node and node.get("tokenizer", node.get("source")) for node in models]
-    alignment = located("alignment", config["alignment"]["_target_"])
-    return None in own or own[0] == own[1] or getattr(alignment, "translates", True)
+    return None in own or own[0] == own[1] or made_by("alignment", config["alignment"]).translates
 
 
 def _whole(group: str, name: str) -> bool:

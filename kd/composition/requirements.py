@@ -3,7 +3,6 @@
 Both are read from the functions and classes that `_target_` names, so no weight is loaded.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -14,6 +13,7 @@ from kd.components.choices import choices, content
 from kd.components.signatures import joined, located, shown
 from kd.composition.engines import check_generator
 from kd.composition.groups import check_groups, check_windows
+from kd.composition.interfaces import made_by
 from kd.composition.lacks import Lack
 from kd.composition.sections import prepared_roles
 from kd.composition.terms import signals_of
@@ -68,8 +68,8 @@ def _demand_checks(group: str, who: str, names: frozenset[str], config: Node) ->
 
 def _check_translated(config: Node) -> None:
     """Where the teacher's words are translated, some are missing: a term on many rows at once would not know which."""
-    alignment = located("alignment", config["alignment"]["_target_"])
-    for name, term in config["objective"].items() if getattr(alignment, "translates", False) else ():
+    alignment = made_by("alignment", config["alignment"])
+    for name, term in config["objective"].items() if alignment.translates else ():
         loss = signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
         if of_role("teacher", requires(loss)) and not is_row_wise(loss):
             raise ValueError(
@@ -80,15 +80,15 @@ def _check_translated(config: Node) -> None:
 
 def _check_readers(config: Node) -> None:
     """What a rollout has the teacher read must suit the alignment, and the terms."""
-    alignment = located("alignment", config["alignment"]["_target_"])
-    for rollout in _classes("rollout", config["rollout"]):
-        if getattr(rollout, "one_vocabulary", False) and getattr(alignment, "translates", False):
+    alignment = made_by("alignment", config["alignment"])
+    for rollout in _rollouts("rollout", config["rollout"]):
+        if rollout.one_vocabulary and alignment.translates:
             raise ValueError(
                 f"rollout {rollout.__qualname__} has student and teacher write each token together, so an id must mean "
                 f"the same to both, but alignment {alignment.__qualname__} translates; take alignment=same with a "
                 "teacher of the student's tokenizer, or rollout=on_policy"
             )
-        for name, term in config["objective"].items() if getattr(rollout, "teacher_prompts", False) else ():
+        for name, term in config["objective"].items() if rollout.teacher_prompts else ():
             wanted = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
             if placed := of_role("teacher", wanted) & {"hidden", "attentions", "qkv"}:
                 raise ValueError(
@@ -103,14 +103,14 @@ def _check_reward(config: Node) -> None:
     reward = config["reward"]
     if reward.get("_target_") is None:
         return
-    found, rollout = located("reward", reward["_target_"]), located("rollout", config["rollout"]["_target_"])
-    if hasattr(found, "bind") and (name := reward.get("term")) not in config["objective"]:
+    found, rollout = made_by("reward", reward), made_by("rollout", config["rollout"])
+    if found.learns and (name := reward.get("term")) not in config["objective"]:
         raise Lack(
             f"reward.term={shown(name)}: the reward is a term that learns with the others, and the objective has "
             f"{', '.join(config['objective'])}",
             {"reward": choices("reward")},
         )
-    if getattr(found, "of_records", False) and not getattr(rollout, "keeps_responses", False):
+    if found.of_records and not rollout.keeps_responses:
         raise Lack(
             f"reward {found.__qualname__} is of the responses that records came with, but rollout "
             f"{rollout.__qualname__} writes others",
@@ -192,10 +192,13 @@ def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
             yield name, _asked(name, term)
     elif group == "augmentation":
         for name, stage in node["stages"].items():
-            found = located(f"augmentation.stages.{name}", stage["_target_"])
-            yield f"augmentation stage {found.__qualname__}", frozenset(getattr(found, "requires", ()))
-    else:
-        yield from _parts(group, group, node)
+            found = made_by(f"augmentation.stages.{name}", stage)
+            yield f"augmentation stage {found.__qualname__}", found.requires
+    elif group == "rollout":
+        yield from ((f"rollout {found.__qualname__}", found.requires) for found in _rollouts(group, node))
+    elif node.get("_target_") is not None:
+        found = made_by(group, node)
+        yield f"{group} {found.__qualname__}", found.requires
 
 
 def _asked(name: str, term: Node) -> frozenset[str]:
@@ -204,31 +207,22 @@ def _asked(name: str, term: Node) -> frozenset[str]:
     return signals if term.get("responses", "all") == "all" else signals | {"written_by"}
 
 
-def _parts(path: str, what: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
-    """What stands at `path`, and what it was given: a rollout may have another one that writes for it."""
-    for found in _classes(path, node):
-        yield f"{what} {found.__qualname__}", frozenset(getattr(found, "requires", ()))
-
-
-def _classes(path: str, node: Node) -> Iterator[Callable]:
-    """What the node's `_target_` names, and those of the nodes in it."""
+def _rollouts(path: str, node: Node) -> Iterator[Any]:
+    """The class of the rollout at `path`, and those of the rollouts that generate for it."""
     if node.get("_target_") is not None:
-        yield located(path, node["_target_"])
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _classes(f"{path}.{key}", value)
+        yield made_by(path, node)
+        if isinstance(node.get("writer"), Mapping):
+            yield from _rollouts(joined(path, "writer"), node["writer"])
 
 
 def provided(path: str, node: Node) -> frozenset[str]:
     """The fields that the class at `path` gives, or the class that the function there returns."""
     if node.get("_target_") is None:
         return frozenset()
-    found: Any = located(path, node["_target_"])
-    if not isinstance(found, type):
-        found = inspect.signature(found).return_annotation
-    given = frozenset(getattr(found, "provides", ()))
+    found = made_by(path, node)
+    given = found.provides
     if isinstance(writer := node.get("writer"), Mapping):  # a rollout passes on what its writer provides, and may add
-        given &= provided(joined(path, "writer"), writer) | frozenset(getattr(found, "adds", ()))
+        given &= provided(joined(path, "writer"), writer) | found.adds
     return given
 
 

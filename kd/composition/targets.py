@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd.components.instantiation import instantiate
 from kd.components.signatures import located, shown
+from kd.composition.interfaces import made_by
 from kd.composition.requirements import demands
 from kd.seeding import seeded
 from kd.signals import is_row_wise, of_role, requires, separated
@@ -44,7 +45,7 @@ def check_targets(config: Node) -> None:
             f"targets {type(targets).__name__} keeps a part of a teacher's output, but teacher=none; "
             "choose a teacher, or targets=full"
         )
-    if hasattr(located("teacher", config["teacher"]["_target_"]), "bind"):
+    if made_by("teacher", config["teacher"]).follows_student:
         raise ValueError(
             f"targets {type(targets).__name__} keeps a part of a teacher's output, but the student's own teacher "
             "changes with it; take targets=full"
@@ -75,8 +76,8 @@ def _check_ensemble(teacher: Node, targets: Targets, cached: bool) -> None:
 
 
 def _check_cached(config: Node) -> None:
-    rollout = located("rollout", config["rollout"]["_target_"])
-    if not getattr(rollout, "keeps_responses", False):
+    rollout = made_by("rollout", config["rollout"])
+    if not rollout.keeps_responses:
         raise ValueError(
             f"targets.cached=true, but rollout {rollout.__qualname__} generates responses that no cache has; "
             "take rollout=offline, or targets.cached=false"
@@ -97,8 +98,8 @@ def _check_cached(config: Node) -> None:
 
 def same_rows(config: Node) -> bool:
     """Return whether the alignment leaves the teacher's rows and ids as they are."""
-    alignment = located("alignment", config["alignment"]["_target_"])
-    return not getattr(alignment, "translates", True) and "logits" in getattr(alignment, "provides", ())
+    alignment = made_by("alignment", config["alignment"])
+    return not alignment.translates and "logits" in alignment.provides
 
 
 def asks_teacher(config: Node) -> bool:
@@ -109,8 +110,8 @@ def asks_teacher(config: Node) -> bool:
 def _check_alignment(config: Node, targets: Targets) -> None:
     if same_rows(config):
         return
-    alignment = located("alignment", config["alignment"]["_target_"])
-    maps = "logits" in getattr(alignment, "provides", ())
+    alignment = made_by("alignment", config["alignment"])
+    maps = "logits" in alignment.provides
     reason = "needs the teacher's whole vocabulary" if maps else "brings no logits to the student's tokens"
     raise ValueError(
         f"alignment {alignment.__qualname__} {reason}, but targets {type(targets).__name__} keeps some ids; "

@@ -1,9 +1,10 @@
 """Plain text for terms that learn on the stream `lm`, such as MiniLLM's and DistiLLM's language-model loss."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Documents without prompts; one file each in `kd/corpora`."""
 

@@ -18,9 +18,7 @@ from kd.experiment.checks import Subject, teachers
 from kd.experiment.findings import Finding
 from kd.kernels.chunks import CHUNK, chunk_rows
 from kd.models.language_model import LanguageModel
-from kd.rollouts.offline import Offline
 from kd.signals import ROLES
-from kd.teachers.self_teacher import Own
 from kd.types import Record
 
 LIVE_PIECES = 7  # float32 tensors of the logits evaluated at a time, held by a divergence (JSD) and its gradient
@@ -79,14 +77,15 @@ def _of_the_frozen(subject: Subject, load: Load) -> Iterator[Item]:
     if parts.teacher is not None:
         for_what = "" if module.teacher_fields else ", for the evaluation"
         yield Item("teacher", stored(parts.teacher), f"its weights and buffers{for_what}")
-    if isinstance(module.models.teacher, Own):
-        beside = stored(nn.ModuleList([module.student, module.models.teacher])) - stored(module.student)
+    own = module.models.teacher if module.models.teacher is not None and module.models.teacher.follows_student else None
+    if own is not None:
+        beside = stored(nn.ModuleList([module.student, own])) - stored(module.student)
         yield Item("own teacher", beside, "a copy of what the student trains")
     if module.models.reference is not None:
         yield Item("reference", stored(module.models.reference), "a copy of the student as it begins")
     required = {model: module.teacher_fields for model in teachers(parts).values() if module.teacher_fields}
-    if isinstance(module.models.teacher, Own) and module.teacher_fields:
-        required[module.models.teacher.model] = module.teacher_fields
+    if own is not None and module.teacher_fields:
+        required[own.model] = module.teacher_fields
     if module.reference_fields:
         required[module.models.reference.model] = module.reference_fields
     if required:  # they read one after the other
@@ -108,8 +107,8 @@ def heaviest(subject: Subject) -> Load:
     shapes = [_shape(record, subject) for record in parts.data.train]
     length = max((length for length, _ in shapes), default=1)
     responses = max((rows for _, rows in shapes), default=1)
-    if not isinstance(parts.module.rollout, Offline):  # lengths of generated responses are not known
-        length, responses = cfg.data.max_length - 1, max(responses, getattr(parts.module.rollout, "samples", 1))
+    if not parts.module.rollout.keeps_responses:  # lengths of generated responses are not known
+        length, responses = cfg.data.max_length - 1, max(responses, parts.module.rollout.samples)
     rows = min(cfg.data.max_tokens // length, -(-cfg.optim.window // ranks(subject)) * responses)
     return Load(max(rows, responses, 1), length)
 
@@ -165,9 +164,9 @@ def features(model: LanguageModel, load: Load, fields: Set[str]) -> int:
 def whole_logits(parts: Parts, load: Load) -> int:
     """Bytes of `[n V]` in float32: of each model whose logits a term reads that is not row-wise, and what it keeps."""
     module = parts.module
-    native = parts.teacher if parts.teacher is not None else module.models.teacher  # a cache has its own ids
+    native = module.models.teacher
     ids = {role: module.student.vocabulary for role in ROLES}
-    ids["native_teacher"] = getattr(native, "vocabulary", 0)
+    ids["native_teacher"] = 0 if native is None else native.vocabulary
     dense = [term.wanted for term in module.objective.values() if not term.row_wise]
     taken = [[role for role in ROLES if f"{role}_logits" in wanted] for wanted in dense]
     kept = KEPT_WHOLE * module.student.vocabulary * sum("student" in roles for roles in taken)

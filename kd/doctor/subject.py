@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.components.choices import CONF
 from kd.components.instantiation import instantiate
-from kd.components.signatures import located
 from kd.composition.check import check
+from kd.composition.interfaces import made_by
 from kd.composition.overrides import check_overrides, started
 from kd.composition.sections import prepared_roles
 from kd.experiment.build import Parts, build
@@ -67,7 +67,8 @@ def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
 
 def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
     """The config without the augmentation's stages in which the teacher generates, which takes long."""
-    stages = {name: s for name, s in cfg.augmentation.stages.items() if "teacher" not in _requires(s)}
+    named = cfg.augmentation.stages.items()
+    stages = {n: s for n, s in named if "teacher" not in made_by(f"augmentation.stages.{n}", s).requires}
     if len(stages) == len(cfg.augmentation.stages):
         return cfg, []
     cfg = cfg.copy()
@@ -75,10 +76,6 @@ def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
         cfg.augmentation.stages = stages
     fact = "the teacher generates nothing for a diagnosis; the records' own responses are shown and measured"
     return cfg, [Finding("WARN", "augmentation", fact, "expect other lengths in the run")]
-
-
-def _requires(stage: DictConfig) -> Any:
-    return getattr(located("augmentation.stages", stage._target_), "requires", ())
 
 
 def _agreement(cfg: DictConfig, parts: Parts, alignment: Any) -> list[Finding]:

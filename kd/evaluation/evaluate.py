@@ -95,7 +95,7 @@ class Session:
     ):
         if teacher is not None and teacher_identity is None:
             raise ValueError(
-                "a teacher is given without teacher_identity; pass kd.teachers.digests.model_digest(teacher)"
+                "a teacher is given without teacher_identity; pass kd.models.digests.model_digest(teacher)"
             )
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
         self.metric = of_skill(skill.metric)
@@ -125,7 +125,7 @@ class Session:
 
         An ensemble has a distribution and generates nothing: references are scored under it, and it has no answers.
 
-        identity: names the system's content: `kd.teachers.digests.model_digest(system)`.
+        identity: names the system's content: `kd.models.digests.model_digest(system)`.
         """
         table, seconds = self._system_references(system, identity)
         answers, more_seconds = self._answers(system, identity)

@@ -10,7 +10,6 @@ from torch import nn
 from kd.kernels.logits import Logits
 from kd.models.language_model import LanguageModel
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.white_box import ask
 from kd.types import Batch
 
 
@@ -31,7 +30,7 @@ def read(model: LanguageModel | Ensemble, batches: Sequence[Batch]) -> Iterator[
     """Each batch with the logits of its loss rows, not yet materialised. For use under `reading`."""
     device = device_of(model)
     for batch in batches:
-        yield batch, ask(model, replace(batch, teacher=batch.student.to(device)), frozenset({"logits"})).logits
+        yield batch, model.output(replace(batch, teacher=batch.student.to(device)), frozenset({"logits"})).logits
 
 
 def device_of(model: nn.Module) -> torch.device:

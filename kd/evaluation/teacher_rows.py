@@ -15,9 +15,9 @@ from kd.evaluation.cache import kept
 from kd.evaluation.reading import read, reading
 from kd.kernels.combined import RoutedLogits
 from kd.kernels.logits import HeadLogits, Logits
+from kd.models.digests import model_digest
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
-from kd.teachers.digests import model_digest
 from kd.teachers.ensemble import Ensemble
 from kd.types import Head, Record
 

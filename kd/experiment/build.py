@@ -26,9 +26,8 @@ from kd.schedules import Schedule
 from kd.seeding import seeded
 from kd.signals import introduce, of_role
 from kd.skills.records import held, load
-from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.self_teacher import Own
+from kd.teachers.interface import Teacher
 from kd.teachers.white_box import WhiteBox
 from kd.training.budget import Budget, Limits
 from kd.training.callbacks import Saving, read_checkpoint
@@ -61,9 +60,9 @@ def build(cfg: DictConfig) -> Parts:
         teacher.to(device(cfg))
     student = load_student(cfg)
     _ = student.packs  # found out before it is copied, outside of any step
-    if isinstance(teacher, Own):
+    if teacher is not None:
         teacher.bind(student)
-    words = None if teacher is None else teacher.model or teacher  # a cached one has no network, but its words
+    words = None if teacher is None or teacher.tokenizer is None else teacher  # one that gives text alone has no ids
     alignment, encoder = _aligned(cfg, student, words)
     models = (student, teacher, alignment)
     objective = {str(name): _term(node, cfg.seed, str(name), *models) for name, node in cfg.objective.items()}
@@ -83,31 +82,28 @@ def build(cfg: DictConfig) -> Parts:
         reduction=cfg.reduction,
         log_every=cfg.log_every,
     )
-    if reads_packed(module, words):
+    if reads_packed(module):
         encoder.max_padding = 1.0
     data = _data(cfg, module, elicited.records, validation, encoder, left_out=elicited.left_out)
     _check_validation(cfg.checkpoint, data)
     module.budget.teacher_tokens = elicited.teacher_tokens
     if found := held(data.train, encoder.student):
         rank_zero_only(print)(f"text: {found}", flush=True)
-    if isinstance(words, Ensemble):
-        words.check([*data.train, *data.validation])
-    if isinstance(teacher, Cached):
+    if teacher is not None:
         audited = data.validation[: max((audit.records for audit in audits(cfg)), default=0)]
         read = data.met() if module.teacher_fields else []
-        teacher.check(read, encoder, audited)
+        teacher.check([*data.train, *data.validation], read, audited, encoder)
         module.budget.teacher_tokens += teacher.tokens(read, encoder)
     if (share := module.limits.share(module.budget)) >= 1:
         raise ValueError(
             f"budget.teacher_tokens={cfg.budget.teacher_tokens} is used up {share:.1f} times by what the teacher read "
             "and generated before the first step (labeling, cached targets); raise it"
         )
-    other = None if teacher is None or isinstance(teacher, Own) else teacher.model  # oneself is no other system
-    return Parts(module, data, skill, other, encoder)
+    return Parts(module, data, skill, None if teacher is None else teacher.system, encoder)
 
 
-def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, Encoder]:
-    """The alignment of both models' tokens, and what encodes records for them. `words`: whose tokens the teacher's are.
+def _aligned(cfg: DictConfig, student: LanguageModel, words: Teacher | None) -> tuple[Any, Encoder]:
+    """The alignment of both models' tokens, and what encodes records for them. `words`: a teacher that reads tokens.
 
     Raises ValueError where the alignment cannot serve the two, or a term cannot bear what it leaves out.
     """
@@ -121,10 +117,11 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Any) -> tuple[Any, 
     return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
 
 
-def reads_packed(module: Distillation, words: Any) -> bool:
+def reads_packed(module: Distillation) -> bool:
     """Return whether no model reads padding. Hidden states are compared with it; a reward model may read with it."""
     fields = module.student_fields | module.teacher_fields
-    models = (module.student, words, getattr(module.models.reward, "model", None))
+    reward = module.models.reward
+    models = (module.student, module.models.teacher, None if reward is None else reward.model)
     return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)
 
 
@@ -145,7 +142,7 @@ def _data(
         steps=cfg.optim.steps,
         seed=cfg.seed,
         workers=cfg.data.workers,
-        uses=getattr(module.rollout, "uses", 1),
+        uses=module.rollout.uses,
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
         every_turn=cfg.data.loss_on == "all",
         left_out=left_out,
@@ -176,8 +173,7 @@ def _reward(node: DictConfig, objective: Mapping[str, Term]) -> Any:
     if node._target_ is None:
         return None
     reward = instantiate(node, _convert_="all")
-    if hasattr(reward, "bind"):
-        reward.bind({name: term.loss for name, term in objective.items()})
+    reward.bind({name: term.loss for name, term in objective.items()})
     return reward
 
 

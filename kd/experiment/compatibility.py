@@ -18,9 +18,8 @@ from kd.experiment.identity import content_digests
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable
 from kd.seeding import seeded
-from kd.signals import introduce, requires, sized
+from kd.signals import hook, introduce, requires, sized
 from kd.sources.addresses import model_folder
-from kd.teachers.self_teacher import Own
 
 LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
 OURS = ("kd.models.", "kd.teachers.")  # modules whose targets are instantiated from configurations alone
@@ -39,14 +38,13 @@ def check_models(cfg: DictConfig) -> None:
     student, teacher = (_laid_out(node) for node in nodes)
     check_mergeable(student)
     check_positions(cfg.data.max_length, {"student": student, "teacher": teacher})
-    if isinstance(teacher, Own):
-        teacher.bind(student)
     if teacher is not None:
-        words, alignment = teacher.model, instantiate(cfg.alignment)
-        alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
+        teacher.bind(student)
+        alignment = instantiate(cfg.alignment)
+        alignment.check(student.tokenizer, teacher.tokenizer, (student.vocabulary, teacher.vocabulary))
         check_zeros(alignment, losses)
     for name, loss in losses.items():
-        if sized(loss) and not hasattr(loss, "starts_from"):  # that copies weights
+        if sized(loss) and hook(loss, "starts_from") is None:  # that copies weights
             with seeded(0, "objective", name):
                 introduce(loss, student, teacher)
 

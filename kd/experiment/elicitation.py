@@ -16,14 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from kd.artifacts import Cost, Manifest, cache_root, once
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
-from kd.components.signatures import located
+from kd.composition.interfaces import made_by
 from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_student, load_teacher
 from kd.skills.records import load
-from kd.teachers.digests import model_digest, tokenizer_digest
-from kd.teachers.self_teacher import Own
+from kd.teachers.interface import Teacher
 from kd.types import Record, Response
 
 STAGE = ("kd.experiment.elicitation",)
@@ -76,14 +75,14 @@ def elicited_folder(cfg: DictConfig) -> Path:
     if _needs_teacher(cfg):
         teacher = {name: value for name, value in config["teacher"].items() if name not in AXES["teacher"].beside}
         content |= {"teacher": teacher, "max_length": cfg.data.max_length}
-        if teacher["_target_"] is not None and located("teacher", teacher["_target_"]) is Own:
+        if teacher["_target_"] is not None and made_by("teacher", teacher).follows_student:
             content["student"] = config["student"]["model"]
     return cache_root() / "elicited" / identity(OmegaConf.create(content), STAGE)
 
 
 def _needs_teacher(cfg: DictConfig) -> bool:
-    stages = [located("augmentation.stages", stage._target_) for stage in cfg.augmentation.stages.values()]
-    return any("teacher" in getattr(stage, "requires", ()) for stage in stages)
+    stages = cfg.augmentation.stages.items()
+    return any("teacher" in made_by(f"augmentation.stages.{name}", stage).requires for name, stage in stages)
 
 
 def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
@@ -93,9 +92,9 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
     teacher: dict[str, Any] = {"teacher": None, "teacher_id": "none"}
     records = list(given)
     if _needs_teacher(cfg):
-        model = _generating(cfg)
-        teacher = {"teacher": model, "teacher_id": f"{model_digest(model)} {tokenizer_digest(model.tokenizer)}"}
-        records = _with_room(records, model, cfg.data.max_length)
+        generating = _generating(cfg)
+        teacher = {"teacher": generating, "teacher_id": generating.identity()}
+        records = _with_room(records, generating, cfg.data.max_length)
     stream: Iterable[Record] = records
     for stage in stages:
         stream = stage(stream, **teacher, seed=cfg.seed)
@@ -104,25 +103,30 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
         file.writelines(_lines(stream, given))
     facts = {"given": len(given), "left_out": len(given) - len(records)}
     (partial / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    return {"teacher_tokens": sum(getattr(stage, "teacher_tokens", 0) for stage in stages)}
+    return {"teacher_tokens": sum(stage.teacher_tokens for stage in stages)}
 
 
-def _generating(cfg: DictConfig) -> Any:
-    """The model that generates for the stages. Raises ValueError where there is none."""
+def _generating(cfg: DictConfig) -> Teacher:
+    """The teacher that generates for the stages. Raises ValueError where there is none."""
     teacher = load_teacher(cfg.teacher)
-    if isinstance(teacher, Own):
-        teacher.bind(load_student(cfg))
     if teacher is None:
         raise ValueError(
             "the augmentation needs a teacher that generates, but there is none; choose one whose weights are here "
             "(teacher=smollm2_135m), or augmentation=none"
         )
-    return teacher.to(device(cfg)).model or teacher
+    if teacher.follows_student:
+        teacher.bind(load_student(cfg))
+    return teacher.to(device(cfg))
 
 
-def _with_room(records: list[Record], model: Any, max_length: int) -> list[Record]:
-    """The records whose prompts leave the model room for a response. Raises ValueError where none does."""
-    if kept := [record for record in records if len(prompt_ids(record, model.tokenizer)) < max_length]:
+def _with_room(records: list[Record], teacher: Teacher, max_length: int) -> list[Record]:
+    """The records whose prompts leave the teacher room for a response; all for one that gives text alone.
+
+    Raises ValueError where none does.
+    """
+    if (words := teacher.tokenizer) is None:
+        return records
+    if kept := [record for record in records if len(prompt_ids(record, words)) < max_length]:
         return kept
     raise ValueError(nothing_fits(len(records), max_length))
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kd.components.instantiation import instantiate
-from kd.components.signatures import located
+from kd.composition.interfaces import made_by
 from kd.composition.targets import kept
 from kd.experiment.compatibility import described
 from kd.experiment.identity import content_digests
@@ -16,7 +16,6 @@ from kd.experiment.preparation import targets_folder
 from kd.models.language_model import LanguageModel
 from kd.seeding import seeded
 from kd.teachers.cached import Cached
-from kd.teachers.self_teacher import Own
 from kd.teachers.truncated import Approximated
 
 
@@ -45,7 +44,7 @@ def load_teacher(node: DictConfig) -> Any:
         return None
     content = OmegaConf.to_container(node, resolve=True)
     text = json.dumps(content, sort_keys=True)
-    if located("teacher", node._target_) is Own:
+    if made_by("teacher", node).follows_student:
         return _made(text)
     return _shared_teacher(text, json.dumps(content_digests(content), sort_keys=True))
 

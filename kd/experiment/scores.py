@@ -23,7 +23,7 @@ class Evaluated:
     """The systems of one run, measured on its skill."""
 
     def __init__(self, cfg: DictConfig, parts: Any, folder: RunFolder):
-        from kd.teachers.digests import model_digest
+        from kd.models.digests import model_digest
 
         self.cfg, self.parts, self.folder, self.digest = cfg, parts, folder, model_digest
         teacher = parts.teacher

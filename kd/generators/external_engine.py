@@ -2,7 +2,7 @@
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from kd.generators import Row, shared
+from kd.generators import Generator, Row, shared
 from kd.generators.generation import end_ids
 from kd.generators.rescoring import Reading, read_responses
 from kd.generators.sampling import Sampled
@@ -46,7 +46,7 @@ class Order:
     ends: Sequence[int]  # ids that end a response, and nothing else does
 
 
-class Elsewhere(ABC):
+class Elsewhere(Generator):
     """Responses from an engine that holds a copy of the model's weights.
 
     Before it writes, it is given the weights as they are now (`staleness`). What it wrote is read by the model itself,
@@ -82,7 +82,7 @@ class Elsewhere(ABC):
         self._kept: dict[str, Tensor] | None = None  # of a run that goes on: files of the weights that it held
         self._untold = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
 
-    def __call__(
+    def generate(
         self,
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
@@ -118,10 +118,6 @@ class Elsewhere(ABC):
     def settings(self) -> Mapping[str, Any]:
         """See `kd.generators.Generator`."""
         return {"engine": "vllm"}
-
-    def check(self, decoding: Decoding) -> None:
-        """See `kd.generators.Generator`."""
-        decoding.check()
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
         """See `kd.generators.Generator`: as our own engine would, and each response once more, its prompt before it."""

@@ -1,6 +1,7 @@
 """Responses written by language models, many prompts at once."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from kd.data.chat_template import end_id
 from kd.eval_mode import eval_mode
+from kd.generators.account import charge_generation, charge_reading, shared
 from kd.generators.decoding import CachedDecoder, Decoder, Speech
 from kd.generators.llama_decoder import LeanDecoder, Weights, readable
 from kd.generators.sampling import Choose, logprobs_of
@@ -38,7 +40,8 @@ def write(
     its samples; a row ends at an end token of any reader and makes room. What a checkpoint's saved generation settings
     say does not count, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
     never written. The networks are in eval mode meanwhile and are left as they were; no gradient is recorded, and the
-    tensors may be used in training, under `torch.inference_mode` too.
+    tensors may be used in training, under `torch.inference_mode` too. The cost goes to every open meter
+    (`kd.generators.account`).
 
     Args:
         readers: models with the same ids. The first one's own log-probabilities are the responses' `old_logprobs`.
@@ -53,6 +56,36 @@ def write(
         ValueError: a setting is out of range, a prompt is empty, or a tokenizer has no end token.
         FloatingPointError: a reader's logits are no numbers.
     """
+    started = time.perf_counter()
+    responses = decode(
+        readers,
+        prompts,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        choose=choose,
+        batch_size=batch_size,
+        source=source,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - started
+    lengths = [[len(answer.ids) for answer in group] for group in responses]
+    read = shared([len(prompt) for prompt in prompts], lengths)
+    charge_generation(readers, read, responses, source=source, seconds=seconds)
+    return responses
+
+
+def decode(
+    readers: Sequence[LanguageModel],
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    choose: Choose,
+    batch_size: int,
+    source: Source = "student",
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Written]]:
+    """The responses of `write`, for an engine whose call charges what they cost."""
     Decoding(max_new_tokens=max_new_tokens, samples=samples).check()
     check_prompts(prompts, batch_size)
     ends = torch.tensor(
@@ -139,8 +172,10 @@ def check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
 def read_again(model: LanguageModel, sequences: Sequences) -> Float[Tensor, "B T"]:
     """Log-probabilities of the labels as the model stands now, without dropout, as when it writes; no gradient.
 
-    On the CPU, as everything that is told of a batch before its turn comes.
+    On the CPU, as everything that is known of a batch before its turn comes. Its cost goes to every open meter.
     """
+    lengths, rows = sequences.lengths, sequences.mask.sum(1)
+    charge_reading(model, (lengths - rows + 1).tolist(), rows.tolist())
     with eval_mode([model.network]):
         said = model(sequences.to(model.network.device), frozenset({"logprobs"}))
     return said.logprobs.cpu()
@@ -194,7 +229,7 @@ class _Batches:
         sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
         for place in range(self.max_new_tokens):
             ids, behaviour = self.choose(logits)
-            own = behaviour if getattr(self.choose, "untempered", False) else logprobs_of(logits[0], ids)
+            own = behaviour if self.choose.untempered else logprobs_of(logits[0], ids)
             going = sheet.put(place, ids, behaviour, own)
             if not len(going) or place + 1 == self.max_new_tokens:
                 break

@@ -5,19 +5,34 @@ wider; it answers with the ids and the log-probabilities under the distribution 
 numbers come from torch's global generator, one for each row and draw.
 """
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 Chosen = tuple[Int[Tensor, " b"], Float[Tensor, " b"]]
-Choose = Callable[[Sequence[Float[Tensor, "b V"]]], Chosen]  # a strategy
 _BLOCK = 256  # ids whose probabilities are added up before the draw looks at single ones
 _CANDIDATES = 256  # likeliest ids to look at first for a nucleus
 
 
-class Sampled:
+@runtime_checkable
+class Choose(Protocol):
+    """A strategy: the next token of each row."""
+
+    @property
+    def untempered(self) -> bool:
+        """Whether its log-probabilities are the first reader's own, at temperature 1 and of all ids."""
+        return False
+
+    @abstractmethod
+    def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:
+        """One id for each row, given one tensor of logits per reader."""
+
+
+class Sampled(Choose):
     """What the first reader says, tempered, and cut to its nucleus.
 
     Args:

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kd.generators.sampling import Chosen, drawn, nucleus
+from kd.generators.sampling import Choose, Chosen, drawn, nucleus
 from kd.generators.settings import Decoding
 
 
-class Mixed:
+class Mixed(Choose):
     """Drawn from p~ = alpha p + (1 - alpha) q, q the student's and p the teacher's distribution.
 
     MiniLLM (arXiv 2306.08543, section 2.2).
@@ -37,7 +37,7 @@ class Mixed:
         return drawn(torch.logaddexp(*parts))
 
 
-class Interleaved:
+class Interleaved(Choose):
     """The student proposes; what is not among the teacher's `top_k` likeliest is drawn anew from the teacher.
 
     SKD (arXiv 2410.11325). An id y is written with probability

@@ -1,32 +1,18 @@
 """Our own engine: the model itself, in this process (`kd.generators.generation`)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from kd.generators import Row, shared
-from kd.generators.generation import write
+from kd.generators import Generator
+from kd.generators.generation import decode
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Source, Written
 
 
-class Torch:
+class Torch(Generator):
     """The weights that write are the ones that learn, so they are never behind, and nothing is read again."""
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See `kd.generators.Generator`."""
-        return {}
-
-    def check(self, decoding: Decoding) -> None:
-        """See `kd.generators.Generator`."""
-        decoding.check()
-
-    def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
-        """See `kd.generators.Generator`: a prompt once for all its samples."""
-        return shared(prompts, responses)
-
-    def __call__(
+    def generate(
         self,
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
@@ -39,7 +25,7 @@ class Torch:
         """See `kd.generators.Generator` and `kd.generators.generation.write`."""
         if not prompts:
             return []
-        return write(
+        return decode(
             [model],
             prompts,
             samples=decoding.samples,

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from kd.eval_mode import eval_mode
-from kd.generators import Row
+from kd.generators import Generator, Row
 from kd.generators.generation import check_prompts, end_ids
 from kd.generators.logits_processors import Watched
 from kd.generators.options import Options
@@ -21,7 +21,7 @@ from kd.models.language_model import LanguageModel
 from kd.types import Source, Written
 
 
-class Transformers:
+class Transformers(Generator):
     """The model that learns writes by the library's `generate`, in this process; `options` say how.
 
     Slower than our own engine: a prompt is read for each of its samples, and finished rows stay until all have ended.
@@ -63,7 +63,7 @@ class Transformers:
             for n, group, steps in told
         ]
 
-    def __call__(
+    def generate(
         self,
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],

@@ -53,7 +53,7 @@ def over_chunks(
     chunk = chunk or chunk_rows(student.size, product_dtype(student.hidden))
     values: dict[str, Tensor] = {}  # whole from the first piece on: what is kept of each would break up freed memory
     required = frozenset().union(*wanted.values())
-    signals = {name: signal.cast() if hasattr(signal, "cast") else signal for name, signal in signals.items()}
+    signals = {name: signal.cast() if isinstance(signal, Logits) else signal for name, signal in signals.items()}
 
     def others(logits: Tensor, rows: slice) -> dict[str, Any]:
         return _chunk_signals(logits, rows, signals, required - {"student_logprobs"})

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -51,7 +51,7 @@ class MeanLogits:
 
     def cast(self) -> "MeanLogits":
         """See `HeadLogits.cast`."""
-        return replace(self, members=[_cast(member) for member in self.members])
+        return replace(self, members=[member.cast() for member in self.members])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RoutedLogits:
 
     def cast(self) -> "RoutedLogits":
         """See `HeadLogits.cast`."""
-        return replace(self, members=[_cast(member) for member in self.members])
+        return replace(self, members=[member.cast() for member in self.members])
 
     @cached_property
     def _place(self) -> Int[Tensor, " n"]:
@@ -100,7 +100,3 @@ class RoutedLogits:
 
 def _wide(z: Float[Tensor, "c V"]) -> Float[Tensor, "c V"]:
     return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
-def _cast(logits: Any) -> Any:
-    return logits.cast() if hasattr(logits, "cast") else logits

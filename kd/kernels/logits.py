@@ -16,7 +16,7 @@ from kd.types import Head
 
 @runtime_checkable
 class Logits(Protocol):
-    """`n` rows over a vocabulary of `size` ids."""
+    """`n` rows over a vocabulary of `size` ids: one of the kinds of signals, beside tensors and `SparseLogits`."""
 
     @property
     def n(self) -> int:
@@ -28,6 +28,9 @@ class Logits(Protocol):
 
     def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
         """Some of the rows, in the order of `index`, materialised."""
+
+    def cast(self) -> "Logits":
+        """The same, as a constant in autocast's dtype where autocast would convert it at every call."""
 
 
 @dataclass
@@ -49,6 +52,10 @@ class DenseLogits:
     def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
         """Some of the rows."""
         return self.values[index]
+
+    def cast(self) -> "DenseLogits":
+        """The same: no product is left to be made."""
+        return self
 
 
 @dataclass

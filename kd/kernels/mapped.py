@@ -53,7 +53,7 @@ class MappedLogits:
 
     def cast(self) -> "MappedLogits":
         """The same with a source in autocast's dtype; see `HeadLogits.cast`."""
-        return replace(self, source=self.source.cast()) if hasattr(self.source, "cast") else self
+        return replace(self, source=self.source.cast())
 
 
 def _mapped(

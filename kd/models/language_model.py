@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
+from kd.models.digests import network_digest
 from kd.models.packing import Packing, backbone, packable, packed_states
-from kd.types import QKV, Head, ModelOutput, Sequences, Shape
+from kd.types import QKV, Batch, Head, ModelOutput, Sequences, Shape
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ class LanguageModel(nn.Module):
         known = 1 + max(self.tokenizer.get_vocab().values())  # len() would miss the last ones if ids have holes
         return min(known, self.network.config.get_text_config().vocab_size)
 
+    def identity(self) -> str:
+        """The digest of weights and configuration as they are now (`kd.models.digests`)."""
+        return network_digest(self.network)
+
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Compute hidden states once, then the wanted fields."""
         packing = Packing.of(sequences) if self._reads_packed(wanted) else None
@@ -64,6 +69,10 @@ class LanguageModel(nn.Module):
             output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
             output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
         return output
+
+    def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
+        """The wanted fields at a batch's teacher sequences (`kd.teachers.interface.Teacher.output`)."""
+        return self(batch.teacher, wanted)
 
     @cached_property
     def packs(self) -> bool:

@@ -1,24 +1,50 @@
-"""How good a response is: told by a skill's verifier, a reward model, the teacher, a discriminator, or a judge."""
+"""How good a response is, by a skill's verifier, a reward model, the teacher, a discriminator, or a judge."""
 
-from typing import Protocol, runtime_checkable
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from kd.types import Batch, Models
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges what was just written, once: a buffer keeps the verdict with the response."""
+    """Judges what was just generated, once: a buffer keeps the verdict with the response.
 
-    provides: frozenset[str]  # names of kd.signals.FROM_REWARD that it fills
-    requires: frozenset[str]  # signals of the models that it reads
+    A subclass has `provides`, `requires` and `__call__`; everything else has the default that stands here. What a
+    teacher reads for it is counted by `kd.teachers.interface.Teacher.read`; what a network of its own reads it charges
+    itself, as `kd.generators.account.Spent(judge_flops=...)`.
 
+    provides: names of `kd.signals.FROM_REWARD` that it fills.
+    requires: signals of the models that it reads.
+    of_records: whether it judges the responses that records came with, and no others.
+    largest_difference: that two rewards can have; None: not bounded.
+    learns: whether it is one of the objective's terms, the one that its setting `term` names (`bind`).
+    model: the network that it reads with, where it has one.
+    """
+
+    provides: ClassVar[frozenset[str]]
+    requires: ClassVar[frozenset[str]]
+    of_records: ClassVar[bool] = False
+    largest_difference: ClassVar[float | None] = None
+    learns: ClassVar[bool] = False
+    model: Any = None
+
+    @abstractmethod
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The batches of one optimizer step on this rank, with `rewards` [B] or `advantages` [B T] filled.
 
-        It is called on every rank at every step that writes, so it may sum over ranks.
+        It is called on every rank at every step that generates, so it may sum over ranks.
         """
+
+    def bind(self, terms: Mapping[str, Any]) -> None:
+        """Takes the objective's terms by name, before the first step."""
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.types.Reports`."""
+        return {}
 
 
 def judged(batches: list[Batch], models: Models) -> list[Batch]:
-    """What `models.reward` says of the batches, where there is one."""
+    """The batches with the verdicts of `models.reward`, where there is one."""
     return batches if models.reward is None else models.reward(batches, models)

@@ -5,10 +5,11 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from kd.rewards import Reward
 from kd.types import WRITERS, Batch
 
 
-class Verdicts:
+class Verdicts(Reward):
     """What every reward has in common: the mean of what it gave is told, apart for each writer."""
 
     def __init__(self) -> None:

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from kd.generators.account import Spent, charge
 from kd.models.flops import scoring_flops
 from kd.rewards.base import Verdicts, finite
+from kd.signals import hook
 from kd.types import WRITERS, Batch, Models
 
 STUDENT = WRITERS.index("student")
@@ -21,8 +23,8 @@ class Discriminator(Verdicts):
     deviation is over the student's own where the objective asks who wrote what (`kd.objectives.policy.grpo_among_own`).
 
     Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the
-    first one of their group; 0.5 means that it cannot tell. What D reads here is counted in `judge_flops`, since the
-    start and on this rank.
+    first one of their group; 0.5 means that it cannot tell. What D reads here is charged as `judge_flops`
+    (`kd.generators.account`).
 
     Args:
         term: the objective's name for the term that learns (`kd.objectives.adversarial.Discriminator`).
@@ -30,17 +32,17 @@ class Discriminator(Verdicts):
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
     requires: ClassVar[frozenset[str]] = frozenset({"written_by", "group_size"})
+    learns: ClassVar[bool] = True
 
     def __init__(self, *, term: str = "discriminator"):
         super().__init__()
         self.term = term
         self.discriminator: Any = None
-        self.judge_flops = 0
         self._told = (0.0, 0.0)  # responses put below the first, and how many were compared
 
     def bind(self, terms: Mapping[str, Any]) -> None:
         """The objective's terms by name. Raises ValueError where none of them discriminates."""
-        if not hasattr(terms.get(self.term), "judge"):
+        if hook(terms.get(self.term), "judge") is None:
             raise ValueError(
                 f"reward Discriminator is the objective's term {self.term}, but the objective has "
                 f"{', '.join(terms)}; take objective=gad, or set reward.term"
@@ -62,7 +64,7 @@ class Discriminator(Verdicts):
                 "reward Discriminator asks who wrote each response (written_by); take rollout=demonstrated"
             )
         told = finite(self.discriminator.judge(batch.student), "the discriminator")
-        self.judge_flops += scoring_flops(*self.discriminator.reading(batch.student))
+        charge(Spent(judge_flops=scoring_flops(*self.discriminator.reading(batch.student))))
         scores = told.cpu().view(-1, batch.group_size)
         own = batch.written_by.cpu().view(-1, batch.group_size) == STUDENT
         below = (scores < scores[:, :1])[:, 1:][own[:, 1:]]

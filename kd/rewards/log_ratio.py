@@ -10,7 +10,7 @@ from torch import Tensor
 from kd.objectives.divergence import Fraction, Positive
 from kd.objectives.returns import returns
 from kd.ranks import sum_over_ranks
-from kd.teachers.white_box import ask
+from kd.rewards import Reward
 from kd.types import Batch, Models
 
 VERSION = 2  # defaults as in the authors' code; tokens without later rewards are not whitened
@@ -18,7 +18,7 @@ VERSION = 2  # defaults as in the authors' code; tokens without later rewards ar
 TINY = 1e-8  # added to a variance
 
 
-class LogRatio:
+class LogRatio(Reward):
     """Advantages of tokens from r_t = log p(y_t) - log q_old(y_t), the reward of reverse KL: MiniLLM, arXiv 2306.08543.
 
     The defaults are those of the authors' code (github.com/microsoft/LMOps at 4f2a9de, minillm/minillm/losses.py and
@@ -58,7 +58,6 @@ class LogRatio:
     ):
         self.length_normalised, self.include_current = length_normalised, include_current
         self.discount, self.scale, self.clip, self.whiten = discount, scale, clip, whiten
-        self.teacher_tokens = 0  # read since the start, on this rank
         self._untold = [0.0, 0.0]  # q_old/b (log p - log q_old) of all tokens since the last report, and their number
 
     @torch.no_grad()
@@ -97,9 +96,8 @@ class LogRatio:
                 "reward LogRatio compares log-probabilities of the same tokens, but teacher and student write theirs "
                 "differently; take a teacher with the student's tokenizer"
             )
-        told = ask(models.teacher, replace(batch, teacher=teacher.to(device)), frozenset({"logprobs"})).logprobs
+        told = models.teacher.read(batch, frozenset({"logprobs"}), device).logprobs
         assert told is not None
-        self.teacher_tokens += getattr(models.teacher, "readings", 1) * int(teacher.lengths.sum())
         old = batch.old_logprobs
         theirs = told.to(old.device)[teacher.mask].to(torch.promote_types(told.dtype, torch.float32))
         ratio = (theirs - old[mask]) / self.scale

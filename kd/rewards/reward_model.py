@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd.artifacts import verified
 from kd.data.sequences import same_text
+from kd.generators.account import Spent, charge
 from kd.models.flops import scoring_flops
 from kd.models.language_model import LanguageModel
 from kd.models.networks import DType, pretrained
@@ -23,7 +24,7 @@ HIDDEN = frozenset({"hidden"})
 class RewardModel(Verdicts):
     """r = v h of each response, as `kd.objectives.reward_model` learnt it; the weights stay as they are.
 
-    What it reads is counted in `judge_flops`, since the start and on this rank.
+    What it reads is charged as `judge_flops` (`kd.generators.account`).
 
     Args:
         folder: of a finished run of objective=reward_model, with `student/` and `objective.safetensors` in it.
@@ -40,7 +41,6 @@ class RewardModel(Verdicts):
         self.head = _head(self.folder, term)
         source = {"address": f"local:{self.folder / 'student'}"}
         self.model: LanguageModel = pretrained(source=source, dtype=dtype).requires_grad_(False).eval()
-        self.judge_flops = 0
         self._fits = False
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ class RewardModel(Verdicts):
     def _score(self, batch: Batch, device: torch.device) -> Float[Tensor, " B"]:
         sequences = batch.student.to(device)
         hidden = self.model(sequences, HIDDEN).hidden[-1]
-        self.judge_flops += scoring_flops(self.model, self.head, batch.student.lengths)
+        charge(Spent(judge_flops=scoring_flops(self.model, self.head, batch.student.lengths)))
         return at_end(self.head, hidden, ends(sequences.mask))
 
     def _check(self, student: LanguageModel) -> None:

@@ -1,6 +1,5 @@
 """How probable the teacher finds a response."""
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kd.rewards.base import Verdicts, finite
-from kd.teachers.white_box import ask
+from kd.teachers.interface import Teacher
 from kd.types import Batch, Models
 
 
@@ -29,7 +28,6 @@ class TeacherScore(Verdicts):
     def __init__(self, *, normalise: Literal["token", "none"] = "token"):
         super().__init__()
         self.normalise = normalise
-        self.teacher_tokens = 0  # read since the start, on this rank
 
     @torch.no_grad()
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
@@ -37,10 +35,8 @@ class TeacherScore(Verdicts):
         device = models.student.network.device  # a live teacher of the student's own shows no parameters
         return [self.give(batch, self._score(batch, models.teacher, device)) for batch in batches]
 
-    def _score(self, batch: Batch, teacher: torch.nn.Module, device: torch.device) -> Float[Tensor, " B"]:
-        read = replace(batch, teacher=batch.teacher.to(device))
-        self.teacher_tokens += getattr(teacher, "readings", 1) * int(batch.teacher.lengths.sum())
-        logprobs, mask = ask(teacher, read, frozenset({"logprobs"})).logprobs, read.teacher.mask
+    def _score(self, batch: Batch, teacher: Teacher, device: torch.device) -> Float[Tensor, " B"]:
+        logprobs, mask = teacher.read(batch, frozenset({"logprobs"}), device).logprobs, batch.teacher.mask.to(device)
         assert logprobs is not None
         total = torch.where(mask, logprobs.double(), 0.0).sum(-1)
         scores = total if self.normalise == "none" else total / mask.sum(-1).clamp(min=1)

@@ -1,56 +1,97 @@
-"""Who writes the responses that the student learns on."""
+"""Which responses the student learns on, and which model generates them."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from kd.data.sequences import Encoder
+from kd.generators.account import Spent
 from kd.types import Batch, Models, Progress
 
-
-class Spent(NamedTuple):
-    """What writing has cost on this rank since the rollout was made; a run that is resumed counts on from its budget.
-
-    generated_tokens: written by the student, alone or together with a teacher, end tokens included.
-    decoding_flops: of the student, in writing and in whatever else it read for the rollout (`kd.models.flops`).
-    teacher_tokens: read by a teacher while it wrote, or while it helped to: prompts and all written but the last.
-    seconds: of writing alone, without what judges or reads again.
-    judge_flops: of a reward model, or a discriminator, that judged what was written.
-    """
-
-    generated_tokens: int = 0
-    decoding_flops: int = 0
-    teacher_tokens: int = 0
-    seconds: float = 0.0
-    judge_flops: int = 0
-
-    def plus(self, other: "Spent") -> "Spent":
-        """Both together."""
-        return Spent(*(one + more for one, more in zip(self, other, strict=True)))  # type: ignore[arg-type]
+__all__ = ["Rollout", "Spent"]
 
 
 @runtime_checkable
 class Rollout(Protocol):
     """One optimizer step's window in, the window to learn from out.
 
-    A rollout may have more to it; the module asks:
-    keeps_responses: True where the records' own responses stay as they are.
-    uses: how many steps in a row get the same window (1).
-    ordered: whether the first response to a prompt is the preferred one, as far as the rollout decides on it.
-    responses_each(settings, written) -> int | None: static; how many responses a prompt has under these settings of the
-        config, where its `writer` gives it `written`. None: as many as the records, or not always the same.
-    passes_given(settings) -> bool: static; whether under these settings some step learns on the records' own responses
-        as they are, so that what terms ask of a group is asked of the records. Without it: no.
-    sides(settings, written) -> frozenset | None: static; the sides that generate what is learnt on ("student", "other")
-        under these settings, where its `writer` gives `written`. Without it: as the writer, or not known.
-    spent() -> Spent, and take_report() as in `kd.types.Reports`.
-    after_validation(metrics): told what was measured, on every rank, by name without "validation/".
-    state_dict() and load_state_dict(state): plain Python and tensors, each rank's own; what the next step depends on.
+    A subclass has `provides`, `requires` and `__call__`; everything else has the default that stands here. Its cost is
+    counted where text is generated (`kd.generators.account`), not here: an engine of its own is a
+    `kd.generators.Generator`, and a run ends at its first step if tokens of the student's were counted nowhere.
+
+    provides: names of `kd.signals.FROM_ROLLOUT` that its batches carry.
+    requires: fields of the models' outputs that it reads; "teacher" for a teacher that generates text.
+    adds: what it provides itself, where a `writer` generates for it and `provides` bounds what it passes on.
+    keeps_responses: whether the records' own responses stay as they are.
+    ordered: whether the first response to a prompt is the preferred one; None: as the writer's, else as the records'.
+    one_vocabulary: whether an id has to mean the same to student and teacher.
+    teacher_prompts: whether the teacher reads another prompt than the student, so that positions differ.
+    uses: steps in a row that get the same window.
+    samples: responses that it generates to each prompt.
     """
 
-    provides: frozenset[str]  # names of kd.signals.FROM_ROLLOUT that its batches carry
-    requires: frozenset[str]  # fields of the models' outputs that it reads
+    provides: ClassVar[frozenset[str]]
+    requires: ClassVar[frozenset[str]]
+    adds: ClassVar[frozenset[str]] = frozenset()
+    keeps_responses: ClassVar[bool] = False
+    ordered: ClassVar[bool | None] = None
+    one_vocabulary: ClassVar[bool] = False
+    teacher_prompts: ClassVar[bool] = False
+    uses: int = 1
+    samples: int = 1
 
+    @abstractmethod
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """Random numbers come from torch's global generator, which the caller seeds by step and rank.
 
-        What all ranks must agree on (who writes, at this step) is drawn from a stream of its own, by seed and step.
+        What all ranks must agree on (which model generates, at this step) is drawn from a stream of its own, by seed
+        and step.
         """
+
+    @staticmethod
+    def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
+        """The number of responses that a prompt has under these settings of the config; `written`: under its writer's.
+
+        None: as many as the records have, or not always the same.
+        """
+        return None
+
+    @staticmethod
+    def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """Whether some step learns on the records' own responses as they are, so that what terms require of a group is
+        required of the records. `written`: whether its writer's does."""
+        return written
+
+    @staticmethod
+    def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
+        """The sides that generate what is learnt on ("student", "other") under these settings; None: not known.
+
+        written: those of its writer.
+        """
+        return written
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.types.Reports`."""
+        return {}
+
+    def after_validation(self, metrics: Mapping[str, float]) -> None:
+        """Takes what was measured, on every rank, by name without "validation/"."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on, each rank's own: all attributes that are plain Python or tensors.
+
+        A rollout with other state (a buffer, say) adds it here and takes it back in `load_state_dict`.
+        """
+        return {"attributes": {name: value for name, value in vars(self).items() if _plain(value)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        vars(self).update(state["attributes"])
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return all(map(_plain, value)) and (not isinstance(value, dict) or all(map(_plain, value.values())))
+    return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)

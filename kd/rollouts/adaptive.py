@@ -58,7 +58,7 @@ class Adaptive(Wrapping):
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
 
     @staticmethod
-    def passes_given(settings: Mapping[str, Any]) -> bool:
+    def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
         """Wherever the threshold is not exceeded."""
         return True
 
@@ -121,7 +121,7 @@ class Adaptive(Wrapping):
         rooms = torch.tensor(float(self.buffer.has_room(self.samples)), device=device)  # all ranks come here, or none
         return "write" if sum_over_ranks(rooms) > 0 else "replay"
 
-    def after_validation(self, metrics: dict[str, float]) -> None:
+    def after_validation(self, metrics: Mapping[str, float]) -> None:
         """Raise the threshold if the metric has become worse."""
         super().after_validation(metrics)
         if self.metric not in metrics:
@@ -147,12 +147,10 @@ class Adaptive(Wrapping):
         return {**super().take_report(), **told}
 
     def state_dict(self) -> dict[str, Any]:
-        """Threshold, level, buffer, and the writer's."""
-        own = {"threshold": self.threshold, "level": self.level, "buffer": self.buffer.state_dict()}
-        return {**super().state_dict(), **own}
+        """See `kd.rollouts.Rollout`; also the buffer, and the writer's."""
+        return {**super().state_dict(), "buffer": self.buffer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         super().load_state_dict(state)
-        self.threshold, self.level = state["threshold"], state["level"]
         self.buffer.load_state_dict(state["buffer"])

@@ -32,15 +32,14 @@ class Mixed(Wrapping):
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
 
     @staticmethod
-    def passes_given(settings: Mapping[str, Any]) -> bool:
+    def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
         """Unless the share of what is written is 1 throughout."""
-        share, final = settings.get("share", 0.5), settings.get("final_share")
-        return not (share == 1 and final in (1, None))
+        return _gives(settings)
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """The writer's in part."""
-        return None if written is None else written | ({"other"} if Mixed.passes_given(settings) else set())
+        return None if written is None else written | ({"other"} if _gives(settings) else set())
 
     def __init__(
         self,
@@ -87,6 +86,11 @@ class Mixed(Wrapping):
         told = (float(self.chosen), float(self.tossed))
         self.chosen = self.tossed = 0
         return {**super().take_report(), "written_share": told}
+
+
+def _gives(settings: Mapping[str, Any]) -> bool:
+    share, final = settings.get("share", 0.5), settings.get("final_share")
+    return not (share == 1 and final in (1, None))
 
 
 def _given_share(share: float, final_share: float, shape: Literal["linear", "exponential"]) -> Schedule:

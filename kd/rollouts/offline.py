@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 from kd.data.sequences import Encoder
 from kd.rewards import judged
+from kd.rollouts import Rollout
 from kd.types import Batch, Models, Progress
 
 
-class Offline:
+class Offline(Rollout):
     """Nobody writes: the student learns on the responses that the skill or an augmentation gave."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
@@ -16,7 +17,7 @@ class Offline:
     keeps_responses: ClassVar[bool] = True  # so that what a teacher said of them can have been written down before
 
     @staticmethod
-    def passes_given(settings: Mapping[str, Any]) -> bool:
+    def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
         """At every step."""
         return True
 

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from kd.data.sequences import Encoder
 from kd.generators.generation import read_again
-from kd.models.flops import decoding_flops
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
-from kd.rollouts import Spent
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Samples, Writing
 from kd.types import Batch, Models, Progress, Record, Written
@@ -35,7 +33,7 @@ class Paired(Writing):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
     requires: ClassVar[frozenset[str]] = frozenset()
-    ordered: ClassVar[bool] = True
+    ordered: ClassVar[bool | None] = True
 
     opponent: Literal["student", "reference"] = "student"
 
@@ -98,24 +96,13 @@ class Demonstrated(Paired):
     samples: Samples = 4
     opponent: Literal["student", "reference"] = field(default="student", init=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._flops = 0  # of reading
-
     def _preferred(self, given: list[tuple[Record, Written]], models: Models, encoder: Encoder) -> list[Written]:
         records = [record for record, _ in given]
         told: dict[str, Tensor] = {}
         for batch in encoder.written(records, [[best] for _, best in given]):
-            lengths, rows = batch.student.lengths, batch.student.mask.sum(1)
-            self._flops += decoding_flops(
-                models.student, (lengths - rows + 1).tolist(), rows.tolist()
-            )  # as reading costs
+            rows = batch.student.mask.sum(1)
             logprobs = read_again(models.student, batch.student)[batch.student.mask].split(rows.tolist())
             told |= {record.id: row for record, row in zip(batch.records, logprobs, strict=True)}
         return [
             replace(best, behaviour_logprobs=told[record.id], old_logprobs=told[record.id]) for record, best in given
         ]
-
-    def spent(self) -> Spent:
-        """What writing cost, and the reading."""
-        return super().spent().plus(Spent(decoding_flops=self._flops))

@@ -30,7 +30,7 @@ class Ranked(Wrapping):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
     requires: ClassVar[frozenset[str]] = frozenset({"rewards"})
-    ordered: ClassVar[bool] = True
+    ordered: ClassVar[bool | None] = True
 
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:

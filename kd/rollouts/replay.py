@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from kd.data.sequences import Encoder
 from kd.generators.generation import read_again
-from kd.models.flops import decoding_flops
-from kd.rollouts import Rollout, Spent
+from kd.rollouts import Rollout
 from kd.rollouts.buffer import Buffer, Group, merge
 from kd.rollouts.wrapping import Wrapping, records_of
 from kd.types import Batch, Models, Progress
@@ -59,7 +58,6 @@ class Replay(Wrapping):
         self.uses, self.capacity, self.max_age, self.importance_bound = uses, capacity, max_age, importance_bound
         self.buffer = Buffer(1 if capacity is None else capacity)
         self.wrote_at: int | None = None  # step
-        self.flops = 0  # of reading for the weights
         self.age = [0.0, 0.0]  # of the sequences learnt from, in steps, and their number, since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
@@ -108,17 +106,11 @@ class Replay(Wrapping):
     def _weighted(self, batch: Batch, models: Models) -> Batch:
         """With exp(log-probability now - then) at each label, times the weight that it was written with, bounded."""
         assert batch.old_logprobs is not None  # for then it would not be kept
-        lengths, rows = batch.student.lengths, batch.student.mask.sum(1)
-        self.flops += decoding_flops(models.student, (lengths - rows + 1).tolist(), rows.tolist())  # as reading costs
         then = batch.old_logprobs
         ratios = (read_again(models.student, batch.student).to(then.dtype) - then).exp()
         if batch.importance_weights is not None:  # q then over what the tokens were drawn from
             ratios = ratios * batch.importance_weights
         return replace(batch, importance_weights=ratios.clamp(max=self.importance_bound) * batch.student.mask)
-
-    def spent(self) -> Spent:
-        """The writer's, and the student's reading for the importance weights."""
-        return super().spent().plus(Spent(decoding_flops=self.flops))
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """The writer's, and how many steps ago was written what was learnt from."""
@@ -126,14 +118,14 @@ class Replay(Wrapping):
         return {**super().take_report(), "staleness": (age[0], age[1])}
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer, and the writer's."""
-        own = {"wrote_at": self.wrote_at, "capacity": self.buffer.capacity, "buffer": self.buffer.state_dict()}
+        """See `kd.rollouts.Rollout`; also the buffer, and the writer's."""
+        own = {"buffer_capacity": self.buffer.capacity, "buffer": self.buffer.state_dict()}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         super().load_state_dict(state)
-        self.wrote_at, self.buffer = state["wrote_at"], Buffer(state["capacity"])
+        self.buffer = Buffer(state["buffer_capacity"])
         self.buffer.load_state_dict(state["buffer"])
 
 

@@ -1,15 +1,16 @@
 """The teacher's own responses, written anew at every step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from kd.data.chat_template import response_text
-from kd.data.sequences import Encoder, answer_ids
+from kd.data.sequences import Encoder, answer_ids, prompt_ids
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
+from kd.teachers.interface import Teacher
 from kd.types import Batch, Models, Progress, Record, Written
 
 
@@ -32,15 +33,30 @@ class ByTeacher(Writing):
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with the responses just written, judged."""
-        records = records_of(window)
-        teacher: LanguageModel = models.teacher.model
-        version = progress.step if hasattr(models.teacher, "bind") else 0  # one that follows the student changes
-        responses = self.by_one(teacher, records, encoder, source="teacher", version=version)
+        records, teacher = records_of(window), models.teacher
+        if not teacher.has_weights:
+            return judged(encoder.written(records, self._texts(teacher, records, encoder)), models)
+        version = progress.step if teacher.follows_student else 0
+        responses = self.by_one(teacher.model, records, encoder, source="teacher", version=version)
         read = [
-            [_in_students_tokens(record, answer, teacher, encoder) for answer in group]
+            [_in_students_tokens(record, answer, teacher.model, encoder) for answer in group]
             for record, group in zip(records, responses, strict=True)
         ]
         return judged(encoder.written(records, read), models)
+
+    def _texts(self, teacher: Teacher, records: Sequence[Record], encoder: Encoder) -> list[list[Written]]:
+        """The responses of a teacher that gives text alone, in the student's ids."""
+        answers = teacher.respond(records, decoding=self.decoding, engine=self.engine)
+        responses = [
+            [
+                _of_text(record, text, encoder, finished=finished)
+                for text, finished in zip(answer.texts, answer.finished, strict=True)
+            ]
+            for record, answer in zip(records, answers, strict=True)
+        ]
+        rooms = [encoder.max_length - len(prompt_ids(record, encoder.student)) for record in records]
+        self.note(responses, rooms)
+        return responses
 
 
 def _in_students_tokens(record: Record, answer: Written, teacher: LanguageModel, encoder: Encoder) -> Written:
@@ -48,6 +64,10 @@ def _in_students_tokens(record: Record, answer: Written, teacher: LanguageModel,
     own = replace(answer, old_logprobs=None)  # those were the teacher's
     if encoder.teacher is None:
         return own
-    text = response_text(answer.ids, teacher.tokenizer)
-    ids = answer_ids(record, text, encoder.student, ended=not answer.truncated or not text)
-    return Written(tuple(ids), "teacher", truncated=answer.truncated)
+    return _of_text(record, response_text(answer.ids, teacher.tokenizer), encoder, finished=not answer.truncated)
+
+
+def _of_text(record: Record, text: str, encoder: Encoder, *, finished: bool) -> Written:
+    """A text in the student's ids; an empty one ends at once, whether or not it was finished."""
+    ids = answer_ids(record, text, encoder.student, ended=finished or not text)
+    return Written(tuple(ids), "teacher", truncated=not finished)

@@ -1,57 +1,45 @@
-"""Rollouts that have another one write, sometimes."""
+"""Rollouts around another one that generates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from kd.rollouts import Rollout, Spent
+from kd.rollouts import Rollout
 from kd.types import Batch, Record
 
 
-class Wrapping:
-    """Passes on what the `writer` has to tell, to keep, and to be told.
+class Wrapping(Rollout):
+    """Passes on the reports, the state and the validation metrics of the `writer`.
 
     `provides` is the most that such a rollout passes on of what its writer provides; `adds` is its own.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
-    adds: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()  # beside what the writer does
 
     def __init__(self, writer: Rollout):
-        if getattr(writer, "uses", 1) != 1:
+        if writer.uses != 1:
             raise ValueError(
                 f"rollout.writer {type(writer).__name__} replays whole windows, so it has to stand outermost; "
                 "wrap it the other way round"
             )
-        self.writer = writer
-
-    @property
-    def samples(self) -> int:
-        """Responses to each prompt that the writer writes."""
-        return getattr(self.writer, "samples", 1)
-
-    def spent(self) -> Spent:
-        """See `kd.rollouts.Spent`."""
-        return self.writer.spent() if hasattr(self.writer, "spent") else Spent()
+        self.writer, self.samples = writer, writer.samples
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""
-        return self.writer.take_report() if hasattr(self.writer, "take_report") else {}
+        return self.writer.take_report()
 
-    def after_validation(self, metrics: dict[str, float]) -> None:
+    def after_validation(self, metrics: Mapping[str, float]) -> None:
         """What was measured, for a writer that goes by it."""
-        if hasattr(self.writer, "after_validation"):
-            self.writer.after_validation(metrics)
+        self.writer.after_validation(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain Python and tensors."""
-        state = self.writer.state_dict() if hasattr(self.writer, "state_dict") else {}
-        return {"writer": state} if state else {}
+        """See `kd.rollouts.Rollout`; also the writer's."""
+        return {**super().state_dict(), "writer": self.writer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
-        if "writer" in state:
-            self.writer.load_state_dict(state["writer"])  # type: ignore[attr-defined]
+        """Takes what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.writer.load_state_dict(state["writer"])
 
 
 def records_of(window: Sequence[Batch]) -> list[Record]:

@@ -1,7 +1,6 @@
-"""Writing responses to records, and keeping account of what it cost and of what came out."""
+"""Generating responses to records, and reporting their lengths."""
 
 import logging
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +9,13 @@ from typing import Any, ClassVar
 from pydantic import NonNegativeFloat
 
 from kd.data.sequences import Encoder, prompt_ids
-from kd.generators import Generator, Row, shared
+from kd.generators import Generator
 from kd.generators.generation import write
 from kd.generators.sampling import Choose
 from kd.generators.settings import Decoding, NewTokens, Nucleus, Samples, Together
 from kd.generators.torch import Torch
-from kd.models.flops import decoding_flops
 from kd.models.language_model import LanguageModel
-from kd.rollouts import Spent
+from kd.rollouts import Rollout
 from kd.types import Record, Source, Written
 
 log = logging.getLogger(__name__)
@@ -27,8 +25,8 @@ ENOUGH, RECENT = 32, 256  # responses: before that share means anything, and tho
 
 
 @dataclass(kw_only=True, eq=False)
-class Writing:
-    """What the rollouts that write have in common: how much and how, the room there is, and the books.
+class Writing(Rollout):
+    """What the rollouts that generate have in common: how many responses, how long, and the room that there is.
 
     Args:
         samples: responses to each prompt; they stay adjacent, as one group.
@@ -41,7 +39,7 @@ class Writing:
         ValueError: a setting is out of range.
     """
 
-    ordered: ClassVar[bool] = False
+    ordered: ClassVar[bool | None] = False
 
     samples: Samples = 1
     max_new_tokens: NewTokens
@@ -63,8 +61,7 @@ class Writing:
     def __post_init__(self) -> None:
         self.generator = Torch() if self.generator is None else self.generator
         self.decoding = Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.batch_size)
-        self._engine.check(self.decoding)
-        self._spent = Spent()
+        self.engine.check(self.decoding)
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._recent: deque[bool] = deque(maxlen=RECENT)  # whether each was cut
         self._warned = False
@@ -84,18 +81,16 @@ class Writing:
         `version` tells the generator how many steps the weights have made. `rooms` are the longest responses that each
         record has room for, where more than the model's prompt takes some.
         """
-        started = time.perf_counter()
         prompts = [prompt_ids(record, model.tokenizer) for record in records]
         rooms = _rooms(encoder, prompts) if rooms is None else rooms
-        responses = self._engine(  # asked by every rank in the same steps, also where it has no prompts
+        responses = self.engine(  # asked by every rank in the same steps, also where it has no prompts
             model,
             prompts,
             decoding=replace(self.decoding, max_new_tokens=self._bound(rooms)),
             source=source,
             version=version,
         )
-        read = self._engine.read(list(map(len, prompts)), _lengths(responses))
-        self._account([model], read, responses, source, rooms, started)
+        self.note(responses, rooms)
         return responses
 
     def by_several(
@@ -104,7 +99,6 @@ class Writing:
         """The same where teachers have a say in each token: `readers` is the student, and after it those teachers."""
         if not records:
             return []
-        started = time.perf_counter()
         prompts = [prompt_ids(record, readers[0].tokenizer) for record in records]
         rooms = _rooms(encoder, prompts)
         responses = write(
@@ -115,32 +109,27 @@ class Writing:
             choose=choose,
             batch_size=self.batch_size,
         )
-        read = shared(list(map(len, prompts)), _lengths(responses))
-        self._account(readers, read, responses, "student", rooms, started)
+        self.note(responses, rooms)
         return responses
-
-    def spent(self) -> Spent:
-        """Since the start, on this rank."""
-        return self._spent
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """Tokens per response, the share of responses that a bound cut off, and what the generator tells."""
         responses, tokens, cut = self._untold
         self._untold = [0.0, 0.0, 0.0]
-        theirs = self._engine.take_report() if hasattr(self._engine, "take_report") else {}
-        return {"response_length": (tokens, responses), "truncation_rate": (cut, responses), **theirs}
+        lengths = {"response_length": (tokens, responses), "truncation_rate": (cut, responses)}
+        return {**lengths, **self.engine.take_report()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the generator has to keep."""
-        return {"generator": self._engine.state_dict()} if hasattr(self._engine, "state_dict") else {}
+        """See `kd.rollouts.Rollout`; also the generator's."""
+        return {**super().state_dict(), "generator": self.engine.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
-        if "generator" in state:
-            self._engine.load_state_dict(state["generator"])  # type: ignore[attr-defined]
+        """Takes what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.engine.load_state_dict(state["generator"])
 
     @property
-    def _engine(self) -> Generator:
+    def engine(self) -> Generator:
         """The generator, which is none before `__post_init__` alone."""
         assert self.generator is not None
         return self.generator
@@ -149,29 +138,15 @@ class Writing:
         """What is longer than the shortest prompt leaves room for would be cut off again."""
         return min(self.max_new_tokens, max(rooms, default=1))
 
-    def _account(
-        self,
-        readers: Sequence[LanguageModel],
-        read: Sequence[Sequence[Row]],
-        responses: Sequence[Sequence[Written]],
-        source: Source,
-        rooms: Sequence[int],
-        started: float,
-    ) -> None:
-        self._spent = self._spent.plus(Spent(seconds=time.perf_counter() - started))
-        rows = [row for group in read for row in group]
-        tokens, written = sum(row.tokens for row in rows), sum(map(sum, _lengths(responses)))
-        if source == "teacher":
-            self._spent = self._spent.plus(Spent(teacher_tokens=len(readers) * tokens))
-        else:
-            costs = (decoding_flops(readers[0], [n], group, samples=len(group)) for n, group in rows)
-            self._spent = self._spent.plus(Spent(written, sum(costs), (len(readers) - 1) * tokens))
+    def note(self, responses: Sequence[Sequence[Written]], rooms: Sequence[int]) -> None:
+        """Takes responses into the next report; `rooms`: the longest that each record has room for."""
         ends = [
             answer.truncated or len(answer.ids) > room
             for group, room in zip(responses, rooms, strict=True)
             for answer in group
         ]
-        told = (len(ends), written, sum(ends))
+        tokens = sum(len(answer.ids) for group in responses for answer in group)
+        told = (len(ends), tokens, sum(ends))
         self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
         self._recent.extend(ends)
         self._warn()
@@ -188,10 +163,6 @@ class Writing:
             count,
             self.max_new_tokens,
         )
-
-
-def _lengths(responses: Sequence[Sequence[Written]]) -> list[list[int]]:
-    return [[len(answer.ids) for answer in group] for group in responses]
 
 
 def _rooms(encoder: Encoder, prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from kd.metrics.table import Metric
 from kd.skills.procedural import checked_counts, take_distinct
 from kd.skills.text_answer import final_number
-from kd.types import Record, Response, Split
+from kd.types import Record, Response, Skill, Split
 
 INSTRUCTION = "Think step by step. End with: The answer is N."
 
@@ -52,7 +52,7 @@ def reference(chain_of_thought: str, answer: str) -> str:
     return f"{steps.strip()}\nThe answer is {answer}."
 
 
-class GsmSymbolic:
+class GsmSymbolic(Skill):
     """Word problems whose test templates never occur in training; the references reason step by step.
 
     Every split goes round its templates, so each has an equal share (until its problems run out), and a longer

@@ -12,7 +12,7 @@ from kd.metrics.table import Metric
 from kd.sandbox import NoVerdict, mechanism, verdict
 from kd.skills.gym_verifier import gym_verifier
 from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct
-from kd.types import Record, Response, Split
+from kd.types import Record, Response, Skill, Split
 
 NO_REFERENCE = "it gives no reference answers, only a verifier"
 UNSTABLE = "its problems change with Python's hash seed, so two processes would see different data"
@@ -45,7 +45,7 @@ PRIORITY: tuple[Split, ...] = ("test", "validation", "train")  # who keeps a pro
 CHUNK = 1000  # problems per generator object: some tasks lay out their whole `size` at construction
 
 
-class ReasoningGym:
+class ReasoningGym(Skill):
     """Problems of one task; no problem occurs twice, in one split or in two, nor in other words.
 
     A split is drawn from its own stream and leaves out what a split of higher priority holds (test, then

@@ -17,7 +17,7 @@ def load(skill: Skill, split: Split) -> list[Record]:
     Raises:
         ValueError: a record cannot be read as text; the sentence names the record, the field, and what to do.
     """
-    allowed = bool(getattr(skill, "control_tokens", False))
+    allowed = skill.control_tokens
     return [_checked(record, allowed) for record in skill.load(split)]
 
 

@@ -1,16 +1,18 @@
-"""A teacher that was asked before: its targets come from disk, and its network is never built."""
+"""A teacher that was read before: its targets come from disk, and its network is never built."""
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kd.data.sequences import Encoder
 from kd.kernels.logits import DenseLogits, Logits
 from kd.kernels.sparse import SparseLogits
+from kd.teachers.interface import Teacher
 from kd.teachers.target_store import TargetStore, check_part, keys_of
 from kd.teachers.targets import HeldMass, Targets
 from kd.types import Batch, Head, ModelOutput, Record, Sequences
@@ -18,17 +20,15 @@ from kd.types import Batch, Head, ModelOutput, Record, Sequences
 REMEDY = "run `python -m kd.cache` with the same overrides, or train with targets.cached=false"
 
 
-class Cached(nn.Module):
-    """What `python -m kd.cache` wrote to `folder`, under the same call as a live teacher. It knows logits only.
+class Cached(nn.Module, Teacher):
+    """What `python -m kd.cache` wrote to `folder`, under the same call as a live teacher. It has logits only.
 
     Raises FileNotFoundError when nothing was written there.
     """
 
-    provides = frozenset({"logits"})
-    exact = None  # nobody could tell more
-    model = None
-    readings = 0  # of a sequence, by any network
-    packs = True  # as nothing is read
+    provides: ClassVar[frozenset[str]] = frozenset({"logits"})
+    exact: ClassVar[None] = None  # nothing has more than what is kept
+    readings: ClassVar[int] = 0  # of a sequence, by any network
 
     def __init__(self, folder: Path, targets: Targets):
         super().__init__()
@@ -37,10 +37,23 @@ class Cached(nn.Module):
                 f"targets.cached=true, but nothing was cached for this teacher and these targets in {folder}; {REMEDY}"
             )
         self.targets, self.store = targets, TargetStore(folder)
-        self.vocabulary, self.digest = self.store.manifest["vocabulary"], self.store.manifest["teacher"]
-        self.tokenizer = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
+        self.words = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
         self.head = _head(folder)
         self.told = HeldMass()
+
+    def identity(self) -> str:
+        """The digest of the teacher that was read."""
+        return self.store.manifest["teacher"]
+
+    @property
+    def vocabulary(self) -> int:
+        """The teacher's."""
+        return self.store.manifest["vocabulary"]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's."""
+        return self.words
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """The logits of the loss rows. Raises ValueError for a sequence that is not in the cache."""
@@ -56,12 +69,14 @@ class Cached(nn.Module):
         rows = [full[key.hex()] for key in self._known(sequences, full, bytes.hex)]
         return self._kept(sequences), DenseLogits(torch.cat(rows).to(sequences.tokens.device))
 
-    def check(self, records: Iterable[Record], encoder: Encoder, audited: Iterable[Record] = ()) -> None:
-        """Raises ValueError, with the record's name, if one of them is not in the cache, or of those that are `audited`
-        not all that the teacher says.
+    def check(
+        self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
+    ) -> None:
+        """Raises ValueError, with the record's name, if one that is `read` is not in the cache, or of one that is
+        `audited` not all of the teacher's output.
         """
         probed = self.store.probed()
-        for record in records:
+        for record in read:
             if not all(key in self.store for key in _keys(record, encoder)):
                 raise ValueError(
                     f"the teacher's targets of record {record.id} of {record.skill} are not in {self.store.folder} "
@@ -74,9 +89,8 @@ class Cached(nn.Module):
                     f"is not in {self.store.folder}; {REMEDY}, or with targets.audit=null"
                 )
 
-    @staticmethod
-    def tokens(records: Iterable[Record], encoder: Encoder) -> int:
-        """That the teacher read to be cached for these records: each once, however often a run meets it."""
+    def tokens(self, records: Iterable[Record], encoder: Encoder) -> int:
+        """The tokens that the teacher read to be cached for these records: each once, however often a run meets it."""
         return sum(int(batch.teacher.lengths.sum()) for record in records for batch in encoder.batches([record]))
 
     def take_report(self) -> dict[str, tuple[float, float]]:

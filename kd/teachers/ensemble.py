@@ -1,7 +1,9 @@
 """Several teachers that are read as one."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -9,18 +11,19 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from kd.data.sequences import same_text
+from kd.data.sequences import Encoder, same_text
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.combined import MeanLogits, RoutedLogits
 from kd.kernels.logits import Logits, label_logprobs
 from kd.models.language_model import LanguageModel
+from kd.teachers.interface import Teacher
 from kd.teachers.white_box import WhiteBox
-from kd.types import ModelOutput, Record, Sequences
+from kd.types import Batch, ModelOutput, Record, Sequences
 
 Combine = Literal["mean_logits", "mean_probabilities", "routed"]
 
 
-class Ensemble(nn.Module):
+class Ensemble(nn.Module, Teacher):
     """Teachers of one tokenizer under the call of one teacher; it has a distribution, and writes no text.
 
     A term's temperature is applied to the combined distribution, softmax(z / T) of the combined z, and not to each
@@ -37,7 +40,7 @@ class Ensemble(nn.Module):
         ValueError: fewer than two members; tokenizers that differ; weights for other names, or for routed members.
     """
 
-    provides = frozenset({"logits", "logprobs"})
+    provides: ClassVar[frozenset[str]] = frozenset({"logits", "logprobs"})
 
     def __init__(
         self,
@@ -56,9 +59,14 @@ class Ensemble(nn.Module):
         self.weights = [weight / sum(given) for weight in given]
         self.train(False)
 
+    def identity(self) -> str:
+        """A digest of the members' and of how they are combined."""
+        members = [[name, member.identity()] for name, member in self.parts.items()]
+        return hashlib.sha256(json.dumps([self.combine, self.weights, members]).encode()).hexdigest()
+
     @property
     def routed(self) -> bool:
-        """Whether it must be told the records."""
+        """Whether a record chooses the member that reads it."""
         return self.combine == "routed"
 
     @property
@@ -68,7 +76,12 @@ class Ensemble(nn.Module):
 
     @property
     def model(self) -> "Ensemble":
-        """What is measured as the teacher: the ensemble itself, and not one of its members."""
+        """The ensemble itself, and not one of its members."""
+        return self
+
+    @property
+    def system(self) -> "Ensemble":
+        """The ensemble itself: it is evaluated as one model."""
         return self
 
     @property
@@ -105,7 +118,13 @@ class Ensemble(nn.Module):
         """Of what every member says about the same rows."""
         return MeanLogits(said, self.weights, "logits" if self.combine == "mean_logits" else "probabilities")
 
-    def check(self, records: Sequence[Record]) -> None:
+    def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
+        """See `Teacher`: members may be chosen by record."""
+        return self(batch.teacher, wanted, batch.records)
+
+    def check(
+        self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
+    ) -> None:
         """Raises ValueError for a record that names no member, if that is how one is chosen."""
         for record in records if self.routed else ():
             self.chosen(record)
@@ -122,7 +141,7 @@ class Ensemble(nn.Module):
         if not records or len(sequences.tokens) % len(records):
             raise ValueError(
                 f"teacher.combine=routed was given {len(records)} records for {len(sequences.tokens)} sequences, so "
-                "nobody knows whose they are; read it through kd.teachers.white_box.ask, or "
+                "members cannot be chosen; read it by Ensemble.read(batch, wanted), or "
                 "take combine=mean_probabilities"
             )
         each = len(sequences.tokens) // len(records)

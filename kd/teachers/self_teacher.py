@@ -1,7 +1,7 @@
 """The student as its own teacher: as it was at the start, as an average over its way, or as it stands."""
 
 import copy
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from kd.eval_mode import eval_mode
 from kd.kernels.logits import HeadLogits
 from kd.models.language_model import LanguageModel
+from kd.teachers.interface import NetworkTeacher
 from kd.teachers.white_box import WhiteBox
-from kd.types import Head, ModelOutput, Sequences, Shape
+from kd.types import Head, ModelOutput, Sequences
 
 Mode = Literal["frozen", "ema", "live"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Own(nn.Module):
+class Own(nn.Module, NetworkTeacher):
     """A teacher that is made of the student (`bind`) and never trained; no gradient reaches it.
 
     What the student does not train (under LoRA, all but the adapters) is one with the student's, so that a copy takes
@@ -30,7 +31,8 @@ class Own(nn.Module):
         decay: of the average. 0 would be the student after the last step.
     """
 
-    provides = WhiteBox.provides
+    provides: ClassVar[frozenset[str]] = WhiteBox.provides
+    follows_student: ClassVar[bool] = True
 
     def __init__(self, *, mode: Mode = "ema", decay: Share = 0.95):
         super().__init__()
@@ -55,21 +57,16 @@ class Own(nn.Module):
 
     @property
     def model(self) -> LanguageModel:
-        """Who speaks. Raises ValueError before `bind`."""
+        """The student, or the copy of it. Raises ValueError before `bind`."""
         for model in (*self._live, self.copied):
             if model is not None:
                 return model
         raise ValueError("teacher Own has no student yet; call its bind(student) before it is asked")
 
     @property
-    def vocabulary(self) -> int:
-        """The student's."""
-        return self.model.vocabulary
-
-    @property
-    def shape(self) -> Shape:
-        """The student's."""
-        return self.model.shape
+    def system(self) -> None:
+        """None: the student is no other system."""
+        return None
 
     def train(self, mode: bool = True) -> "Own":
         """Refuses train mode, as every teacher."""

@@ -1,50 +1,63 @@
 """A live teacher of whose distributions only `targets` are kept, so that these can be studied against the whole."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from kd.data.sequences import Encoder
 from kd.kernels.logits import Logits
 from kd.kernels.sparse import SparseLogits
+from kd.teachers.interface import NetworkTeacher
 from kd.teachers.targets import HeldMass, Targets
-from kd.teachers.white_box import ask
-from kd.types import Batch, ModelOutput, Sequences, Shape
+from kd.types import Batch, ModelOutput, Record
 
 
-class Approximated(nn.Module):
+class Approximated(nn.Module, NetworkTeacher):
     """`exact` with its logits cut down; all else that it says passes unchanged.
 
     Reports `teacher_mass`, the mean probability of the ids that are held, unless the targets lose nothing.
     """
 
-    def __init__(self, exact: nn.Module, targets: Targets):
+    def __init__(self, exact: NetworkTeacher, targets: Targets):
         super().__init__()
-        self.exact, self.targets = exact, targets
+        self.provides = exact.provides  # type: ignore[misc]  # which depends on the teacher
+        self.whole, self.targets = exact, targets
         self.told = HeldMass()
 
     @property
+    def exact(self) -> NetworkTeacher:
+        """The teacher itself."""
+        return self.whole
+
+    @property
     def model(self) -> Any:
-        """The network behind it, for those who ask the teacher itself."""
+        """The network behind it."""
         return self.exact.model
 
     @property
-    def shape(self) -> Shape:
-        """See `LanguageModel`."""
-        return self.exact.shape  # type: ignore[return-value]
+    def system(self) -> Any:
+        """The teacher's."""
+        return self.exact.system
 
-    @property
-    def routed(self) -> bool:
-        """See `kd.teachers.ensemble`."""
-        return getattr(self.exact, "routed", False)
+    def identity(self) -> str:
+        """The teacher's: its texts are those of the whole."""
+        return self.exact.identity()
 
     @property
     def readings(self) -> int:
-        """How many networks read each sequence."""
-        return getattr(self.exact, "readings", 1)
+        """The teacher's."""
+        return self.exact.readings
 
-    def forward(self, sequences: Sequences, wanted: frozenset[str], *told: Any) -> ModelOutput:
-        """See `LanguageModel`; `logits` are `SparseLogits`, unless the targets lose nothing."""
-        output = self.exact(sequences, wanted, *told)
+    def check(
+        self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
+    ) -> None:
+        """See `Teacher`."""
+        self.exact.check(records, read, audited, encoder)
+
+    def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
+        """See `Teacher`; `logits` are `SparseLogits`, unless the targets lose nothing."""
+        output = self.exact.output(batch, wanted)
         if "logits" in wanted and self.targets.rule is not None:
             output.logits = kept = self._kept(output.logits)
             self.told.add(kept)
@@ -52,7 +65,7 @@ class Approximated(nn.Module):
 
     def probe(self, batch: Batch) -> tuple[SparseLogits, Logits]:
         """What is kept, and all of it."""
-        logits = ask(self.exact, batch, frozenset({"logits"})).logits
+        logits = self.exact.read(batch, frozenset({"logits"})).logits
         return self._kept(logits), logits
 
     def take_report(self) -> dict[str, tuple[float, float]]:

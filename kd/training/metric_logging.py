@@ -1,6 +1,6 @@
 """The metrics that are logged in training: means over steps and ranks, sums kept on the device until then."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kd.training.budget import Budget
+from kd.types import Reports
 
 
 class Logged(lightning.LightningModule):
@@ -95,9 +96,9 @@ def term_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-def reports_of(*parts: Any) -> dict[str, tuple[float, float]]:
-    """What they have to tell since they were asked last (`kd.types.Reports`)."""
-    return {n: pair for part in parts if hasattr(part, "take_report") for n, pair in part.take_report().items()}
+def reports_of(parts: Sequence[Reports]) -> dict[str, tuple[float, float]]:
+    """Their reports since the last ones (`kd.types.Reports`)."""
+    return {n: pair for part in parts for n, pair in part.take_report().items()}
 
 
 def listed(one_or_more: Any) -> list:

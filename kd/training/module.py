@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd.alignment import Alignment
 from kd.data.sequences import Encoder
 from kd.data.windows import Window
+from kd.generators.account import Meter, Spent, metered
 from kd.kernels import over_chunks
 from kd.models.flops import reading_flops, scoring_flops, training_flops
 from kd.models.language_model import LanguageModel
 from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weights
-from kd.rollouts import Spent
+from kd.rewards import Reward
+from kd.rollouts import Rollout
 from kd.schedules import Schedule
 from kd.seeding import seed_all
-from kd.signals import POSITION, ROW, separated
-from kd.teachers.white_box import ask
+from kd.signals import POSITION, ROW, hook, separated
+from kd.teachers.interface import Teacher
 from kd.training import validation_metrics as validation
-from kd.training.budget import Budget, Limits, forget_peak_memory
+from kd.training.budget import Budget, Limits, check_accounted, forget_peak_memory
 from kd.training.finiteness import Finiteness, check_validation, stop_if_not_finite
 from kd.training.metric_logging import listed, reports_of, term_of
 from kd.training.observation import dense_rows, mask_of, moved, rows, signals_of, whole
@@ -43,15 +46,15 @@ class Distillation(RunState):
     def __init__(
         self,
         student: LanguageModel,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         objective: Mapping[str, Term],
-        rollout: Any,
-        alignment: Any,
+        rollout: Rollout,
+        alignment: Alignment,
         encoder: Encoder,
         optimization: Optimization,
         *,
-        reference: nn.Module | None = None,
-        reward: Any = None,
+        reference: Teacher | None = None,
+        reward: Reward | None = None,
         limits: Limits | None = None,
         seed: int,
         reduction: Reduction = "token",
@@ -66,8 +69,8 @@ class Distillation(RunState):
         self.stateful = nn.ModuleDict({n: t.loss for n, t in objective.items() if isinstance(t.loss, nn.Module)})
         self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
         self.finiteness = Finiteness(objective)
-        self._wrote = Spent()  # of what rollout and reward spent: what is in the budget
-        self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hasattr(t.loss, "after_step")}
+        self.meter, self._counted = Meter(), Spent()  # of rollout and reward; of that, what is in the budget
+        self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hook(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
         self.demands = by_stream(objective)
         self.weigh()
@@ -104,9 +107,15 @@ class Distillation(RunState):
         return frozenset[str]().union(*(demand.reference for demand in self.demands.values()))
 
     @property
-    def readers(self) -> tuple[Any, Any]:
-        """Who reads texts when training and when validating alike, and may have to tell about it."""
-        return self.models.teacher, self.alignment
+    def readers(self) -> list[Any]:
+        """What reads texts when training and when validating alike, and may report about it."""
+        return [part for part in (self.models.teacher, self.alignment) if part is not None]
+
+    @property
+    def reporters(self) -> list[Any]:
+        """Whatever reports beside the loss (`kd.types.Reports`)."""
+        own = [part for part in (self.rollout, self.models.reward) if part is not None]
+        return [*self.readers, *own, *(loss for loss in self.stateful.values() if hook(loss, "take_report"))]
 
     @property
     def reaches_everything(self) -> bool:
@@ -132,14 +141,17 @@ class Distillation(RunState):
         started = time.perf_counter()
         seed_all(self.seed, "step", window.step, self.global_rank)
         self.weigh()
-        written, before = self.rollout(window.batches, self.models, self.progress, self.encoder), self._wrote.seconds
+        before = self._counted
+        with metered(self.meter):
+            written = self.rollout(window.batches, self.models, self.progress, self.encoder)
+        check_accounted(self.rollout, written, self.budget.generated_tokens + self.meter.spent.generated_tokens)
         passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.speaking})
         counts = self.count([one for together in passes for one in together])
         for together in passes:
             with self.synchronised(together is passes[-1]):
                 self.manual_backward(self.loss_of(together, counts) * self.trainer.world_size)
         self.step()
-        self.after_step(time.perf_counter() - started, self._wrote.seconds - before)
+        self.after_step(time.perf_counter() - started, self._counted.seconds - before.seconds)
 
     def loss_of(self, batches: Sequence[tuple[str, Batch]], counts: Mapping[str, Counts]) -> Tensor:
         """The share of a few micro-batches, each of its stream, in the step's loss."""
@@ -152,16 +164,16 @@ class Distillation(RunState):
     def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
         """The divisors of each stream's averages in this step, over all ranks; adds the step's cost to the budget."""
         local = [count(batch for stream, batch in batches if stream == name) for name in self.speaking]
-        readings = getattr(self.models.teacher, "readings", 1)
-        teacher = readings * sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.speaking[stream].teacher)
+        texts = sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.speaking[stream].teacher)
+        teacher = texts * self.models.teacher.readings if texts else 0
         flops = sum(training_flops(self.student, b.student) for _, b in batches)
         flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.speaking[s].reference)
         real = sum(int(b.student.lengths.sum()) for _, b in batches)
         padded = sum(b.student.tokens.numel() for _, b in batches) - real
         silent = sum(int((~b.student.mask.any(-1)).sum()) for _, b in batches)
         responses = sum(len(b.student.mask) for _, b in batches)
-        before, self._wrote = self._wrote, self._spent_on_writing()
-        generated, decoding, read, _, judging = (now - then for now, then in zip(self._wrote, before, strict=True))
+        before, self._counted = self._counted, self.meter.spent
+        generated, decoding, read, _, judging = (now - then for now, then in zip(self._counted, before, strict=True))
         judging += self._learning_to_judge(batches)
         costs = torch.tensor(
             [real, padded, responses, silent, teacher + read, generated, flops + decoding, judging], dtype=torch.float64
@@ -175,15 +187,9 @@ class Distillation(RunState):
             setattr(spent, name, getattr(spent, name) + int(value))
         return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.speaking)}
 
-    def _spent_on_writing(self) -> Spent:
-        """By rollout and reward, since they were made."""
-        spent = self.rollout.spent() if hasattr(self.rollout, "spent") else Spent()
-        of_reward = {name: getattr(self.models.reward, name, 0) for name in ("teacher_tokens", "judge_flops")}
-        return spent.plus(Spent(**of_reward))
-
     def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:
         """FLOP of terms that train a network of their own."""
-        own = {s: [t.loss for t in d.terms.values() if hasattr(t.loss, "reading")] for s, d in self.speaking.items()}
+        own = {s: [t.loss for t in d.terms.values() if hook(t.loss, "reading")] for s, d in self.speaking.items()}
         return sum(scoring_flops(*loss.reading(b.student), learning=True) for s, b in batches for loss in own[s])
 
     def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
@@ -192,7 +198,7 @@ class Distillation(RunState):
         said = {"student": self.student(batch.student, demand.student)}
         with torch.no_grad():
             if demand.teacher:
-                said["native_teacher"] = ask(self.models.teacher, batch, demand.teacher)
+                said["native_teacher"] = self.models.teacher.read(batch, demand.teacher)
                 said["teacher"] = self.alignment(said["native_teacher"], batch)
             if demand.reference:
                 said["reference"] = self.models.reference(batch.student, demand.reference)
@@ -267,13 +273,13 @@ class Distillation(RunState):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
             self.this_step[name] = torch.zeros(())
-        if hasattr(self.models.teacher, "after_step"):
+        if self.models.teacher is not None:
             self.models.teacher.after_step(self.student)
 
     def after_step(self, seconds: float, writing: float) -> None:
         """Record the step's cost and reports; log at the interval, stop if the budget is used up."""
-        told = reports_of(*self.readers, self.rollout, self.models.reward, *self.stateful.values())
-        if hasattr(self.rollout, "spent"):
+        told = reports_of(self.reporters)
+        if not self.rollout.keeps_responses:
             told["generation_share"] = (writing, seconds)
         for name in (name for name, term in self.objective.items() if isinstance(term.weight, Schedule)):
             told[f"{name}_weight"] = (self.weights[name], 1.0)
@@ -297,9 +303,9 @@ class Distillation(RunState):
 
     @property
     def whole_teacher(self) -> Any:
-        """Who says all of its logits in the student's tokens, whatever targets are kept of them; None if nobody."""
-        exact = getattr(self.models.teacher, "exact", self.models.teacher)
-        return exact if "logits" in self.alignment.provides else None
+        """The teacher whose full logits are there in the student's vocabulary, whatever is kept of them; or None."""
+        teacher = self.models.teacher
+        return None if teacher is None or "logits" not in self.alignment.provides else teacher.exact
 
     def on_validation_epoch_start(self) -> None:
         """Sums over the validation split, of a student that is finite."""
@@ -318,9 +324,8 @@ class Distillation(RunState):
         check_validation(told, self.step_count)
         for model in (each for each in self.modules() if isinstance(each, LanguageModel)):
             model.recheck_packing()
-        if hasattr(self.rollout, "after_validation"):
-            self.rollout.after_validation(told)
-        for name, pair in sorted(reports_of(*self.readers).items()):  # else they would count as training's
+        self.rollout.after_validation(told)
+        for name, pair in sorted(reports_of(self.readers).items()):  # else they would count as training's
             total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
             told |= {name: total / times} if times else {}
         self.tell("validation", told)

@@ -45,16 +45,15 @@ def rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
 
 def dense_rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
     """The same with lazy logits as `[n V]`, for terms over rows that cannot be chunked."""
-    return signal.rows(slice(0, signal.n)) if hasattr(signal, "rows") else rows(signal, mask)
+    return signal.rows(slice(0, signal.n)) if isinstance(signal, Logits) else rows(signal, mask)
 
 
 def whole(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
     """Lazy logits as `[B T V]`, for terms that are no sum over rows; zero where there is no loss."""
-    if not hasattr(signal, "rows"):
+    if not isinstance(signal, Logits):
         return signal
-    logits: Logits = signal
-    made = logits.rows(slice(0, logits.n))
-    filled = made.new_zeros(*mask.shape, logits.size)
+    made = signal.rows(slice(0, signal.n))
+    filled = made.new_zeros(*mask.shape, signal.size)
     filled[mask] = made
     return filled
 

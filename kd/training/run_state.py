@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from kd.rollouts import Rollout
 from kd.training.budget import Budget, peak_memory_bytes
 from kd.training.finiteness import stop_if_not_finite
 from kd.training.metric_logging import Logged
@@ -12,7 +13,7 @@ from kd.types import Models
 class RunState(Logged):
     """A training loop whose step, counters, means, rollout and teacher go into its checkpoints and come back."""
 
-    rollout: Any
+    rollout: Rollout
     models: Models
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -33,8 +34,8 @@ class RunState(Logged):
             for kind, values in (("means", self.means), ("reports", self.reports))
         }
         carried: dict[str, Any] = {
-            "rollout": self.gathered(getattr(self.rollout, "state_dict", dict)()),
-            "teacher": getattr(self.models.teacher, "carried_state", dict)(),
+            "rollout": self.gathered(self.rollout.state_dict()),
+            "teacher": {} if self.models.teacher is None else self.models.teacher.carried_state(),
         }
         counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
         counted |= {"unlogged": self.unlogged, "ended": self.ended}
@@ -56,7 +57,6 @@ class RunState(Logged):
         self.ended = state.get("ended", False)
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
-        if hasattr(self.rollout, "load_state_dict"):
-            self.rollout.load_state_dict(state["rollout"][self.global_rank])
-        if hasattr(self.models.teacher, "load_carried_state"):
+        self.rollout.load_state_dict(state["rollout"][self.global_rank])
+        if self.models.teacher is not None:
             self.models.teacher.load_carried_state(state["teacher"])

@@ -10,7 +10,6 @@ from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import label_logprobs
 from kd.models.language_model import LanguageModel
 from kd.objectives.divergence import forward_kl
-from kd.teachers.white_box import ask
 from kd.types import Batch
 
 LOGITS = frozenset({"logits"})
@@ -25,7 +24,7 @@ def sums(batch: Batch, student: LanguageModel, teacher: Any, alignment: Any) -> 
     """
     mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]
     logits = student(batch.student, LOGITS).logits
-    theirs = alignment(ask(teacher, batch, LOGITS), batch) if teacher else None
+    theirs = alignment(teacher.read(batch, LOGITS), batch) if teacher else None
     covered = None if theirs is None else theirs.covered
     nll = divergence = 0.0
     for piece in slices(int(mask.sum()), CHUNK):

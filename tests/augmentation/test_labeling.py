@@ -16,9 +16,10 @@ from kd.experiment.build import build
 from kd.generators.generation import generate
 from kd.generators.settings import Decoding
 from kd.generators.transformers import Transformers
+from kd.models.digests import tokenizer_digest
 from kd.seeding import seeded
 from kd.skills.records import load
-from kd.teachers.digests import tokenizer_digest
+from kd.teachers.white_box import WhiteBox
 from kd.types import Response
 from tests import runs
 from tests.tiny import record, records, tiny
@@ -52,7 +53,7 @@ def mute():
 def label(teacher, given=GIVEN, teacher_id: str = "t", seed: int = 0, **settings):
     stage = Labeling(**{"max_new_tokens": 6, "temperature": 0.0, **settings})
     assert isinstance(stage, Stage)
-    return list(stage(iter(given), teacher=teacher, teacher_id=teacher_id, seed=seed))
+    return list(stage(iter(given), teacher=teacher and WhiteBox(teacher), teacher_id=teacher_id, seed=seed))
 
 
 def texts(labelled) -> list[tuple[str, ...]]:
@@ -105,7 +106,7 @@ def test_what_it_costs_the_teacher(teacher, mute):
     cost = sum(len(prompt) + len(ids) - 1 for prompt, ids in zip(prompts, written, strict=True))
     for asked in (teacher, mute):
         stage = Labeling(max_new_tokens=6, temperature=0.0)
-        list(stage(GIVEN, teacher=asked, teacher_id="t", seed=0))
+        list(stage(GIVEN, teacher=WhiteBox(asked), teacher_id="t", seed=0))
         assert stage.teacher_tokens == cost
 
 
@@ -148,7 +149,7 @@ def test_a_search_writes_what_the_teacher_finds_likelier_and_counts_its_beams(te
         with_kwargs=True,
     )
     stage = Labeling(max_new_tokens=6, temperature=0.0, samples=2, generator=engine, batch_size=15)
-    labelled = list(stage(GIVEN, teacher=teacher, teacher_id="t", seed=0))
+    labelled = list(stage(GIVEN, teacher=WhiteBox(teacher), teacher_id="t", seed=0))
     assert stage.teacher_tokens == sum(read)
     found = engine(teacher, prompts, decoding=Decoding(6, 2, temperature=0.0, batch_size=15), source="teacher")
     assert texts(labelled) == [tuple(response_text(one.ids, teacher.tokenizer) for one in group) for group in found]
@@ -166,7 +167,7 @@ def test_another_search_is_asked_for_anew(teacher, mute, other):
 def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
     engine = Transformers(options={"top_k": 40})
     stage = Labeling(max_new_tokens=6, temperature=1.0, samples=2, generator=engine)
-    labelled = list(stage(GIVEN, teacher=teacher, teacher_id="t", seed=0))
+    labelled = list(stage(GIVEN, teacher=WhiteBox(teacher), teacher_id="t", seed=0))
     assert all(len(set(answers)) == 2 for answers in texts(labelled))
     twice = [prompt for kept in GIVEN for prompt in [encode_prompt(kept.prompt, teacher.tokenizer)] * 2]
     with seeded(0, "augmentation", "labeling"):

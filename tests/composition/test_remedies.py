@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.components.choices import CONF, choices
 from kd.composition.check import check
-from kd.types import Record, Response, Split
+from kd.types import Record, Response, Skill, Split
 
 SOME = ["apo_zero", "cpo", "distillm", "gad", "grpo_kl", "kdrl", "listwise", "minillm", "opd", "ppo", "reward_model"]
 STARTS = (  # beside which every objective and every method is requested
@@ -179,7 +179,7 @@ def test_what_the_files_of_rollouts_recommend_is_a_run() -> None:
 # ---- requirements on records -----------------------------------------------------------------------------------------
 
 
-class Judged:
+class Judged(Skill):
     """Records with two responses, scored, of two teachers; `lacking` is what the third one has not."""
 
     name, metric, licence, group_key = "judged", "accuracy", "CC0-1.0", "record"

@@ -7,7 +7,7 @@ from kd.data.chat_template import encode_prompt
 from kd.data.sequences import Encoder
 from kd.models.language_model import LanguageModel
 from kd.models.networks import scratch
-from kd.types import Record, Response
+from kd.types import Record, Response, Skill
 
 
 def tiny(seed: int, **fields) -> LanguageModel:
@@ -60,7 +60,7 @@ def greedy(model: LanguageModel, ids: list[int], limit: int) -> list[int]:
     return ids[start:]
 
 
-class TenIntegers:
+class TenIntegers(Skill):
     """Ten prompts. What `model` answers is right for the numbers in `right` and wrong for the others."""
 
     name, metric, licence, group_key = "ten", "accuracy", "none", "parity"

@@ -10,7 +10,7 @@ import torch
 
 from kd.data.sequences import Encoder
 from kd.evaluation.evaluate import Evaluation
-from kd.teachers.digests import model_digest
+from kd.models.digests import model_digest
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.white_box import WhiteBox
 from tests.evaluation.conftest import TenIntegers, record, silenced, tiny

@@ -16,7 +16,7 @@ from kd.experiment.elicitation import elicit, elicited_folder, is_elicited
 from kd.experiment.launch import check_launch
 from kd.experiment.loading import load_teacher
 from kd.experiment.plan import Plan
-from kd.teachers.digests import model_digest
+from kd.models.digests import model_digest
 from kd.types import Record, Response
 from tests import runs
 

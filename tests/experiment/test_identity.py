@@ -11,7 +11,7 @@ from kd.experiment import identity as module
 from kd.experiment.export import export
 from kd.experiment.identity import TRAINING, check_records, check_unchanged, family, identity
 from kd.experiment.loading import load_teacher
-from kd.teachers.digests import weights_digest
+from kd.models.digests import weights_digest
 from tests import runs
 from tests.tiny import tiny
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from kd.data.sequences import Encoder
 from kd.generators import Generator
+from kd.generators.account import metered
 from kd.generators.generation import end_ids
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
@@ -22,6 +23,7 @@ from kd.models.language_model import LanguageModel
 from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.teacher import ByTeacher
 from kd.seeding import seeded
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests import runs
 from tests.generators.completions import ids_of
@@ -387,9 +389,10 @@ def test_teacher_tokens_are_those_that_it_read(reading, options):
     rollout = ByTeacher(max_new_tokens=5, temperature=0.0, generator=library(**options))
     window = encoder.batches(records(4))
     read.clear()
-    batches = rollout(window, Models(tiny(seed=1), type("White", (), {"model": model})()), Progress(0, 1), encoder)
-    assert rollout.spent().teacher_tokens == sum(read)
-    assert rollout.spent().generated_tokens == rollout.spent().decoding_flops == 0
+    with metered() as meter:
+        batches = rollout(window, Models(tiny(seed=1), WhiteBox(model)), Progress(0, 1), encoder)
+    assert meter.spent.teacher_tokens == sum(read)
+    assert meter.spent.generated_tokens == meter.spent.decoding_flops == 0
     assert responses(batches)
 
 
@@ -398,7 +401,8 @@ def test_a_students_writing_is_counted_row_by_row(options, temperature, samples)
     student = tiny()
     encoder = Encoder(student.tokenizer, None, max_length=200, max_tokens=400)
     rollout = OnPolicy(max_new_tokens=4, temperature=temperature, samples=samples, generator=library(**options))
-    batches = rollout(encoder.batches(records(3)), Models(student), Progress(0, 1), encoder)
+    with metered() as meter:
+        batches = rollout(encoder.batches(records(3)), Models(student), Progress(0, 1), encoder)
     prompts, written = [], []
     for batch in batches:
         rows = batch.student.mask.sum(1)
@@ -410,9 +414,9 @@ def test_a_students_writing_is_counted_row_by_row(options, temperature, samples)
         expected = sum(each) + sum(3 * flops for flops in each[::2])
     else:  # a prompt is read for each sample
         expected = sum(each)
-    assert rollout.spent().decoding_flops == expected
-    assert rollout.spent().generated_tokens == sum(written)
-    assert rollout.spent().teacher_tokens == 0
+    assert meter.spent.decoding_flops == expected
+    assert meter.spent.generated_tokens == sum(written)
+    assert meter.spent.teacher_tokens == 0
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

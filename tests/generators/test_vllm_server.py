@@ -9,6 +9,7 @@ import torch
 
 from kd.data.sequences import Encoder
 from kd.generators import Generator
+from kd.generators.account import Meter, metered
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
@@ -324,13 +325,17 @@ def test_the_student_learns_on_what_the_server_wrote(connect, student, encoder):
     given, settings = records(5), {"max_new_tokens": 10, "temperature": 0.0}
     window, models = encoder.batches(given), Models(student)
     ours, theirs = OnPolicy(**settings), OnPolicy(**settings, generator=connect())
+    own, engine = Meter(), Meter()
     for step in range(2):
-        expected, batches = (r(window, models, Progress(step, 4), encoder) for r in (ours, theirs))
+        with metered(own):
+            expected = ours(window, models, Progress(step, 4), encoder)
+        with metered(engine):
+            batches = theirs(window, models, Progress(step, 4), encoder)
         assert responses(batches) == responses(expected)
         moved(student)
     assert theirs.take_report()["response_length"] == ours.take_report()["response_length"]
-    assert theirs.spent().generated_tokens == ours.spent().generated_tokens
-    assert theirs.spent().decoding_flops == 2 * ours.spent().decoding_flops  # read once more, by the student
+    assert engine.spent.generated_tokens == own.spent.generated_tokens
+    assert engine.spent.decoding_flops == 2 * own.spent.decoding_flops  # read once more, by the student
     assert theirs.take_report().keys() == {
         *ours.take_report(),
         "sampler_mismatch",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd.rollouts.teacher_mixed import weigh
 from kd.seeding import seeded, uniform
 from kd.signals import introduce
+from kd.teachers.interface import Teacher
 from kd.teachers.self_teacher import Own
 from kd.teachers.white_box import WhiteBox
 from kd.training.terms import Term
@@ -193,12 +194,15 @@ def test_minillms_mixture_and_its_weights():
     assert batch.importance_weights[0].tolist() == pytest.approx([0.4 / 0.46, 0.4 / 0.36, 0.2 / 0.18])
 
 
-class Told(nn.Module):
+class Told(nn.Module, Teacher):
     """A teacher that knows what it says of each label."""
 
     def __init__(self, said: Tensor):
         super().__init__()
         self.said = said
+
+    def identity(self) -> str:
+        return "told"
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         return ModelOutput(logprobs=self.said)

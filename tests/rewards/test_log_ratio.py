@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import kd.rewards.log_ratio
+from kd.generators.account import metered
 from kd.objectives.divergence import reverse_kl
 from kd.objectives.policy import policy_gradient
 from kd.rewards import Reward
 from kd.rewards.log_ratio import LogRatio
 from kd.rollouts.buffer import TENSORS
+from kd.teachers.interface import Teacher
 from kd.types import Batch, ModelOutput, Models, Sequences
 from tests.objectives import trees
 from tests.objectives.alone import values_of
@@ -30,12 +32,15 @@ PAPER = {"include_current": False, "discount": 1.0, "scale": 1.0, "clip": None, 
 PLAIN = PAPER | {"length_normalised": False}
 
 
-class Told(nn.Module):
+class Told(nn.Module, Teacher):
     """A teacher that knows the log-probabilities of the sequences it is shown, by their first token."""
 
     def __init__(self, logprobs: Tensor):
         super().__init__()
         self.logprobs = logprobs
+
+    def identity(self) -> str:
+        return "told"
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         assert wanted == {"logprobs"}
@@ -228,10 +233,11 @@ def test_a_teacher_with_a_longer_prompt():
 
 def test_what_the_teacher_read_and_what_is_told():
     reward, models = LogRatio(), Models(HERE, Told(logprobs(TEACHER)))
-    reward(cut(7, 8), models)
-    assert reward.teacher_tokens == 15 * 3
-    reward(cut(15), models)
-    assert reward.teacher_tokens == 2 * 15 * 3
+    with metered() as meter:
+        reward(cut(7, 8), models)
+        assert meter.spent.teacher_tokens == 15 * 3
+        reward(cut(15), models)
+    assert meter.spent.teacher_tokens == 2 * 15 * 3
     gap = (logprobs(STUDENT) - logprobs(TEACHER))[MASK]
     total, count = reward.take_report()["sampled_reverse_kl"]
     assert total / count == pytest.approx(gap.mean().item())

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.data.sequences import Encoder
 from kd.experiment.export import export, export_objective
+from kd.generators.account import Meter, metered
 from kd.models.tokenizers import byte_tokenizer
 from kd.objectives.reward_model import RewardModel, bradley_terry, ends
 from kd.rewards import Reward
@@ -119,11 +120,12 @@ def test_what_it_reads_is_counted(trained):
     batches = Encoder(student.tokenizer, None, max_length=200, max_tokens=4000).batches(PAIRS)
     reward = Loaded(folder=str(folder))
     reward.model.network.set_attn_implementation("eager")
+    meter = Meter()
     for times in (1, 2):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, metered(meter):
             for batch in batches:
                 reward._score(batch, torch.device("cpu"))
-        assert reward.judge_flops == pytest.approx(times * counter.get_total_flops(), rel=0.05)
+        assert meter.spent.judge_flops == pytest.approx(times * counter.get_total_flops(), rel=0.05)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, trained):

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from kd.data.sequences import Encoder, encode
+from kd.generators.account import metered
 from kd.models.tokenizers import byte_tokenizer
 from kd.rewards import Reward
 from kd.rewards.teacher_score import TeacherScore
+from kd.teachers.interface import Teacher
 from kd.teachers.white_box import WhiteBox
 from kd.types import ModelOutput, Models
 from tests.tiny import record, tiny
@@ -56,15 +58,16 @@ def test_it_is_the_likelihood_of_the_response_in_the_teachers_tokens(teacher, no
 def test_what_the_teacher_read_is_counted(teacher):
     encoder = Encoder(teacher.tokenizer, None, max_length=200, max_tokens=80)
     reward, batches = TeacherScore(), encoder.batches(GIVEN)
-    for _ in range(2):
-        reward(batches, Models(teacher, WhiteBox(teacher)))
+    with metered() as meter:
+        for _ in range(2):
+            reward(batches, Models(teacher, WhiteBox(teacher)))
     ids = [len(encode(p.prompt, a.text, teacher.tokenizer, 500).ids) - 1 for p in GIVEN for a in p.responses]
-    assert reward.teacher_tokens == 2 * sum(ids)
+    assert meter.spent.teacher_tokens == 2 * sum(ids)
 
 
 def test_no_gradient_is_kept(teacher):
     encoder = Encoder(teacher.tokenizer, None, max_length=200, max_tokens=1000)
-    [batch] = TeacherScore()(encoder.batches(GIVEN[:1]), Models(teacher, teacher))
+    [batch] = TeacherScore()(encoder.batches(GIVEN[:1]), Models(teacher, WhiteBox(teacher)))
     assert not batch.rewards.requires_grad
     assert isinstance(TeacherScore(), Reward)
 
@@ -73,7 +76,10 @@ def test_sequences_go_where_the_student_is(teacher):
     """A live teacher of the student's own has no parameters that would say where it is."""
     seen = []
 
-    class Live(torch.nn.Module):
+    class Live(torch.nn.Module, Teacher):
+        def identity(self):
+            return "live"
+
         def forward(self, sequences, wanted):
             seen.append(sequences.tokens.device.type)
             return ModelOutput(logprobs=torch.zeros(sequences.mask.shape))

@@ -273,8 +273,9 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(cut):
 @pytest.mark.parametrize("name", ["threshold", "level", "buffer"])
 def test_a_piece_that_is_missing_is_missed(cut, name):
     expected, state = cut
-    assert set(state) == {"threshold", "level", "buffer"}
+    assert set(state) == {"attributes", "writer", "buffer"}
     state, fresh = deepcopy(state), real()
-    state[name] = {"threshold": 0.7, "level": None, "buffer": []}[name]  # as at the start
+    at_the_start = {"threshold": 0.7, "level": None, "buffer": []}
+    (state["attributes"] if name in state["attributes"] else state)[name] = at_the_start[name]
     fresh.load_state_dict(state)
     assert ran(fresh, CUT, END) != expected

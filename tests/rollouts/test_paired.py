@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kd.data.sequences import Encoder
+from kd.generators.account import metered
 from kd.models.flops import decoding_flops
 from kd.objectives.preference import dpo
 from kd.rewards.verifier import Verifier
@@ -123,14 +124,16 @@ def test_demonstrations_are_read_by_the_student(student, encoder):
 
 def test_what_is_written_and_read_is_counted(student, encoder):
     plain, read = Paired(max_new_tokens=LENGTH), Demonstrated(samples=1, max_new_tokens=LENGTH)
-    batches = write(plain, Models(student), encoder)
-    write(read, Models(student), encoder)
+    with metered() as generating:
+        batches = write(plain, Models(student), encoder)
+    with metered() as both:
+        write(read, Models(student), encoder)
     own = sum(len(group[1]) for group in learnt(batches).values())
-    assert plain.spent().generated_tokens == read.spent().generated_tokens == own
+    assert generating.spent.generated_tokens == both.spent.generated_tokens == own
     rows = [encoder.encode(given)[0] for given in GIVEN]
     lengths = [len(row.ids) - row.prompt for row in rows]
     reading = decoding_flops(student, [row.prompt for row in rows], lengths)
-    assert read.spent().decoding_flops - plain.spent().decoding_flops == reading
+    assert both.spent.decoding_flops - generating.spent.decoding_flops == reading
 
 
 def test_the_reward_judges_all_of_a_group(student, encoder):

@@ -17,7 +17,7 @@ from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.privileged_self import PrivilegedSelf
 from kd.seeding import seeded
 from kd.teachers.self_teacher import Own
-from kd.teachers.white_box import WhiteBox, ask
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress, Record
 from tests import runs
 from tests.rollouts.told import learnt
@@ -77,7 +77,7 @@ def test_each_reads_the_same_response_after_a_prompt_of_its_own(models):
 def test_rows_stand_side_by_side_and_numbers_come_to_the_students_positions(models):
     """Against one sequence at a time: the privileged prompt, the response, and what the model says of each id."""
     for batch in written(PrivilegedSelf(template=TEMPLATE, max_new_tokens=9), models, encoder_for(models)):
-        native = ask(models.teacher, batch, FIELDS)
+        native = models.teacher.read(batch, FIELDS)
         aligned = Same()(native, batch)
         assert aligned.logprobs.shape == batch.student.mask.shape
         assert (aligned.logprobs[~batch.student.mask] == 0).all()
@@ -101,7 +101,7 @@ def test_rows_stand_side_by_side_and_numbers_come_to_the_students_positions(mode
 def test_what_is_said_of_positions_is_left_out(models):
     rollout = PrivilegedSelf(template=TEMPLATE, max_new_tokens=9)
     for batch in written(rollout, models, encoder_for(models)):
-        assert Same()(ask(models.teacher, batch, frozenset({"hidden"})), batch).hidden is None
+        assert Same()(models.teacher.read(batch, frozenset({"hidden"})), batch).hidden is None
 
 
 def test_a_conversation_keeps_its_other_messages():
@@ -116,7 +116,7 @@ def test_a_conversation_keeps_its_other_messages():
 # ---- what does not fit -----------------------------------------------------------------------------------------------
 
 
-def test_both_sides_are_cut_alike(models):
+def test_both_sides_are_cut_alike(models, meter):
     """The longer prompt decides: the response has as much room as it leaves, on both sides."""
     [kept] = one = [record(0, "2 + 2 = ?", "four, of course")]
     room = 5
@@ -124,7 +124,7 @@ def test_both_sides_are_cut_alike(models):
     rollout = PrivilegedSelf(template=TEMPLATE, max_new_tokens=50)
     [batch] = written(rollout, models, encoder, one)
     assert batch.student.mask.sum() == batch.teacher.mask.sum() <= room
-    assert rollout.spent().generated_tokens <= room  # nothing is written that would be cut off again
+    assert meter.spent.generated_tokens <= room  # nothing is written that would be cut off again
     assert int(batch.teacher.lengths[0]) <= encoder.max_length - 1
 
 

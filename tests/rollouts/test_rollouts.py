@@ -74,7 +74,7 @@ def test_the_student_writes_what_it_learns_on(student, encoder):
     assert {r.source for batch in batches for kept in batch.records for r in kept.responses} == {"student"}
 
 
-def test_an_end_token_is_learnt_even_if_it_is_all_there_is(student, encoder):
+def test_an_end_token_is_learnt_even_if_it_is_all_there_is(student, encoder, meter):
     end = student.tokenizer.eos_token_id
     head = student.network.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.zeros(head.out_features, dtype=torch.float64))
@@ -83,7 +83,7 @@ def test_an_end_token_is_learnt_even_if_it_is_all_there_is(student, encoder):
     batches = rollout(encoder.batches(GIVEN), Models(student), NOW, encoder)
     assert responses(batches) == {kept.id: [[end], [end]] for kept in GIVEN}
     assert {r.text for batch in batches for kept in batch.records for r in kept.responses} == {""}
-    assert rollout.spent().generated_tokens == 2 * len(GIVEN)
+    assert meter.spent.generated_tokens == 2 * len(GIVEN)
 
 
 def test_samples_of_a_prompt_are_a_group(student, encoder):
@@ -122,23 +122,23 @@ def test_the_window_decides_what_is_written_not_its_micro_batches(student):
     assert written[0] == written[1]
 
 
-def test_tokens_are_counted_over_steps(student, encoder):
+def test_tokens_are_counted_over_steps(student, encoder, meter):
     rollout = OnPolicy(max_new_tokens=5)
     counts = []
     for _ in range(3):
         batches = rollout(encoder.batches(GIVEN), Models(student), NOW, encoder)
         counts.append(sum(len(ids) for group in responses(batches).values() for ids in group))
-    assert rollout.spent().generated_tokens == sum(counts)
+    assert meter.spent.generated_tokens == sum(counts)
 
 
-def test_nothing_is_written_that_would_be_cut_off(student):
+def test_nothing_is_written_that_would_be_cut_off(student, meter):
     longest = max(len(encode_prompt(kept.prompt, student.tokenizer)) for kept in GIVEN)
     encoder = Encoder(student.tokenizer, None, max_length=longest + 4, max_tokens=400)
     rollout = OnPolicy(max_new_tokens=50, samples=2)
     [batch] = rollout(
         encoder.batches([max(GIVEN, key=lambda r: len(r.prompt[0]["content"]))]), Models(student), NOW, encoder
     )
-    assert batch.student.mask.sum() <= rollout.spent().generated_tokens <= 2 * 4
+    assert batch.student.mask.sum() <= meter.spent.generated_tokens <= 2 * 4
 
 
 def test_a_teacher_with_other_tokens_reads_what_was_written(student):

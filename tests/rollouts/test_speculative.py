@@ -85,7 +85,7 @@ def test_probabilities_are_those_of_the_process(models, encoder, nuclei):
         torch.testing.assert_close(batch.old_logprobs[batch.student.mask], own, rtol=1e-4, atol=1e-5)
 
 
-def test_where_every_id_will_do_the_student_writes_alone(models, encoder):
+def test_where_every_id_will_do_the_student_writes_alone(models, encoder, meter):
     rollout = Speculative(top_k=1000, max_new_tokens=9, temperature=0.7, top_p=0.9)
     for batch in written(rollout, models, encoder):
         own = nucleus(at_labels(models.student, batch.student), 0.7, 0.9)
@@ -93,7 +93,7 @@ def test_where_every_id_will_do_the_student_writes_alone(models, encoder):
         expected = torch.tensor([row[y] for row, y in zip(own, labels, strict=True)])
         torch.testing.assert_close(batch.behaviour_logprobs[batch.student.mask].exp(), expected, rtol=1e-3, atol=1e-6)
     kept, proposed = rollout.take_report()["kept_share"]
-    assert kept == proposed == rollout.spent().generated_tokens
+    assert kept == proposed == meter.spent.generated_tokens
 
 
 def test_a_greedy_student_among_all_ids_is_a_greedy_student(models, encoder):
@@ -111,22 +111,22 @@ def test_with_one_id_and_a_greedy_teacher_the_teacher_writes(models, encoder):
     for batch in batches:
         torch.testing.assert_close(batch.behaviour_logprobs, torch.zeros_like(batch.behaviour_logprobs))
     kept, proposed = rollout.take_report()["kept_share"]
-    assert kept < proposed == rollout.spent().generated_tokens
+    assert kept < proposed == sum(len(row) for (row,) in learnt(batches).values())
 
 
-def test_what_it_costs(models, encoder):
-    meter = Meter(models.teacher.model)
+def test_what_it_costs(models, encoder, meter):
+    reading = Meter(models.teacher.model)
     rollout = Speculative(max_new_tokens=6, batch_size=1)
     lengths = {name: len(row) for name, (row,) in learnt(written(rollout, models, encoder)).items()}
     prompts = {kept.id: len(encode_prompt(kept.prompt, encoder.student)) for kept in GIVEN}
-    assert rollout.spent().generated_tokens == sum(lengths.values())
-    assert rollout.spent().teacher_tokens == meter.tokens == sum(prompts[n] + lengths[n] - 1 for n in prompts)
+    assert meter.spent.generated_tokens == sum(lengths.values())
+    assert meter.spent.teacher_tokens == reading.tokens == sum(prompts[n] + lengths[n] - 1 for n in prompts)
 
 
 def test_a_run_learns_counts_and_tells(tmp_path):
     cfg = runs.config(*runs.EXACT, "rollout=speculative", "rollout.max_new_tokens=5", "optim.steps=3")
     parts = runs.train(cfg, tmp_path)
-    budget, spent = parts.module.budget, parts.module.rollout.spent()
+    budget, spent = parts.module.budget, parts.module.meter.spent
     assert budget.generated_tokens == spent.generated_tokens > 0
     assert budget.teacher_tokens == budget.tokens + spent.teacher_tokens
     assert 0 < float(runs.metrics(tmp_path)["3,train,kept_share"]) < 1

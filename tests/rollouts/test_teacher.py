@@ -56,7 +56,7 @@ def test_samples_are_a_group_and_other_ones_each_time():
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_what_the_teacher_reads_is_counted(samples):
+def test_what_the_teacher_reads_is_counted(samples, meter):
     """Against the real tokens that its network meets: padding aside, each prompt once, and all written but the last."""
     rollout, met = ByTeacher(max_new_tokens=6, samples=samples, batch_size=64), []
 
@@ -68,7 +68,7 @@ def test_what_the_teacher_reads_is_counted(samples):
     batches = written(rollout)
     hook.remove()
     rows = sum(len(ids) for group in learnt(batches).values() for ids in group)
-    assert rollout.spent()[:3] == (0, 0, sum(met))
+    assert meter.spent[:3] == (0, 0, sum(met))
     assert sum(met) == sum(map(len, ASKED.values())) + rows - samples * len(GIVEN)
 
 
@@ -99,10 +99,10 @@ def test_a_teacher_with_other_tokens_is_read_as_text():
         assert {row for batch in batches for row in batch.written_by.tolist()} == {1}
 
 
-def test_an_empty_window_is_nothing():
+def test_an_empty_window_is_nothing(meter):
     rollout, before = ByTeacher(max_new_tokens=3), torch.get_rng_state()
     assert rollout([], MODELS, NOW, ENCODER) == []
-    assert rollout.spent()[:3] == (0, 0, 0)
+    assert meter.spent[:3] == (0, 0, 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -114,17 +114,17 @@ def test_first_tokens_come_as_often_as_the_mixture_says(models, encoder):
     assert chisquare(found[:-1], (q[often] / q[often].sum() * sum(found[:-1])).tolist()).pvalue < 1e-6  # not q's
 
 
-def test_what_it_costs(models, encoder):
+def test_what_it_costs(models, encoder, meter):
     """The teacher reads the prompt and all that is written but the last token, one response at a time here."""
-    meter = Meter(models.teacher.model)
+    reading = Meter(models.teacher.model)
     rollout = TeacherMixed(max_new_tokens=6, batch_size=1)
     for _ in range(2):
         batches = written(rollout, models, encoder)
     prompts = {kept.id: len(encode_prompt(kept.prompt, encoder.student)) for kept in GIVEN}
     lengths = {name: len(row) for name, (row,) in learnt(batches).items()}
-    spent = rollout.spent()
+    spent = meter.spent
     assert spent.generated_tokens == 2 * sum(lengths.values())
-    assert spent.teacher_tokens == meter.tokens == 2 * sum(prompts[n] + lengths[n] - 1 for n in prompts)
+    assert spent.teacher_tokens == reading.tokens == 2 * sum(prompts[n] + lengths[n] - 1 for n in prompts)
     assert spent.decoding_flops == 2 * sum(decoding_flops(models.student, [prompts[n]], [lengths[n]]) for n in prompts)
     assert rollout.take_report()["response_length"] == (2 * sum(lengths.values()), 2 * len(GIVEN))
 
@@ -132,7 +132,7 @@ def test_what_it_costs(models, encoder):
 def test_a_run_learns_and_counts(tmp_path):
     cfg = runs.config(*runs.EXACT, "rollout=teacher_mixed", "rollout.max_new_tokens=5", "optim.steps=3")
     parts = runs.train(cfg, tmp_path)
-    budget, spent = parts.module.budget, parts.module.rollout.spent()
+    budget, spent = parts.module.budget, parts.module.meter.spent
     assert budget.generated_tokens == spent.generated_tokens > 0
     assert budget.teacher_tokens == budget.tokens + spent.teacher_tokens  # read to learn from, and while writing
 

@@ -5,9 +5,9 @@ import torch
 
 from kd.data.chat_template import encode_prompt
 from kd.data.sequences import Encoder
+from kd.generators.account import Spent, metered
 from kd.generators.sampling import Sampled
-from kd.rollouts import Spent
-from kd.rollouts.writing import Writing
+from kd.rollouts.on_policy import OnPolicy
 from tests.tiny import records, tiny
 
 GIVEN = records(6)
@@ -38,10 +38,10 @@ def flops(model, tokens, squares, rows):
     return 2 * weights * tokens + attention + 2 * network.get_output_embeddings().weight.numel() * rows
 
 
-def test_what_a_student_writes_is_counted():
+def test_what_a_student_writes_is_counted(meter):
     """The samples of a prompt share one reading of it: P + (r1 - 1) + (r2 - 1) tokens; the first word of each is
     drawn from one row of logits; places attend to all before them, (P + r - 1)^2 in all for each, less P^2 once."""
-    writing = Writing(**SETTINGS)
+    writing = OnPolicy(**SETTINGS)
     found = lengths(writing.by_one(STUDENT, GIVEN, ENCODER))
     assert [len(group) for group in found] == [2] * 6
     tokens = squares = rows = 0
@@ -50,18 +50,19 @@ def test_what_a_student_writes_is_counted():
         squares += (prompt + one - 1) ** 2 + (prompt + two - 1) ** 2 - prompt**2
         rows += 1 + one - 1 + two - 1
     written = sum(map(sum, found))
-    assert writing.spent()[:3] == (written, flops(STUDENT, tokens, squares, rows), 0)
+    assert meter.spent[:3] == (written, flops(STUDENT, tokens, squares, rows), 0)
     again = writing.by_one(STUDENT, GIVEN, ENCODER)
-    assert writing.spent().generated_tokens == written + sum(map(sum, lengths(again)))
+    assert meter.spent.generated_tokens == written + sum(map(sum, lengths(again)))
 
 
-def test_what_a_teacher_reads_beside_the_student_is_counted():
-    writing, alone = Writing(**SETTINGS), Writing(max_new_tokens=5, temperature=0.0)
+def test_what_a_teacher_reads_beside_the_student_is_counted(meter):
+    writing, alone = OnPolicy(**SETTINGS), OnPolicy(max_new_tokens=5, temperature=0.0)
     found = lengths(writing.by_several([STUDENT, TEACHER], GIVEN, ENCODER, Sampled()))
     read = sum(PROMPTS) + sum(map(sum, found)) - 2 * len(GIVEN)
-    assert writing.spent()[:3:2] == (sum(map(sum, found)), read)
-    alone.by_one(TEACHER, GIVEN, ENCODER, source="teacher")
-    assert alone.spent()[:2] == (0, 0)
+    assert meter.spent[:3:2] == (sum(map(sum, found)), read)
+    with metered() as of_teacher:
+        alone.by_one(TEACHER, GIVEN, ENCODER, source="teacher")
+    assert of_teacher.spent[:2] == (0, 0)
 
 
 def test_spending_adds_up():
@@ -70,7 +71,7 @@ def test_spending_adds_up():
 
 
 def test_lengths_and_truncations_are_told():
-    writing = Writing(**SETTINGS)
+    writing = OnPolicy(**SETTINGS)
     responses = writing.by_one(STUDENT, GIVEN, ENCODER)
     found = [length for group in lengths(responses) for length in group]
     end = STUDENT.tokenizer.eos_token_id
@@ -81,7 +82,7 @@ def test_lengths_and_truncations_are_told():
 
 
 def test_many_truncations_are_warned_of_once(caplog):
-    writing = Writing(**SETTINGS)
+    writing = OnPolicy(**SETTINGS)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):  # 24 responses: too few to say
             writing.by_one(STUDENT, GIVEN, ENCODER)
@@ -93,7 +94,7 @@ def test_many_truncations_are_warned_of_once(caplog):
 
 
 def test_a_student_that_forgets_to_end_is_noticed_however_long_it_did(caplog):
-    writing, student = Writing(samples=64, max_new_tokens=5, batch_size=400), end_at_once(tiny())
+    writing, student = OnPolicy(samples=64, max_new_tokens=5, batch_size=400), end_at_once(tiny())
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             writing.by_one(student, GIVEN, ENCODER)
@@ -103,7 +104,7 @@ def test_a_student_that_forgets_to_end_is_noticed_however_long_it_did(caplog):
 
 
 def test_responses_that_end_are_not_warned_of(caplog):
-    writing, student = Writing(**SETTINGS), end_at_once(tiny())
+    writing, student = OnPolicy(**SETTINGS), end_at_once(tiny())
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             writing.by_one(student, GIVEN, ENCODER)
@@ -115,7 +116,7 @@ def test_responses_that_end_are_not_warned_of(caplog):
 def test_nothing_is_written_beyond_the_room_there_is(room):
     encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + room, max_tokens=400)
     longest = [GIVEN[PROMPTS.index(max(PROMPTS))]]
-    writing = Writing(samples=2, max_new_tokens=50)
+    writing = OnPolicy(samples=2, max_new_tokens=50)
     [group] = writing.by_one(STUDENT, longest, encoder)
     assert max(len(answer.ids) for answer in group) <= room
 
@@ -123,7 +124,7 @@ def test_nothing_is_written_beyond_the_room_there_is(room):
 def test_what_the_encoder_will_cut_off_is_told_as_cut_off():
     """Written together, all are bounded by the room of the shortest prompt; a longer one has less."""
     encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + 1, max_tokens=400)
-    writing = Writing(samples=2, max_new_tokens=50, batch_size=12)
+    writing = OnPolicy(samples=2, max_new_tokens=50, batch_size=12)
     responses = writing.by_one(STUDENT, GIVEN, encoder)
     rooms = [max(PROMPTS) + 1 - prompt for prompt in PROMPTS]
     assert any(
@@ -138,8 +139,8 @@ def test_what_the_encoder_will_cut_off_is_told_as_cut_off():
     assert writing.take_report()["truncation_rate"] == (unended, 12)
 
 
-def test_no_records_are_no_work():
-    writing = Writing(**SETTINGS)
+def test_no_records_are_no_work(meter):
+    writing = OnPolicy(**SETTINGS)
     assert writing.by_one(STUDENT, [], ENCODER) == []
     assert writing.by_several([STUDENT, TEACHER], [], ENCODER, Sampled()) == []
-    assert writing.spent()[:3] == (0, 0, 0)
+    assert meter.spent[:3] == (0, 0, 0)

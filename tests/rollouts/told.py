@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from kd.data.sequences import Encoder
-from kd.rollouts import Spent
+from kd.rollouts import Rollout
 from kd.rollouts.wrapping import records_of
 from kd.types import Batch, Models, Progress, Record, Sequences, Written
 
@@ -35,7 +35,7 @@ def _listed(value: Any) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-class Counting:
+class Counting(Rollout):
     """Answers every prompt with the number of the call, in `samples` variants of different lengths.
 
     The log-probabilities are minus the place in the response; rewards are the variants' numbers.
@@ -67,20 +67,11 @@ class Counting:
             found.append(Written(ids, "student", logprobs, logprobs / 2))
         return found
 
-    def spent(self) -> Spent:
-        return Spent(self.calls, 10 * self.calls, 100 * self.calls)
-
     def take_report(self) -> dict[str, tuple[float, float]]:
         return {"calls": (float(self.calls), 1.0)}
 
     def after_validation(self, metrics: dict[str, float]) -> None:
         self.heard.append(metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.calls = state["calls"]
 
 
 def texts(batches: Sequence[Batch]) -> dict[str, str]:

@@ -8,13 +8,13 @@ import re
 import pytest
 
 from kd.skills.records import held, load
-from kd.types import Record, Response
+from kd.types import Record, Response, Skill
 from tests.chats import byte_level
 
 USER = {"role": "user", "content": "Spell abc"}
 
 
-class Given:
+class Given(Skill):
     """A skill with these records."""
 
     name, metric, licence, group_key, control_tokens = "given", "accuracy", "CC0-1.0", "id", False

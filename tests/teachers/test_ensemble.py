@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from kd.data.sequences import Encoder
+from kd.models.digests import model_digest
 from kd.models.language_model import LanguageModel
-from kd.teachers.digests import model_digest
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.targets import TopK
 from kd.teachers.truncated import Approximated
-from kd.teachers.white_box import WhiteBox, ask
+from kd.teachers.white_box import WhiteBox
 from kd.types import Batch, ModelOutput, Record, Response
 from tests.tiny import records, tiny
 
@@ -52,7 +52,7 @@ def test_two_equal_members_are_one():
     (batch,) = batches(records(3), max_tokens=10_000)
     alone = WhiteBox(tiny(1))(batch.teacher, FIELDS)
     for combine in ("mean_logits", "mean_probabilities"):
-        both = ask(ensemble(1, 1, combine=combine, weights={"a": 1, "b": 3}), batch, FIELDS)
+        both = ensemble(1, 1, combine=combine, weights={"a": 1, "b": 3}).read(batch, FIELDS)
         torch.testing.assert_close(everything(both), everything(alone))
         torch.testing.assert_close(both.logprobs, alone.logprobs)
 
@@ -60,7 +60,7 @@ def test_two_equal_members_are_one():
 def test_the_mixture_of_two():
     (batch,) = batches(records(3), max_tokens=10_000)
     p, q = (everything(WhiteBox(tiny(seed))(batch.teacher, FIELDS)).exp() for seed in (1, 2))
-    output = ask(ensemble(1, 2, weights={"a": 2, "b": 6}), batch, FIELDS)
+    output = ensemble(1, 2, weights={"a": 2, "b": 6}).read(batch, FIELDS)
     mixture = 0.25 * p + 0.75 * q
     torch.testing.assert_close(everything(output).exp(), mixture)
     labels = batch.teacher.labels[batch.teacher.mask]
@@ -70,7 +70,7 @@ def test_the_mixture_of_two():
 
 def test_only_what_is_wanted():
     (batch,) = batches(records(2), max_tokens=10_000)
-    output = ask(ensemble(1, 2), batch, frozenset({"logits"}))
+    output = ensemble(1, 2).read(batch, frozenset({"logits"}))
     assert output.logprobs is None
     assert output.logits is not None
     assert Ensemble.provides == FIELDS
@@ -87,7 +87,7 @@ def test_each_record_is_read_by_the_member_that_it_names(responses, max_tokens):
     assert order != sorted(order)
     assert (len(made) == 1) == (max_tokens == 10_000)
     for batch in made:
-        output = ask(routed, batch, FIELDS)
+        output = routed.read(batch, FIELDS)
         alone = {name: teacher(batch.teacher, FIELDS) for name, teacher in teachers.items()}
         grid, row = {name: everything(said) for name, said in alone.items()}, 0
         for i in range(len(batch.teacher.tokens)):
@@ -101,18 +101,19 @@ def test_a_member_that_no_record_names_reads_nothing():
     routed = ensemble(1, 2, combine="routed")
     routed.members["b"].register_forward_hook(lambda *_: pytest.fail("nobody asked this one"))
     (batch,) = batches(named(2, "a"), 10_000)
-    assert ask(routed, batch, FIELDS).logits.n == int(batch.teacher.mask.sum())
+    assert routed.read(batch, FIELDS).logits.n == int(batch.teacher.mask.sum())
 
 
 def test_a_record_that_names_nobody_is_told():
+    encoder = Encoder(tiny().tokenizer, None, max_length=200, max_tokens=200)
     routed = ensemble(1, 2, combine="routed")
     with pytest.raises(ValueError, match=r"record 0 of toy names teacher 'z' in its meta.* knows a and b; name one"):
-        routed.check(named(1, "z"))
+        routed.check(named(1, "z"), [], [], encoder)
     with pytest.raises(ValueError, match=r"record 0 of toy has no `teacher` in its meta.* knows a and b"):
-        routed.check(records(1))
+        routed.check(records(1), [], [], encoder)
     with pytest.raises(ValueError, match="combine=routed was given 0 records for 1 sequences"):
         routed(batches(named(1, "a"))[0].teacher, FIELDS)
-    ensemble(1, 2).check(records(1))  # nobody has to name anybody
+    ensemble(1, 2).check(records(1), [], [], encoder)  # nobody has to name anybody
 
 
 @pytest.mark.parametrize(

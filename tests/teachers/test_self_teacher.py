@@ -15,10 +15,10 @@ from kd.composition.check import check
 from kd.data.sequences import Encoder
 from kd.experiment.build import build, fit
 from kd.generators.generation import generate
+from kd.models.digests import weights_digest
 from kd.models.language_model import LanguageModel
 from kd.models.networks import _with_lora
 from kd.objectives.reduction import Counts, count
-from kd.teachers.digests import weights_digest
 from kd.teachers.self_teacher import Own
 from kd.teachers.white_box import WhiteBox
 from tests import runs

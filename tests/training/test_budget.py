@@ -276,7 +276,7 @@ def test_what_a_frozen_student_reads_is_counted(tmp_path):
     for name in ("dpo", "simpo"):
         words = [f"objective={name}", "rollout=paired", "rollout.max_new_tokens=5", "optim.steps=1"]
         module = runs.train(runs.config(*words), tmp_path / name).module
-        spent[name] = module.budget.student_flops, module.rollout.spent().decoding_flops
+        spent[name] = module.budget.student_flops, module.meter.spent.decoding_flops
     (dpo, writing), (simpo, same) = spent.values()
     assert writing == same > 0
     assert 3 * (dpo - simpo) == simpo - writing

@@ -6,9 +6,9 @@ import torch
 from kd.data.sequences import collate, encode
 from kd.experiment.build import build
 from kd.kernels.logits import label_logprobs
+from kd.models.digests import weights_digest
 from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, count
-from kd.teachers.digests import weights_digest
 from kd.types import Batch, ModelOutput
 from tests import runs
 from tests.tiny import LLAMA, records

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kd.data.blocks import Blocks, blocks
+from kd.rollouts import Rollout
 from kd.training.budget import Budget, Limits
 from kd.training.observation import moved
 from kd.types import Batch, Models, Progress
@@ -137,10 +138,10 @@ def test_the_nearest_limit_counts():
 # ---- importance ------------------------------------------------------------------------------------------------------
 
 
-class Weighted:
+class Weighted(Rollout):
     """Offline, with a weight for each label: 0 at the first of a response, 3 at the others."""
 
-    provides, requires = frozenset({"importance_weights"}), frozenset()
+    provides, requires, keeps_responses = frozenset({"importance_weights"}), frozenset(), True
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder) -> list[Batch]:
         for batch in window:

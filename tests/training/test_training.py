@@ -11,10 +11,11 @@ from torch import Tensor
 
 from kd.data.sequences import Encoder, encode
 from kd.experiment.build import build, reads_packed
+from kd.models.digests import weights_digest
+from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
 from kd.runs.folder import RunFolder
 from kd.sweeps.jobs import isolated
-from kd.teachers.digests import weights_digest
 from kd.training.trainer import loggers, summarise
 from kd.types import Batch, Models, Progress
 from tests import runs
@@ -158,11 +159,12 @@ def test_the_final_scores_are_in_the_summary_of_the_wandb_run(tmp_path):
 # ---- what is logged --------------------------------------------------------------------------------------------------
 
 
-class Watching:
+class Watching(Rollout):
     """Offline, but every window's loss is also computed by the book, with the weights of that very step."""
 
     provides: ClassVar[frozenset[str]] = Offline.provides
     requires: ClassVar[frozenset[str]] = Offline.requires
+    keeps_responses: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.seen: list[float] = []

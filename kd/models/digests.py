@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
-from kd.models.language_model import LanguageModel
-from kd.teachers.ensemble import Ensemble
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Fields of a transformers config that say where a model came from, not what it computes.
 _ORIGIN = ("_name_or_path", "architectures", "transformers_version", "use_cache")
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A model whose content has a name."""
+
+    def identity(self) -> str:
+        """A digest of the content."""
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -30,18 +36,14 @@ def weights_digest(module: nn.Module) -> str:
     return whole.hexdigest()
 
 
-def model_digest(model: LanguageModel | Ensemble) -> str:
+def network_digest(network: PreTrainedModel) -> str:
     """sha256 over the weights and the network's config: equal weights compute other things under another config.
 
-    (Two models drawn from one seed that differ in `rope_theta` alone have the same weights.) Of an ensemble: over its
-    members' digests and how they are combined.
+    (Two models drawn from one seed that differ in `rope_theta` alone have the same weights.)
     """
-    if isinstance(model, Ensemble):
-        members = [[name, model_digest(member)] for name, member in model.parts.items()]
-        return hashlib.sha256(json.dumps([model.combine, model.weights, members]).encode()).hexdigest()
-    config = model.network.config.to_dict()
+    config = network.config.to_dict()
     fields = {name: value for name, value in config.items() if name not in _ORIGIN}
-    text = json.dumps([weights_digest(model.network), fields], sort_keys=True, default=str)
+    text = json.dumps([weights_digest(network), fields], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -54,6 +56,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     words = sorted(tokenizer.get_vocab().items())
     content = [words, rules, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def model_digest(system: Identified) -> str:
+    """The digest of a model, or of an ensemble of several."""
+    return system.identity()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from kd.models.digests import model_digest, weights_digest
 from kd.models.networks import scratch
-from kd.teachers.digests import model_digest, weights_digest
 
 
 class Parts(nn.Module):

@@ -1,0 +1,251 @@
+"""The abilities of a teacher, and how it is read."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from kd.data.chat_template import response_text
+from kd.data.sequences import Encoder, prompt_ids
+from kd.generators import Generator, Row
+from kd.generators.account import Spent, charge, is_metered, metered
+from kd.generators.settings import Decoding
+from kd.models.digests import tokenizer_digest
+from kd.models.language_model import LanguageModel
+from kd.types import Batch, ModelOutput, Record, Shape, Written
+
+
+class Answers(NamedTuple):
+    """A teacher's responses to one prompt.
+
+    finished: of each response, whether it ended before a bound cut it off.
+    tokens: read and generated for them: the prompt, as often as it was read, and the responses but for their last
+        token.
+    """
+
+    texts: tuple[str, ...]
+    finished: tuple[bool, ...]
+    tokens: int
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A model that is distilled from.
+
+    A teacher that generates text and nothing else is a subclass with `provides = frozenset({"text"})`, `identity` and
+    `generate`. One that is read has `forward` or `__call__`, from sequences and wanted fields to a `ModelOutput`, as a
+    `LanguageModel`; one with a network is a `NetworkTeacher`. Everything else has the default that stands here.
+
+    provides: "text", and the fields of `ModelOutput` that it can be read for. A run that requires more is refused.
+    follows_student: whether it is made of the student (`bind`) and changes with it (`after_step`), so that no two runs
+        share it.
+    has_weights: whether its `model` generates with an engine of `kd.generators`.
+    """
+
+    provides: ClassVar[frozenset[str]]
+    follows_student: ClassVar[bool] = False
+    has_weights: ClassVar[bool] = False
+
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A name for all that its texts depend on (weights, tokenizer, template; or server, model and prompt), under
+        which they are kept and taken again."""
+
+    def generate(
+        self,
+        records: Sequence[Record],
+        *,
+        decoding: Decoding,
+        engine: Generator,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Answers]:
+        """`decoding.samples` responses to each record's prompt.
+
+        Args:
+            decoding: how many, how long, from which distribution, how many at a time.
+            engine: generates with the weights of a teacher that has some; others leave it alone.
+            progress: called with the number of responses just finished.
+
+        Raises ValueError for a teacher that generates no text.
+        """
+        raise ValueError(f"teacher {type(self).__name__} generates no text; take one that provides text")
+
+    def respond(self, records: Sequence[Record], **settings: Any) -> list[Answers]:
+        """The answers of `generate`, whose cost goes to every open meter."""
+        started = time.perf_counter()
+        with metered() as inside:  # an engine charges for itself
+            answers = self.generate(records, **settings)
+        seconds, tokens = time.perf_counter() - started, sum(answer.tokens for answer in answers)
+        counted = inside.spent
+        charge(Spent(teacher_tokens=tokens - counted.teacher_tokens, seconds=max(seconds - counted.seconds, 0.0)))
+        return answers
+
+    # ---- outputs -----------------------------------------------------------------------------------------------------
+
+    def read(self, batch: Batch, wanted: frozenset[str], device: torch.device | None = None) -> ModelOutput:
+        """The wanted fields at a batch, in the teacher's own tokens, whose number goes to every open meter.
+
+        device: on which it reads; None: that of the batch.
+        """
+        if is_metered():
+            charge(Spent(teacher_tokens=self.readings * int(batch.teacher.lengths.sum())))
+        return self.output(batch if device is None else replace(batch, teacher=batch.teacher.to(device)), wanted)
+
+    def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
+        """What `read` gives, for a teacher that needs more of a batch than its sequences."""
+        forward: Any = self
+        return forward(batch.teacher, wanted)
+
+    @property
+    def readings(self) -> int:
+        """The number of networks that read each sequence."""
+        return 1
+
+    @property
+    def exact(self) -> Any:
+        """The teacher with all of its logits, whatever targets are kept of them; None where these are not at hand."""
+        return self
+
+    @property
+    def model(self) -> Any:
+        """The network behind it; None where it has none here."""
+        return None
+
+    @property
+    def system(self) -> Any:
+        """The model that is evaluated beside the student; None where there is no other than the student here."""
+        return None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of the ids that it is read in; None for one that gives text alone."""
+        return None
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of ids that its logits are about; 0 where it has none."""
+        return 0
+
+    @property
+    def packs(self) -> bool:
+        """Whether it reads sequences without padding, or none at all."""
+        return True
+
+    @property
+    def shape(self) -> Shape | None:
+        """The sizes of its network, by which terms on its hidden states are sized; None where it has none here."""
+        return None
+
+    # ---- a run -------------------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device) -> Any:
+        """Moves what it holds to `device`."""
+        return self
+
+    def bind(self, student: LanguageModel) -> None:
+        """Takes the student before the first step, and before anything of a checkpoint is in it."""
+
+    def after_step(self, student: LanguageModel) -> None:
+        """Takes the student after each optimizer step."""
+
+    def carried_state(self) -> dict[str, Tensor]:
+        """What cannot be made again from its source; it is in the checkpoint."""
+        return {}
+
+    def load_carried_state(self, state: dict[str, Tensor]) -> None:
+        """Takes what `carried_state` gave."""
+
+    def check(
+        self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
+    ) -> None:
+        """Raises ValueError, with the record's name, for one that it cannot be read at.
+
+        Args:
+            records: all that a run trains on or validates with.
+            read: those that its terms read the teacher at.
+            audited: those at which its targets are compared with everything.
+        """
+
+    def tokens(self, records: Sequence[Record], encoder: Encoder) -> int:
+        """The tokens that were read before the run, for its terms to read it at these records."""
+        return 0
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.types.Reports`."""
+        return {}
+
+
+@runtime_checkable
+class NetworkTeacher(Teacher, Protocol):
+    """A teacher whose `model` is a network of ours: it is read, evaluated, and generates with an engine."""
+
+    has_weights: ClassVar[bool] = True
+
+    def identity(self) -> str:
+        """The digests of the weights and their configuration, and of the tokenizer and its template."""
+        return f"{self.model.identity()} {tokenizer_digest(self.model.tokenizer)}"
+
+    @property
+    def system(self) -> Any:
+        """The network."""
+        return self.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The network's."""
+        return self.model.tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """The network's."""
+        return self.model.vocabulary
+
+    @property
+    def packs(self) -> bool:
+        """See `LanguageModel`."""
+        return self.model.packs
+
+    @property
+    def shape(self) -> Shape | None:
+        """See `LanguageModel`."""
+        return self.model.shape
+
+    def generate(
+        self,
+        records: Sequence[Record],
+        *,
+        decoding: Decoding,
+        engine: Generator,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Answers]:
+        """See `Teacher`. Greedy responses come from one search for each prompt, which ends in several."""
+        prompts = [prompt_ids(record, self.model.tokenizer) for record in records]
+        each = decoding.samples if decoding.temperature == 0 else 1
+        searches = decoding.samples // each
+        asked = [prompt for prompt in prompts for _ in range(searches)]
+        groups = engine(
+            self.model,
+            asked,
+            decoding=replace(decoding, samples=each),
+            source="teacher",
+            version=0,
+            progress=progress,
+        )
+        read = engine.read([len(prompt) for prompt in asked], [[len(one.ids) for one in group] for group in groups])
+        return [
+            _answers([*chain(*groups[i : i + searches])], [*chain(*read[i : i + searches])], self.model.tokenizer)
+            for i in range(0, len(asked), searches)
+        ]
+
+
+def _answers(written: Sequence[Written], read: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Answers:
+    texts = tuple(response_text(answer.ids, tokenizer) for answer in written)
+    return Answers(texts, tuple(not answer.truncated for answer in written), sum(row.tokens for row in read))
