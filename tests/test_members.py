@@ -22,7 +22,8 @@ KD = Path(__file__).parents[1] / "kd"
 FOREIGN = {"forward", "weight", "bias"}  # members of torch's modules that a class here has, too
 OPEN = {  # probes whose name is not written there: (file, function), and of what
     ("signals.py", "hook"): "an objective; kd.signals.HOOKS lists the members",
-    ("data/sequences.py", "_told"): "fields of kd.types.Written, which may be None",
+    ("composition/terms.py", "_check_name"): "torch's ModuleDict",
+    ("data/sequences.py", "_joined"): "fields of kd.types.Written, which may be None",
     ("models/flops.py", "_experts"): "a network's config",
     ("models/packing.py", "packable"): "a network's config",
     ("models/language_model.py", "_scale"): "a network's config",

@@ -50,14 +50,17 @@ def made_by(path: str, node: Node) -> Any:
 def check_interfaces(config: Node) -> None:
     """Raises ValueError for a component of a resolved config that lacks a member of its group."""
     for path, node in calls("", config):
-        if any(re.fullmatch(place, path) for place in INTERFACES):
+        if interface_of(path) is not object:
             made_by(path, node)
 
 
+def interface_of(path: str) -> type:
+    """The interface of what stands at a path of the config; `object` where there is none."""
+    return next((kind for place, kind in INTERFACES.items() if re.fullmatch(place, path)), object)
+
+
 def _check_members(path: str, found: type) -> None:
-    interface = next((kind for place, kind in INTERFACES.items() if re.fullmatch(place, path)), None)
-    if interface is None:
-        return
+    interface = interface_of(path)
     if missing := lacking(found, interface):
         base = f"{interface.__module__}.{interface.__qualname__}"
         remedy = "define it" if interface in found.__mro__ else f"inherit {base}, or define it"
@@ -74,6 +77,8 @@ def lacking(found: type, interface: Any) -> list[str]:
 
 def members(interface: Any) -> frozenset[str]:
     """The public members of an interface that a class has, and `__call__` where it has one; not what instances set."""
+    if interface is object:
+        return frozenset()
     hints = vars(interface).get("__annotations__", {})
     named = {*vars(interface), *(name for name, hint in hints.items() if get_origin(hint) is ClassVar)}
     return frozenset(name for name in named if not name.startswith("_") or name == "__call__")

@@ -13,7 +13,7 @@ from kd.components.choices import choices, content
 from kd.components.signatures import joined, located, shown
 from kd.composition.engines import check_generator
 from kd.composition.groups import check_groups, check_windows
-from kd.composition.interfaces import made_by
+from kd.composition.interfaces import interface_of, made_by, members
 from kd.composition.lacks import Lack
 from kd.composition.sections import prepared_roles
 from kd.composition.terms import signals_of
@@ -196,7 +196,7 @@ def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
             yield f"augmentation stage {found.__qualname__}", found.requires
     elif group == "rollout":
         yield from ((f"rollout {found.__qualname__}", found.requires) for found in _rollouts(group, node))
-    elif node.get("_target_") is not None:
+    elif node.get("_target_") is not None and "requires" in members(interface_of(group)):
         found = made_by(group, node)
         yield f"{group} {found.__qualname__}", found.requires
 

@@ -15,6 +15,7 @@ from kd.objectives.divergence import forward_kl
 from kd.objectives.reduction import Counts, count
 from kd.rollouts.offline import Offline
 from kd.signals import of_role
+from kd.teachers.self_teacher import Own
 from kd.training.module import Distillation
 from kd.training.terms import Term
 from kd.types import Batch, Record, Sequences
@@ -62,7 +63,9 @@ def own_teacher(parts: Parts, terms: Mapping[str, Term]) -> Distillation:
     """The module of a run in which the student is also the teacher."""
     own: LanguageModel = parts.module.student
     optimization, seed = parts.module.optimization, parts.module.seed
-    return Distillation(own, own, terms, Offline(), Same(), parts.encoder, optimization, seed=seed)
+    teacher = Own(mode="live")
+    teacher.bind(own)
+    return Distillation(own, teacher, terms, Offline(), Same(), parts.encoder, optimization, seed=seed)
 
 
 def one_off(sequences: Sequences) -> Sequences:

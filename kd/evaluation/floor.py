@@ -78,3 +78,6 @@ class _Repeated:
 
     def rows(self, index: slice | Int[Tensor, " c"]) -> Float[Tensor, "c V"]:
         return self.logprobs.expand(len(range(self.n)[index]) if isinstance(index, slice) else len(index), -1)
+
+    def cast(self) -> "_Repeated":
+        return self

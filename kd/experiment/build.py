@@ -120,9 +120,13 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Teacher | None) -> 
 def reads_packed(module: Distillation) -> bool:
     """Return whether no model reads padding. Hidden states are compared with it; a reward model may read with it."""
     fields = module.student_fields | module.teacher_fields
-    reward = module.models.reward
-    models = (module.student, module.models.teacher, None if reward is None else reward.model)
-    return not fields & {*WHOLE_ROWS, "hidden"} and all(model.packs for model in models if model is not None)
+    reward, teacher = module.models.reward, module.models.teacher
+    models = (module.student, None if reward is None else reward.model)
+    return (
+        not fields & {*WHOLE_ROWS, "hidden"}
+        and all(model.packs for model in models if model)
+        and (teacher is None or teacher.reads_packed())
+    )
 
 
 def _data(

@@ -39,6 +39,7 @@ class Reward(Protocol):
 
     def bind(self, terms: Mapping[str, Any]) -> None:
         """Takes the objective's terms by name, before the first step."""
+        return None
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""

@@ -78,6 +78,7 @@ class Rollout(Protocol):
 
     def after_validation(self, metrics: Mapping[str, float]) -> None:
         """Takes what was measured, on every rank, by name without "validation/"."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, each rank's own: all attributes that are plain Python or tensors.

@@ -94,9 +94,8 @@ class Ensemble(nn.Module, Teacher):
         """Ids that every member knows."""
         return self.parts[self.names[0]].vocabulary
 
-    @property
-    def packs(self) -> bool:
-        """See `LanguageModel`."""
+    def reads_packed(self) -> bool:
+        """See `LanguageModel.packs`."""
         return all(part.packs for part in self.parts.values())
 
     def train(self, mode: bool = True) -> "Ensemble":

@@ -112,7 +112,7 @@ class Teacher(Protocol):
     @property
     def exact(self) -> Any:
         """The teacher with all of its logits, whatever targets are kept of them; None where these are not at hand."""
-        return self
+        return self if "logits" in self.provides else None
 
     @property
     def model(self) -> Any:
@@ -134,9 +134,8 @@ class Teacher(Protocol):
         """The number of ids that its logits are about; 0 where it has none."""
         return 0
 
-    @property
-    def packs(self) -> bool:
-        """Whether it reads sequences without padding, or none at all."""
+    def reads_packed(self) -> bool:
+        """Return whether it reads sequences without padding, or none at all."""
         return True
 
     @property
@@ -152,9 +151,11 @@ class Teacher(Protocol):
 
     def bind(self, student: LanguageModel) -> None:
         """Takes the student before the first step, and before anything of a checkpoint is in it."""
+        return None
 
     def after_step(self, student: LanguageModel) -> None:
         """Takes the student after each optimizer step."""
+        return None
 
     def carried_state(self) -> dict[str, Tensor]:
         """What cannot be made again from its source; it is in the checkpoint."""
@@ -162,6 +163,7 @@ class Teacher(Protocol):
 
     def load_carried_state(self, state: dict[str, Tensor]) -> None:
         """Takes what `carried_state` gave."""
+        return None
 
     def check(
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
@@ -173,6 +175,7 @@ class Teacher(Protocol):
             read: those that its terms read the teacher at.
             audited: those at which its targets are compared with everything.
         """
+        return None
 
     def tokens(self, records: Sequence[Record], encoder: Encoder) -> int:
         """The tokens that were read before the run, for its terms to read it at these records."""
@@ -208,9 +211,8 @@ class NetworkTeacher(Teacher, Protocol):
         """The network's."""
         return self.model.vocabulary
 
-    @property
-    def packs(self) -> bool:
-        """See `LanguageModel`."""
+    def reads_packed(self) -> bool:
+        """See `LanguageModel.packs`."""
         return self.model.packs
 
     @property

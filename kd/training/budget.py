@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kd.generators.account import Meter, metered
 from kd.rollouts import Rollout
 from kd.types import WRITERS, Batch
 
@@ -49,13 +50,21 @@ class Budget:
     peak_memory_bytes: int = 0
 
 
-def check_accounted(rollout: Rollout, batches: Sequence[Batch], generated: int) -> None:
-    """Raises ValueError where a rollout gives responses of the student's and none of their tokens was ever counted.
+def rolled_out(rollout: Rollout, arguments: tuple, meter: Meter, spent: Budget) -> list[Batch]:
+    """The batches of a rollout, whose cost goes to the meter.
 
-    generated: tokens that were counted, from the run's first step on.
+    spent: of the run before this step.
+
+    Raises ValueError for responses of the student's, none of whose tokens was ever counted.
     """
-    if generated or rollout.keeps_responses:
-        return
+    with metered(meter):
+        batches = rollout(*arguments)
+    if not rollout.keeps_responses and not spent.generated_tokens + meter.spent.generated_tokens:
+        _check_accounted(rollout, batches)
+    return batches
+
+
+def _check_accounted(rollout: Rollout, batches: Sequence[Batch]) -> None:
     tokens = sum(int((batch.student.mask & _by_student(batch)).sum()) for batch in batches)
     if tokens:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd.alignment import Alignment
 from kd.data.sequences import Encoder
 from kd.data.windows import Window
-from kd.generators.account import Meter, Spent, metered
+from kd.generators.account import Meter, Spent
 from kd.kernels import over_chunks
 from kd.models.flops import reading_flops, scoring_flops, training_flops
 from kd.models.language_model import LanguageModel
@@ -25,7 +25,7 @@ from kd.seeding import seed_all
 from kd.signals import POSITION, ROW, hook, separated
 from kd.teachers.interface import Teacher
 from kd.training import validation_metrics as validation
-from kd.training.budget import Budget, Limits, check_accounted, forget_peak_memory
+from kd.training.budget import Budget, Limits, forget_peak_memory, rolled_out
 from kd.training.finiteness import Finiteness, check_validation, stop_if_not_finite
 from kd.training.metric_logging import listed, reports_of, term_of
 from kd.training.observation import dense_rows, mask_of, moved, rows, signals_of, whole
@@ -67,6 +67,8 @@ class Distillation(RunState):
         self.objective, self.rollout, self.alignment, self.encoder = objective, rollout, alignment, encoder
         self.optimization, self.seed, self.reduction = optimization, seed, reduction
         self.stateful = nn.ModuleDict({n: t.loss for n, t in objective.items() if isinstance(t.loss, nn.Module)})
+        own = [rollout, reward, *(loss for loss in self.stateful.values() if hook(loss, "take_report"))]
+        self.reporters = [part for part in (*self.readers, *own) if part is not None]
         self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
         self.finiteness = Finiteness(objective)
         self.meter, self._counted = Meter(), Spent()  # of rollout and reward; of that, what is in the budget
@@ -112,12 +114,6 @@ class Distillation(RunState):
         return [part for part in (self.models.teacher, self.alignment) if part is not None]
 
     @property
-    def reporters(self) -> list[Any]:
-        """Whatever reports beside the loss (`kd.types.Reports`)."""
-        own = [part for part in (self.rollout, self.models.reward) if part is not None]
-        return [*self.readers, *own, *(loss for loss in self.stateful.values() if hook(loss, "take_report"))]
-
-    @property
     def reaches_everything(self) -> bool:
         """True if each step has a gradient for every parameter: features alone may end in the student's middle, and a
         silent term gives none to its own."""
@@ -141,10 +137,8 @@ class Distillation(RunState):
         started = time.perf_counter()
         seed_all(self.seed, "step", window.step, self.global_rank)
         self.weigh()
-        before = self._counted
-        with metered(self.meter):
-            written = self.rollout(window.batches, self.models, self.progress, self.encoder)
-        check_accounted(self.rollout, written, self.budget.generated_tokens + self.meter.spent.generated_tokens)
+        arguments, before = (window.batches, self.models, self.progress, self.encoder), self._counted
+        written = rolled_out(self.rollout, arguments, self.meter, self.budget)
         passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.speaking})
         counts = self.count([one for together in passes for one in together])
         for together in passes:

@@ -31,7 +31,7 @@ class TextAlone(Teacher):
         return self.behind.generate(records, **settings)
 
 
-def config(*words: str, target: str = f"{__name__}.TextAlone") -> Any:
+def config(*words: str, target: str = "tests.teachers.test_text.TextAlone") -> Any:
     return runs.config(*words, f"teacher._target_={target}")
 
 
@@ -39,7 +39,7 @@ def config(*words: str, target: str = f"{__name__}.TextAlone") -> Any:
     ("words", "told"),
     [
         (["objective=fkl"], "fkl needs teacher_logits, but teacher TextAlone provides text"),
-        (["objective=minilm"], "needs native_teacher_qkv, but teacher TextAlone provides text"),
+        (["objective=minilm"], "needs teacher_qkv, but teacher TextAlone provides text"),
         (["objective=sft", "rollout=teacher_mixed"], "needs teacher_logits, but teacher TextAlone provides text"),
         (
             ["objective=grpo", "rollout=on_policy", "rollout.samples=2", "reward=teacher_score"],
@@ -86,7 +86,7 @@ def test_a_run_learns_from_its_texts(words, tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     words = [*words, *(["rollout.max_new_tokens=6"] if "rollout=teacher" in words else [])]
     budgets = []
-    for i, target in enumerate((f"{__name__}.TextAlone", "kd.teachers.white_box.WhiteBox")):
+    for i, target in enumerate(("tests.teachers.test_text.TextAlone", "kd.teachers.white_box.WhiteBox")):
         cfg = config(*runs.EXACT, "objective=sft", "optim.steps=2", *words, target=target)
         check(cfg)
         parts = runs.train(cfg, tmp_path / str(i))
