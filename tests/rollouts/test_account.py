@@ -12,6 +12,7 @@ from kd.generators.external_engine import Completion, Elsewhere, Order
 from kd.generators.generation import decode, write
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
+from kd.generators.settings import Decoding
 from kd.models.flops import decoding_flops
 from kd.models.language_model import LanguageModel
 from kd.rollouts import Rollout
@@ -32,21 +33,23 @@ class Eight(Rollout):
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         given = records_of(window)
         prompts = [prompt_ids(record, encoder.student) for record in given]
-        groups = self.engine(models.student, prompts, samples=1, max_new_tokens=5, sampled=Sampled(), batch_size=8)
+        groups = self.engine(models.student, prompts, decoding=Decoding(5, batch_size=8))
         self.calls, self.lengths = self.calls + 1, [*self.lengths, *(len(answer.ids) for (answer,) in groups)]
         return encoder.written(given, groups)
 
 
-def directly(model: LanguageModel, prompts: list, *, sampled: Sampled, **settings: Any) -> list[list[Written]]:
+def directly(model: LanguageModel, prompts: list, *, decoding: Decoding) -> list[list[Written]]:
     """No engine, but the function that generates."""
-    return write([model], prompts, choose=sampled, **settings)
+    settings = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
+    return write([model], prompts, choose=decoding.sampled, **settings)
 
 
 class Outside(Generator):
     """An engine from outside the package, with what an engine has to have and nothing else."""
 
-    def generate(self, model, prompts, *, sampled, source, version, **settings):
-        return decode([model], prompts, choose=sampled, source=source, **settings)
+    def generate(self, model, prompts, *, decoding, source, version, progress):
+        settings = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
+        return decode([model], prompts, choose=decoding.sampled, source=source, **settings)
 
 
 class Here(Elsewhere):
@@ -63,16 +66,16 @@ class Here(Elsewhere):
         return reading.own.tolist()
 
     def complete(self, order: Order) -> list[list[Completion]]:
-        settings = {"samples": order.samples, "max_new_tokens": order.max_new_tokens, "batch_size": 8}
-        groups = decode([self.model], order.prompts, choose=order.sampled, **settings)
+        settings = {"max_new_tokens": order.decoding.max_new_tokens, "batch_size": 8}
+        groups = decode([self.model], order.prompts, choose=order.decoding.sampled, **settings)
         return [[Completion(one.ids, tuple(one.behaviour_logprobs.tolist())) for one in group] for group in groups]
 
 
-def by_the_library(model: LanguageModel, prompts: list, *, max_new_tokens: int, **_: Any) -> list[list[Written]]:
+def by_the_library(model: LanguageModel, prompts: list, *, decoding: Decoding) -> list[list[Written]]:
     """Nothing of the package generates: `generate` of transformers does."""
     texts = []
     for prompt in prompts:
-        ids = model.network.generate(torch.tensor([prompt]), max_new_tokens=max_new_tokens, do_sample=False)
+        ids = model.network.generate(torch.tensor([prompt]), max_new_tokens=decoding.max_new_tokens, do_sample=False)
         texts.append([Written(tuple(ids[0, len(prompt) :].tolist()))])
     return texts
 

@@ -7,6 +7,8 @@ import pytest
 from kd.augmentation.labeling import Labeling
 from kd.composition.check import check
 from kd.generators.account import metered
+from kd.generators.settings import Decoding
+from kd.generators.torch import Torch
 from kd.models.language_model import LanguageModel
 from kd.teachers.interface import Answers, Teacher
 from kd.teachers.white_box import WhiteBox
@@ -71,10 +73,10 @@ def test_labels_are_those_of_the_model_behind_it(tmp_path, monkeypatch):
 
 
 def test_its_cost_is_counted_once_whether_or_not_an_engine_counts():
-    model, settings = tiny(1), {"samples": 1, "top_p": 1.0, "batch_size": 4, **GREEDY}
+    model, decoding = tiny(1), Decoding(6, temperature=0.0, batch_size=4)
     for teacher in (WhiteBox(model), TextAlone(model)):
         with metered() as meter:
-            answers = teacher.respond(records(3), engine=Labeling(**GREEDY).generator, **settings)
+            answers = teacher.respond(records(3), decoding=decoding, engine=Torch())
         assert meter.spent.teacher_tokens == sum(answer.tokens for answer in answers) > 0
 
 
