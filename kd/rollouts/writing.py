@@ -1,7 +1,6 @@
 """Generating responses to records, and reporting their lengths."""
 
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -63,7 +62,7 @@ class Writing(Rollout):
         self.decoding = Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.batch_size)
         self.engine.check(self.decoding)
         self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
-        self._recent: deque[bool] = deque(maxlen=RECENT)  # whether each was cut
+        self._recent: list[bool] = []  # whether each was cut, of the last RECENT
         self._warned = False
 
     def by_one(
@@ -148,7 +147,7 @@ class Writing(Rollout):
         tokens = sum(len(answer.ids) for group in responses for answer in group)
         told = (len(ends), tokens, sum(ends))
         self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
-        self._recent.extend(ends)
+        self._recent = [*self._recent, *ends][-RECENT:]
         self._warn()
 
     def _warn(self) -> None:
