@@ -243,7 +243,8 @@ def test_a_piece_of_a_rollout_that_is_missing_is_missed(rolled, tmp_path, rollou
     whole, cut = rolled / f"{rollout} whole", tmp_path / "cut"
     shutil.copytree(rolled / f"{rollout} cut", cut)
     state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
-    state["distillation"]["rollout"][0][name] = FORGOTTEN[rollout, name]
+    own = state["distillation"]["rollout"][0]
+    (own["attributes"] if name in own["attributes"] else own)[name] = FORGOTTEN[rollout, name]
     runs.rewrite(state, cut / "checkpoints/last.ckpt")
     ran(cut, rollout=runs.scripted(cut, inner=ROLLOUTS[rollout]))
     found = runs.differences(whole, cut)
