@@ -21,7 +21,8 @@ from tests.sandbox import verifiers
 
 ROOT = Path(__file__).parents[2]
 LONG = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts programs without it
 from kd.sandbox import Limits, run, verdict
 from tests.sandbox import verifiers
 limits = Limits(cpu_seconds=600, seconds=600)
