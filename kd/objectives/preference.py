@@ -4,8 +4,7 @@ w is the preferred response and l the other; q is the student, r the reference (
 teacher. log q(y) = sum_t log q(y_t) over the response's tokens, |y| is their number; prompts and padding never count.
 The order of a pair is decided where it is made: by people, a judge, a teacher's scores, or the responses' sources.
 
-A paper's likelihood of the preferred response is a term of its own (`chosen_likelihood`), so that its coefficient is
-that term's weight.
+A paper's likelihood of the preferred response is a term of its own (`chosen_likelihood`), its coefficient the weight.
 
 Beside its value each term on pairs logs, in TRL's names, means over pairs:
 
