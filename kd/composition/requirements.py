@@ -3,6 +3,7 @@
 Both are read from the functions and classes that `_target_` names, so no weight is loaded.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -196,9 +197,20 @@ def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
             yield f"augmentation stage {found.__qualname__}", found.requires
     elif group == "rollout":
         yield from ((f"rollout {found.__qualname__}", found.requires) for found in _rollouts(group, node))
-    elif node.get("_target_") is not None and "requires" in members(interface_of(group)):
+    elif node.get("_target_") is not None:
+        yield from _demand(group, node)
+
+
+def _demand(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
+    """The signals that a component requires, where its group has that member or no interface (an axis of one's own)."""
+    interface = interface_of(group)
+    if "requires" in members(interface):
         found = made_by(group, node)
         yield f"{group} {found.__qualname__}", found.requires
+    elif interface is object:
+        found = located(group, node["_target_"])
+        if names := inspect.getattr_static(found, "requires", frozenset()):
+            yield f"{group} {found.__qualname__}", names
 
 
 def _asked(name: str, term: Node) -> frozenset[str]:

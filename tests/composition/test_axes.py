@@ -14,6 +14,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from kd.augmentation import Stage
 from kd.components.axes import AXES, Axis, references_alone, sections
 from kd.components.choices import CONF, choices
 from kd.composition.check import check
@@ -171,7 +172,7 @@ def test_stages_compose_in_the_order_given():
 KEPT = ("keep_reference=true", "max_new_tokens=4")
 
 
-class Tagged:
+class Tagged(Stage):
     """A stage that adds its tag to every response."""
 
     requires = frozenset()

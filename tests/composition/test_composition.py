@@ -27,6 +27,7 @@ from kd.components.axes import AXES
 from kd.components.choices import CONF, choices
 from kd.components.signatures import check_call, in_words, located
 from kd.composition.check import check, check_overrides, describe, resolved
+from kd.teachers.interface import Teacher
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
@@ -419,11 +420,14 @@ class Projected(nn.Module):
         return (self.project(student_hidden[-1]) - teacher_hidden[-1]).square().mean(-1)
 
 
-class TextOnly:
+class TextOnly(Teacher):
     provides = frozenset({"text"})
 
     def __init__(self, model: Any):
         raise AssertionError("a check loads nothing")
+
+    def identity(self) -> str:
+        return "text only"
 
 
 def with_loss(loss: Any, *overrides: str, **settings: Any) -> DictConfig:
