@@ -57,7 +57,7 @@ def test_the_teachers_text_stands_in_for_the_references(method, tmp_path, monkey
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
     [node] = point(method).augmentation.stages.values()
     node.max_new_tokens = 3
-    made = list(instantiate(node)(GIVEN, teacher=tiny(1), teacher_id="t", seed=1))
+    made = list(instantiate(node)(GIVEN, teacher=WhiteBox(tiny(1)), teacher_id="t", seed=1))
     assert [[response.source for response in kept.responses] for kept in made] == [["teacher"]] * 4
 
 
