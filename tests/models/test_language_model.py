@@ -263,7 +263,7 @@ class Doubling(LlamaForCausalLM):
 
 def test_an_unknown_turn_of_the_logits_is_refused():
     network = Doubling(tiny().network.config)
-    with pytest.raises(ValueError, match="Doubling makes its logits from its last hidden states in a way"):
+    with pytest.raises(ValueError, match="Doubling computes its logits from its last hidden states in a way"):
         check_head(network.train())
 
 
