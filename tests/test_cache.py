@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import kd.cache
+from kd.augmentation import Stage
 from kd.data.sequences import Encoder, collate
 from kd.experiment import preparation
 from kd.experiment import run as experiment
@@ -30,7 +31,7 @@ from kd.kernels.sparse import SparseLogits
 from kd.sweeps.jobs import Job
 from kd.teachers.cached import Cached
 from kd.teachers.target_store import TargetStore, keys_of
-from kd.types import Response, Sequences, Split
+from kd.types import Record, Response, Sequences, Split
 from tests import runs
 from tests.tiny import record, records
 
@@ -231,13 +232,18 @@ def test_a_probe_that_is_missing_is_told_when_the_run_is_built(words):
     build(runs.config(*TOPK, *words, CACHED))
 
 
-def shouted(records: list, **_: object) -> list:
+class Shouted(Stage):
     """An augmentation after which no training record is what it was."""
-    return [replace(r, responses=tuple(Response(x.text.upper() + "!") for x in r.responses)) for r in records]
+
+    requires = frozenset()
+
+    def __call__(self, records: Iterable[Record], **_: object) -> Iterator[Record]:
+        for given in records:
+            yield replace(given, responses=tuple(Response(x.text.upper() + "!") for x in given.responses))
 
 
 BESIDE = (*TOPK, "temperature=2.0", "optim.steps=2", "checkpoint.validate=2", "evaluation=quick")
-SHOUTED = {"augmentation": {"stages": {"shouted": {"_target_": f"{__name__}.shouted", "_partial_": True}}}}
+SHOUTED = {"augmentation": {"stages": {"shouted": {"_target_": f"{__name__}.Shouted"}}}}
 
 
 @contextmanager
