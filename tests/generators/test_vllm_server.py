@@ -18,6 +18,7 @@ from kd.rollouts.on_policy import OnPolicy
 from kd.rollouts.paired import Paired
 from kd.rollouts.teacher import ByTeacher
 from kd.seeding import seeded
+from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests.generators.completions import Served, ids_of, serving
 from tests.rollouts.test_rollouts import responses
@@ -345,7 +346,7 @@ def test_the_student_learns_on_what_the_server_wrote(connect, student, encoder):
 
 def test_a_frozen_writer_is_given_its_weights_once(connect, served, student, encoder):
     window = encoder.batches(records(3))
-    teacher = type("White", (), {"model": tiny(seed=4)})()
+    teacher = WhiteBox(tiny(seed=4))
     for rollout, models in (
         (ByTeacher(max_new_tokens=5, generator=connect()), Models(student, teacher)),
         (Paired(max_new_tokens=5, opponent="reference", generator=connect()), Models(student, reference=teacher)),
