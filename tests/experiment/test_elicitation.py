@@ -9,6 +9,7 @@ import pytest
 
 import kd.elicit
 from kd.artifacts import verified
+from kd.augmentation import Stage
 from kd.augmentation.labeling import Labeling
 from kd.experiment import elicitation
 from kd.experiment.build import build
@@ -24,7 +25,7 @@ HERE = "tests.experiment.test_elicitation"
 LABELING = ("augmentation=labeling", "augmentation.stages.labeling.max_new_tokens=6", "objective=sft")
 
 
-class Expanded:
+class Expanded(Stage):
     """Beside each record a new one, which asks for the answer in capitals."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
@@ -52,9 +53,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_artifact_holds_what_the_stage_yields() -> None:
     cfg = runs.config(*LABELING)
-    teacher = load_teacher(cfg.teacher).model
+    teacher = load_teacher(cfg.teacher)
     stage = Labeling(max_new_tokens=6, temperature=0.0)
-    expected = list(stage(runs.Toy().load("train"), teacher=teacher, teacher_id=model_digest(teacher), seed=cfg.seed))
+    name = model_digest(teacher.model)
+    expected = list(stage(runs.Toy().load("train"), teacher=teacher, teacher_id=name, seed=cfg.seed))
     elicited = elicit(cfg)
     assert elicited.records == expected
     assert elicited.teacher_tokens == stage.teacher_tokens > 0
@@ -110,7 +112,7 @@ def test_new_records_come_back_and_the_skills_own_keep_their_meta() -> None:
     assert elicited.teacher_tokens == 0
 
 
-class Odd:
+class Odd(Stage):
     """Answers with every character that Python, unlike JSON, takes for the end of a line."""
 
     requires: ClassVar[frozenset[str]] = frozenset()

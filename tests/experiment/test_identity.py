@@ -25,7 +25,7 @@ from kd.types import Record, Response
 from own_prompts import PROMPT
 
 class Own:
-    name, metric, licence, group_key = "own", "accuracy", "CC0-1.0", "record"
+    name, metric, licence, group_key, control_tokens = "own", "accuracy", "CC0-1.0", "record", False
 
     def __init__(self, folder):
         self.folder = Path(folder)

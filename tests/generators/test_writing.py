@@ -8,7 +8,7 @@ from torch import Tensor
 from kd.generators.decoding import CachedDecoder, Speech
 from kd.generators.generation import end_ids, generate, write
 from kd.generators.llama_decoder import LeanDecoder, Weights, readable
-from kd.generators.sampling import Sampled
+from kd.generators.sampling import Choose, Sampled
 from kd.models.language_model import LanguageModel
 from kd.seeding import seeded
 from kd.types import Written
@@ -195,12 +195,13 @@ def test_all_readers_read_what_was_chosen():
     student, teacher = of("llama"), of("gpt2", n_embd=32)
     heard: list[list[Tensor]] = []
 
-    def likeliest_of_both(logits):
-        heard.append([one.clone() for one in logits])
-        return (logits[0] + logits[1]).argmax(-1), torch.zeros(len(logits[0]))
+    class LikeliestOfBoth(Choose):
+        def __call__(self, logits):
+            heard.append([one.clone() for one in logits])
+            return (logits[0] + logits[1]).argmax(-1), torch.zeros(len(logits[0]))
 
     prompt = [7, 9, 200, 31]
-    ((response,),) = write([student, teacher], [prompt], max_new_tokens=6, choose=likeliest_of_both, batch_size=1)
+    ((response,),) = write([student, teacher], [prompt], max_new_tokens=6, choose=LikeliestOfBoth(), batch_size=1)
     for reader, model in enumerate((student, teacher)):
         expected = forced(model, prompt, response.ids)
         assert torch.allclose(torch.cat([step[reader] for step in heard]), expected, atol=1e-9)
