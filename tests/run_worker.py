@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path += map(str, Path(__file__).parent.glob("*/"))  # a module of a test is named as pytest names it
 
 from tests import runs
 
