@@ -122,10 +122,16 @@ def references_alone() -> dict[str, str]:
 
 
 def check_several(axis: str, names: Sequence[str]) -> None:
-    """Raises ValueError for several files of an axis of which Hydra would mix the keys and keep the last values."""
-    if len(names) < 2 or axis not in AXES or AXES[axis].composes:
+    """Raises ValueError for files of an axis of which Hydra would mix the keys: several, or one that is named twice."""
+    if len(names) < 2 or axis not in AXES:
         return
     listed, instead = ",".join(names), AXES[axis].instead
+    if AXES[axis].composes:
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"{axis}=[{listed}] names {twice} twice, and one would take the other's place; name it once"
+            )
+        return
     several = f"{instead} for several at once, or " if instead else ""
     raise ValueError(
         f"{axis}=[{listed}]: a run has one {axis}; take {several}a sweep with a run for each, -m {axis}={listed}"

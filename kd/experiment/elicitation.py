@@ -56,7 +56,7 @@ def elicit(cfg: DictConfig) -> Elicited:
     if not cfg.augmentation.stages:
         return Elicited(given)
     folder = elicited_folder(cfg)
-    manifest = once(folder, lambda partial: _write(cfg, given, folder, partial), kind="elicited records")
+    manifest = once(folder, lambda partial: _write(cfg, given, folder, partial), kind="set of elicited records")
     with (folder / "records.jsonl").open(encoding="utf-8") as file:  # U+2028 and the like end no line here
         records = [_record(line, given) for line in file]
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))

@@ -158,6 +158,13 @@ def test_what_composes_is_taken(line):
     check_overrides([line])
 
 
+@pytest.mark.parametrize("line", ["logger=[csv,csv]", "objective=[fkl,sft,fkl]", "augmentation=[labeling,labeling]"])
+def test_a_file_that_is_named_twice_is_refused(line):
+    """Hydra takes one of them without a word."""
+    named = line.partition("[")[2].partition(",")[0]
+    assert refused(line).startswith(f"{line} names {named} twice, and one would replace")
+
+
 def stages(*words: str) -> list[str]:
     return list(runs.config(*words).augmentation.stages)
 
