@@ -128,9 +128,7 @@ def check_several(axis: str, names: Sequence[str]) -> None:
     listed, instead = ",".join(names), AXES[axis].instead
     if AXES[axis].composes:
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(
-                f"{axis}=[{listed}] names {twice} twice, and one would take the other's place; name it once"
-            )
+            raise ValueError(f"{axis}=[{listed}] names {twice} twice, and one would replace the other; name it once")
         return
     several = f"{instead} for several at once, or " if instead else ""
     raise ValueError(

@@ -21,7 +21,7 @@ from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_student, load_teacher
-from kd.skills.records import load
+from kd.skills.records import checked, load
 from kd.teachers.interface import Teacher
 from kd.types import Record, Response
 
@@ -96,14 +96,31 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
         teacher = {"teacher": generating, "teacher_id": generating.identity()}
         records = _with_room(records, generating, cfg.data.max_length)
     stream: Iterable[Record] = records
-    for stage in stages:
-        stream = stage(stream, **teacher, seed=cfg.seed)
+    for name, stage in zip(cfg.augmentation.stages, stages, strict=True):
+        stream = _yielded(f"augmentation.stages.{name}", stage(stream, **teacher, seed=cfg.seed))
     partial.mkdir()
     with (partial / "records.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(_lines(stream, given))
+        kept = sum(file.write(line) > 0 for line in _lines(stream, given))
+    if records and not kept:
+        raise ValueError(
+            f"augmentation.stages ({', '.join(cfg.augmentation.stages)}) leave none of {len(records)} records; see "
+            "what the stages drop, or take augmentation=none"
+        )
     facts = {"given": len(given), "left_out": len(given) - len(records)}
     (partial / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     return {"teacher_tokens": sum(stage.teacher_tokens for stage in stages)}
+
+
+def _yielded(where: str, found: Any) -> Iterator[Record]:
+    """The records that a stage yields, checked as a skill's are. Raises ValueError for anything else."""
+    if not isinstance(found, Iterable):
+        raise ValueError(f"{where} returned {type(found).__name__}, which holds no records; yield them")
+    for record in found:
+        if not isinstance(record, Record):
+            raise ValueError(
+                f"{where} yielded {type(record).__name__}, which is no record; let it yield kd.types.Record"
+            )
+        yield checked(record)
 
 
 def _generating(cfg: DictConfig) -> Teacher:

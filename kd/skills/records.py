@@ -18,10 +18,14 @@ def load(skill: Skill, split: Split) -> list[Record]:
         ValueError: a record cannot be read as text; the sentence names the record, the field, and what to do.
     """
     allowed = skill.control_tokens
-    return [_checked(record, allowed) for record in skill.load(split)]
+    return [checked(record, allowed) for record in skill.load(split)]
 
 
-def _checked(record: Record, allowed: bool) -> Record:
+def checked(record: Record, allowed: bool = False) -> Record:
+    """The record with texts in place of lists of text parts; `allowed`: its control tokens are control.
+
+    Raises ValueError as `load` does.
+    """
     where = f"record {record.id} of {record.skill}"
     if not record.prompt:
         raise ValueError(f"{where} has an empty prompt; give it a message, or leave the record out")

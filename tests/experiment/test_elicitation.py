@@ -127,6 +127,38 @@ def test_text_with_any_character_comes_back() -> None:
     assert elicited.records == list(Odd()(runs.Toy().load("train")))
 
 
+class Odder(Stage):
+    """A stage that does not do what a stage does."""
+
+    requires = frozenset()
+
+    def __init__(self, how: str):
+        self.how = how
+
+    def __call__(self, records: Iterable[Record], **_: object) -> object:
+        given = list(records)
+        half = replace(given[0], responses=(Response("a\ud800b"),))
+        return {"nothing": iter(()), "none": None, "half": iter([half]), "names": (record.id for record in given)}[
+            self.how
+        ]
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("nothing", r"augmentation\.stages \(Odder\) leave none of \d+ records"),
+        ("none", r"augmentation\.stages\.Odder returned NoneType, which holds no records"),
+        ("names", r"augmentation\.stages\.Odder yielded str, which is no record"),
+        ("half", r"record 0 of toy: the text of response 0 holds .*half of a surrogate pair"),
+    ],
+)
+def test_what_is_no_record_is_named(how: str, sentence: str) -> None:
+    cfg = runs.config("objective=sft", **by("Odder", how=how))
+    with pytest.raises(ValueError, match=sentence):
+        elicit(cfg)
+    assert not is_elicited(cfg)
+
+
 def test_meta_that_would_come_back_as_something_else_is_refused() -> None:
     cfg = runs.config("objective=sft", **by("Expanded", pair=True))
     with pytest.raises(ValueError, match=r"capitals: its meta is no JSON"):
