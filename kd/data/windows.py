@@ -198,7 +198,9 @@ class Data(lightning.LightningDataModule):
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def met(self) -> list[Record]:
-        """The records that the run's steps learn from, in the order of their first use."""
+        """The records that the run's steps learn from, in the order of their first use; none where no record fits."""
+        if not any(map(self.encoder.encode, self.train)):
+            return []
         windows = self.windows()
         seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
         return [windows.records[i] for i in seen]

@@ -37,18 +37,19 @@ class Cached(nn.Module, Teacher):
                 f"targets.cached=true, but nothing was cached for this teacher and these targets in {folder}; {REMEDY}"
             )
         self.targets, self.store = targets, TargetStore(folder)
+        self.manifest = self.store.manifest  # verified here, before anything is read of it
         self.words = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
         self.head = _head(folder)
         self.told = HeldMass()
 
     def identity(self) -> str:
         """The digest of the teacher that was read."""
-        return self.store.manifest["teacher"]
+        return self.manifest["teacher"]
 
     @property
     def vocabulary(self) -> int:
         """The teacher's."""
-        return self.store.manifest["vocabulary"]
+        return self.manifest["vocabulary"]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

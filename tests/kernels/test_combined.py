@@ -3,7 +3,7 @@
 Run: python -m pytest tests/kernels/test_combined.py
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -55,6 +55,9 @@ class Watched:
         made = self.logits.rows(index)
         self.asked.append(len(made))
         return made
+
+    def cast(self) -> "Watched":
+        return replace(self, logits=self.logits.cast())
 
 
 def test_the_mean_of_probabilities_by_hand():

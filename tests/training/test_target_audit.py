@@ -124,8 +124,8 @@ def test_a_live_teacher_reports_its_mass():
     parts = build(runs.config(*WORDS))
     teacher = parts.module.models.teacher
     (batch, *_) = parts.encoder.batches(parts.data.train)
-    logits = teacher.exact(batch.teacher, frozenset({"logits"})).logits
-    teacher(batch.teacher, frozenset({"logits"}))
+    logits = teacher.exact.output(batch, frozenset({"logits"})).logits
+    teacher.output(batch, frozenset({"logits"}))
     total, count = teacher.take_report()["teacher_mass"]
     top = logits.rows(slice(0, logits.n)).softmax(-1).topk(4).values.sum(-1)
     assert count == logits.n

@@ -56,9 +56,9 @@ def test_padding_is_bounded_only_where_somebody_spends_time_on_it():
 
 def test_a_reward_model_that_reads_padding_counts():
     module = build(runs.config()).module
-    assert reads_packed(module, None)
+    assert reads_packed(module)
     module.models = module.models._replace(reward=SimpleNamespace(model=SimpleNamespace(packs=False)))
-    assert not reads_packed(module, None)
+    assert not reads_packed(module)
 
 
 def test_a_term_draws_the_same_whoever_stands_beside_it():
