@@ -9,17 +9,16 @@ from kd.experiment.build import build, fit
 from kd.training.callbacks import WholeFiles, read_checkpoint
 from tests import runs
 
-BEFORE = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
 
 @pytest.fixture(autouse=True)
 def handlers():
     """A run gives the signals back, however it ends."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    now = {number: signal.getsignal(number) for number in BEFORE}
-    for number, handler in BEFORE.items():
+    now = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
         signal.signal(number, handler)
-    assert now == BEFORE
+    assert now == before
 
 
 @pytest.fixture(scope="module")
