@@ -48,13 +48,33 @@ class Record:
 
 
 @runtime_checkable
+class AnswerMetric(Protocol):
+    """A metric of the answers to a skill's records; those of `conf/metric` are `kd.skills.answer_metrics`."""
+
+    metric: Metric
+
+    @property
+    @abstractmethod
+    def of_text(self) -> bool:
+        """Whether the text of an answer is all that it requires beside the record, so that it has a `score`."""
+
+    @abstractmethod
+    def score(self, record: Record, text: str) -> float:
+        """The value of one answer, within the metric's range. Raises ValueError where it is not `of_text`."""
+
+
+@runtime_checkable
 class Skill(Protocol):
-    """A source of records, with the scoring of answers to them; one file each in `kd/skills`."""
+    """A source of records, with the scoring of answers to them; one file each in `kd/skills`.
+
+    metrics: further metrics of the same answers; one that is named as `metric` stands for `score`.
+    """
 
     name: str
     licence: str
     group_key: str  # description of what train and test never share
     control_tokens: bool = False  # whether strings such as `<|im_end|>` in its texts are control tokens
+    metrics: Sequence[AnswerMetric] = ()
 
     @property
     @abstractmethod

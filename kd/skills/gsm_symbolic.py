@@ -10,9 +10,9 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from kd.metrics.final_number import final_number
 from kd.metrics.table import Metric
 from kd.skills.procedural import checked_counts, take_distinct
-from kd.skills.text_answer import final_number
 from kd.types import Record, Response, Skill, Split
 
 INSTRUCTION = "Think step by step. End with: The answer is N."

@@ -1,6 +1,6 @@
 import pytest
 
-from kd.skills.text_answer import final_number
+from kd.metrics.final_number import final_number
 
 CASES = {
     "The answer is 12.": "12",

@@ -1,0 +1,16 @@
+"""A metric of all answers together: numbers of each answer, and one number made of those of all."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+
+class CorpusMetric(ABC):
+    """Called with the inputs of one answer, an instance returns its row of numbers (or labels); `total` combines rows.
+
+    Intervals draw rows anew, in groups, and combine those; so whatever `total` requires of an answer is in its row.
+    """
+
+    @abstractmethod
+    def total(self, rows: np.ndarray) -> float:
+        """The metric of rows `[n k]`; NaN where it is not defined for them."""

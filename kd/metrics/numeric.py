@@ -1,0 +1,59 @@
+"""The answer of a solution as a number or formula, compared with the right one by the package math-verify."""
+
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from kd.metrics.final_number import ANSWER, NUMBER, final_number
+from kd.sandbox import NoVerdict, mechanism, verdict
+
+_ALONE = re.compile(rf"[\s*:=$]*(?:{NUMBER.pattern})[\s.*!]*")
+
+
+class Numeric:
+    """1 if the last answer of a text equals one of `answers` as a number, fraction or formula, else 0.
+
+    Where both are plain decimals ("The answer is $1,200."), they are compared as such; all else ("1/2", `\\boxed{x^2}`)
+    by math-verify, to six decimals, in a sandbox (docs/sandbox.md): it evaluates what a model has written. A text on
+    which it fails has no answer.
+
+    Raises:
+        ValueError: no sandbox works on this machine.
+    """
+
+    def __init__(self) -> None:
+        mechanism()
+
+    def __call__(self, text: str, answers: Sequence[str]) -> float:
+        """1 or 0."""
+        return float(any(_equal(text, answer) for answer in answers))
+
+
+def _equal(text: str, answer: str) -> bool:
+    number, right = _plain(text), _plain(answer)
+    if number is not None and right is not None:
+        return Decimal(number) == Decimal(right)
+    try:
+        return verdict(math_judge, (answer, text), setup=()) is True
+    except NoVerdict:
+        return False
+
+
+def _plain(text: str) -> str | None:
+    """The final number of a text where nothing but that number follows "the answer is", or nothing else is there."""
+    phrases = list(ANSWER.finditer(text))
+    rest = text[phrases[-1].end() :] if phrases else text
+    return final_number(rest) if _ALONE.fullmatch(rest) else None
+
+
+def math_judge() -> Callable[[str, str], bool]:
+    """(answer, text) -> whether math-verify finds the answer in the text; for the sandbox, which has its limits."""
+    from math_verify import parse, verify  # 0.4 s
+
+    def equal(answer: str, text: str) -> bool:
+        # a bare formula is parsed between dollars alone
+        right = parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None)
+        return bool(verify(right, parse(text, parsing_timeout=None), timeout_seconds=None))
+
+    equal("$\\frac{1}{2}$", "so it is $0.5$")  # imports and caches of the first use
+    return equal
