@@ -76,7 +76,8 @@ def _facts(config: Any) -> tuple[str, str, str]:
         skill: Any = located("skill", config["_target_"])
     except ValueError:
         return "–", escape(f"{config['_target_']}: add {KEY}=[...] to import it"), "–"
-    return of_skill(skill.metric).name, skill.licence, skill.group_key
+    metric = config["metrics"][0] if "metrics" in config else of_skill(skill.metric).name
+    return metric, config.get("licence") or skill.licence, config.get("group_key") or skill.group_key
 
 
 def show(console: Console, record: Record) -> None:

@@ -134,16 +134,25 @@ def read(path: Path, members: Sequence[str]) -> Iterator[IO[bytes]]:
         ValueError: a member is not in it, or is no regular file.
     """
     with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as opened:
-        if isinstance(opened, zipfile.ZipFile):
-            names = [info.filename for info in opened.infolist() if not info.is_dir()]
-        else:
-            names = [info.name for info in opened if info.isreg()]
+        names = _names(opened)
         for name in members:
             if name not in names:
                 raise ValueError(no_member(path.name, name, names))
             stream = opened.open(name) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(name)
             assert stream is not None  # None is for what is no regular file
             yield stream
+
+
+def members_of(path: Path) -> list[str]:
+    """The names of all regular files in an archive."""
+    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as opened:
+        return _names(opened)
+
+
+def _names(opened: zipfile.ZipFile | tarfile.TarFile) -> list[str]:
+    if isinstance(opened, zipfile.ZipFile):
+        return [info.filename for info in opened.infolist() if not info.is_dir()]
+    return [info.name for info in opened if info.isreg()]
 
 
 def no_member(where: str, name: str, names: Sequence[str]) -> str:
