@@ -13,6 +13,7 @@ from kd.data.locations import tables
 from kd.data.recognition import CONTEXTS, TASKS
 from kd.data.tables import Row, stem
 from kd.metrics.table import Metric
+from kd.skills.answer_metrics import answer_metrics
 from kd.skills.examples import Item, Prompting, first_row, items
 from kd.skills.procedural import checked_counts
 from kd.types import Record, Skill, Split
@@ -63,7 +64,7 @@ class Dataset(Skill):
         name: str | None = None,
         columns: Mapping[str, Any] | None = None,
         reader: str | None = None,
-        metrics: Sequence[str] = ("exact_match",),
+        metrics: str | Sequence[str | Mapping[str, Any]] = ("exact_match",),
         prompt: str | None = None,
         system: str | None = None,
         few_shot: int = 0,
@@ -90,7 +91,9 @@ class Dataset(Skill):
         counts = {"train": train, "validation": validation, "test": test}
         checked_counts(self.name, **{split: count or 0 for split, count in counts.items()})
         self.counts = {split: counts[split] for split in ("test", "validation", "train")}
-        self.metric_names = [metrics] if isinstance(metrics, str) else list(_plain(metrics))
+        self.metrics = answer_metrics([metrics] if isinstance(metrics, str) else _plain(metrics))
+        if not self.metrics:
+            raise ValueError("skill.metrics is empty; name a file of conf/metric, as exact_match")
         for key, template in (self.columns or {}).items():
             templates.check(f"skill.columns.{key}", template)
         if few_shot < 0:
@@ -100,12 +103,11 @@ class Dataset(Skill):
     @property
     def metric(self) -> Metric:
         """The headline: the first of `metrics`."""
-        return Metric("exact_match", "exact match")
+        return self.metrics[0].metric
 
     def score(self, record: Record, text: str) -> float:
-        """1 if the text is one of the references, else 0."""
-        references = record.meta.get("references") or [response.text for response in record.responses[:1]]
-        return float(text.strip() in [reference.strip() for reference in references])
+        """The headline's value of the text. Raises ValueError where it is no metric of one text."""
+        return self.metrics[0].score(record, text)
 
     def load(self, split: Split) -> tuple[Record, ...]:
         """Records of one split; the files are read at the first call.
