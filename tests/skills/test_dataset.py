@@ -46,7 +46,7 @@ def test_no_group_and_no_near_duplicate_is_in_two_splits(tmp_path):
         skill = Dataset(jsonl(tmp_path / "pages.jsonl", rows), group_key="page", seed=seed)
         pages = [{record.meta["page"] for record in skill.load(split)} for split in ("train", "validation", "test")]
         assert all(pages)
-        assert not (pages[0] & pages[1] or pages[0] & pages[2] or pages[1] & pages[2])
+        assert sum(map(len, pages)) == len(set.union(*pages))
     words = [f"{i * 7919 % 1009:04d} {i * 104729 % 9973:05d} {i * 1299709 % 99991:06d}" for i in range(40)]
     near = [{"question": f"What comes after {word}{end}", "answer": "b"} for word in words for end in ("?", " ?", "??")]
     skill = Dataset(jsonl(tmp_path / "near.jsonl", near), columns={"question": "{question}", "answer": "{answer}"})
