@@ -7,7 +7,7 @@ No interval leaves the range of its metric, and none of a share is a point: wher
 Wilson's interval for that many of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,6 +113,34 @@ def proportion(outcomes: Numbers, groups: Groups = None, *, confidence: float = 
     return Score(p, len(values), low, high)
 
 
+def resampled(
+    rows: np.ndarray,
+    total: Callable[[np.ndarray], float],
+    groups: Groups = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Score:
+    """total(rows), a number of all rows together, with the expanded percentile interval of `ratio` over groups.
+
+    Rows of one group are drawn together. Draws for which `total` is NaN do not count. The same seed gives the same
+    interval; one group alone has none.
+    """
+    n = len(rows)
+    value = float(total(rows)) if n else NAN
+    members = _members(n, groups)
+    count = len(members)
+    if count < 2 or not np.isfinite(value):
+        return Score(value, n, NAN, NAN)
+    rng = np.random.default_rng(seed)
+    draws = (np.concatenate([members[k] for k in rng.integers(count, size=count)]) for _ in range(resamples))
+    values = np.array([total(rows[drawn]) for drawn in draws])
+    tail = (1 - _expanded(confidence, count)) / 2
+    low, high = np.nanquantile(values, (tail, 1 - tail)) if np.isfinite(values).any() else (NAN, NAN)
+    return Score(value, n, float(low), float(high))
+
+
 def over_seeds(
     values: Numbers, counts: Sequence[int], bounds: tuple[float, float], *, confidence: float = 0.95
 ) -> tuple[float, float, float]:
@@ -194,6 +222,16 @@ def _group_sums(values: Numbers, groups: Groups) -> np.ndarray:
     alone = codes < 0  # None is no group
     codes[alone] = len(names) + np.arange(alone.sum())
     return np.bincount(codes, weights=array)
+
+
+def _members(n: int, groups: Groups) -> list[np.ndarray]:
+    """The places of each group's items; None is no group."""
+    if groups is None:
+        return [np.array([i]) for i in range(n)]
+    places: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        places.setdefault(("alone", i) if group is None else ("group", group), []).append(i)
+    return [np.array(found) for found in places.values()]
 
 
 def _quotient(above: np.ndarray, below: np.ndarray, axis: int = -1) -> np.ndarray | np.float64:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd.components.allowed import check_allowing
 from kd.components.axes import AXES, sections
 from kd.components.choices import choices, file_of
-from kd.components.instantiation import calls, check_code
+from kd.components.instantiation import calls, check_code, instantiate
 from kd.components.signatures import check_call, joined, located, suggestion
 from kd.composition.formula import composed
 from kd.composition.groups import check_margins
@@ -77,6 +77,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
     others: tuple[Callable[[], None], ...] = (
         partial(_check_turns, config),
         partial(check_targets, config),
+        partial(_check_evaluation, config),
         partial(check_margins, "rollout", config["rollout"], config["reward"]),
         partial(check_other_runs, config),
     )
@@ -95,6 +96,11 @@ def _check_turns(config: Mapping[str, Any]) -> None:
             "data.loss_on=all learns every answer that a record holds, but this rollout generates the last one again; "
             "take rollout=offline, or data.loss_on=last"
         )
+
+
+def _check_evaluation(config: Mapping[str, Any]) -> None:
+    """Make the evaluation, whose constructor refuses samples that are all the same."""
+    instantiate(OmegaConf.create({"evaluation": config["evaluation"]}).evaluation)
 
 
 def describe(cfg: DictConfig) -> str:

@@ -7,9 +7,11 @@ import pandas as pd
 
 from kd.data.chat_template import response_text
 from kd.data.sequences import prompt_ids
-from kd.generators.generation import end_ids, generate
+from kd.generators.generation import end_ids, write
+from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
+from kd.seeding import seeded
 from kd.skills.scoring import scored
 from kd.types import Record, Skill
 
@@ -18,22 +20,34 @@ def score_answers(
     model: LanguageModel, skill: Skill, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
 ) -> pd.DataFrame:
     """One row per record: id, text, tokens, truncated, score, error. The answers are greedy."""
-    return judged(write_answers(model, records, max_new_tokens=max_new_tokens, batch_size=batch_size), skill, records)
+    decoding = Decoding(max_new_tokens, temperature=0.0, batch_size=batch_size)
+    return judged(write_answers(model, records, decoding), skill, records)
 
 
 def write_answers(
-    model: LanguageModel, records: Sequence[Record], *, max_new_tokens: int, batch_size: int
+    model: LanguageModel, records: Sequence[Record], decoding: Decoding, *, seed: int = 0
 ) -> pd.DataFrame:
-    """One greedy answer per record: id, text, tokens (end token included), truncated (no end token was generated)."""
+    """`decoding.samples` answers per record, in its order: id, text, tokens (end token included), truncated (no end
+    token was generated).
+
+    seed: of the random numbers; the records and the decoding have streams of their own.
+    """
     prompts = [prompt_ids(record, model.tokenizer) for record in records]
-    with progress_bar("answers", len(records)) as advance:
-        answers = generate(
-            model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=0.0, progress=advance
+    with progress_bar("answers", len(records)) as advance, seeded(seed, "evaluation"):
+        written = write(
+            [model],
+            prompts,
+            samples=decoding.samples,
+            max_new_tokens=decoding.max_new_tokens,
+            choose=decoding.sampled,
+            batch_size=decoding.batch_size,
+            progress=advance,
         )
+    answers = [list(answer.ids) for group in written for answer in group]
     ends = end_ids(model)
     return pd.DataFrame(
         {
-            "id": [record.id for record in records],
+            "id": [record.id for record in records for _ in range(decoding.samples)],
             "text": [response_text(ids, model.tokenizer) for ids in answers],
             "tokens": [len(ids) for ids in answers],
             "truncated": [ids[-1] not in ends for ids in answers],
@@ -49,9 +63,10 @@ def judged(answers: pd.DataFrame, skill: Skill, records: Sequence[Record]) -> pd
     Raises:
         ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference too.
     """
+    by_id = {record.id: record for record in records}
     found = [
-        scored(skill, record, text, reference=partial(_reference, record))
-        for record, text in zip(records, answers["text"], strict=True)
+        scored(skill, by_id[name], text, reference=partial(_reference, by_id[name]))
+        for name, text in zip(answers["id"], answers["text"], strict=True)
     ]
     errors = pd.Series([one.error for one in found], index=answers.index, dtype=object)
     return answers.assign(score=[one.score for one in found], error=errors)

@@ -8,18 +8,30 @@ from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
 from kd.data.references import content, references, with_reference
 from kd.data.sequences import Encoder, prompt_ids, same_text
 from kd.evaluation.answers import judged, write_answers
 from kd.evaluation.cache import content_key, remembered
+from kd.evaluation.choices import encoded_choices, score_choices, without_question
 from kd.evaluation.floor import Unconditional, uniform, unigram
+from kd.evaluation.items import (
+    COLUMNS,
+    Likelihoods,
+    evidence,
+    items,
+    measured,
+    ratio_items,
+    requires_answers,
+    requires_likelihood,
+)
 from kd.evaluation.likelihood import score_references, tabulate
 from kd.evaluation.measured import Measured, samples
 from kd.evaluation.teacher_rows import Rows, rows_of
 from kd.generators.generation import end_ids
+from kd.generators.settings import Decoding, Nucleus, Samples
 from kd.intervals import NAN, Score, mean, ratio
 from kd.metrics.table import METRICS, ON_TEACHER, of_skill
 from kd.models.language_model import LanguageModel
@@ -39,10 +51,17 @@ class Evaluation:
         items: number of the first test records, whose references are scored; None is all, 0 none.
         answers: number of the first test prompts, which are answered; None is all, 0 none.
         max_new_tokens: longest answer.
-        batch_size: prompts answered together.
+        batch_size: answers that are generated together, and short choices that are scored together.
         baseline: the system that has learnt nothing of the task; None leaves it out.
         confidence: coverage of the intervals.
         resamples: draws of a bootstrap.
+        samples: answers to each prompt; scores are means over them. Several require a temperature.
+        temperature, top_p: of the distribution that each token is drawn from; at temperature 0 decoding is greedy.
+        seed: of the random numbers of sampling.
+        skills: files of `conf/skill` beside the run's own, on whose test splits the systems are measured, too.
+
+    Raises:
+        ValueError: several samples without a temperature.
     """
 
     def __init__(
@@ -55,10 +74,20 @@ class Evaluation:
         baseline: Baseline | None = "unigram",
         confidence: Confidence = 0.95,
         resamples: PositiveInt = 2000,
+        samples: Samples = 1,
+        temperature: NonNegativeFloat = 0.0,
+        top_p: Nucleus = 1.0,
+        seed: NonNegativeInt = 0,
+        skills: Sequence[str] = (),
     ):
         self.items, self.answers, self.baseline = items, answers, baseline
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
+        self.seed, self.skills = seed, tuple(skills)
         self.confidence, self.resamples = confidence, resamples
+        try:
+            self.decoding.check()
+        except ValueError as error:
+            raise ValueError(f"evaluation.{error}") from None
 
     def session(
         self,
@@ -99,6 +128,9 @@ class Session:
             )
         self.evaluation, self.skill, self.train, self.encoder = evaluation, skill, train, encoder
         self.metric = of_skill(skill.metric)
+        self.metrics = list(skill.metrics)
+        self.headline = next((one for one in self.metrics if one.metric.name == self.metric.name), None)
+        self.choices = list(test[: evaluation.items])  # whose choices are scored, where a metric requires it
         self.items = references(encoder, test[: evaluation.items])
         self.left_out = with_reference(test[: evaluation.items]) - len(self.items)  # references that do not fit whole
         chosen = test[: evaluation.answers]
@@ -129,7 +161,8 @@ class Session:
         """
         table, seconds = self._system_references(system, identity)
         answers, more_seconds = self._answers(system, identity)
-        found = self._measured(table, answers, seconds + more_seconds)
+        likelihoods, choice_seconds = self._likelihoods(system, identity)
+        found = self._measured(table, answers, seconds + more_seconds + choice_seconds, likelihoods)
         return _by_definition(found) if _named(system, identity) == self.teacher_name else found
 
     def floor(self) -> Measured | None:
@@ -178,37 +211,90 @@ class Session:
 
     def _answers(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
         """Scores of the system's texts. Only texts are cached, so that a corrected scorer takes effect at once."""
-        if not self.prompts or isinstance(system, Ensemble):
+        if not self.prompts or isinstance(system, Ensemble) or not self._generates:
             return None, 0.0
-        settings = {"max_new_tokens": self.evaluation.max_new_tokens, "batch_size": self.evaluation.batch_size}
-        key = {
-            "system": _named(system, identity),
-            "prompts": self._prompts(system.tokenizer),
-            "ends": sorted(end_ids(system)),
-            **settings,
-        }
-        texts, seconds = remembered("answers", key, partial(write_answers, system, self.prompts, **settings))
+        decoding, seed = self.evaluation.decoding, self.evaluation.seed
+        settings = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
+        if decoding.temperature:
+            drawn = ("samples", "temperature", "top_p")
+            settings |= {name: vars(decoding)[name] for name in drawn} | {"seed": seed}
+        prompts, ends = self._prompts(system.tokenizer), sorted(end_ids(system))
+        key = {"system": _named(system, identity), "prompts": prompts, "ends": ends, **settings}
+        texts, seconds = remembered("answers", key, partial(write_answers, system, self.prompts, decoding, seed=seed))
+        if self.headline is not None and not self.headline.of_text:
+            return texts.assign(score=NAN, error=None), seconds
         return judged(texts, self.skill, self.prompts), seconds
+
+    @property
+    def _generates(self) -> bool:
+        """Whether a metric is computed from generated text."""
+        return self.headline is None or any(map(requires_answers, self.metrics))
+
+    def _likelihoods(self, system: LanguageModel | Ensemble, identity: str) -> tuple[Likelihoods, float]:
+        """The likelihood of each record's choices, where a metric requires it; after an empty prompt, too."""
+        wanted = [one for one in self.metrics if requires_likelihood(one)]
+        if not wanted or not self.choices:
+            return {}, 0.0
+        found, seconds = self._choice_logprobs(system, identity, self.choices)
+        priors: list[Any] = [()] * len(found)
+        if any(requires_likelihood(one, prior=True) for one in wanted):
+            priors, more = self._choice_logprobs(system, identity, [without_question(one) for one in self.choices])
+            seconds += more
+        triples = zip(self.choices, found, priors, strict=True)
+        return {one.id: (logprobs, prior) for one, logprobs, prior in triples}, seconds
+
+    def _choice_logprobs(
+        self, system: LanguageModel | Ensemble, identity: str, records: Sequence[Record]
+    ) -> tuple[list[Any], float]:
+        choices = encoded_choices(records, system.tokenizer)
+        key = {"system": _named(system, identity), "choices": [[one.id, *ids] for one, *ids in choices]}
+        settings = {"batch_size": self.evaluation.decoding.batch_size, "max_tokens": self.encoder.max_tokens}
+        table, seconds = remembered("choices", key, partial(score_choices, system, choices, **settings))
+        return table["logprobs"].tolist(), seconds
 
     def _prompts(self, tokenizer: PreTrainedTokenizerBase) -> list:
         return [[record.id, prompt_ids(record, tokenizer)] for record in self.prompts]
 
-    def _measured(self, table: pd.DataFrame | None, answers: pd.DataFrame | None, seconds: float) -> Measured:
-        scores = {} if table is None else self._likelihood_scores(table)
-        if answers is None:
-            return Measured(scores, table, None, [], seconds)
-        groups, bounds = self._groups(self.prompts), self.metric.bounds
-        scores[self.metric.name] = mean(answers["score"], groups, bounds=bounds, **self._interval)
-        return Measured(scores, table, answers, samples(answers, self.prompts), seconds)
+    def _measured(
+        self,
+        table: pd.DataFrame | None,
+        answers: pd.DataFrame | None,
+        seconds: float,
+        likelihoods: Likelihoods | None = None,
+    ) -> Measured:
+        found = [] if table is None else self._likelihood_scores(table)
+        if answers is not None and (self.headline is None or self.headline.of_text):
+            found.append((self.metric.name, *self._own_score(answers)))
+        for metric in self.metrics:
+            if metric.metric.name in (name for name, *_ in found):
+                continue
+            records = self.prompts if requires_answers(metric) else self.choices
+            if records and (answers is not None if requires_answers(metric) else likelihoods):
+                rows = evidence(records, answers, likelihoods or {})
+                found.append((metric.metric.name, *measured(metric, rows, self._groups(records), **self._interval)))
+        found.sort(key=lambda one: (one[0] not in METRICS, one[0] != self.metric.name))  # the skill's own metric first
+        drawn = [] if answers is None else samples(answers, self.prompts)
+        rows = pd.concat([one for *_, one in found]) if found else pd.DataFrame(columns=list(COLUMNS))
+        return Measured({name: score for name, score, _ in found}, table, answers, drawn, seconds, rows)
 
-    def _likelihood_scores(self, table: pd.DataFrame) -> dict[str, Score]:
-        groups = self._groups(self.items)
-        scores = {"bits_per_byte": ratio(table["nll"] / math.log(2), table["bytes"], groups, **self._interval)}
+    def _own_score(self, answers: pd.DataFrame) -> tuple[Score, pd.DataFrame]:
+        """The mean of the skill's own score: over the answers to each prompt, then over prompts."""
+        values = answers.groupby("id", sort=False)["score"].mean()
+        groups = self._groups(self.prompts)
+        score = mean(values, groups, bounds=self.metric.bounds, **self._interval)
+        return score, items(self.metric.name, list(values.index), groups, values)
+
+    def _likelihood_scores(self, table: pd.DataFrame) -> list[tuple[str, Score, pd.DataFrame]]:
+        groups, ids = self._groups(self.items), table["id"].tolist()
+        bits = table["nll"] / math.log(2)
+        rows = ratio_items("bits_per_byte", ids, groups, bits, table["bytes"])
+        found = [("bits_per_byte", ratio(bits, table["bytes"], groups, **self._interval), rows)]
         if not table["top1"].isna().any():
             for name in ON_TEACHER:
                 share = METRICS[name].bounds == (0.0, 1.0)
-                scores[name] = ratio(table[name], table["tokens"], groups, share=share, **self._interval)
-        return scores
+                score = ratio(table[name], table["tokens"], groups, share=share, **self._interval)
+                found.append((name, score, ratio_items(name, ids, groups, table[name], table["tokens"])))
+        return found
 
     @property
     def _interval(self) -> dict[str, Any]:

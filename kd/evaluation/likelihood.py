@@ -77,6 +77,17 @@ def tabulate(
     return measured[["id", "nll", "tokens", "bytes", *ON_TEACHER]]
 
 
+def nlls(model: LanguageModel | Ensemble, batches: Sequence[Batch], *, chunk: int = CHUNK) -> dict[str, float]:
+    """-log p of the response of each record, by its id, in nats, summed over its tokens."""
+    found: dict[str, float] = {}
+    with reading(model):
+        for batch, logits in read(model, batches):
+            mask = batch.student.mask
+            values = _row_values(logits, None, batch.student.labels[mask], chunk)[:, 0].split(mask.sum(1).tolist())
+            found |= {record.id: float(one.sum()) for record, one in zip(batch.records, values, strict=True)}
+    return found
+
+
 def _row_values(logits: Logits, teacher: Logits | None, labels: Int[Tensor, " n"], chunk: int) -> Float[Tensor, "n 4"]:
     """The columns of SUMS of every loss row, in float64 on the CPU, where sums over a record lose nothing."""
     pieces = [

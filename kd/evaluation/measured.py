@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,8 @@ class Measured:
     scores: by metric: bits_per_byte; top1, forward_kl and reverse_kl where there was a teacher to compare with; the
         skill's own metric under its own name. A metric that was not measured is absent.
     references, answers: the tables from which the scores come, one row per record (None: not measured).
-    samples: id, prompt, response, reference, score, tokens, truncated, verifier_error of each answer.
+    samples: id, prompt, response, reference, score, tokens, truncated, verifier_error, sample of each answer.
+    items: one row for each item and metric (`kd.evaluation.items`).
     seconds: time of the computation, also where another run did it and this one read it from the cache.
     """
 
@@ -27,6 +28,7 @@ class Measured:
     answers: pd.DataFrame | None
     samples: Sequence[Mapping[str, Any]]
     seconds: float
+    items: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def tokens(self) -> int:
@@ -62,17 +64,23 @@ def gap_closed(
 
 
 def samples(answers: pd.DataFrame, records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Rows for `samples.jsonl`."""
+    """Rows for `samples.jsonl`, one for each answer; `sample` counts those to one prompt."""
+    by_id = {record.id: record for record in records}
+    counts = answers.groupby("id").cumcount()
     return [
-        {
-            "id": record.id,
-            "prompt": "\n\n".join(message["content"] for message in record.prompt),
-            "response": row["text"],
-            "reference": record.responses[0].text if record.responses else None,
-            "score": float(row["score"]),
-            "tokens": int(row["tokens"]),
-            "truncated": bool(row["truncated"]),
-            "verifier_error": row["error"],
-        }
-        for record, row in zip(records, answers.to_dict("records"), strict=True)
+        _sample(by_id[row["id"]], row) | {"sample": int(i)}
+        for i, row in zip(counts, answers.to_dict("records"), strict=True)
     ]
+
+
+def _sample(record: Record, row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "prompt": "\n\n".join(message["content"] for message in record.prompt),
+        "response": row["text"],
+        "reference": record.responses[0].text if record.responses else None,
+        "score": float(row["score"]),
+        "tokens": int(row["tokens"]),
+        "truncated": bool(row["truncated"]),
+        "verifier_error": row["error"],
+    }

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import kd
 from kd.artifacts import texts_sha256
+from kd.components.choices import choices, content
 from kd.components.instantiation import instantiate
+from kd.components.signatures import suggestion
 from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
@@ -84,7 +86,25 @@ def _skill(node: str) -> Skill:
 def _data_digest(config: dict[str, Any]) -> dict[str, str]:
     """Digests of all records that the run can read, so that their source does not matter."""
     node = config.get("skill")
-    return {"skill": _records_digest(json.dumps(node, sort_keys=True))} if node and node.get("_target_") else {}
+    own = {"skill": _records_digest(json.dumps(node, sort_keys=True))} if node and node.get("_target_") else {}
+    others = (config.get("evaluation") or {}).get("skills") or ()
+    return own | {f"skill {name}": _records_digest(json.dumps(skill_node(name), sort_keys=True)) for name in others}
+
+
+def skill_node(name: str) -> dict[str, Any]:
+    """The content of conf/skill/NAME.yaml, for `evaluation.skills`.
+
+    Raises ValueError, with the nearest name, where there is none, and for a setting that it leaves to the user.
+    """
+    if name not in (known := choices("skill")):
+        raise ValueError(f"evaluation.skills: conf/skill has no {name}.yaml; {suggestion(name, known)}")
+    node: dict[str, Any] = content("skill", name)
+    if missing := [key for key, value in node.items() if value == "???"]:
+        raise ValueError(
+            f"evaluation.skills: skill {name} has no value for {missing[0]}; write a file of conf/skill that gives it "
+            f"(defaults: [{name}])"
+        )
+    return node
 
 
 @lru_cache(maxsize=32)

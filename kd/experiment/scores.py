@@ -9,18 +9,22 @@ from omegaconf import DictConfig
 
 from kd.components.instantiation import instantiate
 from kd.composition.cautions import cautions
-from kd.experiment.identity import code_of, family
+from kd.experiment.identity import code_of, family, load_skill, skill_node
 from kd.experiment.plan import plain
 from kd.metrics.table import METRICS, ON_TEACHER, Metric
 from kd.runs.folder import RunFolder
+from kd.runs.metrics_log import csv_text
 from kd.runs.results import Budget as Cost
 from kd.sandbox import calls, mechanism
 from kd.skills.records import load
+from kd.types import Skill
 from kd.versions import code_digest
+
+ITEMS = ("skill", "system", "metric", "id", "group", "value", "statistics")  # columns of items.csv
 
 
 class Evaluated:
-    """The systems of one run, measured on its skill."""
+    """The systems of one run, measured on its skill and on those of `evaluation.skills`."""
 
     def __init__(self, cfg: DictConfig, parts: Any, folder: RunFolder):
         from kd.models.digests import model_digest
@@ -28,20 +32,27 @@ class Evaluated:
         self.cfg, self.parts, self.folder, self.digest = cfg, parts, folder, model_digest
         teacher = parts.teacher
         self.teacher_identity = None if teacher is None else model_digest(teacher)
-        self.session = instantiate(cfg.evaluation).session(
-            skill=parts.skill,
-            train=load(parts.skill, "train"),  # without the augmentation: one floor for all jobs
-            test=load(parts.skill, "test"),
-            encoder=parts.encoder,
-            teacher=teacher,
-            teacher_identity=self.teacher_identity,
-        )
+        evaluation = instantiate(cfg.evaluation)
+        others = [load_skill(skill_node(name)) for name in evaluation.skills]
+        skills = [parts.skill, *(skill for skill in others if skill.name != parts.skill.name)]
+        self.sessions = {skill.name: self._session(evaluation, skill) for skill in skills}
+        self.session = self.sessions[parts.skill.name]
         if teacher is not None and parts.encoder.teacher is not None:
             names = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher has other tokens than the student: {names}", flush=True)
-        self.measured: dict[str, Any] = {}
+        self.measured: dict[str, dict[str, Any]] = {name: {} for name in self.sessions}  # by skill and system
         self.calls, self.family = calls(), family(cfg)
         self.initial = model_digest(parts.module.student)
+
+    def _session(self, evaluation: Any, skill: Skill) -> Any:
+        return evaluation.session(
+            skill=skill,
+            train=load(skill, "train"),  # without the augmentation: one floor for all jobs
+            test=load(skill, "test"),
+            encoder=self.parts.encoder,
+            teacher=self.parts.teacher,
+            teacher_identity=self.teacher_identity,
+        )
 
     @cached_property
     def records(self) -> dict[str, dict[str, int]]:
@@ -54,29 +65,31 @@ class Evaluated:
     def measure(self, system: str) -> None:
         """Measure the student as it is now, under the name `system`."""
         student = self.parts.module.student
-        self.measured[system] = self.session.measure(student, identity=self.digest(student))
+        digest = self.digest(student)
+        for skill, session in self.sessions.items():
+            self.measured[skill][system] = session.measure(student, identity=digest)
 
     def results(self, baseline: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The content of results.json; writes samples.jsonl."""
-        if self.parts.teacher is not None:
-            self.measured["teacher"] = self.session.measure(self.parts.teacher, identity=self.teacher_identity)
-        if (floor := self.session.floor()) is not None:
-            self.measured |= {"floor": floor, "uniform": self.session.uniform()}
-        self.folder.write_samples(
-            {"system": name, **row} for name, measured in self.measured.items() for row in measured.samples
-        )
-        skill = self.parts.skill
-        table = self._by_metric()
-        if baseline is not None:
-            _add_baseline(table, baseline, skill.name, self.cfg.compare)
-        metrics = {name: METRICS.get(name) or self.session.metric for name in table}
-        gaps = {name: _gap(systems, metrics[name]) for name, systems in table.items()}
-        agreement = {name: table.pop(name) for name in ON_TEACHER if name in table}
+        """The content of results.json; writes samples.jsonl and items.csv."""
+        for skill, session in self.sessions.items():
+            if self.parts.teacher is not None:
+                measured = session.measure(self.parts.teacher, identity=self.teacher_identity)
+                self.measured[skill]["teacher"] = measured
+            if (floor := session.floor()) is not None:
+                self.measured[skill] |= {"floor": floor, "uniform": session.uniform()}
+        self._write_items()
+        tables, own = {name: _by_metric(systems) for name, systems in self.measured.items()}, self.parts.skill.name
+        for name, table in tables.items():
+            if baseline is not None:
+                _add_baseline(table, baseline, name, self.cfg.compare, own=name == own)
+        metrics = {name: self._metric(name, skill) for skill, table in tables.items() for name in table}
+        gaps = {skill: _gaps(table, metrics) for skill, table in tables.items()}
+        agreement = {name: tables[own].pop(name) for name in ON_TEACHER if name in tables[own]}
         return {
             "seed": self.cfg.seed,
             "family": self.family,
-            "scores": {skill.name: table},
-            "gap_closed": {skill.name: gaps},
+            "scores": tables,
+            "gap_closed": gaps,
             "metrics": {name: metric.facts() for name, metric in metrics.items()},
             "agreement": agreement or None,
             "budget": self._budget(),
@@ -90,18 +103,30 @@ class Evaluated:
             "cautions": cautions(plain(self.cfg)),
         }
 
+    def _metric(self, name: str, skill: str) -> Metric:
+        session = self.sessions[skill]
+        known = {metric.name: metric for metric in (session.metric, *(one.metric for one in session.metrics))}
+        return METRICS.get(name) or known[name]
+
+    def _write_items(self) -> None:
+        """Write samples.jsonl, one row for each answer, and items.csv, one for each item, system and metric."""
+        every = [(skill, name, one) for skill, systems in self.measured.items() for name, one in systems.items()]
+        self.folder.write_samples(
+            {"system": name, "skill": skill, **row} for skill, name, one in every for row in one.samples
+        )
+        tables = [one.items.assign(skill=skill, system=name)[list(ITEMS)] for skill, name, one in every]
+        rows = [row for table in tables for row in table.itertuples(index=False)]
+        self.folder.write_items(csv_text([ITEMS, *rows]))
+
     def _verifier_errors(self) -> dict[str, int]:
-        found = {name: measured.verifier_errors for name, measured in self.measured.items() if measured.verifier_errors}
+        found: dict[str, int] = {}
+        for systems in self.measured.values():
+            for name, measured in systems.items():
+                if measured.verifier_errors:
+                    found[name] = found.get(name, 0) + measured.verifier_errors
         for name, count in found.items():
             print(f"{count} answers of {name} got no score and count as wrong; samples.jsonl has the reasons")
         return found
-
-    def _by_metric(self) -> dict[str, dict[str, Any]]:
-        table: dict[str, dict[str, Any]] = {}
-        for system, measured in self.measured.items():
-            for metric, score in measured.scores.items():
-                table.setdefault(metric, {})[system] = score._asdict()
-        return table
 
     def _budget(self) -> dict[str, Any]:
         spent = asdict(self.parts.module.budget)
@@ -116,11 +141,25 @@ class Evaluated:
         }
 
 
-def _add_baseline(table: dict[str, dict[str, Any]], baseline: Mapping[str, Any], skill: str, name: str) -> None:
-    metrics = dict(baseline["scores"].get(skill, {})) | dict(baseline.get("agreement") or {})
-    for metric, systems in metrics.items():
+def _by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    for system, one in measured.items():
+        for metric, score in one.scores.items():
+            table.setdefault(metric, {})[system] = score._asdict()
+    return table
+
+
+def _add_baseline(
+    table: dict[str, dict[str, Any]], baseline: Mapping[str, Any], skill: str, name: str, *, own: bool
+) -> None:
+    agreement = dict(baseline.get("agreement") or {}) if own else {}
+    for metric, systems in (dict(baseline["scores"].get(skill, {})) | agreement).items():
         if metric in table and systems.get("after") is not None:
             table[metric][name] = systems["after"]
+
+
+def _gaps(table: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
+    return {name: _gap(systems, metrics[name]) for name, systems in table.items()}
 
 
 def _gap(systems: Mapping[str, Any], metric: Metric) -> float | None:

@@ -96,7 +96,7 @@ def decode(
     responses: dict[int, list[Written]] = {}
     with eval_mode([reader.network for reader in readers]):
         steps = max_new_tokens * math.ceil(len(prompts) * samples / batch_size)
-        batches = _Batches(_openers(readers, steps=steps), ends, max_new_tokens, choose, source)
+        batches = _Batches(openers(readers, steps=steps), ends, max_new_tokens, choose, source)
         for start in range(0, len(order), together):
             group = order[start : start + together]
             written = batches.write([prompts[i] for i in group], samples, batch_size)
@@ -181,7 +181,7 @@ def read_again(model: LanguageModel, sequences: Sequences) -> Float[Tensor, "B T
     return said.logprobs.cpu()
 
 
-def _openers(readers: Sequence[LanguageModel], *, steps: int) -> list[Callable[..., Decoder]]:
+def openers(readers: Sequence[LanguageModel], *, steps: int) -> list[Callable[..., Decoder]]:
     """For each reader what makes its decoder, over the ids that all of them know; weights are laid out once for all."""
     known, pack = min(reader.vocabulary for reader in readers), steps >= _WORTH_PACKING
     openers: list[Callable[..., Decoder]] = []

@@ -70,6 +70,7 @@ def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:
 def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
     """(header, estimates by system, gap closed): losses first, agreement, then the skills' own metrics."""
     scores = [(skill, metric) for skill, metrics in results["scores"].items() for metric in metrics]
+    scores = [pair for pair in scores if of_results(results, pair[1]).of != "teacher"]  # on other skills: results.json
     scores.sort(key=lambda pair: of_answers(results, pair[1]))
     several = len(results["scores"]) > 1
 

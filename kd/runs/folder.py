@@ -26,6 +26,7 @@ from kd.versions import code_digest
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
 ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
+RECORDED = ("metrics.csv", "samples.jsonl", "items.csv")  # whose sha256 DONE has
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
@@ -155,6 +156,10 @@ class RunFolder:
         lines = [json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) for row in rows]
         return self.write_text("samples.jsonl", "".join(line + "\n" for line in lines))
 
+    def write_items(self, table: str) -> Path:
+        """Write items.csv: one row for each item, system and metric (`kd.evaluation.items`)."""
+        return self.write_text("items.csv", table)
+
     def start(self, config_yaml: str, overrides: Sequence[str]) -> None:
         """Create the folder, or go on in one that was interrupted, and describe the run in it."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -174,7 +179,7 @@ class RunFolder:
         if page["config_hash"] != self.config_hash:
             raise ValueError(f"results.json: config_hash {page['config_hash']} is not that of {self.path.name}")
         self.write_json("results.json", page)
-        others = [path for name in ("metrics.csv", "samples.jsonl") if (path := self.path / name).is_file()]
+        others = [path for name in RECORDED if (path := self.path / name).is_file()]
         lines = [self.config_hash, file_sha256(self.path / "results.json")]
         self.write_text("DONE", "\n".join([*lines, *(f"{file_sha256(path)}  {path.name}" for path in others)]) + "\n")
         return page

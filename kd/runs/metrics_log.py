@@ -70,7 +70,7 @@ class TidyLogger(Logger):
         rows = [(step, *_split(name), repr(float(v))) for name, v in metrics.items() if name != "epoch"]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(_csv(rows) if file.tell() else _csv([COLUMNS, *rows]))
+            file.write(csv_text(rows) if file.tell() else csv_text([COLUMNS, *rows]))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class TidyLogger(Logger):
             return
         whole_lines = self.path.read_text(encoding="utf-8").rpartition("\n")[0]
         rows = list(csv.reader(whole_lines.splitlines()))[1:]
-        write_atomically(self.path, _csv([COLUMNS, *(row for row in rows if int(row[0]) <= step)]))
+        write_atomically(self.path, csv_text([COLUMNS, *(row for row in rows if int(row[0]) <= step)]))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -91,7 +91,8 @@ def _split(name: str) -> tuple[str, str]:
     return (split, rest) if slash else ("", name)
 
 
-def _csv(rows: list[Any]) -> str:
+def csv_text(rows: list[Any]) -> str:
+    """Rows as the text of a csv file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

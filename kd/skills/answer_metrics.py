@@ -164,14 +164,16 @@ class FunctionMetric(AnswerMetric):
                 f"metric {self.metric.name} is computed from {listed}, of which a text alone gives no score; name a "
                 "metric of answers, such as exact_match, first in skill.metrics"
             )
-        return self.row(Evidence(record, (text,)))[0]
+        return float(self.rows(Evidence(record, (text,)))[0][0])
 
-    def row(self, evidence: Evidence) -> tuple[Any, ...]:
-        """The numbers of one item: its value, or what the corpus metric combines. A mean over samples of each."""
+    def rows(self, evidence: Evidence) -> list[tuple[Any, ...]]:
+        """The numbers of one item: its value, the mean over the answers to it; or the rows of a corpus metric, one for
+        each answer.
+        """
         if self.requires & {"texts", "scores"} or not self.requires & GENERATED:
-            return self._row(evidence)
+            return [self._row(evidence)]
         rows = [self._row(evidence.of_sample(i)) for i in range(len(evidence.texts))]
-        return rows[0] if len(rows) == 1 else (float(np.mean([row[0] for row in rows])),)
+        return rows if isinstance(self.function, CorpusMetric) else [(float(np.mean([row[0] for row in rows])),)]
 
     def _row(self, evidence: Evidence) -> tuple[Any, ...]:
         found = self.function(**{name: getattr(evidence, name) for name in self.requires}, **self.arguments)

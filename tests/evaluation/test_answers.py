@@ -42,6 +42,7 @@ def test_an_answer_without_end_token_is_truncated(student):
         "tokens": LIMIT,
         "truncated": True,
         "verifier_error": None,
+        "sample": 0,
     }
 
 
@@ -63,7 +64,7 @@ def test_an_answer_that_the_verifier_fails_on_is_wrong_and_says_why(student):
     with pytest.raises(
         ValueError, match=r"record ten/3: the verifier of skill .* fails on the reference: raised: KeyError"
     ):
-        judged(answers[1:], skill, skill.load("test")[3:4])
+        judged(answers[1:].assign(id="ten/3"), skill, skill.load("test")[3:4])
 
 
 def _always(token):

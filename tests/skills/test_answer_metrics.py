@@ -26,13 +26,13 @@ def test_inputs_of_a_record():
     assert one.score(record("Paris", references=["Lyon"]), "paris") == 0  # the list stands for the response
     assert numeric.score(record("3 + 4 = 7", answer=7), "The answer is 7") == 1
     evidence = Evidence(record("b", choices=["a", "b"], answer_index=1), logprobs=(-2.0, -1.0))
-    assert choice.row(evidence) == (1.0,)
-    assert choice.row(Evidence(record("good", "bad"), logprobs=(-2.0, -1.0))) == (0.0,)  # the first is preferred
+    assert choice.rows(evidence) == [(1.0,)]
+    assert choice.rows(Evidence(record("good", "bad"), logprobs=(-2.0, -1.0))) == [(0.0,)]  # the first is preferred
 
 
 def test_a_mean_over_samples():
     (one,) = answer_metrics(["exact_match"])
-    assert one.row(Evidence(record("a b"), texts=("a b", "c"))) == (0.5,)
+    assert one.rows(Evidence(record("a b"), texts=("a b", "c"))) == [(0.5,)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_a_record_lacks_is_named():
     with pytest.raises(ValueError, match="name a metric of answers"):
         choice.score(record("a"), "a")
     with pytest.raises(ValueError, match="answer_index=7"):
-        choice.row(Evidence(record("b", choices=["a", "b"], answer_index=7), logprobs=(-2.0, -1.0)))
+        choice.rows(Evidence(record("b", choices=["a", "b"], answer_index=7), logprobs=(-2.0, -1.0)))
 
 
 def test_a_metric_from_outside(tmp_path, monkeypatch):

@@ -1,0 +1,74 @@
+"""The likelihood of a record's choices under a model, after its prompt and after an empty one."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from kd.data.sequences import Encoder, answer_ids, prompt_ids
+from kd.evaluation.likelihood import nlls
+from kd.generators.continuations import continuation_logprobs
+from kd.models.language_model import LanguageModel
+from kd.progress import progress_bar
+from kd.skills.answer_metrics import Evidence
+from kd.teachers.ensemble import Ensemble
+from kd.types import Record, Written
+
+SHORT = 16  # tokens of the longest choice up to which a prompt is read once; beyond, whole sequences are faster
+
+Choice = tuple[Record, tuple[int, ...], list[tuple[int, ...]]]  # a record, its prompt and its choices, in ids
+
+
+def encoded_choices(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Choice]:
+    """The records' prompts and choices in a tokenizer's ids, the choices without an end token.
+
+    Raises:
+        ValueError: a record has no choices, or one of no token.
+    """
+    found = []
+    for record in records:
+        choices = [tuple(answer_ids(record, c, tokenizer, ended=False)) for c in Evidence(record).choices]
+        if not all(choices):
+            raise ValueError(f"record {record.id} of {record.skill} has an empty choice; leave it out")
+        found.append((record, tuple(prompt_ids(record, tokenizer)), choices))
+    return found
+
+
+def without_question(record: Record) -> Record:
+    """The record with an empty text as the last message of its prompt."""
+    *before, last = record.prompt
+    return replace(record, prompt=(*before, {**last, "content": ""}))
+
+
+def score_choices(
+    model: LanguageModel | Ensemble, items: Sequence[Choice], *, batch_size: int, max_tokens: int
+) -> pd.DataFrame:
+    """One row for each item: id, and logprobs, the summed log-likelihood of each choice's tokens in nats.
+
+    Args:
+        batch_size: choices that are read at a time where they are short.
+        max_tokens: of a micro-batch of whole sequences.
+    """
+    longest = max((len(ids) for _, _, choices in items for ids in choices), default=0)
+    with progress_bar("choices", len(items)) as advance:
+        if isinstance(model, Ensemble) or longest > SHORT:
+            found = _of_sequences(model, items, max_tokens)
+            advance(len(items))
+        else:
+            prompts, choices = [prompt for _, prompt, _ in items], [choices for *_, choices in items]
+            found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=advance)
+    return pd.DataFrame({"id": [record.id for record, *_ in items], "logprobs": found})
+
+
+def _of_sequences(model: LanguageModel | Ensemble, items: Sequence[Choice], max_tokens: int) -> list[list[float]]:
+    """The same by whole sequences of prompt and choice."""
+    encoder = Encoder(model.tokenizer, None, max_length=sys.maxsize, max_tokens=max_tokens)
+    rows = [
+        (replace(record, id=f"{i} {j}"), [Written(ids, "reference", truncated=True)])
+        for i, (record, _, choices) in enumerate(items)
+        for j, ids in enumerate(choices)
+    ]
+    found = nlls(model, encoder.written([record for record, _ in rows], [written for _, written in rows]))
+    return [[-found[f"{i} {j}"] for j in range(len(choices))] for i, (*_, choices) in enumerate(items)]

@@ -1,0 +1,89 @@
+"""One row for each item and metric of a system, and the scores that rows make together.
+
+Columns: metric; id, of the record; group, whose items an interval draws together; value, of the item alone; statistics,
+in json, of what the score is made where it is no mean of the values: numerator and denominator of a ratio, or the rows
+of a `kd.metrics.corpus.CorpusMetric`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kd.intervals import Score, mean, resampled
+from kd.metrics.corpus import CorpusMetric
+from kd.skills.answer_metrics import GENERATED, LIKELIHOOD, Evidence, FunctionMetric
+from kd.types import AnswerMetric, Record
+
+COLUMNS = ("metric", "id", "group", "value", "statistics")
+
+Likelihoods = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by record: logprobs, prior logprobs
+
+
+def items(
+    metric: str,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    values: Sequence[float] | pd.Series | np.ndarray,
+    statistics: Sequence[Any] | None = None,
+) -> pd.DataFrame:
+    """The rows of one metric."""
+    texts = [None] * len(ids) if statistics is None else [json.dumps(one) for one in statistics]
+    return pd.DataFrame(dict(zip(COLUMNS, (metric, list(ids), list(groups), list(values), texts), strict=True)))
+
+
+def ratio_items(
+    metric: str, ids: Sequence[str], groups: Sequence[str], above: pd.Series, below: pd.Series
+) -> pd.DataFrame:
+    """The rows of a ratio of sums."""
+    pairs = list(zip(above.astype(float).tolist(), below.astype(float).tolist(), strict=True))
+    return items(metric, ids, groups, [a / b if b else float("nan") for a, b in pairs], pairs)
+
+
+def requires_answers(metric: AnswerMetric) -> bool:
+    """Return whether it is computed from generated text."""
+    return not isinstance(metric, FunctionMetric) or bool(metric.requires & GENERATED)
+
+
+def requires_likelihood(metric: AnswerMetric, *, prior: bool = False) -> bool:
+    """Return whether it is computed from the likelihood of choices; `prior`: after an empty prompt, too."""
+    wanted = frozenset({"prior_logprobs"}) if prior else LIKELIHOOD
+    return isinstance(metric, FunctionMetric) and bool(metric.requires & wanted)
+
+
+def evidence(records: Sequence[Record], answers: pd.DataFrame | None, likelihoods: Likelihoods) -> list[Evidence]:
+    """What was measured of each record: its answers, in their order, and the likelihoods of its choices."""
+    by_id = {} if answers is None else dict(tuple(answers.groupby("id", sort=False)))
+    return [_evidence(record, by_id.get(record.id), *likelihoods.get(record.id, ((), ()))) for record in records]
+
+
+def _evidence(record: Record, rows: pd.DataFrame | None, logprobs: Sequence[float], prior: Sequence[float]) -> Evidence:
+    if rows is None:
+        return Evidence(record, logprobs=logprobs, prior_logprobs=prior)
+    columns = [rows[name].tolist() for name in ("text", "score", "tokens", "truncated")]
+    return Evidence(record, *columns, logprobs=logprobs, prior_logprobs=prior)
+
+
+def measured(
+    metric: AnswerMetric, found: Sequence[Evidence], groups: Sequence[str], **interval: Any
+) -> tuple[Score, pd.DataFrame]:
+    """The metric's score over the items, and their rows.
+
+    interval: confidence and resamples, as in `kd.intervals`.
+    """
+    ids = [one.record.id for one in found]
+    if isinstance(metric, FunctionMetric) and isinstance(metric.function, CorpusMetric):
+        several = [metric.rows(one) for one in found]
+        rows = np.array([row for one in several for row in one])
+        owners = [group for group, one in zip(groups, several, strict=True) for _ in one]
+        score = resampled(rows, metric.total, owners, **interval)._replace(n=len(found))
+        values = [metric.total(np.array(one)) for one in several]
+        return score, items(metric.metric.name, ids, groups, values, several)
+    if isinstance(metric, FunctionMetric):
+        values = [metric.rows(one)[0][0] for one in found]
+    else:
+        values = [float(np.mean([metric.score(one.record, text) for text in one.texts])) for one in found]
+    score = mean(values, groups, bounds=metric.metric.bounds, **interval)
+    return score, items(metric.metric.name, ids, groups, values)
