@@ -99,14 +99,24 @@ def _calls(message: Message) -> str:
     written = []
     for call in calls:
         arguments = call.get("arguments", {})
-        arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments
+        arguments = from_json(arguments, f"a call of {call.get('name')} whose arguments are")
         written.append(json.dumps({"name": call.get("name"), "arguments": arguments}, ensure_ascii=False))
     return "\n".join(f"<tool_call>{call}</tool_call>" for call in written)
 
 
+def from_json(value: Any, what: str) -> Any:
+    """The value; a text is read as JSON. Raises ValueError, without a subject, for a text that is none."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError(f"has {what} no JSON ({value[:40]}); mend it, or leave the row out") from None
+
+
 def with_tools(prompt: Sequence[Message], tools: Any, system: str = "") -> list[Message]:
     """The prompt with the system text and the tools, as JSON, in its system message."""
-    listed = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    listed = from_json(tools, "tools that are")
     shown = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed) if listed else ""
     if not (shown or system):
         return list(prompt)

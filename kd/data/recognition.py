@@ -79,11 +79,10 @@ def recognised(values: Mapping[str, Any]) -> Example:
     tools = read.take("tools") if "tools" in read.columns else None
     prompt = with_tools(prompt, tools, system)
     answered = [name for name in read.used if name not in (*prompted, *OTHERS)]
-    form = " + ".join(prompted) + (f" → {' + '.join(answered)}" if answered else "")
-    if own and not answered:
-        form += " → the last answer"
+    answered = ["the last answer"] if own and not answered else answered
+    form = " → ".join(" + ".join(names) for names in (prompted, answered) if names)
     rest = {k: v for k, v in read.columns.items() if k not in read.used}
-    return Example(form or " + ".join(read.used), tuple(prompt), tuple(responses), {**rest, **meta})
+    return Example(form, tuple(prompt), tuple(responses), {**rest, **meta})
 
 
 def _misfit(values: Mapping[str, Any]) -> str:
@@ -151,10 +150,12 @@ def _preference(read: _Read, prompt: list[Message], meta: dict[str, Any]) -> tup
     """`chosen` and `rejected`, texts or conversations that end with them; scores 1 and 0 where the row has none."""
     if not {"chosen", "rejected"} <= read.columns.keys():
         return None
-    responses = []
+    responses: list[Response] = []
     for name, score in (("chosen", 1.0), ("rejected", 0.0)):
         text = _last_text(read.take(name), f"its {name}")
         given = next((key for key in (f"score_{name}", f"{name}_score") if key in read.columns), None)
+        if any(key.startswith("score_") for key in read.used) and given is None:
+            raise ValueError("has no score_rejected beside score_chosen; give both, or none")
         responses.append(Response(text, score=_number(read.take(given), given) if given else score))
     return tuple(responses)
 
@@ -162,7 +163,7 @@ def _preference(read: _Read, prompt: list[Message], meta: dict[str, Any]) -> tup
 def _last_text(value: Any, what: str) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str) and value:
         value = value[-1]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and ("content" in value or "value" in value):
         value = value.get("content", value.get("value"))
     return text_of(value, what)
 
@@ -172,7 +173,7 @@ def _ranked(read: _Read, prompt: list[Message], meta: dict[str, Any]) -> tuple[R
     name = read.first(LISTS)
     if name is None or not isinstance(read.columns[name], Sequence) or isinstance(read.columns[name], str):
         return None
-    items, by = read.take(name), read.first(SCORES)
+    items, by = _listed(read.take(name), name), read.first(SCORES)
     texts = [_last_text(_inner(item), f"its {name}[{i}]") for i, item in enumerate(items)]
     if by is None:
         found = [_score_in(item) for item in items]

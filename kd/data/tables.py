@@ -13,7 +13,7 @@ import json
 import lzma
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 LONGEST = 10_000_000  # characters of one row: more is a file without line ends, or no text
 IN_JSON = ("data", "rows", "examples", "instances")  # where a JSON file that is one object keeps its rows
@@ -42,6 +42,10 @@ def rows(path: Path) -> Iterator[Row]:
     try:
         with _opened(path) as file:
             yield from reader(path, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-16 ({error.reason}), as its first bytes say; convert it to UTF-8"
+        ) from error
     except (EOFError, lzma.LZMAError, gzip.zlib.error, OSError) as error:  # type: ignore[attr-defined]
         raise ValueError(f"{path} cannot be read ({error}); write or download it again") from error
 
@@ -62,28 +66,28 @@ def _suffix(path: Path) -> str:
     return inner.suffix.lower()
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> io.BufferedReader:
     opening = COMPRESSED.get(path.suffix.lower())
-    return path.open("rb") if opening is None else opening(path)
+    return path.open("rb") if opening is None else io.BufferedReader(opening(path))
 
 
-def _zstd(path: Path) -> IO[bytes]:
+def _zstd(path: Path) -> Any:
     import pyarrow
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))  # type: ignore[arg-type]
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
 
 
 # --- text ---
 
 
-def _text(file: IO[bytes]) -> io.TextIOWrapper:
+def _text(file: io.BufferedReader) -> io.TextIOWrapper:
     """The file as text; bytes that are none become surrogates, which `_checked` names."""
     start = file.peek(4)[:4] if hasattr(file, "peek") else b""
     wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, str]]:
     number = 0
     with _text(file) as text:
         while line := text.readline(LONGEST + 1):
@@ -104,13 +108,13 @@ def _checked(path: Path, number: int, line: str) -> str:
     return line
 
 
-def _text_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _text_lines(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     for number, line in _lines(path, file):
         if line.strip():
             yield Row(f"{path}:{number}", {"text": line.strip()})
 
 
-def _json_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _json_lines(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     for number, line in _lines(path, file):
         if line.strip():
             place = f"{path}:{number}"
@@ -134,7 +138,7 @@ def _mapping(place: str, value: Any) -> Values:
     return value
 
 
-def _json(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _json(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     """A list of objects, an object that holds one, or, as is usual on the hub, JSON Lines under this suffix."""
     lines = list(_lines(path, file))
     text = "".join(line for _, line in lines)
@@ -165,7 +169,7 @@ def _listed(path: Path, whole: Any) -> list[Any]:
     return list(whole[chosen])
 
 
-def _csv(path: Path, file: IO[bytes], delimiters: str = ",;\t") -> Iterator[Row]:
+def _csv(path: Path, file: io.BufferedReader, delimiters: str = ",;\t") -> Iterator[Row]:
     csv.field_size_limit(LONGEST)
     lines = _lines(path, file)
     header_line = next(lines, (1, ""))[1]
@@ -190,14 +194,14 @@ def _csv(path: Path, file: IO[bytes], delimiters: str = ",;\t") -> Iterator[Row]
         start = reader.line_num + 2
 
 
-def _tsv(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _tsv(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     return _csv(path, file, "\t")
 
 
 # --- columns ---
 
 
-def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _parquet(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -208,7 +212,7 @@ def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
         raise ValueError(f"{path} is no Parquet file ({_first(error)}); write or download it again") from error
 
 
-def _arrow(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _arrow(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     """An IPC file (Feather), or a stream, as `datasets` keeps its tables."""
     import pyarrow
 
@@ -233,7 +237,7 @@ def _first(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-SUFFIXES: dict[str, Callable[[Path, IO[bytes]], Iterator[Row]]] = {
+SUFFIXES: dict[str, Callable[[Path, io.BufferedReader], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
@@ -244,9 +248,9 @@ SUFFIXES: dict[str, Callable[[Path, IO[bytes]], Iterator[Row]]] = {
     ".arrow": _arrow,
     ".feather": _arrow,
 }
-COMPRESSED: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": gzip.open,  # type: ignore[dict-item]
-    ".bz2": bz2.open,  # type: ignore[dict-item]
-    ".xz": lzma.open,  # type: ignore[dict-item]
+COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
     ".zst": _zstd,
 }
