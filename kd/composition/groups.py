@@ -59,6 +59,12 @@ def passes_given(path: str, node: Node) -> bool:
     return made_by(path, node).passes_given(node, written)
 
 
+def reads_given(path: str, node: Node) -> bool:
+    """Return whether the rollout ever reads the records' own responses, so that a prompt alone is no record for it."""
+    written = _writes(node) and reads_given(joined(path, "writer"), node["writer"])
+    return made_by(path, node).reads_given(node, written)
+
+
 def check_margins(path: str, rollout: Node, reward: Node) -> None:
     """Raises ValueError where a rollout, or one that it wraps, keeps pairs of which there can be none."""
     found = None if reward.get("_target_") is None else made_by("reward", reward)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kd.data.sequences import Encoded, Encoder
-from kd.types import Record
+from kd.types import Record, Response
 
 
 def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
@@ -27,6 +27,11 @@ def references(encoder: Encoder, records: Sequence[Record]) -> list[Record]:
             "raise data.max_length"
         )
     return kept
+
+
+def prompted(record: Record) -> Record:
+    """The record with an empty response where it has none, for a rollout that replaces it: batches hold responses."""
+    return record if record.responses else replace(record, responses=(Response(""),))
 
 
 def with_reference(records: Sequence[Record]) -> int:

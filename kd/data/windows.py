@@ -73,8 +73,7 @@ class Windows:
         self.records = [record for record in records if encoder.encode(record)]
         if records and not with_reference(records):
             raise ValueError(
-                f"none of {len(records)} training records has a response; give each one (where the rollout generates "
-                "its own, an empty text will do), or take augmentation=labeling"
+                f"none of {len(records)} training records has a response; give each one, or take augmentation=labeling"
             )
         if not self.records:
             raise ValueError(nothing_fits(len(records), encoder.max_length))

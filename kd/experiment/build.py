@@ -8,11 +8,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from kd.components.instantiation import instantiate
+from kd.composition.groups import reads_given
 from kd.data.blocks import Blocks, blocks
+from kd.data.references import prompted, with_reference
 from kd.data.sequences import Encoder, pad_id
 from kd.data.windows import Data
 from kd.experiment.compatibility import check_zeros
@@ -54,6 +56,7 @@ def build(cfg: DictConfig) -> Parts:
     """Load skill, teacher and student, and assemble them. Random weights depend on the seed and a name only."""
     skill = load_skill(cfg.skill)
     elicited = elicit(cfg)
+    train = _train(cfg, elicited.records)
     validation = load(skill, "validation")[: cfg.checkpoint.records]
     teacher = kept_teacher(cfg)
     if teacher is not None:
@@ -84,7 +87,7 @@ def build(cfg: DictConfig) -> Parts:
     )
     if reads_packed(module):
         encoder.max_padding = 1.0
-    data = _data(cfg, module, elicited.records, validation, encoder, left_out=elicited.left_out)
+    data = _data(cfg, module, train, validation, encoder, left_out=elicited.left_out)
     _check_validation(cfg.checkpoint, data)
     module.budget.teacher_tokens = elicited.teacher_tokens
     if found := held(data.train, encoder.student):
@@ -100,6 +103,24 @@ def build(cfg: DictConfig) -> Parts:
             "and generated before the first step (labeling, cached targets); raise it"
         )
     return Parts(module, data, skill, None if teacher is None else teacher.system, encoder)
+
+
+def _train(cfg: DictConfig, records: Sequence[Record]) -> list[Record]:
+    """The training records; prompts alone have an empty response, which a rollout that generates replaces.
+
+    Raises ValueError for a prompt alone where the rollout reads the records' own responses.
+    """
+    rollout: Any = OmegaConf.to_container(cfg.rollout, resolve=True)
+    if not reads_given("rollout", rollout):
+        return [prompted(record) for record in records]
+    if bare := next((record for record in records if not record.responses), None):
+        count = len(records) - with_reference(records)
+        raise ValueError(
+            f"{count} of {len(records)} training records are prompts without a response (the first is {bare.id}), and "
+            f"rollout {str(rollout['_target_']).rpartition('.')[2]} reads the records' own responses; take a rollout "
+            "that generates (rollout=on_policy or rollout=teacher), or augmentation=labeling"
+        )
+    return list(records)
 
 
 def _aligned(cfg: DictConfig, student: LanguageModel, words: Teacher | None) -> tuple[Any, Encoder]:

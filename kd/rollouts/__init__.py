@@ -65,6 +65,12 @@ class Rollout(Protocol):
         return written
 
     @staticmethod
+    def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """Whether some step reads the records' own responses at all, so that each record has to have one. `written`:
+        whether its writer's does."""
+        return written
+
+    @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """The sides that generate what is learnt on ("student", "other") under these settings; None: not known.
 

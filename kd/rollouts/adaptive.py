@@ -63,6 +63,11 @@ class Adaptive(Wrapping):
         return True
 
     @staticmethod
+    def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """Wherever the threshold is not exceeded."""
+        return True
+
+    @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """The writer's in part."""
         return None if written is None else written | {"other"}

@@ -37,6 +37,11 @@ class Mixed(Wrapping):
         return _gives(settings)
 
     @staticmethod
+    def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """Unless the share of what is written is 1 throughout, and the writer reads none."""
+        return written or _gives(settings)
+
+    @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """The writer's in part."""
         return None if written is None else written | ({"other"} if _gives(settings) else set())

@@ -22,6 +22,11 @@ class Offline(Rollout):
         return True
 
     @staticmethod
+    def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """At every step."""
+        return True
+
+    @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """The other side alone."""
         return frozenset({"other"})

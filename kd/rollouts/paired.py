@@ -43,6 +43,11 @@ class Paired(Writing):
         return settings["samples"] + 1 if "samples" in settings else None
 
     @staticmethod
+    def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """The preferred one of each pair."""
+        return True
+
+    @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
         """Both, in each group."""
         return frozenset({"student", "other"})

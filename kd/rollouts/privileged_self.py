@@ -1,8 +1,9 @@
 """The student's own responses, which the teacher reads after a prompt that shows it more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from string import Formatter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kd.data.sequences import Encoder, prompt_ids
 from kd.rewards import judged
@@ -36,6 +37,11 @@ class PrivilegedSelf(Writing):
     teacher_prompts: ClassVar[bool] = True  # so its positions are not the student's; the loss rows are
 
     template: str
+
+    @staticmethod
+    def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
+        """The demonstration that the teacher is shown."""
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -128,7 +128,7 @@ class Dataset(Skill):
         read = {split: list(items(sources, self._example)) for split, sources in found.items()}
         for split, own in read.items():
             if not own:
-                raise ValueError(f"skill.path={self.path} has no rows" + (f" for {split}" if split else ""))
+                raise ValueError(f"skill.path={self.path} has no rows{f' for {split}' if split else ''}; write some")
             if self.leaf is None:  # a user's own data, not those of the grid
                 first_row(f"{self.name}{f' {split}' if split else ''}", own)
         return read
@@ -137,7 +137,7 @@ class Dataset(Skill):
         seen = templates.mapped(row, self.columns) if self.columns else row
         example = self.prompting.example(seen)
         group = None if self._grouped is None else self._group(row, seen)
-        return Item(row, example, group, self._text(row, example))
+        return Item(row, self.prompting.filled(seen, example), group, self._text(row, example))
 
     def _group(self, row: Row, seen: Row) -> str:
         """The value of the group key, a column of the file or of `columns`, or a template of several."""
@@ -160,6 +160,8 @@ class Dataset(Skill):
         pool = read.get(None, read.get("train", []))
         wanted = {split: count for split, count in self.counts.items() if split not in given} if pool else {}
         groups = [item.group or item.text for item in pool]
+        if pool and not _answered(pool) and self._needs_references:  # nothing could be measured on them
+            wanted = {split: 0 if count is None and split != "train" else count for split, count in wanted.items()}
         if cut := self._grouped is None and any(wanted[split] != 0 for split in wanted if split != "train"):
             groups = near_duplicates([item.text for item in pool])
         if pool and (count := self.counts["train"]) is not None:
@@ -172,10 +174,14 @@ class Dataset(Skill):
         shown = [item for item, _ in found.get("train", [])[: self.few_shot]]
         if len(shown) < self.few_shot:
             raise ValueError(
-                f"skill.few_shot={self.few_shot} takes its demonstrations from train, which has {len(shown)}"
+                f"skill.few_shot={self.few_shot} takes its demonstrations from train, which has {len(shown)}; lower it"
             )
         found["train"] = found.get("train", [])[self.few_shot :]
         return {split: self._records(split, own, shown) for split, own in found.items()}
+
+    @property
+    def _needs_references(self) -> bool:
+        return any(metric.requires & {"references", "answers"} for metric in self.metrics)
 
     def _ordered(self, split: str, own: Sequence[Item]) -> list[tuple[Item, str | None]]:
         count = self.counts[split]
@@ -186,6 +192,13 @@ class Dataset(Skill):
 
     def _records(self, split: str, own: Sequence[tuple[Item, str | None]], shown: Sequence[Item]) -> tuple[Record, ...]:
         records, places = [], dict[str, str]()
+        if split == "test" and own and self._needs_references and not _answered([item for item, _ in own]):
+            listed = ", ".join(m.metric.name for m in self.metrics if m.requires & {"references", "answers"})
+            raise ValueError(
+                f"{own[0][0].row.place} is a prompt without a response, and so are the other rows for test, but "
+                f"skill.metrics={listed} compares answers with references; add responses, set skill.test=0, or name "
+                "metrics that require none"
+            )
         for item, group in own:
             record = self._record(item, group, shown)
             if record.id in places:
@@ -207,6 +220,11 @@ class Dataset(Skill):
             responses=item.example.responses,
             meta=meta,
         )
+
+
+def _answered(own: Sequence[Item]) -> bool:
+    """Whether the rows have responses, or references; they are all of one form."""
+    return bool(own[0].example.responses) or bool({"references", "answer"} & own[0].example.meta.keys())
 
 
 def _plain(value: Any) -> Any:

@@ -42,13 +42,16 @@ class Prompting:
         self.template, self.system, self.form = template, system, form
 
     def example(self, row: Row) -> Example:
-        """The row as it is recognised, with the template. Raises ValueError, which names its place."""
+        """The row as it is recognised, plain text by the template. Raises ValueError, which names its place."""
         try:
-            found = recognised(row.values)
+            return recognised(row.values)
         except ValueError as error:
             if self.template is None or "{prompt}" in self.template or "text" not in row.values:
                 raise ValueError(f"{row.place} {error}") from error
             return recognised({**row.values, "prompt": filled(row, "skill.prompt", self.template)})
+
+    def filled(self, row: Row, found: Example) -> Example:
+        """The example with the template in its last message. Raises ValueError, which names the row's place."""
         if self.template is None:
             return found
         *before, last = found.prompt
