@@ -91,7 +91,8 @@ class Dataset(Skill):
         counts = {"train": train, "validation": validation, "test": test}
         checked_counts(self.name, **{split: count or 0 for split, count in counts.items()})
         self.counts = {split: counts[split] for split in ("test", "validation", "train")}
-        self.metrics = answer_metrics([metrics] if isinstance(metrics, str) else _plain(metrics))
+        self._metrics = answer_metrics([metrics] if isinstance(metrics, str) else _plain(metrics))
+        self.metrics = self._metrics
         if not self.metrics:
             raise ValueError("skill.metrics is empty; name a file of conf/metric, as exact_match")
         for key, template in (self.columns or {}).items():
@@ -181,7 +182,7 @@ class Dataset(Skill):
 
     @property
     def _needs_references(self) -> bool:
-        return any(metric.requires & {"references", "answers"} for metric in self.metrics)
+        return any(metric.requires & {"references", "answers"} for metric in self._metrics)
 
     def _ordered(self, split: str, own: Sequence[Item]) -> list[tuple[Item, str | None]]:
         count = self.counts[split]
@@ -193,7 +194,7 @@ class Dataset(Skill):
     def _records(self, split: str, own: Sequence[tuple[Item, str | None]], shown: Sequence[Item]) -> tuple[Record, ...]:
         records, places = [], dict[str, str]()
         if split == "test" and own and self._needs_references and not _answered([item for item, _ in own]):
-            listed = ", ".join(m.metric.name for m in self.metrics if m.requires & {"references", "answers"})
+            listed = ", ".join(m.metric.name for m in self._metrics if m.requires & {"references", "answers"})
             raise ValueError(
                 f"{own[0][0].row.place} is a prompt without a response, and so are the other rows for test, but "
                 f"skill.metrics={listed} compares answers with references; add responses, set skill.test=0, or name "
