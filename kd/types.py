@@ -195,11 +195,11 @@ class ModelOutput:
     qkv: tuple[QKV, ...] | None = None  # one for each layer
     embeddings: Float[Tensor, "V D"] | None = None  # the input embedding matrix
     head: Head | None = None  # the output projection
-    covered: Bool[Tensor, " n"] | None = None  # the loss rows that an alignment covers; None: all
+    aligned_mask: Bool[Tensor, " n"] | None = None  # the loss rows that an alignment covers; None: all
 
 
 class Spans(NamedTuple):
-    """S stretches of response text, in order, that student and teacher both write in whole tokens.
+    """S ranges of response text, in order, that student and teacher both write in whole tokens.
 
     Each field is `[S]`: the loss rows of the student and of the teacher, ends exclusive, and the sequence they are of.
     """

@@ -1,4 +1,4 @@
-"""Minimal spans: the shortest stretches of a text that two tokenizations both cut out."""
+"""Minimal spans: the shortest ranges of a text that two tokenizations both cut out."""
 
 from collections.abc import Sequence
 from itertools import accumulate

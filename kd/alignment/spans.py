@@ -13,21 +13,21 @@ from kd.alignment.token_bytes import token_bytes
 from kd.alignment.vocabulary import NOWHERE, same_bytes
 from kd.kernels.logits import Logits
 from kd.kernels.mapped import MappedLogits
-from kd.kernels.stretches import spread
+from kd.kernels.ranges import spread
 from kd.types import Batch, Boundaries, ModelOutput, Pairs, Spans
 
 Outside = Literal["renormalise", "spread"]
 
 
 class SpanAlignment(Alignment):
-    """Minimal spans: the shortest stretches of a response that both tokenizers cut out, found by their bytes.
+    """Minimal spans: the shortest ranges of a response that both tokenizers cut out, found by their bytes.
 
     In the student's coordinates the teacher has
     logits:   at spans of one token on both sides, if these stand for each other. There, both have read the same text,
               and both have one id for what comes next. Ids are mapped by their bytes.
     logprobs: at all spans. The teacher's log-likelihood of a span is shared evenly among the student's tokens of it,
               so that sums over spans are the teacher's. Rows in no span have 0: terms on whole responses are refused.
-    `covered` are the rows of the former where logits are required, else those of the latter.
+    `aligned_mask` are the rows of the former where logits are required, else those of the latter.
 
     The prompt takes no part: templates, special tokens and a beginning token may differ.
 
@@ -76,7 +76,7 @@ class SpanAlignment(Alignment):
             aligned.logits = MappedLogits(native.logits, ids, self.size, where, spread, self._lost)
         compared = aligned.logits is not None or aligned.logprobs is None
         beside = self._aligned(batch, len(where))
-        aligned.covered = where >= 0 if compared else beside
+        aligned.aligned_mask = where >= 0 if compared else beside
         self._count("aligned_tokens", beside.sum(), len(where))
         self._count("matched_tokens", (where >= 0).sum(), len(where))
         return aligned

@@ -45,7 +45,7 @@ def _terms(config: Node) -> Iterator[tuple[str, Node, Any]]:
 
 def _learnt(term: Node, there: frozenset[str]) -> frozenset[str]:
     """The sides that generate the responses a term learns on."""
-    return there & {"own": {STUDENT}, "given": {OTHER}}.get(term.get("responses", "all"), {STUDENT, OTHER})
+    return there & {"student": {STUDENT}, "other": {OTHER}}.get(term.get("responses", "all"), {STUDENT, OTHER})
 
 
 def _sides(config: Node) -> Iterator[str]:
@@ -74,7 +74,7 @@ def _unfiltered(config: Node) -> Iterator[str]:
         if plain and STUDENT in _learnt(term, frozenset({STUDENT, OTHER})):
             yield (
                 f"{name} raises the likelihood of the student's own responses, right or wrong, for they are not "
-                f"selected; objective.{name}.responses=given leaves them out"
+                f"selected; objective.{name}.responses=other leaves them out"
             )
 
 

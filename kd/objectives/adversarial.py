@@ -53,7 +53,7 @@ class Discriminator(nn.Module):
     response (the end token of a finished one). Weights, gradients and optimizer states therefore exist twice, and the
     network processes each sequence once to learn and once to score; both are counted in the run's `judge_flops`, not
     in its `student_flops`. In the paper's warm-up D learns while the student is tuned on the teacher's texts: a policy
-    term whose weight is 0 at first, and one of `sft` with `responses: given` whose weight falls to 0 (`method=gad`).
+    term whose weight is 0 at first, and one of `sft` with `responses: other` whose weight falls to 0 (`method=gad`).
     """
 
     network: nn.Module

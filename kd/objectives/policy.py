@@ -270,7 +270,7 @@ def grpo_among_own(
 
     `grpo` where groups hold responses of others, too, which the student's are compared with (GAD, arXiv 2511.10643):
     those are in no mean and no deviation, and nothing is learnt from them. They count among the tokens and responses
-    that a reduction divides by, unless the term has `responses: own`.
+    that a reduction divides by, unless the term has `responses: student`.
 
     Args:
         by_deviation: divide by the standard deviation of the student's responses; false: subtract their mean alone.

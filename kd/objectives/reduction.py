@@ -41,11 +41,11 @@ class Counts:
     own_tokens: float = 0.0  # of the responses that the student generated
     own_responses: float = 0.0
 
-    def among(self, responses: Literal["all", "own", "given"]) -> "Counts":
+    def among(self, responses: Literal["all", "student", "other"]) -> "Counts":
         """The counts of the student's own responses, or of all others; their groups are not counted."""
         if responses == "all":
             return self
-        if responses == "own":
+        if responses == "student":
             return Counts(self.own_tokens, self.own_responses, 0.0)
         return Counts(self.tokens - self.own_tokens, self.responses - self.own_responses, 0.0)
 

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.kernels.logits import label_logprobs
-from kd.kernels.stretches import spread
+from kd.kernels.ranges import spread
 from kd.objectives.divergence import NonNegative, Positive, forward_kl, kl, log_probs, mixture
 from kd.objectives.transport import sorted_difference
 from kd.types import Boundaries, Spans

@@ -15,8 +15,9 @@ class Logged(lightning.LightningModule):
     """A training loop that counts its steps, and accumulates their metrics, sums them over ranks and logs them.
 
     means: by name, sums over the steps since the last flush. reports: the same of pairs (sum, count), see
-    `kd.types.Reports`. Both are in the checkpoint, each rank's own. spoken: of names that are not accumulated in every
-    step, in how many since the last flush; the same on all ranks. unlogged: steps since then.
+    `kd.types.Reports`. Both are in the checkpoint, each rank's own. active_steps: for names that are not
+    accumulated in every step, the number of their steps since the last flush, the same on all ranks.
+    unlogged: steps since then.
     learning_rate: the student's in the last step.
     """
 
@@ -28,7 +29,7 @@ class Logged(lightning.LightningModule):
         super().__init__()
         self.log_every = log_every
         self.means, self.reports = dict[str, Tensor](), dict[str, Tensor]()  # since the last flush
-        self.spoken, self.unlogged = dict[str, int](), 0
+        self.active_steps, self.unlogged = dict[str, int](), 0
         self.ended = False  # by a callback, before its steps were done
         self.this_step = dict[str, Tensor]()  # of terms whose `after_step` takes their mean
 
@@ -67,27 +68,27 @@ class Logged(lightning.LightningModule):
         norm = float(self.means.pop("grad_norm"))
         names = sorted(self.means)
         totals = self.sum_over_ranks(torch.stack([self.means[name].double() for name in names]))
-        steps = totals.new_tensor([self.spoken.get(term_of(name), self.unlogged) for name in names])
-        told = dict(zip(names, (totals / steps).tolist(), strict=True))
-        self.means, self.spoken, self.unlogged = {}, {}, 0
+        steps = totals.new_tensor([self.active_steps.get(term_of(name), self.unlogged) for name in names])
+        metrics = dict(zip(names, (totals / steps).tolist(), strict=True))
+        self.means, self.active_steps, self.unlogged = {}, {}, 0
         for name in sorted(self.reports):
             total, times = self.sum_over_ranks(self.reports.pop(name)).tolist()
-            told |= {name: total / times} if times else {}
-        told["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
-        beside = {name: told.pop(name) for name in list(told) if term_of(name) != name}
-        self.tell("train", told)
-        self.tell("train", {"grad_norm": norm, "lr": self.learning_rate, **beside}, bar=False)
+            metrics |= {name: total / times} if times else {}
+        metrics["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
+        beside = {name: metrics.pop(name) for name in list(metrics) if term_of(name) != name}
+        self.log_all("train", metrics)
+        self.log_all("train", {"grad_norm": norm, "lr": self.learning_rate, **beside}, bar=False)
 
-    def tell(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
+    def log_all(self, split: str, values: Mapping[str, float], bar: bool = True) -> None:
         """Log to the loggers, under the number of steps done; to the bar and to checkpoints through Lightning."""
         named = {f"{split}/{name}": value for name, value in values.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.step_count)
         self.log_dict(named, prog_bar=bar, logger=False)
 
-    def take_down(self, told: Mapping[str, tuple[float, float]]) -> None:
+    def record(self, reports: Mapping[str, tuple[float, float]]) -> None:
         """Add pairs (sum, count) to `reports`."""
-        for name, pair in told.items():
+        for name, pair in reports.items():
             self.reports[name] = self.reports.get(name, 0.0) + torch.tensor(pair, dtype=torch.float64)
 
 

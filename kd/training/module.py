@@ -75,13 +75,13 @@ class Distillation(RunState):
         self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hook(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
         self.demands = by_stream(objective)
-        self.weigh()
+        self.update_weights()
 
-    def weigh(self) -> None:
+    def update_weights(self) -> None:
         """Fix the weights of the terms for the step to come, and the terms that are not silent in it."""
         progress = self.progress
         self.weights = {name: term.weight_at(progress) for name, term in self.objective.items()}
-        self.speaking = by_stream({name: term for name, term in self.objective.items() if self.weights[name]})
+        self.active = by_stream({name: term for name, term in self.objective.items() if self.weights[name]})
 
     @property
     def progress(self) -> Progress:
@@ -136,10 +136,10 @@ class Distillation(RunState):
         """Learn from one window."""
         started = time.perf_counter()
         seed_all(self.seed, "step", window.step, self.global_rank)
-        self.weigh()
+        self.update_weights()
         arguments, before = (window.batches, self.models, self.progress, self.encoder), self._counted
         written = rolled_out(self.rollout, arguments, self.meter, self.budget)
-        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.speaking})
+        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.active})
         counts = self.count([one for together in passes for one in together])
         for together in passes:
             with self.synchronised(together is passes[-1]):
@@ -157,11 +157,11 @@ class Distillation(RunState):
 
     def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
         """The divisors of each stream's averages in this step, over all ranks; adds the step's cost to the budget."""
-        local = [count(batch for stream, batch in batches if stream == name) for name in self.speaking]
-        texts = sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.speaking[stream].teacher)
+        local = [count(batch for stream, batch in batches if stream == name) for name in self.active]
+        texts = sum(int(b.teacher.lengths.sum()) for stream, b in batches if self.active[stream].teacher)
         teacher = texts * self.models.teacher.readings if texts else 0
         flops = sum(training_flops(self.student, b.student) for _, b in batches)
-        flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.speaking[s].reference)
+        flops += sum(reading_flops(self.student, b.student) for s, b in batches if self.active[s].reference)
         real = sum(int(b.student.lengths.sum()) for _, b in batches)
         padded = sum(b.student.tokens.numel() for _, b in batches) - real
         silent = sum(int((~b.student.mask.any(-1)).sum()) for _, b in batches)
@@ -179,30 +179,30 @@ class Distillation(RunState):
         names = ("tokens", "padded", "responses", "masked", "teacher_tokens", "generated_tokens", "student_flops")
         for name, value in zip((*names, "judge_flops"), totals[size:], strict=True):
             setattr(spent, name, getattr(spent, name) + int(value))
-        return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.speaking)}
+        return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.active)}
 
     def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:
         """FLOP of terms that train a network of their own."""
-        own = {s: [t.loss for t in d.terms.values() if hook(t.loss, "reading")] for s, d in self.speaking.items()}
+        own = {s: [t.loss for t in d.terms.values() if hook(t.loss, "reading")] for s, d in self.active.items()}
         return sum(scoring_flops(*loss.reading(b.student), learning=True) for s, b in batches for loss in own[s])
 
     def observe(self, batch: Batch, stream: str = "main") -> dict[str, Any]:
         """Every signal that a term requires; a model without such signals is not read."""
-        demand = self.speaking[stream]
-        said = {"student": self.student(batch.student, demand.student)}
+        demand = self.active[stream]
+        outputs = {"student": self.student(batch.student, demand.student)}
         with torch.no_grad():
             if demand.teacher:
-                said["native_teacher"] = self.models.teacher.read(batch, demand.teacher)
-                said["teacher"] = self.alignment(said["native_teacher"], batch)
+                outputs["native_teacher"] = self.models.teacher.read(batch, demand.teacher)
+                outputs["teacher"] = self.alignment(outputs["native_teacher"], batch)
             if demand.reference:
-                said["reference"] = self.models.reference(batch.student, demand.reference)
+                outputs["reference"] = self.models.reference(batch.student, demand.reference)
         aligned = {name: getattr(self.alignment, name)(batch) for name in demand.alignment}
-        return signals_of(batch, said, self.progress) | aligned
+        return signals_of(batch, outputs, self.progress) | aligned
 
     def loss(self, batch: Batch, signals: Mapping[str, Any], counts: Counts, stream: str = "main") -> Tensor:
         """This micro-batch's share of the step's loss. Row-wise terms share one chunked pass through the head."""
-        mask, covered = batch.student.mask, signals.get("teacher_covered")
-        terms = self.speaking[stream].terms
+        mask, aligned_mask = batch.student.mask, signals.get("teacher_aligned_mask")
+        terms = self.active[stream].terms
         row_terms = {name: term for name, term in terms.items() if term.row_wise}
         total = torch.zeros((), device=self.device)
         if row_terms:
@@ -210,7 +210,7 @@ class Distillation(RunState):
                 whose: row_weights(mask, counts.among(whose), self.reduction, chosen=term.chosen(batch))
                 for whose, term in {term.responses: term for term in row_terms.values()}.items()
             }
-            weights = {n: term.row_weights(even[term.responses], covered, batch) for n, term in row_terms.items()}
+            weights = {n: term.row_weights(even[term.responses], aligned_mask, batch) for n, term in row_terms.items()}
             total, values = over_chunks(
                 {name: term.loss for name, term in row_terms.items()},
                 signals["student_logits"],
@@ -272,13 +272,13 @@ class Distillation(RunState):
 
     def after_step(self, seconds: float, writing: float) -> None:
         """Record the step's cost and reports; log at the interval, stop if the budget is used up."""
-        told = reports_of(self.reporters)
+        reports = reports_of(self.reporters)
         if not self.rollout.keeps_responses:
-            told["generation_share"] = (writing, seconds)
+            reports["generation_share"] = (writing, seconds)
         for name in (name for name, term in self.objective.items() if isinstance(term.weight, Schedule)):
-            told[f"{name}_weight"] = (self.weights[name], 1.0)
-            self.spoken[name] = self.spoken.get(name, 0) + bool(self.weights[name])
-        self.take_down(told)
+            reports[f"{name}_weight"] = (self.weights[name], 1.0)
+            self.active_steps[name] = self.active_steps.get(name, 0) + bool(self.weights[name])
+        self.record(reports)
         self.unlogged += 1
         world = self.trainer.world_size  # all ranks stop at the same step
         self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
@@ -314,15 +314,15 @@ class Distillation(RunState):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and pass them to the rollout, which may generate more or less afterwards."""
         sums = self.sum_over_ranks(self.sums).cpu()
-        told = validation.metrics(sums, compared=self.whole_teacher is not None)
-        check_validation(told, self.step_count)
+        metrics = validation.metrics(sums, compared=self.whole_teacher is not None)
+        check_validation(metrics, self.step_count)
         for model in (each for each in self.modules() if isinstance(each, LanguageModel)):
             model.recheck_packing()
-        self.rollout.after_validation(told)
+        self.rollout.after_validation(metrics)
         for name, pair in sorted(reports_of(self.readers).items()):  # else they would count as training's
             total, times = self.sum_over_ranks(torch.tensor(pair, dtype=torch.float64)).tolist()
-            told |= {name: total / times} if times else {}
-        self.tell("validation", told)
+            metrics |= {name: total / times} if times else {}
+        self.log_all("validation", metrics)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class RunState(Logged):
         stop_if_not_finite(self)
         self.note_peak_memory()
         self.complete_means()
-        told = {
+        sums = {
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
             for kind, values in (("means", self.means), ("reports", self.reports))
         }
@@ -37,9 +37,9 @@ class RunState(Logged):
             "rollout": self.gathered(self.rollout.state_dict()),
             "teacher": {} if self.models.teacher is None else self.models.teacher.carried_state(),
         }
-        counted = {"step": self.step_count, "budget": asdict(self.budget), "spoken": dict(self.spoken)}
+        counted = {"step": self.step_count, "budget": asdict(self.budget), "active_steps": dict(self.active_steps)}
         counted |= {"unlogged": self.unlogged, "ended": self.ended}
-        checkpoint["distillation"] = {**counted, **told, **carried}
+        checkpoint["distillation"] = {**counted, **sums, **carried}
 
     def on_fit_end(self) -> None:
         """Note the peak memory of the training."""
@@ -53,7 +53,7 @@ class RunState(Logged):
         """Restore everything that `on_save_checkpoint` wrote."""
         state = checkpoint["distillation"]
         self.step_count, self.budget = state["step"], Budget(**state["budget"])
-        self.spoken, self.unlogged = dict(state.get("spoken", {})), state["unlogged"]
+        self.active_steps, self.unlogged = dict(state.get("active_steps", {})), state["unlogged"]
         self.ended = state.get("ended", False)
         for kind in ("means", "reports"):
             setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})

@@ -45,7 +45,7 @@ class Audit(Callback):
         step, total = pl_module.step_count, pl_module.optimization.steps
         if step % self.every == 0 or step == total:
             with seeded(pl_module.seed, "audit", step):
-                pl_module.tell("audit", audited(pl_module, trainer.datamodule.validation[: self.records]), bar=False)
+                pl_module.log_all("audit", audited(pl_module, trainer.datamodule.validation[: self.records]), bar=False)
 
 
 def audited(module: Distillation, records: list) -> dict[str, float]:

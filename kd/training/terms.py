@@ -13,7 +13,7 @@ from kd.training.optimization import Rate
 from kd.types import WRITERS, Batch, Progress
 
 STREAMS = ("main", "lm")  # the skill's records after the rollout; plain text of the corpus
-Responses = Literal["all", "own", "given"]
+Responses = Literal["all", "student", "other"]
 CORRECT_THEMSELVES = ("policy", "preference")  # kinds of terms that correct for how their responses were drawn
 
 
@@ -23,7 +23,7 @@ class Term:
 
     weight: absolute; a schedule for one that changes in the run. A term whose weight is 0 at a step is silent in it:
     no model is read for it, it is neither computed nor logged, and its own parameters get no gradient.
-    responses: which it learns on, and is averaged over: all, the student's own, or all others ("given"; with
+    responses: which it learns on, and is averaged over: all, the student's own, or all others ("other"; with
     rollout=demonstrated the teacher's). The term sees them all, so a group's mean stays what it is.
     stream: the batches on which it is computed. kind: terms of kinds other than "policy" and "preference" have
     their values per token multiplied by `Batch.importance_weights` where a rollout gives them, unless they read
@@ -75,12 +75,12 @@ class Term:
                 f"responses: {self.responses} needs the writer of each response, but the rollout names none"
             )
         own = batch.written_by == WRITERS.index("student")
-        return mask & (own if self.responses == "own" else ~own)[:, None]
+        return mask & (own if self.responses == "student" else ~own)[:, None]
 
-    def row_weights(self, weights: Tensor, covered: Tensor | None, batch: Batch) -> Tensor:
+    def row_weights(self, weights: Tensor, aligned_mask: Tensor | None, batch: Batch) -> Tensor:
         """The weights of its rows: 0 where an alignment has no teacher output; the divisor stays the same."""
-        if covered is not None and self.on_teacher:
-            weights = weights * covered
+        if aligned_mask is not None and self.on_teacher:
+            weights = weights * aligned_mask
         own = self.importance(batch)
         return weights if own is None else weights * own[batch.student.mask]
 

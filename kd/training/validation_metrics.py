@@ -25,17 +25,17 @@ def sums(batch: Batch, student: LanguageModel, teacher: Any, alignment: Any) -> 
     mask, labels = batch.student.mask, batch.student.labels[batch.student.mask]
     logits = student(batch.student, LOGITS).logits
     theirs = alignment(teacher.read(batch, LOGITS), batch) if teacher else None
-    covered = None if theirs is None else theirs.covered
+    aligned_mask = None if theirs is None else theirs.aligned_mask
     nll = divergence = 0.0
     for piece in slices(int(mask.sum()), CHUNK):
         own = logits.rows(piece)
         nll -= label_logprobs(own, labels[piece]).sum().item()
         if theirs is not None:
             kl = forward_kl(own, theirs.logits.rows(piece))
-            divergence += (kl if covered is None else kl[covered[piece]]).sum().item()
+            divergence += (kl if aligned_mask is None else kl[aligned_mask[piece]]).sum().item()
     texts = (response.text for record in batch.records for response in record.responses)
     size = sum(len(text.encode()) for text in texts)
-    compared = mask.sum() if covered is None else covered.sum()
+    compared = mask.sum() if aligned_mask is None else aligned_mask.sum()
     rows = mask.sum().item()
     return torch.tensor([nll, divergence, compared.item(), size, rows], dtype=torch.float64)
 

@@ -61,7 +61,7 @@ def test_one_tokenizer_gives_the_identity(kind):
     alignment, same = learnt(kind, student, byte_level()), learnt(Same, student, student)
     aligned = alignment(said, batch)
     assert torch.equal(all_rows(aligned.logits), said.logits.values)
-    assert aligned.covered.all()
+    assert aligned.aligned_mask.all()
     own = draw(*said.logits.values.shape, seed=5)
     expected = forward_kl(own, all_rows(same(said, batch).logits))
     torch.testing.assert_close(forward_kl(own, all_rows(aligned.logits)), expected, rtol=0, atol=0)
@@ -78,7 +78,7 @@ def test_one_tokenizer_gives_its_own_log_probabilities(kind):
     said = native(batch, student)
     aligned = learnt(kind, student, byte_level())(ModelOutput(logprobs=said.logprobs), batch)
     torch.testing.assert_close(aligned.logprobs, said.logprobs, rtol=1e-12, atol=1e-12)
-    assert aligned.covered.all()
+    assert aligned.aligned_mask.all()
 
 
 # ---- ids ------------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_a_compared_row_names_the_same_bytes_on_both_sides(kind, teacher):
     made = all_rows(aligned.logits)
     assert made[there].logsumexp(-1).isfinite().all()
     assert (made[~there] == 0).all()
-    assert torch.equal(aligned.covered, there)
+    assert torch.equal(aligned.aligned_mask, there)
 
 
 @pytest.mark.parametrize("teacher", [byte_level, sentencepiece, byte_tokenizer])
@@ -198,7 +198,7 @@ def test_log_likelihoods_of_responses_survive(teacher):
     [batch] = batches(student, teacher, *ANSWERS)
     said = native(batch, teacher)
     aligned = learnt(SpanAlignment, student, teacher)(ModelOutput(logprobs=said.logprobs), batch)
-    assert aligned.covered.all()
+    assert aligned.aligned_mask.all()
     torch.testing.assert_close(aligned.logprobs.sum(1), said.logprobs.sum(1))
     assert (aligned.logprobs[~batch.student.mask] == 0).all()
 

@@ -175,7 +175,7 @@ def went(path, *signals):
 def test_a_run_that_was_stopped_goes_on_with_its_weights(halves, tmp_path):
     whole, cut = halves
     shutil.copytree(cut, tmp_path / "run")
-    assert runs.checkpoint(cut)["distillation"]["spoken"]["squared"] == 1
+    assert runs.checkpoint(cut)["distillation"]["active_steps"]["squared"] == 1
     assert runs.differences(whole, went(tmp_path / "run")) == []
 
 
@@ -183,7 +183,7 @@ def test_the_number_of_steps_that_it_spoke_in_is_needed(halves, tmp_path):
     whole, cut = halves
     shutil.copytree(cut, tmp_path / "run")
     state = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
-    state["distillation"]["spoken"] = {}
+    state["distillation"]["active_steps"] = {}
     runs.rewrite(state, tmp_path / "run/checkpoints/last.ckpt")
     found = runs.differences(whole, went(tmp_path / "run"))
     assert found
@@ -298,6 +298,6 @@ def test_responses_that_nobody_can_tell_apart_are_refused(changes, sentence):
 
 
 def test_the_header_says_whose_responses():
-    cfg = runs.config("objective=[gad,sft]", "+objective.sft.responses=given")
+    cfg = runs.config("objective=[gad,sft]", "+objective.sft.responses=other")
     assert "[gad_kl, own responses" in describe(cfg)
     assert "−log q(y_t) [sft, given responses]" in describe(cfg)

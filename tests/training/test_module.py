@@ -287,8 +287,8 @@ class HalfCovered:
     provides = frozenset({"logits"})
 
     def __call__(self, native, batch):
-        covered = torch.arange(native.logits.n) % 2 == 0
-        return ModelOutput(logits=native.logits, covered=covered)
+        aligned_mask = torch.arange(native.logits.n) % 2 == 0
+        return ModelOutput(logits=native.logits, aligned_mask=aligned_mask)
 
 
 def test_rows_that_an_alignment_lost_teach_nothing_of_the_teacher():
