@@ -237,7 +237,7 @@ class Shouted(Stage):
 
     requires = frozenset()
 
-    def __call__(self, records: Iterable[Record], **_: object) -> Iterator[Record]:
+    def __call__(self, records: Iterable[Record], *_: object) -> Iterator[Record]:
         for given in records:
             yield replace(given, responses=tuple(Response(x.text.upper() + "!") for x in given.responses))
 

@@ -1,4 +1,4 @@
-"""Labeling: the teacher writes the responses, once, and the disk remembers them."""
+"""Labeling: a model generates the responses, once; they are kept on disk."""
 
 import json
 import logging
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kd.artifacts import Cost, cache_root, key, once
-from kd.augmentation import Stage
+from kd.augmentation import Resources, Stage
 from kd.generators import Generator
+from kd.generators.account import Spent, metered
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.progress import progress_bar
 from kd.seeding import seeded
 from kd.teachers.interface import Answers, Teacher
-from kd.types import Record, Response
+from kd.types import Record, Response, Source
 from kd.versions import versions
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,12 @@ class Labeling(Stage):
         batch_size: responses decoded together, beams counted.
         generator: the engine that writes (`kd.generators`), in this process; None: our own.
 
-    `teacher_tokens` counts what the teacher read and wrote for this, now or when the disk was told.
+    `spent` counts what the model read and generated, also where its responses were on disk.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
+    source: ClassVar[Source] = "teacher"  # of the responses
+    name: ClassVar[str] = "labeling"  # in a record's provenance
 
     def __init__(
         self,
@@ -59,37 +62,38 @@ class Labeling(Stage):
         self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
         self.generator.check(self.decoding)
         self.keep_reference, self.drop_unfinished = keep_reference, drop_unfinished
-        self.teacher_tokens = 0
 
-    def __call__(
-        self, records: Iterable[Record], *, teacher: Teacher | None, teacher_id: str, seed: int
-    ) -> Iterator[Record]:
-        """The records with the teacher's responses, from disk where the same was asked before."""
+    def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
+        """The records with the model's responses, from disk where they were generated before."""
         records = list(records)
-        rows = self._rows(records, teacher, teacher_id, seed)
-        self.teacher_tokens += sum(row["teacher_tokens"] for row in rows)
+        model, named = self._model(resources)
+        rows, spent = self._rows(records, model, named, resources.seed)
+        self.spent = self.spent.plus(spent)
         self._report_unfinished(rows)
         for record, row in zip(records, rows, strict=True):
             if all(row["finished"]) or not self.drop_unfinished:
-                written = tuple(Response(text, "teacher") for text in row["responses"])
+                written = tuple(Response(text, self.source) for text in row["responses"])
                 kept = record.responses if self.keep_reference else ()
-                yield replace(record, responses=kept + written, provenance=(*record.provenance, "labeling"))
+                yield replace(record, responses=kept + written, provenance=(*record.provenance, self.name))
+
+    def _model(self, resources: Resources) -> tuple[Teacher | None, str]:
+        return resources.teacher, resources.teacher_id
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
         """See `kd.augmentation.Stage`."""
-        written = (Response("", "teacher"),) * settings["samples"]
+        written = (Response("", "teacher"),) * settings["samples"]  # the number counts, not the source
         return replace(record, responses=(*(record.responses if settings["keep_reference"] else ()), *written))
 
-    def path(self, records: Sequence[Record], *, teacher_id: str, seed: int) -> Path:
-        """Where the responses lie, or will. Greedy text does not depend on the seed: all seeds share it."""
+    def path(self, records: Sequence[Record], *, model: str, seed: int) -> Path:
+        """The file of the responses of the model of this name. Greedy text is the same for all seeds."""
         asked = {
             "code": versions(__name__, type(self.generator).__module__),
             "samples": self.decoding.samples,
             "max_new_tokens": self.decoding.max_new_tokens,
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
-            "teacher": teacher_id,
+            "teacher": model,
             "seed": seed if self.decoding.temperature else None,
             "records": [[r.skill, r.id, [dict(message) for message in r.prompt], r.control_tokens] for r in records],
         }
@@ -98,41 +102,58 @@ class Labeling(Stage):
         return cache_root() / "augmentation" / f"{key(asked)}.jsonl"
 
     def _rows(
-        self, records: Sequence[Record], teacher: Teacher | None, teacher_id: str, seed: int
-    ) -> list[dict[str, Any]]:
-        path = self.path(records, teacher_id=teacher_id, seed=seed)
+        self, records: Sequence[Record], model: Teacher | None, named: str, seed: int
+    ) -> tuple[list[dict[str, Any]], Spent]:
+        path = self.path(records, model=named, seed=seed)
 
         def write(partial: Path) -> Cost:
-            if teacher is None or "text" not in teacher.provides:
+            if model is None or "text" not in model.provides:
                 raise ValueError(
                     "augmentation=labeling needs a teacher that generates the responses, but there is none; "
                     "choose one whose weights are here (teacher=smollm2_135m), or augmentation=none"
                 )
-            rows = self._write(records, teacher, seed)
+            with metered() as meter:
+                rows = self._write(records, model, seed)
             partial.write_text(_lines(rows), encoding="utf-8")
-            return {"teacher_tokens": sum(row["teacher_tokens"] for row in rows)}
+            return meter.spent._asdict()
 
-        once(path, write, kind="labeling")
+        cost = once(path, write, kind="labeling").cost
         with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            return [json.loads(line) for line in file], Spent.of(cost)
 
-    def _write(self, records: Sequence[Record], teacher: Teacher, seed: int) -> list[dict[str, Any]]:
-        log.info("the teacher generates %d x %d responses", len(records), self.decoding.samples)
+    def _write(self, records: Sequence[Record], model: Teacher, seed: int) -> list[dict[str, Any]]:
+        log.info("the %s generates %d x %d responses", self.source, len(records), self.decoding.samples)
         searches = 1 if self.decoding.temperature == 0 else self.decoding.samples  # one search ends in several
         with progress_bar("labeling", searches * len(records)) as advance, seeded(seed, "augmentation", "labeling"):
-            answers = teacher.respond(records, decoding=self.decoding, engine=self.generator, progress=advance)
+            answers = model.respond(records, decoding=self.decoding, engine=self.generator, progress=advance)
         return [_row(record, answer) for record, answer in zip(records, answers, strict=True)]
 
     def _report_unfinished(self, rows: Sequence[dict[str, Any]]) -> None:
         cut = sum(not finished for row in rows for finished in row["finished"])
         if cut:
             log.warning(
-                "%d of %d responses of the teacher reached max_new_tokens=%d and %s; raise it",
+                "%d of %d responses of the %s reached max_new_tokens=%d and %s; raise it",
                 cut,
                 len(rows) * self.decoding.samples,
+                self.source,
                 self.decoding.max_new_tokens,
                 "their records are left out" if self.drop_unfinished else "teach the student to stop early",
             )
+
+
+class SelfLabeling(Labeling):
+    """The student's own responses in place of the references (self-knowledge: arXiv 2402.13116, 3.1.5).
+
+    They are those of the student before the first step: of the run's own, or, in a loop, of the one that the round
+    before trained. `kd.augmentation.verification.Verified` keeps the right ones. The arguments are `Labeling`'s.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"student"})
+    source: ClassVar[Source] = "student"
+    name: ClassVar[str] = "self_labeling"
+
+    def _model(self, resources: Resources) -> tuple[Teacher | None, str]:
+        return resources.student, f"student {resources.student_id}"
 
 
 def _row(record: Record, answers: Answers) -> dict[str, Any]:
@@ -140,7 +161,6 @@ def _row(record: Record, answers: Answers) -> dict[str, Any]:
         "id": record.id,
         "responses": list(answers.texts),
         "finished": list(answers.finished),
-        "teacher_tokens": answers.tokens,
     }
 
 

@@ -76,6 +76,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
     found = []
     others: tuple[Callable[[], None], ...] = (
         partial(_check_turns, config),
+        partial(_check_rounds, config),
         partial(check_targets, config),
         partial(_check_evaluation, config),
         partial(check_margins, "rollout", config["rollout"], config["reward"]),
@@ -101,6 +102,16 @@ def _check_turns(config: Mapping[str, Any]) -> None:
 def _check_evaluation(config: Mapping[str, Any]) -> None:
     """Make the evaluation, whose constructor refuses samples that are all the same."""
     instantiate(OmegaConf.create({"evaluation": config["evaluation"]}).evaluation)
+
+
+def _check_rounds(config: Mapping[str, Any]) -> None:
+    """Refuse a loop whose rounds would elicit the same records again."""
+    rounds, stages = config["loop"]["rounds"], config["augmentation"]["stages"]
+    if rounds > 1 and not any("student" in made_by(f"augmentation.stages.{n}", s).requires for n, s in stages.items()):
+        raise ValueError(
+            f"loop.rounds={rounds} repeats a round in which the student generates nothing; take a stage in which it "
+            "does (augmentation=rest_em), or loop.rounds=1"
+        )
 
 
 def describe(cfg: DictConfig) -> str:

@@ -89,6 +89,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """The section `loop` (`kd.experiment.rounds`)."""
+
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    student: Literal["restart", "continue"]
+    previous: None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """The section `run`."""
 
@@ -155,6 +164,7 @@ SECTIONS: Mapping[str, Callable] = {
     "data": Data,
     "checkpoint": Checkpoint,
     "run": Run,
+    "loop": Loop,
     "student": Student,
     "augmentation": Augmentation,
     "targets.audit": Audit,

@@ -66,15 +66,15 @@ def from_cache(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
 
 
 def without_teachers_text(cfg: DictConfig) -> tuple[DictConfig, list[Finding]]:
-    """The config without the augmentation's stages in which the teacher generates, which takes long."""
+    """The config without the augmentation's stages that generate text, or read generated text: both take long."""
     named = cfg.augmentation.stages.items()
-    stages = {n: s for n, s in named if "teacher" not in made_by(f"augmentation.stages.{n}", s).requires}
+    stages = {n: s for n, s in named if not made_by(f"augmentation.stages.{n}", s).requires}
     if len(stages) == len(cfg.augmentation.stages):
         return cfg, []
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.augmentation.stages = stages
-    fact = "the teacher generates nothing for a diagnosis; the records' own responses are shown and measured"
+    fact = "no text is generated for a diagnosis; the records' own responses are shown and measured"
     return cfg, [Finding("WARN", "augmentation", fact, "expect other lengths in the run")]
 
 

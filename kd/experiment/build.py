@@ -89,7 +89,9 @@ def build(cfg: DictConfig) -> Parts:
         encoder.max_padding = 1.0
     data = _data(cfg, module, train, validation, encoder, left_out=elicited.left_out)
     _check_validation(cfg.checkpoint, data)
-    module.budget.teacher_tokens = elicited.teacher_tokens
+    spent = elicited.spent
+    module.budget.teacher_tokens, module.budget.generated_tokens = spent.teacher_tokens, spent.generated_tokens
+    module.budget.student_flops = spent.decoding_flops
     if found := held(data.train, encoder.student):
         rank_zero_only(print)(f"text: {found}", flush=True)
     if teacher is not None:
@@ -97,11 +99,12 @@ def build(cfg: DictConfig) -> Parts:
         read = data.met() if module.teacher_fields else []
         teacher.check([*data.train, *data.validation], read, audited, encoder)
         module.budget.teacher_tokens += teacher.tokens(read, encoder)
-    if (share := module.limits.share(module.budget)) >= 1:
-        raise ValueError(
-            f"budget.teacher_tokens={cfg.budget.teacher_tokens} is used up {share:.1f} times by what the teacher read "
-            "and generated before the first step (labeling, cached targets); raise it"
-        )
+    for name, share in module.limits.shares(module.budget).items():
+        if share >= 1:
+            raise ValueError(
+                f"budget.{name}={cfg.budget[name]} is used up {share:.1f} times by what was read and generated before "
+                "the first step (an augmentation, cached targets); raise it"
+            )
     return Parts(module, data, skill, None if teacher is None else teacher.system, encoder)
 
 

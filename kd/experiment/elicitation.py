@@ -1,30 +1,36 @@
 """Elicitation: the stages of an augmentation applied to a skill's training records, kept for every run that reads them.
 
 The records are an artifact, named by the skill's content, the stages, the teacher that they need and the seed. It is
-made once, before training (`python -m kd.elicit`, or by the first run that needs it), and the teacher's tokens are
-charged to each run that reads it.
+made once, before training (`python -m kd.elicit`, or by the first run that needs it), and what teacher and student
+generated for it is charged to each run that reads it. In a loop (`kd.experiment.rounds`) the student that stages
+generate with is that of the round before.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kd.artifacts import Cost, Manifest, cache_root, once
+from kd.artifacts import Cost, cache_root, once
+from kd.augmentation import Resources
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
 from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
-from kd.experiment.loading import device, load_student, load_teacher
+from kd.experiment.loading import device, load_exported, load_student, load_teacher
+from kd.generators.account import Spent
 from kd.skills.records import checked, load
 from kd.teachers.interface import Teacher
+from kd.teachers.white_box import StudentText
 from kd.types import Record, Response
 
+NOTHING = Spent()
 STAGE = ("kd.experiment.elicitation",)
 
 
@@ -35,13 +41,13 @@ class Elicited:
     Attributes:
         records: after the last stage.
         left_out: the skill's records whose prompts leave the teacher no room for a response within `data.max_length`.
-        teacher_tokens: that the teacher read and generated for them.
+        spent: on the text that was generated for them.
         folder: of the artifact; None where no stage changes anything.
     """
 
     records: list[Record]
     left_out: int = 0
-    teacher_tokens: int = 0
+    spent: Spent = NOTHING
     folder: Path | None = None
 
 
@@ -60,7 +66,7 @@ def elicit(cfg: DictConfig) -> Elicited:
     with (folder / "records.jsonl").open(encoding="utf-8") as file:  # U+2028 and the like end no line here
         records = [_record(line, given) for line in file]
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return Elicited(records, facts["left_out"], _tokens(manifest), folder)
+    return Elicited(records, facts["left_out"], Spent.of(manifest.cost), folder)
 
 
 def is_elicited(cfg: DictConfig) -> bool:
@@ -72,7 +78,11 @@ def elicited_folder(cfg: DictConfig) -> Path:
     """The folder of the records: the same for all runs with this skill, these stages, this teacher and seed."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     content = {name: config[name] for name in ("skill", "augmentation", "seed")}
-    if _needs_teacher(cfg):
+    if requires(cfg, "student"):
+        previous = config["loop"]["previous"]
+        content["student"] = config["student"]["model"] if previous is None else {"run": previous["identity"]}
+        content["max_length"] = cfg.data.max_length
+    if requires(cfg, "teacher"):
         teacher = {name: value for name, value in config["teacher"].items() if name not in AXES["teacher"].beside}
         content |= {"teacher": teacher, "max_length": cfg.data.max_length}
         if teacher["_target_"] is not None and made_by("teacher", teacher).follows_student:
@@ -80,24 +90,23 @@ def elicited_folder(cfg: DictConfig) -> Path:
     return cache_root() / "elicited" / identity(OmegaConf.create(content), STAGE)
 
 
-def _needs_teacher(cfg: DictConfig) -> bool:
+def requires(cfg: DictConfig, resource: str) -> bool:
+    """Return whether a stage requires the teacher, the student or the skill."""
     stages = cfg.augmentation.stages.items()
-    return any("teacher" in made_by(f"augmentation.stages.{name}", stage).requires for name, stage in stages)
+    return any(resource in made_by(f"augmentation.stages.{name}", stage).requires for name, stage in stages)
 
 
 def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
     """Write the artifact's files. Returns their cost."""
     stages = [instantiate(stage) for stage in cfg.augmentation.stages.values()]
     print(f"eliciting: {', '.join(cfg.augmentation.stages)} of {len(given)} records, once; then {folder}", flush=True)
-    teacher: dict[str, Any] = {"teacher": None, "teacher_id": "none"}
+    resources = _resources(cfg)
     records = list(given)
-    if _needs_teacher(cfg):
-        generating = _generating(cfg)
-        teacher = {"teacher": generating, "teacher_id": generating.identity()}
-        records = _with_room(records, generating, cfg.data.max_length)
+    for model in (resources.teacher, resources.student):
+        records = records if model is None else _with_room(records, model, cfg.data.max_length)
     stream: Iterable[Record] = records
     for name, stage in zip(cfg.augmentation.stages, stages, strict=True):
-        stream = _yielded(f"augmentation.stages.{name}", stage(stream, **teacher, seed=cfg.seed))
+        stream = _yielded(f"augmentation.stages.{name}", stage(stream, resources))
     partial.mkdir()
     with (partial / "records.jsonl").open("w", encoding="utf-8") as file:
         kept = sum(file.write(line) > 0 for line in _lines(stream, given))
@@ -108,7 +117,7 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
         )
     facts = {"given": len(given), "left_out": len(given) - len(records)}
     (partial / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    return {"teacher_tokens": sum(stage.teacher_tokens for stage in stages)}
+    return reduce(Spent.plus, (stage.spent for stage in stages), NOTHING)._asdict()
 
 
 def _yielded(where: str, found: Any) -> Iterator[Record]:
@@ -121,6 +130,28 @@ def _yielded(where: str, found: Any) -> Iterator[Record]:
                 f"{where} yielded {type(record).__name__}, which is no record; let it yield kd.types.Record"
             )
         yield checked(record)
+
+
+def _resources(cfg: DictConfig) -> Resources:
+    """What the stages require. Raises ValueError where there is no teacher for one."""
+    teacher = _generating(cfg) if requires(cfg, "teacher") else None
+    student = _student(cfg) if requires(cfg, "student") else None
+    return Resources(
+        seed=cfg.seed,
+        teacher=teacher,
+        teacher_id="none" if teacher is None else teacher.identity(),
+        student=student,
+        student_id="none" if student is None else student.identity(),
+        skill=load_skill(cfg.skill) if requires(cfg, "skill") else None,
+    )
+
+
+def _student(cfg: DictConfig) -> Teacher:
+    """The student that generates for the stages: before the first step, or that of the round before."""
+    previous = cfg.loop.previous
+    model = load_student(cfg) if previous is None else load_exported(cfg, Path(previous.folder) / "student")
+    student: Any = StudentText(model)
+    return student.to(device(cfg))
 
 
 def _generating(cfg: DictConfig) -> Teacher:
@@ -146,10 +177,6 @@ def _with_room(records: list[Record], teacher: Teacher, max_length: int) -> list
     if kept := [record for record in records if len(prompt_ids(record, words)) < max_length]:
         return kept
     raise ValueError(nothing_fits(len(records), max_length))
-
-
-def _tokens(manifest: Manifest) -> int:
-    return int(manifest.cost.get("teacher_tokens", 0))
 
 
 # --- records as lines ---

@@ -47,6 +47,12 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=code_of(config, stages))
 
 
+def alike(one: DictConfig, other: DictConfig) -> bool:
+    """Return whether two configs have the same identity; no content is read for that."""
+    first, second = (config_hash(_in_order(counted(hashable(cfg))), digests={}, version={}) for cfg in (one, other))
+    return first == second
+
+
 def _in_order(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the augmentation's stages as a list: their order counts, that of a mapping's keys does not."""
     stages = (config.get("augmentation") or {}).get("stages") or {}

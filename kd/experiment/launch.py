@@ -6,6 +6,7 @@ from kd.composition.sections import learning_processes
 from kd.experiment.elicitation import is_elicited
 from kd.experiment.plan import Plan, plain
 from kd.experiment.preparation import as_prepared, unprepared
+from kd.experiment.rounds import after_round
 from kd.runs.folder import is_rank_zero, ranks_started
 
 
@@ -22,7 +23,10 @@ def check_launch(plan: Plan) -> None:
 
 def _missing(plan: Plan) -> list[str]:
     missing = [f"the preparation of the {role}" for role in unprepared(plan.cfg)]
-    if not missing and not is_elicited(as_prepared(plan.cfg)):
+    if plan.before is not None and not plan.before.folder.done:
+        return [*missing, f"round {plan.before.cfg.loop.rounds} of the loop"]
+    read = as_prepared(plan.cfg)
+    if not missing and not is_elicited(read if plan.before is None else after_round(read, plan.before.folder)):
         missing.append("the elicitation (augmentation)")
     if plan.beside is not None and not plan.beside.folder.done:
         missing.append(f"the run beside it (compare={plan.cfg.compare})")

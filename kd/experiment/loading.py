@@ -2,11 +2,13 @@
 
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from kd.artifacts import verified
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
 from kd.composition.targets import kept
@@ -14,6 +16,7 @@ from kd.experiment.compatibility import described
 from kd.experiment.identity import content_digests
 from kd.experiment.preparation import targets_folder
 from kd.models.language_model import LanguageModel
+from kd.models.networks import pretrained
 from kd.seeding import seeded
 from kd.teachers.cached import Cached
 from kd.teachers.truncated import Approximated
@@ -23,6 +26,12 @@ def load_student(cfg: DictConfig) -> LanguageModel:
     """The student before the first step; random weights depend on the seed and a name only."""
     with seeded(cfg.seed, "student"):
         return instantiate(cfg.student.model, _convert_="all")
+
+
+def load_exported(cfg: DictConfig, folder: Path) -> LanguageModel:
+    """The student that a finished run exported to `folder`. Raises ValueError where it was changed since."""
+    verified(folder)
+    return pretrained(source={"address": f"local:{folder}"}, dtype=cfg.student.model.dtype)
 
 
 def kept_teacher(cfg: DictConfig) -> Any:

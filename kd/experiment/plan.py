@@ -1,5 +1,6 @@
 """A composed config's name, hash and folder, and its baseline: determined once, read by all stages."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from kd.composition.check import check as check_config
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
 from kd.experiment.compatibility import check_models
-from kd.experiment.identity import identity
+from kd.experiment.identity import alike, identity
 from kd.experiment.preparation import choice, variant
+from kd.experiment.rounds import of_round, round_before
 from kd.runs.folder import RunFolder
 
 
@@ -23,25 +25,36 @@ class Plan:
         cfg: the composed config, with a name; of a run that is its own baseline, without `compare`.
         folder: where its results are, or will be; its hash is the run's identity.
         beside: the plan of its baseline, or None.
+        before: the plan of the round before, in a loop (`kd.experiment.rounds`); or None.
     """
 
     cfg: DictConfig
     folder: RunFolder
     beside: "Plan | None" = None
+    before: "Plan | None" = None
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Plan":
         """Raises ValueError, FileNotFoundError: something that the run reads is not there or is damaged."""
-        cfg = _named(cfg)
+        earlier = round_before(cfg)
+        before = None if earlier is None else cls.of(earlier)
+        cfg = of_round(_named(cfg))
         if cfg.compare is None:
-            return cls._at(cfg, identity(cfg))
-        alone, other = _alone(cfg), _named(baseline(cfg))
-        own, its = identity(alone), identity(other)
-        return cls._at(alone, own) if own == its else cls._at(cfg, identity(cfg), cls._at(other, its))
+            return cls._at(cfg, before=before)
+        other = _named(baseline(cfg))
+        if alike(alone := _alone(cfg), other):
+            return cls._at(alone)
+        return cls._at(cfg, cls._at(other), before)
 
     @classmethod
-    def _at(cls, cfg: DictConfig, digest: str, beside: "Plan | None" = None) -> "Plan":
-        return cls(cfg, RunFolder.of(cfg.run.root, cfg.name, digest), beside)
+    def _at(cls, cfg: DictConfig, beside: "Plan | None" = None, before: "Plan | None" = None) -> "Plan":
+        return cls(cfg, RunFolder.of(cfg.run.root, cfg.name, identity(cfg)), beside, before)
+
+    def __iter__(self) -> Iterator["Plan"]:
+        """The rounds of its loop, the first one first; this one is the last."""
+        if self.before is not None:
+            yield from self.before
+        yield self
 
 
 def valid(cfg: DictConfig) -> None:
@@ -67,7 +80,8 @@ def _named(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         if cfg.name is None:
             skill = cfg.skill.get("task") or cfg.skill._target_.rpartition(".")[2].lower()
-            cfg.name = "-".join([skill, "+".join(cfg.objective), f"s{cfg.seed}"])
+            rounds = [f"r{cfg.loop.rounds}"] if cfg.loop.rounds > 1 else []
+            cfg.name = "-".join([skill, "+".join(cfg.objective), *rounds, f"s{cfg.seed}"])
     return cfg
 
 
@@ -79,6 +93,7 @@ def baseline(cfg: DictConfig) -> DictConfig:
     other = variant(cfg, objective=cfg.compare, **references_alone())
     with open_dict(other):
         other.name, other.logger, other.omits = None, {}, []
+        other.loop.update({"rounds": 1, "student": "restart"})
         other.trainer.update({"devices": 1, "strategy": "auto"})
         if not cfg.targets.cached or not asks_teacher(plain(other)):  # else it reads what was kept for its neighbour
             _free_of_targets(other)

@@ -68,11 +68,12 @@ def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path]
             missing(cfg, role, folder)
         if folder.exists():
             verified(folder)
-            _read_from(folder, node, lora=node.model.get("lora") if role == "student" else None)
+            read_from(folder, node, lora=node.model.get("lora") if role == "student" else None)
     return cfg
 
 
-def _read_from(folder: Path, node: DictConfig, lora: Any) -> None:
+def read_from(folder: Path, node: DictConfig, lora: Any) -> None:
+    """Make the checkpoint in `folder` the model of a teacher's or student's node."""
     with open_dict(node):
         source = {"address": f"local:{folder}"}
         node.model = {"_target_": PREPARED, "source": source, "dtype": node.model.dtype, "lora": lora}

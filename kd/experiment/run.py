@@ -13,8 +13,10 @@ from kd.experiment.identity import check_unchanged
 from kd.experiment.launch import check_launch
 from kd.experiment.plan import Plan, plain, valid
 from kd.experiment.preparation import prepared
+from kd.experiment.rounds import after_round
 from kd.kernels.allocation import keep_freed_memory
-from kd.reports.table import lost_records
+from kd.reports.grid import console
+from kd.reports.table import lost_records, rounds_grid
 from kd.runs.folder import RunFolder, is_rank_zero
 from kd.runs.metrics_log import last_value
 from kd.runs.results import validated
@@ -44,6 +46,8 @@ def run(cfg: DictConfig, job: Job) -> float | None:
         omits=list(cfg.omits),
         force=cfg.run.force,
     )
+    if plan.before is not None and is_rank_zero():
+        console().print(rounds_grid([one.folder.results() for one in plan]).rich())
     return last_value(plan.folder.path, cfg.checkpoint.monitor)
 
 
@@ -55,9 +59,18 @@ def prerequisites(plan: Plan) -> tuple[DictConfig, Mapping[str, Any] | None]:
     from kd.experiment.elicitation import elicit
 
     beside = None if plan.beside is None else baseline_results(plan)
-    cfg = prepared(plan.cfg, train_only)
+    cfg = as_read(plan)
     elicit(cfg)
     return cfg, beside
+
+
+def as_read(plan: Plan) -> DictConfig:
+    """The config as its stages read it: models are prepared and earlier rounds finished, now or before."""
+    cfg = prepared(plan.cfg, train_only)
+    if plan.before is None:
+        return cfg
+    finish_round(plan.before)
+    return after_round(cfg, plan.before.folder)
 
 
 def work(plan: Plan) -> Mapping[str, Any]:
@@ -111,6 +124,21 @@ def baseline_results(plan: Plan) -> Mapping[str, Any]:
             f"the baseline, which compare={cfg.compare} runs beside this one in {other.folder.path}, failed: {error}; "
             "or leave it out, compare=null"
         ) from error
+
+
+def finish_round(plan: Plan) -> None:
+    """Run an earlier round of the loop, if it is not DONE.
+
+    Raises ValueError, which names its folder, where it fails or its results cannot be read.
+    """
+    rounds = plan.cfg.loop.rounds
+    if is_rank_zero():
+        print(f"round {rounds} of the loop:", flush=True)
+    job = Job(overrides=[f"loop.rounds={rounds}"])
+    try:
+        job.run(plan.folder, lambda folder: work(plan), config_yaml=_yaml(plan.cfg), wait=True)
+    except ValueError as error:
+        raise ValueError(f"round {rounds} of the loop, in {plan.folder.path}, failed: {error}") from error
 
 
 def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:

@@ -1,6 +1,6 @@
 """The cost of generating text, counted where it is generated: a rollout cannot generate beside the account."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -47,6 +47,11 @@ class Spent(NamedTuple):
     def plus(self, other: "Spent") -> "Spent":
         """Both together."""
         return Spent(*(one + more for one, more in zip(self, other, strict=True)))  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, cost: Mapping[str, float]) -> "Spent":
+        """The cost in a manifest, `_asdict()` of one that was written there."""
+        return cls(**{name: cost[name] for name in cls._fields if name in cost})  # type: ignore[arg-type]
 
 
 class Meter:

@@ -42,6 +42,23 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
 
 
+def rounds_grid(rounds: Sequence[Mapping[str, Any]]) -> Grid:
+    """Rows: the student after each round of a loop, from the results of these runs. Columns: as in `run_grid`."""
+    tables = [_columns(results) for results in rounds]
+    rows = [
+        [
+            f"{i}",
+            f"{results['records']['train']['given']}",
+            *(with_interval_and_n(c.get("after")) for _, c, _ in columns),
+        ]
+        for i, (results, columns) in enumerate(zip(rounds, tables, strict=True), start=1)
+    ]
+    header = ["round", "training\nrecords", *(name for name, _, _ in tables[-1])]
+    return Grid(
+        "The student after each round", header, rows, ["Each round is a run of its own; intervals are over items."]
+    )
+
+
 def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
     """Sentences on the splits of which data.max_length leaves out or truncates records (`kd.runs.results.Records`)."""
     sentences = []

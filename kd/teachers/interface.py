@@ -18,7 +18,7 @@ from kd.generators.account import Spent, charge, is_metered, metered
 from kd.generators.settings import Decoding
 from kd.models.digests import tokenizer_digest
 from kd.models.language_model import LanguageModel
-from kd.types import Batch, ModelOutput, Record, Shape, Written
+from kd.types import Batch, ModelOutput, Record, Shape, Source, Written
 
 
 class Answers(NamedTuple):
@@ -46,11 +46,13 @@ class Teacher(Protocol):
     follows_student: whether it is made of the student (`bind`) and changes with it (`after_step`), so that no two runs
         share it.
     has_weights: whether its `model` generates with an engine of `kd.generators`.
+    source: as whose its responses count: their cost is a teacher's, or the student's.
     """
 
     provides: ClassVar[frozenset[str]]
     follows_student: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False
+    source: ClassVar[Source] = "teacher"
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -83,7 +85,8 @@ class Teacher(Protocol):
         started = time.perf_counter()
         with metered() as inside:  # an engine charges for itself
             answers = self.generate(records, **settings)
-        seconds, tokens = time.perf_counter() - started, sum(answer.tokens for answer in answers)
+        seconds = time.perf_counter() - started
+        tokens = sum(answer.tokens for answer in answers) if self.source == "teacher" else 0
         counted = inside.spent
         charge(Spent(teacher_tokens=tokens - counted.teacher_tokens, seconds=max(seconds - counted.seconds, 0.0)))
         return answers
@@ -237,7 +240,7 @@ class NetworkTeacher(Teacher, Protocol):
             self.model,
             asked,
             decoding=replace(decoding, samples=each),
-            source="teacher",
+            source=self.source,
             version=0,
             progress=progress,
         )

@@ -6,7 +6,7 @@ from torch import nn
 
 from kd.models.language_model import LanguageModel
 from kd.teachers.interface import NetworkTeacher
-from kd.types import ModelOutput, Sequences
+from kd.types import ModelOutput, Sequences, Source
 
 
 class WhiteBox(nn.Module, NetworkTeacher):
@@ -31,3 +31,9 @@ class WhiteBox(nn.Module, NetworkTeacher):
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """See `LanguageModel`."""
         return self.model(sequences, wanted)
+
+
+class StudentText(WhiteBox):
+    """A student as a model that generates text: as a teacher does, at the student's cost."""
+
+    source: ClassVar[Source] = "student"

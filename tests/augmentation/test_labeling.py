@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from kd.artifacts import cache_root
-from kd.augmentation import Stage
+from kd.augmentation import Resources, Stage
 from kd.augmentation.labeling import Labeling
 from kd.data.chat_template import encode_prompt, response_text
 from kd.experiment.build import build
@@ -53,7 +53,7 @@ def mute():
 def label(teacher, given=GIVEN, teacher_id: str = "t", seed: int = 0, **settings):
     stage = Labeling(**{"max_new_tokens": 6, "temperature": 0.0, **settings})
     assert isinstance(stage, Stage)
-    return list(stage(iter(given), teacher=teacher and WhiteBox(teacher), teacher_id=teacher_id, seed=seed))
+    return list(stage(iter(given), Resources(seed=seed, teacher=teacher and WhiteBox(teacher), teacher_id=teacher_id)))
 
 
 def texts(labelled) -> list[tuple[str, ...]]:
@@ -106,8 +106,8 @@ def test_what_it_costs_the_teacher(teacher, mute):
     cost = sum(len(prompt) + len(ids) - 1 for prompt, ids in zip(prompts, written, strict=True))
     for asked in (teacher, mute):
         stage = Labeling(max_new_tokens=6, temperature=0.0)
-        list(stage(GIVEN, teacher=WhiteBox(asked), teacher_id="t", seed=0))
-        assert stage.teacher_tokens == cost
+        list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(asked), teacher_id="t")))
+        assert stage.spent.teacher_tokens == cost
 
 
 def test_text_is_asked_for_again_where_a_prompt_became_other_tokens(cache):
@@ -124,7 +124,7 @@ def test_text_is_asked_for_again_where_a_prompt_became_other_tokens(cache):
     assert found[0] != found[1]
     stage = Labeling(max_new_tokens=4, temperature=0.0)
     as_tokens = [replace(given, control_tokens=True) for given in GIVEN]
-    assert stage.path(GIVEN, teacher_id="t", seed=0) != stage.path(as_tokens, teacher_id="t", seed=0)
+    assert stage.path(GIVEN, model="t", seed=0) != stage.path(as_tokens, model="t", seed=0)
 
 
 def test_a_tokenizer_is_the_same_after_it_was_written(tmp_path):
@@ -149,8 +149,8 @@ def test_a_search_writes_what_the_teacher_finds_likelier_and_counts_its_beams(te
         with_kwargs=True,
     )
     stage = Labeling(max_new_tokens=6, temperature=0.0, samples=2, generator=engine, batch_size=15)
-    labelled = list(stage(GIVEN, teacher=WhiteBox(teacher), teacher_id="t", seed=0))
-    assert stage.teacher_tokens == sum(read)
+    labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
+    assert stage.spent.teacher_tokens == sum(read)
     found = engine(teacher, prompts, decoding=Decoding(6, 2, temperature=0.0, batch_size=15), source="teacher")
     assert texts(labelled) == [tuple(response_text(one.ids, teacher.tokenizer) for one in group) for group in found]
     assert texts(labelled) != texts(label(teacher))
@@ -167,12 +167,14 @@ def test_another_search_is_asked_for_anew(teacher, mute, other):
 def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
     engine = Transformers(options={"top_k": 40})
     stage = Labeling(max_new_tokens=6, temperature=1.0, samples=2, generator=engine)
-    labelled = list(stage(GIVEN, teacher=WhiteBox(teacher), teacher_id="t", seed=0))
+    labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
     assert all(len(set(answers)) == 2 for answers in texts(labelled))
     twice = [prompt for kept in GIVEN for prompt in [encode_prompt(kept.prompt, teacher.tokenizer)] * 2]
     with seeded(0, "augmentation", "labeling"):
         written = engine(teacher, twice, decoding=Decoding(6))
-    assert stage.teacher_tokens == sum(len(n) + len(one.ids) - 1 for n, (one,) in zip(twice, written, strict=True))
+    assert stage.spent.teacher_tokens == sum(
+        len(n) + len(one.ids) - 1 for n, (one,) in zip(twice, written, strict=True)
+    )
 
 
 # --- the disk ---
@@ -232,7 +234,7 @@ def test_a_call_that_fails_leaves_nothing_behind(mute, teacher, cache):
 
 def test_what_was_left_half_written_is_not_taken_for_whole(teacher, cache):
     stage = Labeling(max_new_tokens=6, temperature=0.0)
-    path = stage.path(GIVEN, teacher_id="t", seed=0)
+    path = stage.path(GIVEN, model="t", seed=0)
     path.parent.mkdir(parents=True)
     path.with_name(f".{path.name}.{os.getpid()}.part").write_text('{"id": "0", "respon')
     assert len(label(teacher)) == len(GIVEN)

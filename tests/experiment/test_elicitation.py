@@ -9,7 +9,7 @@ import pytest
 
 import kd.elicit
 from kd.artifacts import verified
-from kd.augmentation import Stage
+from kd.augmentation import Resources, Stage
 from kd.augmentation.labeling import Labeling
 from kd.experiment import elicitation
 from kd.experiment.build import build
@@ -17,6 +17,7 @@ from kd.experiment.elicitation import elicit, elicited_folder, is_elicited
 from kd.experiment.launch import check_launch
 from kd.experiment.loading import load_teacher
 from kd.experiment.plan import Plan
+from kd.generators.account import Spent
 from kd.models.digests import model_digest
 from kd.types import Record, Response
 from tests import runs
@@ -33,7 +34,7 @@ class Expanded(Stage):
     def __init__(self, pair: bool = False):
         self.meta = {"kind": ("capitals", "all") if pair else "capitals"}
 
-    def __call__(self, records: Iterable[Record], **_: object) -> Iterator[Record]:
+    def __call__(self, records: Iterable[Record], *_: object) -> Iterator[Record]:
         for record in records:
             yield record
             answers = tuple(Response(answer.text.upper()) for answer in record.responses)
@@ -56,11 +57,13 @@ def test_the_artifact_holds_what_the_stage_yields() -> None:
     teacher = load_teacher(cfg.teacher)
     stage = Labeling(max_new_tokens=6, temperature=0.0)
     name = model_digest(teacher.model)
-    expected = list(stage(runs.Toy().load("train"), teacher=teacher, teacher_id=name, seed=cfg.seed))
+    given = Resources(seed=cfg.seed, teacher=teacher, teacher_id=name)
+    expected = list(stage(runs.Toy().load("train"), given))
     elicited = elicit(cfg)
     assert elicited.records == expected
-    assert elicited.teacher_tokens == stage.teacher_tokens > 0
-    assert verified(elicited.folder).cost["teacher_tokens"] == stage.teacher_tokens
+    assert elicited.spent._replace(seconds=0.0) == stage.spent._replace(seconds=0.0)
+    assert stage.spent.teacher_tokens > 0
+    assert verified(elicited.folder).cost["teacher_tokens"] == stage.spent.teacher_tokens
 
 
 def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +74,7 @@ def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch
     for other in (cfg, runs.config(*LABELING, "objective=fkl", "optim.lr=0.3")):
         parts = build(other)
         assert parts.data.train == first.records
-        assert parts.module.budget.teacher_tokens == first.teacher_tokens
+        assert parts.module.budget.teacher_tokens == first.spent.teacher_tokens
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_new_records_come_back_and_the_skills_own_keep_their_meta() -> None:
     assert [record.meta for record in new] == [{"kind": "capitals"}] * len(given)
     assert [record.id for record in new] == [f"{record.id}/capitals" for record in given]
     assert all(record.provenance == ("expanded",) for record in new)
-    assert elicited.teacher_tokens == 0
+    assert elicited.spent == Spent()
 
 
 class Odd(Stage):
@@ -117,7 +120,7 @@ class Odd(Stage):
 
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, records: Iterable[Record], **_: object) -> Iterator[Record]:
+    def __call__(self, records: Iterable[Record], *_: object) -> Iterator[Record]:
         for record in records:
             yield replace(record, responses=(Response("a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh\n"),))
 
@@ -135,7 +138,7 @@ class Odder(Stage):
     def __init__(self, how: str):
         self.how = how
 
-    def __call__(self, records: Iterable[Record], **_: object) -> object:
+    def __call__(self, records: Iterable[Record], *_: object) -> object:
         given = list(records)
         half = replace(given[0], responses=(Response("a\ud800b"),))
         return {"nothing": iter(()), "none": None, "half": iter([half]), "names": (record.id for record in given)}[

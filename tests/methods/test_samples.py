@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from kd.augmentation import Resources
 from kd.rollouts.teacher_mixed import weigh
 from kd.seeding import seeded, uniform
 from kd.signals import introduce
@@ -57,7 +58,7 @@ def test_the_teachers_text_stands_in_for_the_references(method, tmp_path, monkey
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
     [node] = point(method).augmentation.stages.values()
     node.max_new_tokens = 3
-    made = list(instantiate(node)(GIVEN, teacher=WhiteBox(tiny(1)), teacher_id="t", seed=1))
+    made = list(instantiate(node)(GIVEN, Resources(seed=1, teacher=WhiteBox(tiny(1)), teacher_id="t")))
     assert [[response.source for response in kept.responses] for kept in made] == [["teacher"]] * 4
 
 
@@ -316,4 +317,4 @@ def test_gads_players_warm_up_before_they_play():
     assert [weight("gad", name, at(2)) for name in names] == [1, 1, 0, 0]
     assert [weight("gad", name, at(3)) for name in names] == [0, 1, 1, 1e-3]
     objective = point("gad").objective
-    assert [objective[name].get("responses") for name in names] == ["given", None, "own", "own"]
+    assert [objective[name].get("responses") for name in names] == ["other", None, "student", "student"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from kd.augmentation import Resources
 from kd.augmentation.labeling import Labeling
 from kd.composition.check import check
 from kd.generators.account import metered
@@ -65,9 +66,9 @@ def test_labels_are_those_of_the_model_behind_it(tmp_path, monkeypatch):
     model, given, found, cost = tiny(1), records(4), [], []
     for teacher in (WhiteBox(model), TextAlone(model)):
         stage = Labeling(**GREEDY)
-        labelled = stage(given, teacher=teacher, teacher_id=type(teacher).__name__, seed=0)
+        labelled = stage(given, Resources(seed=0, teacher=teacher, teacher_id=type(teacher).__name__))
         found.append([[response.text for response in record.responses] for record in labelled])
-        cost.append(stage.teacher_tokens)
+        cost.append(stage.spent.teacher_tokens)
     assert found[0] == found[1]
     assert cost[0] == cost[1] > 0
 

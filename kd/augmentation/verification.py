@@ -1,0 +1,83 @@
+"""Verification: of responses that were generated, those that the skill scores well stay."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from kd.augmentation import Resources, Stage
+from kd.metrics.table import Metric, of_skill
+from kd.skills.scoring import scored
+from kd.types import Record, Response, Skill
+
+
+class Verified(Stage):
+    """Keeps the responses whose score reaches a threshold: rejection sampling, with the skill's scorer as the verifier.
+
+    After `SelfLabeling` with several samples this is one iteration of ReST-EM (arXiv 2312.06585: indicator reward) or
+    RFT (arXiv 2308.01825); with `otherwise: reference` a problem that the student cannot solve yet is learnt from its
+    reference, where STaR (arXiv 2203.14465) generates a rationale with the answer as a hint.
+
+    Args:
+        threshold: the least score that stays (the largest, where lower is better); None: the metric's best value.
+        most: responses that stay for each prompt, the first ones; None: all. RFT and ReST-EM bound them, so that easy
+            problems do not outweigh hard ones.
+        distinct: whether a text that occurs twice for one prompt stays once.
+        otherwise: what becomes of a record without such a response: "drop", or "reference", which the skill gave it.
+
+    Raises:
+        ValueError: `most` is not positive.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"skill"})
+
+    def __init__(
+        self,
+        *,
+        threshold: float | int | None = None,
+        most: int | None = None,
+        distinct: bool = True,
+        otherwise: str = "drop",
+    ):
+        if most is not None and most < 1:
+            raise ValueError(f"most={most} keeps no response; give 1 or more, or null for all")
+        if otherwise not in ("drop", "reference"):
+            raise ValueError(f"otherwise={otherwise!r} is neither 'drop' nor 'reference'")
+        self.threshold, self.most, self.distinct, self.otherwise = threshold, most, distinct, otherwise
+
+    def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
+        """The records that have such a response, with these alone, each with its score."""
+        skill = resources.skill
+        assert skill is not None  # `requires`
+        metric = of_skill(skill.metric)
+        if self.threshold is None and not math.isfinite(metric.best):
+            raise ValueError(
+                f"threshold=null keeps what has the best value of {metric.name}, which has none; give the threshold"
+            )
+        references = {record.id: record.responses for record in skill.load("train")}
+        for record in records:
+            given = references.get(record.id, ())
+            kept = self._right(record, skill, given[0].text if given else None)
+            if not kept and self.otherwise == "reference":
+                kept = given
+            if kept:
+                yield replace(record, responses=kept, provenance=(*record.provenance, "verified"))
+
+    def _right(self, record: Record, skill: Skill, reference: str | None) -> tuple[Response, ...]:
+        score = partial(scored, skill, record, reference=lambda: reference)
+        found = [replace(answer, score=score(answer.text).score) for answer in record.responses]
+        right = [answer for answer in found if self._reaches(answer.score, of_skill(skill.metric))]
+        if self.distinct:
+            right = list({answer.text: answer for answer in right}.values())
+        return tuple(right[: self.most])
+
+    def _reaches(self, score: float | None, metric: Metric) -> bool:
+        assert score is not None
+        least = metric.best if self.threshold is None else self.threshold
+        return score >= least if metric.higher_is_better else score <= least
+
+    @staticmethod
+    def outline(record: Record, settings: Mapping[str, Any]) -> Record | None:
+        """Not known before: the number of responses that stay differs."""
+        return None

@@ -1,0 +1,80 @@
+"""Of generated responses those stay that the skill's scorer accepts."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from kd.augmentation import Resources
+from kd.augmentation.verification import Verified
+from kd.metrics.table import Metric
+from kd.types import Record, Response, Skill, Split
+
+
+class Sums(Skill):
+    """Problems whose answers are numbers; the score is the share of the right number."""
+
+    name, licence, group_key = "sums", "Apache-2.0", "none"
+
+    def __init__(self, metric: Metric | None = None):
+        self._metric = metric or Metric("closeness")
+
+    @property
+    def metric(self) -> Metric:
+        return self._metric
+
+    def load(self, split: Split) -> Sequence[Record]:
+        return [record("a", "4"), record("b", "10")] if split == "train" else []
+
+    def score(self, record: Record, text: str) -> float:
+        return float(text) / float({"a": 4, "b": 10}[record.id])
+
+
+def record(name: str, *answers: str) -> Record:
+    prompt = ({"role": "user", "content": name},)
+    return Record(name, "sums", prompt, tuple(Response(text, "student") for text in answers))
+
+
+GENERATED = [record("a", "4", "2", "no number", "4", "4.0"), record("b", "5", "7")]
+
+
+def kept(stage: Verified, skill: Skill | None = None) -> dict[str, list[tuple[str, float | None]]]:
+    made = stage(iter(GENERATED), Resources(seed=0, skill=skill or Sums()))
+    return {one.id: [(answer.text, answer.score) for answer in one.responses] for one in made}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"a": [("4", 1.0), ("4.0", 1.0)]}),
+        ({"distinct": False}, {"a": [("4", 1.0), ("4", 1.0), ("4.0", 1.0)]}),
+        ({"most": 1}, {"a": [("4", 1.0)]}),
+        ({"otherwise": "reference"}, {"a": [("4", 1.0), ("4.0", 1.0)], "b": [("10", None)]}),
+        ({"threshold": 0.5}, {"a": [("4", 1.0), ("2", 0.5), ("4.0", 1.0)], "b": [("5", 0.5), ("7", 0.7)]}),
+        ({"threshold": 0.6, "most": 1}, {"a": [("4", 1.0)], "b": [("7", 0.7)]}),
+    ],
+)
+def test_what_stays(settings, expected) -> None:
+    assert kept(Verified(**settings)) == expected
+
+
+def test_lower_may_be_better() -> None:
+    skill = Sums(Metric("distance", low=0.0, high=1.0, higher_is_better=False))
+    assert kept(Verified(threshold=0.5), skill) == {"a": [("2", 0.5)], "b": [("5", 0.5)]}
+    assert kept(Verified(), skill) == {}  # the best value is 0
+
+
+def test_a_metric_without_a_best_value_needs_a_threshold() -> None:
+    skill = Sums(Metric("points", low=0.0, high=float("inf")))
+    with pytest.raises(ValueError, match="threshold=null keeps what has the best value of points, which has none"):
+        kept(Verified(), skill)
+
+
+@pytest.mark.parametrize(("settings", "named"), [({"most": 0}, "most=0"), ({"otherwise": "keep"}, "otherwise='keep'")])
+def test_settings_that_mean_nothing_are_refused(settings, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        Verified(**settings)
+
+
+def test_the_stage_is_in_the_provenance() -> None:
+    (one,) = Verified()(iter([GENERATED[0]]), Resources(seed=0, skill=Sums()))
+    assert one.provenance == ("verified",)
