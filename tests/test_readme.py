@@ -61,6 +61,8 @@ def shortened(command: str, tmp_path: Path) -> list[str]:
 
 def smallest(command: str) -> list[str]:
     """Models, data and preparations."""
+    if "first_run" in command:
+        return ["skill.train=40", "teacher.prepare.steps=2"]
     if "experiment=" in command:
         return [*GRID, *PREPARED]
     if "teacher=ensemble" in command:

@@ -72,7 +72,7 @@ AXES: dict[str, Axis] = {
     "teacher": Axis(
         instead="teacher=ensemble",
         first=("tiny", "smollm2_135m"),
-        beside=frozenset({"prepare", "licence"}),
+        beside=frozenset({"prepare", "licence", "source"}),
         heavy=True,
     ),
     "student": Axis(first=("tiny",), synonyms={"peft": "lora", "random": "scratch"}, heavy=True),

@@ -119,7 +119,7 @@ def parsed(line: str) -> Override:
         reason = next(text for text in str(error).splitlines() if not text.startswith("Error parsing override"))
         raise ValueError(
             f"{line}: Hydra cannot read this ({reason}); an override is key=value, "
-            "with quotes around a value that holds spaces, commas, brackets or colons"
+            "with quotes around a value that holds spaces, commas, brackets, colons or ~, as in 'key=\"~/a b\"'"
         ) from None
 
 

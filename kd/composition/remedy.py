@@ -328,7 +328,8 @@ def _samples(rollout: str) -> str | None:
 def _one_text(config: Config) -> bool:
     """Whether teacher and student may have one tokenizer, where both tell: what is known without reading any."""
     models = (config["teacher"].get("model"), config["student"]["model"])
-    own = [node and node.get("tokenizer", node.get("source")) for node in models]
+    named = [node and node.get("tokenizer", node.get("source")) for node in models]
+    own = [{"address": one} if isinstance(one, str) else one for one in named]
     return None in own or own[0] == own[1] or made_by("alignment", config["alignment"]).translates
 
 

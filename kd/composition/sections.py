@@ -109,9 +109,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Student:
-    """The group `student`."""
+    """The group `student`. source: the address of its checkpoint, with the keys beside it; `model` refers to it."""
 
     model: Mapping[str, Any]
+    source: str | Mapping[str, Any] | None = None
     prepare: Mapping[str, Any] | None = None
     licence: str | None = None
 

@@ -51,9 +51,16 @@ def no_key(override: Override, key: str, known: Mapping[str, Any]) -> str:
 
 def _inside_of_no_mapping(line: str, key: str, parent: str, above: Any) -> str | None:
     if isinstance(above, str) and "${" in above:
-        other = f"{above.strip('${}')}{key.removeprefix(parent)}"
+        other = f"{_absolute(above.strip('${}'), parent)}{key.removeprefix(parent)}"
         return f"{line}: {parent} is {above}; set {other}, or {parent} as a whole"
     return f"{line}: {parent} is null, so there is no {key}; write +{line} to add it" if above is None else None
+
+
+def _absolute(name: str, path: str) -> str:
+    """The key that an interpolation at `path` names, which may count its leading dots from there."""
+    plain = name.lstrip(".")
+    up = len(name) - len(plain)
+    return ".".join([*path.split(".")[:-up], plain]) if up else name
 
 
 def _synonym(key: str, known: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,7 @@ Models are laid out on the device "meta", where tensors have shapes and nothing 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.targets import bears_zeros
-from kd.experiment.identity import content_digests
+from kd.experiment.identity import content_digests, sources
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable
 from kd.seeding import seeded
@@ -99,15 +99,6 @@ def _laid_out(node: DictConfig) -> Any:
     return _outline(json.dumps(described(content), sort_keys=True), json.dumps(content_digests(content)))
 
 
-def _sources(node: Any) -> Iterator[dict[str, Any]]:
-    """Every address below a config node, with the keys beside it."""
-    if isinstance(node, Mapping):
-        if "address" in node:
-            yield dict(node)
-        for child in node.values():
-            yield from _sources(child)
-
-
 @lru_cache(maxsize=8)
 def _outline(node: str, files: str) -> Any:
     """The model of a config node without its weights; None where there is none.
@@ -117,7 +108,7 @@ def _outline(node: str, files: str) -> Any:
     content = json.loads(node)
     if content.get("_target_") is None:
         return None
-    for source in _sources(content):
+    for source in sources(content):
         model_folder(**source)
     with torch.device("meta"):
         return instantiate(content, _convert_="all")

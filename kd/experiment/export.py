@@ -24,6 +24,8 @@ from kd.eval_mode import eval_mode
 from kd.metrics.table import METRICS
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
+from kd.sources.addresses import keys_of, pinned
+from kd.sources.licences import stated_licence
 
 TEXTS = (  # on which tokenizers of one vocabulary differ: by spaces, digits, composed letters, other scripts
     "Tom has 12 apples, then 1234567.\n\nHow many?  It's 3.5€.",
@@ -78,17 +80,26 @@ def _of_network(model: LanguageModel, folder: Path) -> list[str]:
         read = read.to(ours.device).eval()
     except Exception as error:  # whatever the library raises, the student is trained and its weights are saved
         return [f"{by} cannot read this folder ({_first_line(error)}); load it with `{type(ours).__name__}`"]
-    known = [i for text in TEXTS for i in model.tokenizer(text)["input_ids"] if i < model.vocabulary][:LONGEST]
-    ids = torch.tensor([known], device=ours.device)
-    with eval_mode([ours]):
-        expected, found = (network(ids, use_cache=False).logits.double() for network in (ours, read))
-    gap = (expected - found).abs().max().item()
-    if gap <= TOLERANCE.get(ours.dtype, 0.03) * expected.abs().max().item():
+    if (gap := difference(model, read)) is None:
         return []
     return [
         f"{by} reads a {type(read).__name__} in {read.dtype} whose logits differ by up to {gap:.3g} from those of the "
         f"trained {type(ours).__name__} in {ours.dtype}; load it with `{type(ours).__name__}.from_pretrained`"
     ]
+
+
+def difference(model: LanguageModel, read: nn.Module) -> float | None:
+    """The largest difference of the logits of `read`, in eval mode, from those of `model` on `TEXTS`.
+
+    None: it is within the tolerance of the model's dtype.
+    """
+    ours = model.network
+    known = [i for text in TEXTS for i in model.tokenizer(text)["input_ids"] if i < model.vocabulary][:LONGEST]
+    ids = torch.tensor([known], device=ours.device)
+    with eval_mode([ours]):
+        expected, found = (network(ids, use_cache=False).logits.double() for network in (ours, read))
+    gap = (expected - found).abs().max().item()
+    return None if gap <= TOLERANCE.get(ours.dtype, 0.03) * expected.abs().max().item() else gap
 
 
 def _first_line(error: Exception) -> str:
@@ -195,25 +206,34 @@ def card(config: Mapping[str, Any], results: Mapping[str, Any], *, skill_licence
 def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) -> dict[str, tuple[str, str | None]]:
     """Names and licences of data, teacher (each member of an ensemble) and the student's first weights, by role.
 
-    A student that is cut out of a teacher's checkpoint has its licence. None: unknown. Random weights have none.
+    A student that is cut out of a teacher's checkpoint has its licence. A teacher that was trained from random weights
+    on the run's own records has theirs. None: unknown. Random weights have none.
     """
     origins = {"data": (data, skill_licence)}
     for role, node in _teachers(config).items():
-        origins[role] = _which(node["model"]), node.get("licence")
+        origins[role] = _which(node["model"]), licence_of(node, config) or _trained_on(node, skill_licence)
     if config["student"]["model"].get("source"):
         origins["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
     return origins
 
 
 def licence_of(node: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """The licence of the first weights of a teacher's or student's `node`: its own, or that of the teacher in `config`
-    with the same checkpoint. None: unknown, or the weights are random.
+    """The licence of the first weights of a teacher's or student's `node`: the one that the config states, that of the
+    teacher in `config` with the same checkpoint, or the one in the checkpoint's own card. None: unknown, or the weights
+    are random and the config states none.
     """
     source = node["model"].get("source")
-    if not source:
-        return None
+    if node.get("licence") or not source:
+        return node.get("licence")
     theirs = (other.get("licence") for other in _teachers(config).values() if other["model"].get("source") == source)
-    return node.get("licence") or next(theirs, None)
+    return next(filter(None, theirs), None) or stated_licence(source)
+
+
+def _trained_on(teacher: Mapping[str, Any], licence: str | None) -> str | None:
+    """The licence of the run's records, where a teacher was prepared on them from random weights."""
+    prepare = teacher.get("prepare")
+    own = not teacher["model"].get("source") and prepare and prepare.get("skill") is None
+    return licence if own else None
 
 
 def _teachers(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -224,7 +244,11 @@ def _teachers(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _which(model: Mapping[str, Any]) -> str:
-    return f"`{(model.get('source') or {'address': 'random weights'})['address']}`"
+    """The address of a model's weights, with the commit that was read, and of its adapter."""
+    if not model.get("source"):
+        return "`random weights`"
+    keys = keys_of(model["source"])
+    return " + ".join(f"`{pinned(keys[key])}`" for key in ("address", "adapter") if keys.get(key))
 
 
 def _identifier(origins: Mapping[str, tuple[str, str | None]]) -> str:

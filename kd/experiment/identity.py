@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +18,15 @@ from kd.components.signatures import suggestion
 from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
-from kd.sources.addresses import digest
+from kd.sources.addresses import digest, keys_of
 from kd.training.observers import counted
 from kd.types import Skill, Split
 from kd.versions import versions
 
 TRAINING = ("kd.experiment.build",)
 STAGES = (*TRAINING, "kd.evaluation.evaluate")
+SOURCE = ("address", "member", "sha256", "adapter")  # the keys of a source
+MODELS = ("source", "tokenizer")  # keys of a model whose value may be an address alone
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -170,16 +172,38 @@ def _run_digest(folder: str) -> dict[str, str]:
     return {str(part): digest(f"local:{part}") for part in parts if part.exists()}
 
 
-def content_digests(node: Any) -> dict[str, str]:
-    """Content hashes of all sources, by address, and of runs below `node`."""
+def sources(node: Any) -> Iterator[dict[str, Any]]:
+    """The keys of every source below a config node: mappings with an address, and models' addresses alone."""
     if isinstance(node, list):
-        return {k: v for child in node for k, v in content_digests(child).items()}
+        for child in node:
+            yield from sources(child)
+    if not isinstance(node, Mapping):
+        return
+    if "address" in node:
+        yield {key: node[key] for key in SOURCE if key in node}
+    for name, child in node.items():
+        if name in MODELS and isinstance(child, str) and child != "bytes":
+            yield keys_of(child)
+        yield from sources(child)
+
+
+def content_digests(node: Any) -> dict[str, str]:
+    """Content hashes of all sources, by address and what stands beside it, and of runs below `node`."""
+    found = {}
+    for keys in sources(node):
+        beside = [f"{key}={value}" for key, value in keys.items() if key != "address" and value is not None]
+        found[" ".join([keys["address"], *beside])] = digest(**keys)
+    return found | _other_digests(node)
+
+
+def _other_digests(node: Any) -> dict[str, str]:
+    """Content hashes of the runs and chat templates that a config node names."""
+    if isinstance(node, list):
+        return {k: v for child in node for k, v in _other_digests(child).items()}
     if not isinstance(node, dict):
         return {}
-    own = {}
-    if "address" in node:
-        own[node["address"]] = digest(node["address"], **{k: node[k] for k in ("member", "sha256") if k in node})
+    own: dict[str, str] = {}
     own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
     if isinstance(template := node.get("chat_template"), str):  # of a model; it may be the path of a file
         own[template] = texts_sha256([template_text(template)])
-    return own | {k: v for child in node.values() for k, v in content_digests(child).items()}
+    return own | {k: v for child in node.values() for k, v in _other_digests(child).items()}

@@ -77,6 +77,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     """Prerequisites, training, evaluation, export; the content of results.json."""
     from kd.experiment.build import build, fit, place
     from kd.experiment.checks import check_run
+    from kd.experiment.disclosure import disclosed
     from kd.experiment.export import export_objective
     from kd.experiment.scores import Evaluated
     from kd.training.trainer import summarise
@@ -96,9 +97,12 @@ def work(plan: Plan) -> Mapping[str, Any]:
     fit(cfg, parts, folder)
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
-    results = evaluation.results(beside)
+    session = evaluation.session
+    facts = disclosed(unrevealed(cfg), parts, session.items, session.prompts)
+    results = {**evaluation.results(beside), **facts}
     validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")
+    _export_adapter(plan, read, parts, results)
     summarise(parts.module.trainer.loggers, results)
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
     remove(folder.checkpoints / "last.ckpt")  # a run that is DONE is not resumed
@@ -181,6 +185,25 @@ def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Pat
     from kd.experiment.export import export
 
     for sentence in export(parts.module.student, folder, _card(cfg, parts, results)):
+        print(f"export: {sentence}", flush=True)
+
+
+def _export_adapter(plan: Plan, read: DictConfig, parts: Any, results: Mapping[str, Any]) -> None:
+    """Where the student learnt with LoRA, store the adapter alone, too (its base is in `read`), or print why not."""
+    from kd.experiment.adapter_export import adapter_lack, export_adapter
+
+    model: Any = OmegaConf.to_container(read.student, resolve=True)["model"]  # type: ignore[index]
+    if not model.get("lora"):
+        return
+    found = [lack] if (lack := adapter_lack(model)) else []
+    if not found:
+        text, student = _card(plan.cfg, parts, results), parts.module.student
+
+        def write(partial: Path) -> None:
+            found.extend(export_adapter(student, partial, model["source"], text))
+
+        store(plan.folder.path / "adapter", write, kind="adapter")
+    for sentence in found:
         print(f"export: {sentence}", flush=True)
 
 

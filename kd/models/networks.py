@@ -20,7 +20,7 @@ from transformers import (
 
 from kd.models.language_model import LanguageModel, check_head
 from kd.models.tokenizers import byte_tokenizer, set_template
-from kd.sources.addresses import model_folder
+from kd.sources.addresses import keys_of, model_folder
 
 DType = Literal["float32", "bfloat16", "float64"]
 FITTED = ("eva", "corda", "loftq", "lora_ga")  # starts of adapters that need more than the weights
@@ -30,7 +30,7 @@ Rule = Literal["even", "first", "last", "ends"]
 
 def pretrained(
     *,
-    source: Mapping[str, Any],
+    source: str | Mapping[str, Any],
     dtype: DType = "float32",
     lora: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
@@ -38,18 +38,19 @@ def pretrained(
 ) -> LanguageModel:
     """A checkpoint, unchanged.
 
-    source: {address, member?, sha256?} of `kd.sources.addresses`. lora: fields of peft's LoraConfig. chat_template: a
-    Jinja template, or the path of one, instead of the checkpoint's. template_kwargs: variables of the template, such
-    as {enable_thinking: false}; they become its defaults, in the exported tokenizer too.
+    source: an address, or {address, member?, sha256?, adapter?} of `kd.sources.addresses`. lora: fields of peft's
+    LoraConfig. chat_template: a Jinja template, or the path of one, instead of the checkpoint's. template_kwargs:
+    variables of the template, such as {enable_thinking: false}; they become its defaults, in the exported tokenizer
+    too.
     """
-    folder = model_folder(**source)
+    folder = model_folder(**keys_of(source))
     tokenizer = _load_tokenizer(folder, chat_template, template_kwargs)
     return _finish(_load(folder, dtype), tokenizer, lora)
 
 
 def pruned(
     *,
-    source: Mapping[str, Any],
+    source: str | Mapping[str, Any],
     layers: int | Sequence[int],
     rule: Rule = "even",
     ffn: int | None = None,
@@ -64,7 +65,7 @@ def pruned(
     included), `first`, `last`, `ends` (half from each end). ffn: neurons kept in each block, those with the
     largest product of weight norms. chat_template, template_kwargs: see `pretrained`.
     """
-    folder = model_folder(**source)
+    folder = model_folder(**keys_of(source))
     tokenizer = _load_tokenizer(folder, chat_template, template_kwargs)
     network = _load(folder, dtype)
     if not hasattr(network.config, "num_hidden_layers"):
@@ -82,7 +83,7 @@ def pruned(
 def scratch(
     *,
     architecture: Mapping[str, Any],
-    tokenizer: Mapping[str, Any] | Literal["bytes"] = "bytes",
+    tokenizer: str | Mapping[str, Any] = "bytes",
     dtype: DType = "float32",
     lora: None = None,
     chat_template: str | None = None,
@@ -90,13 +91,13 @@ def scratch(
 ) -> LanguageModel:
     """Random weights. `architecture` is a transformers config: `model_type` and its fields (vocabulary is filled in).
 
-    tokenizer: "bytes", or the {address, ...} of a checkpoint whose tokenizer is used. chat_template, template_kwargs:
-    see `pretrained`.
+    tokenizer: "bytes", or the address or {address, ...} of a checkpoint whose tokenizer is used. chat_template,
+    template_kwargs: see `pretrained`.
     """
     if tokenizer == "bytes":
         words: PreTrainedTokenizerBase = set_template(byte_tokenizer(), chat_template, template_kwargs)
     else:
-        words = _load_tokenizer(model_folder(**tokenizer), chat_template, template_kwargs)
+        words = _load_tokenizer(model_folder(**keys_of(tokenizer)), chat_template, template_kwargs)
     fields = {
         "pad_token_id": words.pad_token_id,
         "bos_token_id": words.bos_token_id,

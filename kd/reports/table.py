@@ -20,6 +20,12 @@ NAMES = {
 }
 NO_ROOM = "leave no room for a response"
 WHY = {"train": NO_ROOM, "answers": f"{NO_ROOM} and are not answered"}  # why records are left out, by split
+COSTS = {  # of running a model, and their units
+    "parameters": "parameters",
+    "weights_bytes": "bytes of weights",
+    "flops_per_token": "FLOPs a generated token",
+    "tokens_per_second": "tokens/s",
+}
 NEAR_WORST = 0.05  # of the way from a metric's worst value to its best
 
 
@@ -38,6 +44,7 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     rows.append(["gap closed", *(gap for _, _, gap in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
     notes += [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
+    notes += [*_leaks(results.get("contamination")), *_cost(results.get("efficiency") or {})]
     notes += [f"Caution: {caution}." for caution in results.get("cautions", ())]
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
 
@@ -69,6 +76,27 @@ def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
         parts += [f"{truncated} of {given} have a truncated response"] if truncated else []
         sentences += [f"data.max_length, {split}: {', '.join(parts)}."] if parts else []
     return sentences
+
+
+def _leaks(found: Mapping[str, Any] | None) -> list[str]:
+    """A sentence on the items that share text with training records, for all splits in use."""
+    if not found or not found["splits"]:
+        return []
+    parts = [f"{len(one['overlapping'])} of {one['items']} {split}" for split, one in found["splits"].items()]
+    return [f"Contamination: {' and '.join(parts)} items share {found['words']} words in a row with a training record."]
+
+
+def _cost(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on the student's size and speed, relative to the teacher's where both are known."""
+    if "student" not in found:
+        return []
+    student, teacher = found["student"], found.get("teacher")
+    parts = [f"{student[key]:.3g} {unit}{_of(student, teacher, key)}" for key, unit in COSTS.items() if student[key]]
+    return [f"The student: {', '.join(parts)}."]
+
+
+def _of(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, key: str) -> str:
+    return f" ({student[key] / teacher[key]:.2g} × the teacher's)" if teacher and teacher[key] else ""
 
 
 def lacking(name: str, omits: Sequence[str]) -> list[str]:

@@ -136,6 +136,38 @@ class Records(_Page):
     answers: SplitRecords = SplitRecords(given=0, left_out=0)  # prompts of the test split
 
 
+class Origin(_Page):
+    """The data, a teacher, or the student's first weights: a name or address, and the licence, which may be unknown."""
+
+    which: str
+    licence: str
+
+
+class Efficiency(_Page):
+    """The cost of running a model (`kd.evaluation.efficiency.Efficiency`)."""
+
+    parameters: NonNegativeInt
+    weights_bytes: NonNegativeInt
+    cache_bytes_per_token: NonNegativeInt | None
+    flops_per_token: NonNegativeInt
+    tokens_per_second: NonNegativeFloat | None
+    generated_tokens: NonNegativeInt
+
+
+class Overlap(_Page):
+    """Items of a split, and the ids of those that share text with a training record."""
+
+    items: NonNegativeInt
+    overlapping: list[str]
+
+
+class Contamination(_Page):
+    """The overlap of the splits in use with the training records, by as many words in a row."""
+
+    words: NonNegativeInt
+    splits: dict[str, Overlap]
+
+
 class Results(_Page):
     """`results.json` of a run that reached its end."""
 
@@ -156,6 +188,9 @@ class Results(_Page):
     records: Records | None = None  # None: from before they were counted
     sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # of verifiers; None: none was needed
     verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict
+    origins: dict[str, Origin] = {}  # by role; none: from before they were recorded
+    efficiency: dict[Literal["student", "teacher"], Efficiency] = {}
+    contamination: Contamination | None = None
     cautions: list[str] = []  # features of the run that may not be intended
 
     @field_validator("agreement")

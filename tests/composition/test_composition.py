@@ -351,7 +351,7 @@ def test_an_augmentation_without_its_teacher():
 
 def test_a_student_cut_out_of_a_teacher_without_a_checkpoint():
     sentence = refused(composed("teacher=tiny"))
-    assert "student.model.source is ${teacher.model.source}" in sentence
+    assert "student.source is ${teacher.model.source}" in sentence
     assert "student=tiny" in sentence
     assert "teacher=smollm2_135m" in sentence
 
@@ -659,7 +659,8 @@ def with_files(conf: Path, files: dict[str, str]) -> Path:
             "augmentation=labeling augmentation.stages.0.samples=2",
             ["did you mean augmentation.stages.labeling.samples?"],
         ),
-        ("student.model.source.address=x", ["student.model.source is ${teacher.model.source}", "teacher.model.source"]),
+        ("student.model.source.address=x", ["student.model.source is ${..source}", "set student.source.address"]),
+        ("student.source.address=x", ["student.source is ${teacher.model.source}", "set teacher.model.source.address"]),
         ("student.model.lora.r=8", ["student.model.lora is null", "+student.model.lora.r=8"]),
         ("trainer.max_steps=3", ["trainer.max_steps=3", "set optim.steps"]),
         ("trainer.foo=3", ["trainer has accelerator", "+trainer.foo=3"]),

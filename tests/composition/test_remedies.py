@@ -141,7 +141,7 @@ def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
             ["there is no teacher.model.source; take student=tiny", "which neither a term (jsd) nor the rollout reads"],
             "method=sdft student=tiny reward=none",
         ),
-        ("method=sdft", ["student.model.source is ${teacher.model.source}"], "method=sdft student=tiny"),
+        ("method=sdft", ["student.source is ${teacher.model.source}"], "method=sdft student=tiny"),
         ("reward=verifier", ["which neither a term (fkl) nor the rollout reads"], "reward=none"),
         ("targets=sampled objective=rkl", ["rkl has no meaning with targets=sampled"], "objective=rkl targets=topk"),
         (

@@ -207,6 +207,9 @@ def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(
     assert yaml.safe_load(text.split("```")[1].removeprefix("yaml")) == OmegaConf.to_container(cfg, resolve=True)
     assert len(list((tmp_path / "cache/prepared").glob("*/model.safetensors"))) == 2
     assert str(tmp_path / "cache") not in text
+    assert results["origins"]["teacher"] == {"which": f"local:{tmp_path / 'base'}", "licence": "MIT"}
+    assert results["efficiency"]["student"]["parameters"] < results["efficiency"]["teacher"]["parameters"]
+    assert results["contamination"]["splits"]["validation"]["items"] > 0
     top1 = results["agreement"]["top1"]["after"]
     assert f"top-1 agreement with the teacher | after | {top1['value']:.3f} |" in text
 

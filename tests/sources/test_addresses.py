@@ -228,8 +228,10 @@ def test_the_command_in_the_message_is_one_that_works(shelf, monkeypatch):
     ("address", "message"),
     [
         ("gpt2", "'gpt2' starts with no known scheme; write one of hub:org/name@revision, local:path"),
+        ("Qwen/Qwen3-8B", "did you mean hub:Qwen/Qwen3-8B?"),
+        ("./tests", "did you mean local:./tests?"),
         ("https://host/x", "starts with no known scheme"),
-        ("hub:org/name", "not of the form hub:org/name@revision; give the revision"),
+        ("hub:name", "not of the form hub:org/name@revision; give the owner and the name"),
         ("hub:gpt2@main", "not of the form hub:org/name@revision"),
         ("wheel:name", "not of the form wheel:NAME@VERSION; give the exact version"),
         ("wheel:name@1.*", "give the exact version"),
@@ -338,9 +340,10 @@ def test_a_hub_snapshot_is_read_from_its_cache_offline(tmp_path, monkeypatch):
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     assert fetch(f"hub:org/name@{COMMIT}") == fetch("hub:org/name@main") == snapshot
-    assert model_folder("hub:org/name@main") == snapshot
+    assert model_folder("hub:org/name@main") == model_folder("hub:org/name") == snapshot
     assert fetch("hub:org/name@main", member="config.json").read_text() == "{}"
     assert digest("hub:org/name@main") == digest(f"hub:org/name@{COMMIT}")  # a branch is its commit
+    assert digest("hub:org/name") == digest("hub:org/name@main")  # the branch that is meant without a revision
     with pytest.raises(FileNotFoundError, match="run `hf download org/other --revision v1`"):
         fetch("hub:org/other@v1")
 
