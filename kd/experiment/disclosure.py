@@ -6,28 +6,37 @@ from typing import Any
 
 from kd.data.contamination import N, overlapping
 from kd.evaluation.efficiency import efficiency
+from kd.evaluation.evaluate import Session
 from kd.experiment.export import licences
 from kd.models.language_model import LanguageModel
 from kd.types import Record
 
 
-def disclosed(
-    config: Mapping[str, Any], parts: Any, items: Sequence[Record], prompts: Sequence[Record]
-) -> dict[str, Any]:
+def disclosed(config: Mapping[str, Any], parts: Any, sessions: Mapping[str, Session]) -> dict[str, Any]:
     """The content of `origins`, `efficiency` and `contamination` of results.json (docs/run_folder.md).
 
-    config: as plain containers. items, prompts: the test records whose references are scored, and those that are
-    answered.
+    config: as plain containers. sessions: the evaluation of each skill, by name; the run's own is among them.
     """
-    found = licences(config, parts.skill.name, parts.skill.licence)
+    own = parts.skill.name
+    found = licences(config, own, parts.skill.licence)
     origins = {role: {"which": name.replace("`", ""), "licence": of or "unknown"} for role, (name, of) in found.items()}
     models = {"student": parts.module.student, "teacher": parts.teacher}
+    timed = sessions[own].prompts or sessions[own].items
     costs = {
-        role: asdict(efficiency(model, prompts)) for role, model in models.items() if isinstance(model, LanguageModel)
+        role: asdict(efficiency(model, timed)) for role, model in models.items() if isinstance(model, LanguageModel)
     }
-    test = list({record.id: record for record in (*items, *prompts)}.values())
-    splits = {"validation": parts.data.validation, "test": test}
-    return {"origins": origins, "efficiency": costs, "contamination": contamination(parts.data.train, splits)}
+    splits = {"validation": parts.data.validation, "test": _items(sessions[own])}
+    others = {f"{name} test": _items(session) for name, session in sessions.items() if name != own}
+    return {
+        "origins": origins,
+        "efficiency": costs,
+        "contamination": contamination(parts.data.train, {**splits, **others}),
+    }
+
+
+def _items(session: Session) -> list[Record]:
+    """The test records that are scored or answered, each once."""
+    return list({record.id: record for record in (*session.items, *session.prompts)}.values())
 
 
 def contamination(train: Sequence[Record], splits: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -97,9 +97,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     fit(cfg, parts, folder)
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
-    session = evaluation.session
-    facts = disclosed(unrevealed(cfg), parts, session.items, session.prompts)
-    results = {**evaluation.results(beside), **facts}
+    results = {**evaluation.results(beside), **disclosed(unrevealed(cfg), parts, evaluation.sessions)}
     validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")
     _export_adapter(plan, read, parts, results)
