@@ -35,6 +35,7 @@ PREPARE = {"objective": "sft", "skill": None, "steps": 1}
 
 # What a file needs beside it, where the defaults will not do.
 BESIDE = {
+    "teacher=pretrained": ("teacher.source=local:./mine",),
     "teacher=none": NO_TEACHER,
     "teacher=tiny": TINY,
     "teacher=ensemble": ("student=tiny",),
