@@ -35,7 +35,8 @@ def check_models(cfg: DictConfig) -> None:
     if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
         return
     losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
-    student, teacher = (_laid_out(node) for node in nodes)
+    contents: Any = [OmegaConf.to_container(node, resolve=True) for node in nodes]
+    student, teacher = _laid_out(contents[0]), _laid_out(described(contents[1]))
     check_mergeable(student)
     check_positions(cfg.data.max_length, {"student": student, "teacher": teacher})
     if teacher is not None:
@@ -93,10 +94,9 @@ def _ours(node: Any) -> bool:
     return (own is None or own.startswith(OURS)) and all(_ours(child) for child in node.values())
 
 
-def _laid_out(node: DictConfig) -> Any:
-    """The model of a config node without its weights, made once in a process while its files stay the same."""
-    content: Any = OmegaConf.to_container(node, resolve=True)
-    return _outline(json.dumps(described(content), sort_keys=True), json.dumps(content_digests(content)))
+def _laid_out(content: Mapping[str, Any]) -> Any:
+    """The model of a node's content without its weights, made once in a process while its files stay the same."""
+    return _outline(json.dumps(content, sort_keys=True), json.dumps(content_digests(content)))
 
 
 @lru_cache(maxsize=8)
