@@ -7,6 +7,7 @@ V vocabulary, D width, n loss rows (the positions of a batch whose label belongs
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -68,6 +69,7 @@ class Skill(Protocol):
     """A source of records, with the scoring of answers to them; one file each in `kd/skills`.
 
     metrics: further metrics of the same answers; one that is named as `metric` stands for `score`.
+    parts: skills that it is made of, by name, each of which is evaluated apart; none but of a mixture.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Skill(Protocol):
     group_key: str  # description of what train and test never share
     control_tokens: bool = False  # whether strings such as `<|im_end|>` in its texts are control tokens
     metrics: Sequence[AnswerMetric] = ()
+    parts: "Mapping[str, Skill]" = MappingProxyType({})
 
     @property
     @abstractmethod

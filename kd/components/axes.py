@@ -82,7 +82,7 @@ AXES: dict[str, Axis] = {
         synonyms={"hf": "transformers", "huggingface": "transformers", "native": "torch"},
     ),
     "augmentation": Axis(alone="none", composes=True, first=("none",)),
-    "skill": Axis(),
+    "skill": Axis(instead="skill=mixture 'skill.of={NAME: WEIGHT, ...}'"),
     "trainer": Axis(
         synonyms={"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp": "ddp", "deepspeed": "ddp"}
     ),

@@ -46,7 +46,16 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     config = counted(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     found = content_digests(config) | _data_digest(config) | _corpus_digest(config)
     digests = {masked(name): content for name, content in found.items()}
-    return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=code_of(config, stages))
+    version = code_of(config, (*stages, *_part_classes(config.get("skill"))))
+    return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=version)
+
+
+def _part_classes(node: Any) -> set[str]:
+    """The dotted names of the classes of a mixture's skills, which its node does not name."""
+    if not node or not node.get("_target_"):
+        return set()
+    kinds = {type(skill) for skill in _skill(json.dumps(node, sort_keys=True)).parts.values()}
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
 
 
 def alike(one: DictConfig, other: DictConfig) -> bool:
@@ -117,8 +126,9 @@ def skill_node(name: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=32)
 def _records_digest(node: str) -> str:
-    skill = _skill(node)
-    return texts_sha256(json.dumps([split, _plain(asdict(r))]) for split in SPLITS for r in skill.load(split))
+    mixed = _skill(node)
+    every = [(split, r) for skill in (mixed, *mixed.parts.values()) for split in SPLITS for r in skill.load(split)]
+    return texts_sha256(json.dumps([split, _plain(asdict(record))]) for split, record in every)
 
 
 def check_records(node: Any) -> None:

@@ -33,7 +33,7 @@ class Evaluated:
         teacher = parts.teacher
         self.teacher_identity = None if teacher is None else model_digest(teacher)
         evaluation = instantiate(cfg.evaluation)
-        others = [load_skill(skill_node(name)) for name in evaluation.skills]
+        others = [*parts.skill.parts.values(), *(load_skill(skill_node(name)) for name in evaluation.skills)]
         skills = [parts.skill, *(skill for skill in others if skill.name != parts.skill.name)]
         self.sessions = {skill.name: self._session(evaluation, skill) for skill in skills}
         self.session = self.sessions[parts.skill.name]

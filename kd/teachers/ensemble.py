@@ -155,8 +155,11 @@ class Ensemble(nn.Module, Teacher):
 
 
 def member_of(record: Record, members: Sequence[str]) -> int:
-    """The number of the member that the record names. Raises ValueError for one that names none."""
-    name: Any = record.meta.get("teacher")
+    """The number of the member that the record names in its meta, else the one that is called as its skill.
+
+    Raises ValueError for a record that names none.
+    """
+    name: Any = record.meta.get("teacher", record.skill if record.skill in members else None)
     if name not in members:
         said = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
         raise ValueError(

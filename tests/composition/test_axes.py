@@ -134,7 +134,8 @@ def test_every_axis_is_a_folder_with_what_its_row_names():
 @pytest.mark.parametrize("axis", [name for name in AXES if name not in ("objective", "augmentation", "logger")])
 def test_a_list_of_what_does_not_compose_is_refused(axis):
     first, second = choices(axis)[:2]
-    several = "teacher=ensemble for several at once, or " if axis == "teacher" else ""
+    ways = {"teacher": "teacher=ensemble", "skill": "skill=mixture 'skill.of={NAME: WEIGHT, ...}'"}
+    several = f"{ways[axis]} for several at once, or " if axis in ways else ""
     sentence = (
         f"{axis}=[{first},{second}]: a run has one {axis}; take {several}a sweep with a run for each, "
         f"-m {axis}={first},{second}"
@@ -149,7 +150,7 @@ def test_a_list_in_a_file_is_refused_too(tmp_path):
     (tmp_path / "experiment" / "both.yaml").write_text(text)
     told = refused("--config-dir", str(tmp_path), "experiment=both")
     assert told.startswith(
-        "experiment=both chooses skill=[spell_backward,chain_sum]: a run has one skill; take a sweep"
+        "experiment=both chooses skill=[spell_backward,chain_sum]: a run has one skill; take skill=mixture 'skill.of={"
     )
 
 

@@ -21,10 +21,10 @@ WHITE_BOX = "kd.teachers.white_box.WhiteBox"
 OWN = """
 import json
 from pathlib import Path
-from kd.types import Record, Response
+from kd.types import Record, Response, Skill
 from own_prompts import PROMPT
 
-class Own:
+class Own(Skill):
     name, metric, licence, group_key, control_tokens = "own", "accuracy", "CC0-1.0", "record", False
 
     def __init__(self, folder):
