@@ -20,11 +20,12 @@ if TYPE_CHECKING:  # else lazy: every start imports this file, and optuna is an 
 
     from kd.sweeps.jobs import Status
 
+DIRECTION = "kd.experiment.monitor.direction"  # of a job's composed config: minimize or maximize
 Proposal = tuple["Trial", list[str]]  # with the overrides of its job
 
 
 class OptunaSweeper(CheckedSweeper):
-    """Minimises the objective over intervals, ranges and choices, in `n_trials` jobs; fixed overrides stay.
+    """Improves the jobs' value over intervals, ranges and choices, in `n_trials` jobs; fixed overrides stay.
 
     `n_jobs` of them at a time are proposed and launched. `sampler` names a class of optuna.samplers
     whose argument is a seed. A job that fails, whose objective is not finite, or that `check`
@@ -51,11 +52,11 @@ class OptunaSweeper(CheckedSweeper):
         Raises:
             SystemExit: optuna is missing, there is nothing to search, or the first trial cannot run.
         """
-        study = self._study()
         self.given = self._parsed(arguments)
         self.space = {key: _space(line) for key, line in self.given.items() if line.is_sweep_override()}
         if not self.space:
             sys.exit("hydra/sweeper=optuna has nothing to search; give an interval, as optim.lr=interval(1e-4,1e-2)")
+        study = self._study()
         OmegaConf.save(self.config, self._folder() / "multirun.yaml")
         batch = self._proposed(study)
         for num in range(self.checked, self.n_trials):
@@ -63,7 +64,7 @@ class OptunaSweeper(CheckedSweeper):
         while batch:
             self._run(study, batch)
             batch = self._proposed(study)
-        self._print_best()
+        self._print_best(study)
 
     def _study(self) -> "Study":
         if self.n_trials < 1 or self.n_jobs < 1:
@@ -76,7 +77,15 @@ class OptunaSweeper(CheckedSweeper):
         if sampler is None:
             sys.exit(f"hydra.sweeper.sampler={self.sampler}: optuna.samplers has no such class; choose TPESampler")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return optuna.create_study(direction="minimize", sampler=sampler(seed=self.seed))
+        return optuna.create_study(direction=self._direction(), sampler=sampler(seed=self.seed))
+
+    def _direction(self) -> str:
+        """`minimize` or `maximize`: that of the metric that the jobs' value is of, before anything is searched."""
+        try:
+            found, _ = self._composed(get_method(DIRECTION), 0, self._overrides({}))
+        except ValueError:  # what cannot run is refused with its reason, as the first trial
+            return "minimize"
+        return found
 
     def _parsed(self, arguments: list[str]) -> dict[str, Override]:
         """The overrides by key; of two for one key the later, so that the command line overrides `params`."""
@@ -127,12 +136,13 @@ class OptunaSweeper(CheckedSweeper):
             value = _objective(ended)
             study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
 
-    def _print_best(self) -> None:
+    def _print_best(self, study: "Study") -> None:
         from kd.sweeps.jobs import read_jobs
 
         jobs = [job for job in read_jobs(self._folder()).values() if _finite(job.objective) is not None]
         if jobs:
-            best = min(jobs, key=lambda job: job.objective or 0.0)
+            choose = max if study.direction.name == "MAXIMIZE" else min
+            best = choose(jobs, key=lambda job: job.objective or 0.0)
             found = [line for line in best.overrides if line.partition("=")[0] in self.space]
             print(f"Best: job {best.num} ({' '.join(found)}) with {best.objective:.6g}", flush=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from kd.components import axes
 from kd.components.choices import choices, meant
@@ -16,6 +16,7 @@ from kd.components.synonyms import KEYS, NOTHING
 from kd.objectives.divergence import Positive
 from kd.objectives.reduction import Reduction
 from kd.training.budget import Limits
+from kd.training.observers import MONITORED
 from kd.training.optimization import Optimization, Rate
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -78,14 +79,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The section `checkpoint`; `monitor` is one of the metrics that `kd.training.module` logs."""
+    """The section `checkpoint`; `monitor` is one of the metrics that validations log, `answers` their prompts that are
+    answered, and `patience` the validations without a better value after which a run ends."""
 
     every: PositiveInt
     validate: PositiveInt
     validate_first: bool
     records: PositiveInt
-    monitor: Literal["validation/bits_per_byte", "validation/forward_kl"]
+    monitor: Text
     use: Literal["last", "best"]
+    answers: NonNegativeInt = 0
+    patience: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
     _check_top(config)
     for path, schema in SECTIONS.items():
         _check_section(path, config, schema)
+    _check_monitor(config["checkpoint"])
     _check_stages(config["augmentation"]["stages"])
     _check_file("compare", config["compare"], "objective")
     for role, node in prepared_roles(config).items():
@@ -216,6 +221,22 @@ def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> No
         check_call(path, node, schema, name=path)
     elif node is not None:
         raise ValueError(f"{path}={shown(node)}: this is a section of its own; give null or its keys")
+
+
+def _check_monitor(checkpoint: Mapping[str, Any]) -> None:
+    """Check the form of the monitored metric; the skill's name and metrics are checked by `kd.experiment.monitor`."""
+    monitor = checkpoint["monitor"]
+    split, slash, metric = monitor.partition("/")
+    if monitor not in MONITORED and (split == "validation" or not slash or not metric):
+        raise ValueError(
+            f"checkpoint.monitor={monitor}: should be one of {', '.join(MONITORED)}, or <skill>/<metric> beside "
+            "checkpoint.answers, as spell_backward/verifier_score"
+        )
+    if monitor not in MONITORED and not checkpoint.get("answers"):
+        raise ValueError(
+            f"checkpoint.monitor={monitor} is a score of answers to validation prompts, of which "
+            "checkpoint.answers=0 are answered; set checkpoint.answers=32"
+        )
 
 
 def _check_stages(stages: Any) -> None:

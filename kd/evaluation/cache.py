@@ -1,7 +1,10 @@
 """A cache of measurements by content: over a sweep, the teacher and the untrained student are measured once."""
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,27 @@ def kept(kind: str, content: Mapping[str, Any], suffix: str, write: Callable[[Pa
     return path
 
 
+_cached: ContextVar[bool] = ContextVar("cached", default=True)
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Compute within the block whatever is `remembered`, and keep nothing."""
+    token = _cached.set(False)
+    try:
+        yield
+    finally:
+        _cached.reset(token)
+
+
 def remembered(
     kind: str, content: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
 ) -> tuple[pd.DataFrame, float]:
     """The table of this content and the seconds that it took to compute, now or when it was computed."""
+
+    if not _cached.get():
+        started = time.perf_counter()
+        return compute(), time.perf_counter() - started
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(compute().to_dict("list")), encoding="utf-8")

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from kd.data.references import content, references, with_reference
 from kd.data.sequences import Encoder, prompt_ids, same_text
 from kd.evaluation.answers import judged, write_answers
-from kd.evaluation.cache import content_key, remembered
+from kd.evaluation.cache import content_key, remembered, uncached
 from kd.evaluation.choices import encoded_choices, score_choices, without_question
 from kd.evaluation.floor import Unconditional, uniform, unigram
 from kd.evaluation.items import (
@@ -164,6 +164,13 @@ class Session:
         likelihoods, choice_seconds = self._likelihoods(system, identity)
         found = self._measured(table, answers, seconds + more_seconds + choice_seconds, likelihoods)
         return _by_definition(found) if _named(system, identity) == self.teacher_name else found
+
+    def task_scores(self, system: LanguageModel) -> dict[str, Score]:
+        """The scores of answers and choices of a system whose weights change: nothing is cached."""
+        with uncached():
+            answers, _ = self._answers(system, "")
+            likelihoods, _ = self._likelihoods(system, "")
+        return dict(self._measured(None, answers, 0.0, likelihoods).scores)
 
     def floor(self) -> Measured | None:
         """The baseline on the references; it does not answer. None if the evaluation has no baseline."""

@@ -12,6 +12,7 @@ from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
 from kd.experiment.compatibility import check_models
 from kd.experiment.identity import alike, identity
+from kd.experiment.monitor import monitored
 from kd.experiment.preparation import choice, variant
 from kd.experiment.rounds import of_round, round_before
 from kd.runs.folder import RunFolder
@@ -63,6 +64,7 @@ def valid(cfg: DictConfig) -> None:
     check_machine(plain(cfg))
     check_parts(cfg)
     check_models(cfg)
+    monitored(cfg)
 
 
 def check(cfg: DictConfig) -> RunFolder | None:

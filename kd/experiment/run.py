@@ -11,6 +11,7 @@ from kd.composition.cautions import cautions
 from kd.composition.check import describe
 from kd.experiment.identity import check_unchanged
 from kd.experiment.launch import check_launch
+from kd.experiment.monitor import objective
 from kd.experiment.plan import Plan, plain, valid
 from kd.experiment.preparation import prepared
 from kd.experiment.rounds import after_round
@@ -18,14 +19,13 @@ from kd.kernels.allocation import keep_freed_memory
 from kd.reports.grid import console
 from kd.reports.table import lost_records, rounds_grid
 from kd.runs.folder import RunFolder, is_rank_zero
-from kd.runs.metrics_log import last_value
 from kd.runs.results import validated
 from kd.secrets import unrevealed
 from kd.sweeps.jobs import Job
 
 
 def run(cfg: DictConfig, job: Job) -> float | None:
-    """Plan, prepare, elicit, train, evaluate. Returns the monitored validation metric (lower is better)."""
+    """Plan, prepare, elicit, train, evaluate. Returns the value of `checkpoint.monitor` (`kd.experiment.monitor`)."""
     valid(cfg)
     if cfg.trainer.accelerator == "cpu":
         keep_freed_memory()
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, job: Job) -> float | None:
     )
     if plan.before is not None and is_rank_zero():
         console().print(rounds_grid([one.folder.results() for one in plan]).rich())
-    return last_value(plan.folder.path, cfg.checkpoint.monitor)
+    return objective(cfg, plan.folder)
 
 
 def prerequisites(plan: Plan) -> tuple[DictConfig, Mapping[str, Any] | None]:

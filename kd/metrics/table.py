@@ -64,12 +64,12 @@ class Metric:
     @property
     def worst(self) -> float:
         """The end of the range from which values improve."""
-        return self.low if self.higher_is_better else self.high
+        return float(self.low if self.higher_is_better else self.high)
 
     @property
     def best(self) -> float:
         """The end of the range towards which values improve; infinite where there is none."""
-        return self.high if self.higher_is_better else self.low
+        return float(self.high if self.higher_is_better else self.low)
 
     def share(self, value: float) -> float:
         """The place of `value` between the worst (0) and the best (1), for a range with two ends."""

@@ -18,7 +18,13 @@ COLUMNS = ("step", "split", "name", "value")
 
 
 def last_value(folder: str | os.PathLike[str], metric: str) -> float | None:
-    """The last logged value of `split/name`, or None if it was never logged.
+    """The last logged value of `split/name`, or None if it was never logged; see `logged_values`."""
+    values = logged_values(folder, metric)
+    return values[-1] if values else None
+
+
+def logged_values(folder: str | os.PathLike[str], metric: str) -> list[float]:
+    """The logged values of `split/name`, in the order of steps.
 
     Raises ValueError if the run is DONE and its metrics.csv is not as it was then.
     """
@@ -26,10 +32,10 @@ def last_value(folder: str | os.PathLike[str], metric: str) -> float | None:
     path = Path(folder) / "metrics.csv"
     check_page(path.parent, path.name)
     if not path.exists():
-        return None
+        return []
     with path.open(newline="", encoding="utf-8") as file:
-        values = [row["value"] for row in csv.DictReader(file) if (row["split"], row["name"]) == (split, name)]
-    return float(values[-1]) if values else None
+        rows = list(csv.DictReader(file))
+    return [float(row["value"]) for row in rows if (row["split"], row["name"]) == (split, name)]
 
 
 class TidyLogger(Logger):

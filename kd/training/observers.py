@@ -1,7 +1,7 @@
 """The loggers and callbacks that a config names: made for a run, checked before it, and whether they count."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,11 @@ def check_observers(config: Node) -> None:
     given = config["trainer"].get("callbacks")
     if given is not None and not isinstance(given, Mapping | list):
         raise ValueError(f"trainer.callbacks={shown(given)}: should be a mapping of names to nodes, or a list of nodes")
+    known = tuple(dict.fromkeys([*MONITORED, config["checkpoint"]["monitor"]]))
     for name, node in named(given).items():
         path = f"trainer.callbacks{name}"
         found = _check_kind(path, node, Callback, "lightning.pytorch.callbacks.LearningRateMonitor")
-        _check_callback(path, node, found)
+        _check_callback(path, node, found, known)
 
 
 def _check_kind(path: str, node: Any, kind: type, example: str) -> type:
@@ -128,14 +129,14 @@ def _check_kind(path: str, node: Any, kind: type, example: str) -> type:
     return found
 
 
-def _check_callback(path: str, node: Node, found: type) -> None:
+def _check_callback(path: str, node: Node, found: type, known: Sequence[str]) -> None:
     for name, remedy in REFUSED.items():
         if issubclass(found, getattr(lightning_callbacks, name)):
             raise ValueError(f"{path}._target_={node['_target_']}: {remedy}")
-    if issubclass(found, EarlyStopping) and node.get("monitor") not in MONITORED:
+    if issubclass(found, EarlyStopping) and node.get("monitor") not in known:
         raise ValueError(
             f"{path}.monitor={shown(node.get('monitor'))}: a run is monitored by what each validation logs; give "
-            f"{' or '.join(MONITORED)}"
+            f"{' or '.join(known)}"
         )
 
 

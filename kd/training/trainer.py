@@ -9,17 +9,19 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from kd.metrics.table import Metric
 from kd.runs.folder import RunFolder
 from kd.secrets import masked, unrevealed
 from kd.training.callbacks import ProgressLines, Saving, WholeFiles
 from kd.training.module import Distillation
 from kd.training.observers import callbacks_of, loggers_of
 from kd.training.target_audit import Audit
+from kd.training.task_scores import TaskScores
 
 QUIET = [
     "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
@@ -38,9 +40,18 @@ transformers.utils.logging.disable_progress_bar()  # bars of a tenth of a second
 
 
 def trainer_of(
-    cfg: DictConfig, folder: RunFolder, to: list[Logger], saving: Saving, module: Distillation
+    cfg: DictConfig,
+    folder: RunFolder,
+    to: list[Logger],
+    saving: Saving,
+    module: Distillation,
+    monitored: Metric,
+    scores: TaskScores | None,
 ) -> lightning.Trainer:
-    """The trainer of `optim.steps` windows, which logs to `to` and is saved and stopped by `saving`."""
+    """The trainer of `optim.steps` windows, which logs to `to` and is saved and stopped by `saving`.
+
+    monitored: the metric of `checkpoint.monitor`. scores: what logs the task's own, before it is compared.
+    """
     terminal = Console().is_terminal
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     settings.pop("callbacks", None)
@@ -52,7 +63,14 @@ def trainer_of(
         **settings,
         max_epochs=1,  # one pass over `steps` windows
         logger=to,
-        callbacks=[best(cfg, folder), saving, *audits(cfg), *own, *([] if terminal else [ProgressLines()])],
+        callbacks=[
+            *([scores] if scores else []),
+            *compared(cfg, folder, monitored),
+            saving,
+            *audits(cfg),
+            *own,
+            *([] if terminal else [ProgressLines()]),
+        ],
         plugins=[WholeFiles(folder.config_hash)],
         enable_progress_bar=terminal,
         default_root_dir=folder.path,
@@ -80,17 +98,24 @@ def audits(cfg: DictConfig) -> list[Audit]:
     return [] if audit is None or audit.every is None else [Audit(**audit)]
 
 
-def best(cfg: DictConfig, folder: RunFolder) -> ModelCheckpoint:
-    """The callback that keeps `best.ckpt`, weights only."""
-    return ModelCheckpoint(
+def compared(cfg: DictConfig, folder: RunFolder, monitored: Metric) -> list[Callback]:
+    """The callbacks that compare validations: one keeps `best.ckpt`, weights only, and one ends the run that gets no
+    better for `checkpoint.patience` of them."""
+    mode = "max" if monitored.higher_is_better else "min"
+    kept = ModelCheckpoint(
         folder.checkpoints,
         "best",
         monitor=cfg.checkpoint.monitor,
+        mode=mode,
         save_weights_only=True,
         save_on_train_epoch_end=False,  # Lightning's default with validation at every step
         save_top_k=1,
         enable_version_counter=False,
     )
+    if cfg.checkpoint.patience is None:
+        return [kept]
+    settings: dict[str, Any] = {"mode": mode, "check_finite": False, "check_on_train_epoch_end": False}  # as above
+    return [kept, EarlyStopping(cfg.checkpoint.monitor, patience=cfg.checkpoint.patience, **settings)]
 
 
 def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
