@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from kd.components.choices import choices, content
+from kd.components.signatures import suggestion
+from kd.sources.addresses import keys_of, model_folder
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -30,6 +35,40 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def tokenizers_of(*, student: str | None, teacher: str | None) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizers of models by role, without their weights; None leaves a role out.
+
+    student, teacher: a file of `conf/student` or `conf/teacher`, or an address. A student that takes its tokenizer from
+        its teacher has that of `teacher`, or of the default teacher.
+
+    Raises:
+        ValueError: there is no such file, or it names no tokenizer.
+    """
+    named = {role: name for role, name in (("student", student), ("teacher", teacher)) if name is not None}
+    whole = OmegaConf.create({"teacher": _node("teacher", teacher or "smollm2_135m")})
+    whole.student = _node("student", student or "tiny")
+    return {role: _tokenizer(f"--{role} {name}", whole[role]) for role, name in named.items()}
+
+
+def _node(role: str, name: str) -> Any:
+    known = choices(role)
+    if name in known:
+        return content(role, name)
+    if ":" not in name:
+        raise ValueError(f"--{role} {name}: conf/{role} has no {name}.yaml; {suggestion(name, known)}")
+    return {"model": {"source": name}}
+
+
+def _tokenizer(where: str, node: Any) -> PreTrainedTokenizerBase:
+    model = OmegaConf.to_container(node.get("model") or OmegaConf.create({}), resolve=True)
+    assert isinstance(model, dict)
+    source = model.get("tokenizer") or model.get("source")
+    if source is None:
+        raise ValueError(f"{where} names no model with a tokenizer of its own; give another file, or an address")
+    own = byte_tokenizer() if source == "bytes" else AutoTokenizer.from_pretrained(model_folder(**keys_of(source)))
+    return set_template(own, model.get("chat_template"), model.get("template_kwargs"))
 
 
 def set_template(

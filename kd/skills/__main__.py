@@ -1,4 +1,6 @@
-"""Shows the skills: `python -m kd.skills` lists them, `python -m kd.skills gsm_symbolic -n 2` prints records."""
+"""Shows the skills: `python -m kd.skills` lists them, `python -m kd.skills gsm_symbolic -n 2` prints records, and
+`python -m kd.skills inspect dataset path=mine.jsonl --student tiny` counts, measures and compares them.
+"""
 
 import argparse
 import sys
@@ -98,11 +100,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
     parser.add_argument("-n", type=int, default=3, help="number of records to print")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
+    parser.add_argument("--student", help="inspect: the model by a file of conf/student, or by its address")
+    parser.add_argument("--teacher", help="inspect: the model by a file of conf/teacher, or by its address")
+    parser.add_argument("--max-length", type=int, default=512, help="inspect: data.max_length, in tokens")
     options = parser.parse_intermixed_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     words = [word for word in (options.skill, *options.overrides) if word is not None]
     with in_one_sentence(), started(CONF, options.config_dir, words):
         _print(console, words, options)
+
+
+def _inspect(console: Console, chosen: Sequence[str], options: argparse.Namespace) -> None:
+    """The report on one skill, in the tokens of the models that are named."""
+    from kd.models.tokenizers import tokenizers_of
+    from kd.skills.inspection import inspected
+
+    if not chosen:
+        raise ValueError("inspect what? add a skill, as in python -m kd.skills inspect dataset path=mine.jsonl")
+    tokenizers = tokenizers_of(student=options.student, teacher=options.teacher)
+    for line in inspected(build(read(chosen[0], list(chosen[1:]))), tokenizers, options.max_length):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(console: Console, words: Sequence[str], options: argparse.Namespace) -> None:
@@ -111,6 +128,9 @@ def _print(console: Console, words: Sequence[str], options: argparse.Namespace) 
     chosen = [word for word in words if not word.startswith((f"{KEY}=", f"{SEARCHED}="))]
     if not chosen:
         console.print(summary())
+        return
+    if chosen[0] == "inspect":
+        _inspect(console, chosen[1:], options)
         return
     name, *overrides = chosen
     skill = build(read(name, overrides))
