@@ -79,7 +79,7 @@ class OptunaSweeper(CheckedSweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return optuna.create_study(direction=self._direction(), sampler=sampler(seed=self.seed))
 
-    def _direction(self) -> str:
+    def _direction(self) -> Any:
         """`minimize` or `maximize`: that of the metric that the jobs' value is of, before anything is searched."""
         try:
             found, _ = self._composed(get_method(DIRECTION), 0, self._overrides({}))

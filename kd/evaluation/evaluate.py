@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
@@ -28,6 +28,7 @@ from kd.evaluation.items import (
     requires_likelihood,
 )
 from kd.evaluation.likelihood import score_references, tabulate
+from kd.evaluation.lm_eval import LmEval
 from kd.evaluation.measured import Measured, samples
 from kd.evaluation.teacher_rows import Rows, rows_of
 from kd.generators.generation import end_ids
@@ -59,6 +60,7 @@ class Evaluation:
         temperature, top_p: of the distribution that each token is drawn from; at temperature 0 decoding is greedy.
         seed: of the random numbers of sampling.
         skills: files of `conf/skill` beside the run's own, on whose test splits the systems are measured, too.
+        lm_eval: the arguments of `kd.evaluation.lm_eval.LmEval`.
 
     Raises:
         ValueError: several samples without a temperature.
@@ -79,11 +81,13 @@ class Evaluation:
         top_p: Nucleus = 1.0,
         seed: NonNegativeInt = 0,
         skills: Sequence[str] = (),
+        lm_eval: Mapping[str, Any] | None = None,
     ):
         self.items, self.answers, self.baseline = items, answers, baseline
         self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
         self.seed, self.skills = seed, tuple(skills)
         self.confidence, self.resamples = confidence, resamples
+        self.lm_eval = LmEval(**(lm_eval or {}))
         try:
             self.decoding.check()
         except ValueError as error:

@@ -60,10 +60,9 @@ def evidence(records: Sequence[Record], answers: pd.DataFrame | None, likelihood
 
 
 def _evidence(record: Record, rows: pd.DataFrame | None, logprobs: Sequence[float], prior: Sequence[float]) -> Evidence:
-    if rows is None:
-        return Evidence(record, logprobs=logprobs, prior_logprobs=prior)
-    columns = [rows[name].tolist() for name in ("text", "score", "tokens", "truncated")]
-    return Evidence(record, *columns, logprobs=logprobs, prior_logprobs=prior)
+    names = ("text", "score", "tokens", "truncated")
+    texts, scores, lengths, cut = ((), (), (), ()) if rows is None else (rows[name].tolist() for name in names)
+    return Evidence(record, texts, scores, lengths, cut, logprobs, prior)
 
 
 def measured(

@@ -12,6 +12,7 @@ from kd.composition.cautions import cautions
 from kd.experiment.identity import code_of, family, load_skill, skill_node
 from kd.experiment.plan import plain
 from kd.metrics.table import METRICS, ON_TEACHER, Metric
+from kd.models.language_model import LanguageModel
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
 from kd.runs.results import Budget as Cost
@@ -41,6 +42,7 @@ class Evaluated:
             names = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher has other tokens than the student: {names}", flush=True)
         self.measured: dict[str, dict[str, Any]] = {name: {} for name in self.sessions}  # by skill and system
+        self.evaluation, self.outside = evaluation, dict[str, dict[str, Any]]()  # lm-eval's scores, by task and system
         self.calls, self.family = calls(), family(cfg)
         self.initial = model_digest(parts.module.student)
 
@@ -68,6 +70,17 @@ class Evaluated:
         digest = self.digest(student)
         for skill, session in self.sessions.items():
             self.measured[skill][system] = session.measure(student, identity=digest)
+        self._measure_outside(system, student)
+
+    def _measure_outside(self, system: str, model: Any) -> None:
+        """The tasks of `evaluation.lm_eval`, which generate and read as lm-eval does."""
+        if not self.evaluation.lm_eval.tasks or not isinstance(model, LanguageModel):
+            return
+        size, longest = self.evaluation.decoding.batch_size, self.cfg.data.max_length
+        found = self.evaluation.lm_eval.measure(model, batch_size=size, max_length=longest)
+        for task, scores in found.items():
+            for metric, score in scores.items():
+                self.outside.setdefault(task, {}).setdefault(metric, {})[system] = score._asdict()
 
     def results(self, baseline: Mapping[str, Any] | None) -> dict[str, Any]:
         """The content of results.json; writes samples.jsonl and items.csv."""
@@ -77,8 +90,10 @@ class Evaluated:
                 self.measured[skill]["teacher"] = measured
             if (floor := session.floor()) is not None:
                 self.measured[skill] |= {"floor": floor, "uniform": session.uniform()}
+        self._measure_outside("teacher", self.parts.teacher)
         self._write_items()
         tables, own = {name: _by_metric(systems) for name, systems in self.measured.items()}, self.parts.skill.name
+        tables |= self.outside
         for name, table in tables.items():
             if baseline is not None:
                 _add_baseline(table, baseline, name, self.cfg.compare, own=name == own)
@@ -104,6 +119,8 @@ class Evaluated:
         }
 
     def _metric(self, name: str, skill: str) -> Metric:
+        if skill in self.outside:
+            return self.evaluation.lm_eval.metric(name)
         session = self.sessions[skill]
         known = {metric.name: metric for metric in (session.metric, *(one.metric for one in session.metrics))}
         return METRICS.get(name) or known[name]

@@ -212,9 +212,10 @@ def answer_metrics(names: Sequence[str | Mapping[str, Any]]) -> tuple[FunctionMe
 def _metric(entry: str | Mapping[str, Any]) -> FunctionMetric:
     path, node = _node(entry)
     target = located(path, node.pop("_target_", None))
-    facts = {key: node.pop(key) for key in FACTS & node.keys()}
+    facts: dict[str, Any] = {key: node.pop(key) for key in FACTS & node.keys()}
     name = str(facts.pop("name", None) or (entry if isinstance(entry, str) else target.__name__))
-    metric = of_skill(Metric(name, **{key: float(v) if key in ("low", "high") else v for key, v in facts.items()}))
+    ends: dict[str, Any] = {key: float(facts.pop(key)) for key in ("low", "high") if key in facts}
+    metric = of_skill(Metric(name, **ends, **facts))
     if isinstance(target, type):
         check_call(path, node, target)
         made: Any = target(**node)

@@ -33,7 +33,7 @@ class TaskScores(Callback):
             max_new_tokens=decoding.max_new_tokens,
             batch_size=decoding.batch_size,
             baseline=None,
-            resamples=1,
+            resamples=2,
         )
         self.name = skill.name
         self.session = evaluation.session(skill=skill, train=(), test=records, encoder=encoder)

@@ -1,0 +1,120 @@
+"""Tasks of lm-evaluation-harness on a model in memory: registered ones, and yamls of `conf/lm_eval` or one's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
+
+from kd.components.choices import CONF
+from kd.eval_mode import eval_mode
+from kd.intervals import NAN, Score
+from kd.metrics.table import Metric
+from kd.models.language_model import LanguageModel
+from kd.permission import ALLOW, permitted
+
+PREFIX = "lm_eval-"  # of the metrics' names, for their definitions are not ours
+FOLDER = CONF / "lm_eval"
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "mc1", "mc2", "em")
+
+
+@dataclass(frozen=True)
+class LmEval:
+    """The section `evaluation.lm_eval`.
+
+    Args:
+        tasks: names of tasks; none: nothing is measured.
+        limit: the first so many documents of each; None: all.
+        num_fewshot: demonstrations before each document; None: as the task has it.
+        chat: whether documents are wrapped in the model's chat template.
+        include: a folder with yamls of tasks, whose Python files are executed: it requires run.allow=[lm_eval].
+
+    Raises:
+        ValueError: the package is not installed, or the folder is not allowed or not there.
+    """
+
+    tasks: Sequence[str] = ()
+    limit: PositiveInt | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    chat: bool = True
+    include: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            return
+        try:
+            import lm_eval  # noqa: F401
+        except ModuleNotFoundError:
+            raise ValueError("evaluation.lm_eval requires the package lm-eval; pip install -e '.[eval]'") from None
+        if self.include is not None and "lm_eval" not in permitted():
+            raise ValueError(
+                f"evaluation.lm_eval.include={self.include}: a task's yaml may execute Python files beside it; if you "
+                f"trust the folder, add run.allow=[lm_eval] to the command line, or set {ALLOW}=lm_eval"
+            )
+        if self.include is not None and not Path(self.include).expanduser().is_dir():
+            raise ValueError(f"evaluation.lm_eval.include={self.include} is no folder")
+
+    def measure(self, model: LanguageModel, *, batch_size: int, max_length: int) -> dict[str, dict[str, Score]]:
+        """By task, the score of each metric with lm-eval's standard error as a 95 % interval (normal approximation).
+
+        Raises:
+            ValueError: there is no such task, or its data cannot be had.
+        """
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        device = str(model.network.device)
+        adapter = HFLM(
+            model.network, tokenizer=model.tokenizer, batch_size=batch_size, max_length=max_length, device=device
+        )
+        with eval_mode([model.network]):
+            found: Any = simple_evaluate(
+                adapter,
+                tasks=list(self.tasks),
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                apply_chat_template=self.chat and model.tokenizer.chat_template is not None,
+                task_manager=self._manager(),
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
+        counts = found["n-samples"]
+        return {
+            task: _scores(row, counts[task]["effective"]) for task, row in found["results"].items() if task in counts
+        }
+
+    def metric(self, name: str) -> Metric:
+        """The facts of a metric `lm_eval-<name>`, by lm-eval's own names."""
+        plain = name.removeprefix(PREFIX)
+        lower = any(word in plain for word in ("perplexity", "bits_per_byte", "ter", "brier"))
+        share = plain.partition("-")[0] in SHARES
+        ends: dict[str, Any] = {} if share else {"high": float("inf"), "unit": plain, "of": "references"}
+        return Metric(name, f"{plain} (lm-eval)", higher_is_better=not lower, **ends)
+
+    def _manager(self) -> Any:
+        """Local tasks, and the registered ones where another is named: reading all of their files takes seconds."""
+        from lm_eval.tasks import TaskManager
+
+        folders = [str(FOLDER), *([str(Path(self.include).expanduser())] if self.include else [])]
+        local = TaskManager(include_path=folders, include_defaults=False)
+        if set(self.tasks) <= set(local.all_tasks):
+            return local
+        every = TaskManager(include_path=folders)
+        if unknown := sorted(set(self.tasks) - set(every.all_tasks)):
+            raise ValueError(f"evaluation.lm_eval.tasks: lm-eval has no task {unknown[0]}; lm-eval ls tasks lists them")
+        return every
+
+
+def _scores(row: dict[str, Any], n: int) -> dict[str, Score]:
+    """`acc,none` becomes lm_eval-acc, `exact_match,strict-match` lm_eval-exact_match-strict-match."""
+    found = {}
+    for key, value in row.items():
+        name, comma, chosen = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = row.get(f"{name}_stderr,{chosen}")
+        half = 1.96 * error if isinstance(error, float) else NAN
+        label = PREFIX + name + (f"-{chosen}" if chosen != "none" else "")
+        found[label] = Score(float(value), n, float(value) - half, float(value) + half)
+    return found

@@ -1,0 +1,79 @@
+"""Tasks of lm-evaluation-harness on a model in memory agree with our own scores of the same records."""
+
+import json
+
+import pytest
+
+from kd.evaluation.evaluate import Evaluation
+from kd.evaluation.lm_eval import LmEval
+from kd.skills.answer_metrics import answer_metrics
+from tests.evaluation.conftest import TenIntegers, record
+
+pytest.importorskip("lm_eval")
+TASK = """
+task: ten_choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+ROWS = [
+    {"question": f"Which of them is {i * 7}?", "choices": ["a", f"b{i}", "see above", "no 3"], "answer": i % 4}
+    for i in range(24)
+]
+
+
+class Choices(TenIntegers):
+    """Questions with four choices."""
+
+    name, group_key = "choices", "none"
+
+    def __init__(self):
+        self.metrics = answer_metrics(["choice_accuracy", "choice_accuracy_length"])
+        self.metric = "choice_accuracy"
+
+    def load(self, split):
+        meta = [{"choices": row["choices"], "answer_index": row["answer"]} for row in ROWS]
+        return [record(str(i), row["question"], "x", **meta[i]) for i, row in enumerate(ROWS)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_ALLOW", "lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "ten.yaml").write_text(TASK.format(data=data))
+    return str(tmp_path)
+
+
+def test_it_agrees_with_our_own_score_of_the_same_task(student, encoder, folder):
+    theirs = LmEval(["ten_choices"], include=folder).measure(student, batch_size=8, max_length=200)["ten_choices"]
+    skill = Choices()
+    settings = {"items": None, "answers": 0, "max_new_tokens": 1, "batch_size": 8}
+    session = Evaluation(**settings).session(skill=skill, train=(), test=skill.load("test"), encoder=encoder)
+    ours = session.measure(student, identity="student").scores
+    assert 0 < ours["choice_accuracy"].value < 1
+    assert theirs["lm_eval-acc"].value == pytest.approx(ours["choice_accuracy"].value)
+    assert theirs["lm_eval-acc_norm"].value == pytest.approx(ours["choice_accuracy_length"].value)
+    assert theirs["lm_eval-acc"].n == 24
+    assert theirs["lm_eval-acc"].low < theirs["lm_eval-acc"].value < theirs["lm_eval-acc"].high
+
+
+def test_a_folder_of_tasks_is_executed_only_where_it_is_allowed(tmp_path):
+    with pytest.raises(ValueError, match=r"run\.allow=\[lm_eval\]"):
+        LmEval(["mine"], include=str(tmp_path))
+
+
+def test_an_embedded_task(student):
+    found = LmEval(["kd_spell_backward"], limit=2).measure(student, batch_size=2, max_length=200)
+    assert found["kd_spell_backward"]["lm_eval-exact_match"].value == 0.0  # of a network without training
+    assert found["kd_spell_backward"]["lm_eval-exact_match"].n == 2
