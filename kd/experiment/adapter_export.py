@@ -34,7 +34,7 @@ def export_adapter(model: LanguageModel, folder: Path, source: str | Mapping[str
     """
     folder.mkdir(parents=True)
     base, names = model_folder(**keys_of(source)), _base_names(source)
-    config = model.network.peft_config["default"]  # type: ignore[index, union-attr]
+    config: Any = model.network.peft_config["default"]  # type: ignore[index, union-attr]
     config.base_model_name_or_path, config.revision, config.inference_mode = *names, True
     weights = get_peft_model_state_dict(model.network)
     state = {PEFT_PREFIX + name: weight.detach().cpu().contiguous() for name, weight in weights.items()}

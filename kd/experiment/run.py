@@ -190,7 +190,7 @@ def _export_adapter(plan: Plan, read: DictConfig, parts: Any, results: Mapping[s
     """Where the student learnt with LoRA, store the adapter alone, too (its base is in `read`), or print why not."""
     from kd.experiment.adapter_export import adapter_lack, export_adapter
 
-    model: Any = OmegaConf.to_container(read.student, resolve=True)["model"]  # type: ignore[index]
+    model: Any = OmegaConf.to_container(read.student.model, resolve=True)
     if not model.get("lora"):
         return
     found = [lack] if (lack := adapter_lack(model)) else []

@@ -83,7 +83,8 @@ def _leaks(found: Mapping[str, Any] | None) -> list[str]:
     if not found or not found["splits"]:
         return []
     parts = [f"{len(one['overlapping'])} of {one['items']} {split}" for split, one in found["splits"].items()]
-    return [f"Contamination: {' and '.join(parts)} items share {found['words']} words in a row with a training record."]
+    shared = f"{found['words']} words in a row, or all of a shorter prompt"
+    return [f"Contamination: {' and '.join(parts)} items share {shared}, with a training record."]
 
 
 def _cost(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

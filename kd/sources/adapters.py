@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 ADAPTER = "adapter_config.json"
 
@@ -36,7 +37,7 @@ def write_merged(base: Path, adapter: Path, folder: Path, name: str) -> None:
     with torch.device("cpu"):  # configurations are checked on the device "meta"
         own_tokenizer = (adapter / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(adapter if own_tokenizer else base)
-        network = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        network: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         if own_tokenizer and len(tokenizer) > network.get_input_embeddings().num_embeddings:
             network.resize_token_embeddings(len(tokenizer))
         try:
