@@ -1,7 +1,8 @@
 """Records divided into train, validation and test so that no group is in two of them, the same on every machine."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 SHARE = 10  # one part in ten for validation, and one for test, where no number is given
@@ -77,7 +78,7 @@ def _check(found: Mapping[str, Sequence[int]], wanted: Mapping[str, int | None],
 def near_duplicates(texts: Sequence[str]) -> list[str]:
     """The cluster of each text: texts of which one is nearly another, by MinHash of their characters, are together.
 
-    A cluster is named by its first text's rank, so that its name does not depend on what else there is.
+    What many texts share, as the words of a template around them, does not count. A cluster is named by its first text.
     """
     from rensa import RMinHash, RMinHashLSH
 
@@ -89,22 +90,29 @@ def near_duplicates(texts: Sequence[str]) -> list[str]:
         return i
 
     index = RMinHashLSH(THRESHOLD, HASHES, BANDS)
+    plain_texts = [" ".join(text.casefold().split()) for text in texts]
+    common = _common(set(plain_texts))
     hashes: list[Any] = []
     first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        plain = " ".join(text.casefold().split())
+    for i, plain in enumerate(plain_texts):
         if (same := first.setdefault(plain, i)) != i:
             parent[i] = same
             hashes.append(hashes[same])
             continue
         own = RMinHash(num_perm=HASHES, seed=1)
-        own.update(list(_shingles(plain)))
+        own.update(sorted(_shingles(plain) - common) or [plain])
         hashes.append(own)
         for other in sorted(index.query(own)):
             if root(other) != root(i) and own.jaccard(hashes[other]) >= THRESHOLD:
                 parent[max(root(i), root(other))] = min(root(i), root(other))
         index.insert(i, own)
     return [rank(texts[root(i)])[:12] for i in range(len(texts))]
+
+
+def _common(texts: Set[str]) -> set[str]:
+    """The shingles of more than a tenth of the texts, and of more than five."""
+    count = Counter(shingle for text in texts for shingle in _shingles(text))
+    return {shingle for shingle, number in count.items() if number > max(5, len(texts) // 10)}
 
 
 def _shingles(text: str) -> set[str]:

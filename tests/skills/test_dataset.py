@@ -199,3 +199,10 @@ def test_a_reader_makes_rows_of_any_file_and_is_allowed_by_name(tmp_path, monkey
 def elements(path):
     for text in re.findall("<q>(.*)</q>", path.read_text()):
         yield {"question": text, "answer": text}
+
+
+def test_words_of_a_template_do_not_make_prompts_alike():
+    path = Path(__file__).parents[2] / "docs" / "own_data" / "numerals.jsonl"
+    skill = Dataset(str(path))
+    assert [len(skill.load(split)) for split in ("train", "validation", "test")] == [96, 12, 12]
+    assert len({record.meta["near_duplicates"] for record in skill.load("train")}) >= 90
