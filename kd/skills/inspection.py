@@ -165,4 +165,4 @@ def _seen(record: Record, tokenizer: PreTrainedTokenizerBase | None, max_length:
     row = encode(record.prompt, text, tokenizer, max_length, control_tokens=record.control_tokens)
     if row is None:
         return f"(left out: its prompt alone fills data.max_length={max_length})"
-    return str(tokenizer.decode(row.ids if record.responses else row.ids[: row.prompt]))
+    return str(tokenizer.decode(list(row.ids if record.responses else row.ids[: row.prompt])))
