@@ -2,20 +2,21 @@
 
 An item overlaps if N words in a row of its prompt and reference stand in a training record too: 13, as for GPT-3
 (arXiv 2005.14165, appendix C), whose rule for text that many documents have is taken over as well: what more than 10
-training records hold is a template and is ignored. A prompt of fewer than N words overlaps if a training record has the
-same one. Words are compared in lower case without punctuation.
+training records hold is a template and is ignored. Words are compared in lower case without punctuation; where a
+language is written without spaces each character is one. A prompt of fewer than N words overlaps if a training record
+has the same one, but for case and spaces: of "3 + 4" and "3 - 4" the signs count.
 
     >>> from kd.types import Record
     >>> a = Record(id="a", skill="s", prompt=({"role": "user", "content": "Spell: Tree"},))
-    >>> b = Record(id="b", skill="s", prompt=({"role": "user", "content": "spell tree"},))
+    >>> b = Record(id="b", skill="s", prompt=({"role": "user", "content": "spell:  tree"},))
     >>> overlapping([a], [b])
     ['b']
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from kd.metrics.words import rouge_tokens
 from kd.types import Record
 
 N = 13  # words in a row
@@ -35,13 +36,9 @@ def overlapping(train: Sequence[Record], items: Sequence[Record], *, n: int = N,
 
 def _pieces(record: Record, n: int) -> Iterator[tuple[str, ...]]:
     """All runs of `n` words; a prompt that has fewer, whole."""
-    said = [str(message["content"]) for message in record.prompt if message["role"] != "system"]
-    prompt = _words(" ".join(said))
+    said = " ".join(str(message["content"]) for message in record.prompt if message["role"] != "system")
+    prompt = rouge_tokens(said)
     if len(prompt) < n:
-        yield tuple(prompt)
-    words = prompt + _words(record.responses[0].text if record.responses else "")
+        yield (" ".join(said.lower().split()),)
+    words = prompt + rouge_tokens(record.responses[0].text if record.responses else "")
     yield from (tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())

@@ -28,7 +28,14 @@ def words(first: int, count: int) -> str:
         (words(0, 20), "X " + words(3, N), True),
         (words(0, 20), "X " + words(3, N - 1) + " Y", False),
         (words(0, 20).upper().replace(" ", ", "), "X " + words(3, N), True),  # case and punctuation do not count
-        ("Spell: tree", "spell tree", True),  # shorter than N: whole
+        ("Spell: tree", "spell:  Tree", True),  # shorter than N: whole, but for case and spaces
+        ("3 + 4 =", "3 - 4 =", False),
+        (
+            "今日は天気がいいから散歩しましょう",
+            "今日は天気がいいから散歩だ",
+            False,
+        ),  # one character is one word: 12 in a row
+        ("今日は天気がいいから散歩しましょう", "今日は天気がいいから散歩しました", True),
         ("Spell: tree", "spell trees", False),
         ("Spell: tree now", "spell tree", False),
     ],
