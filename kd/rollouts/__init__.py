@@ -1,4 +1,4 @@
-"""Which responses the student learns on, and which model generates them."""
+"""The choice of the responses that the student learns on, and of the model that generates them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ __all__ = ["Rollout", "Spent"]
 
 @runtime_checkable
 class Rollout(Protocol):
-    """One optimizer step's window in, the window to learn from out.
+    """A map from one optimizer step's window of records to the window of responses that the step learns from.
 
     A subclass has `provides`, `requires` and `__call__`; everything else has the default that stands here. Its cost is
     counted where text is generated (`kd.generators.account`), not here: an engine of its own is a
@@ -83,18 +83,18 @@ class Rollout(Protocol):
         return {}
 
     def after_validation(self, metrics: Mapping[str, float]) -> None:
-        """Takes what was measured, on every rank, by name without "validation/"."""
+        """Receives the validation metrics on every rank, by name without "validation/"."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on, each rank's own: all attributes that are plain Python or tensors.
+        """The state that the next step depends on, of each rank: all attributes that are plain Python or tensors.
 
-        A rollout with other state (a buffer, say) adds it here and takes it back in `load_state_dict`.
+        A rollout with other state (such as a buffer) adds it here and restores it in `load_state_dict`.
         """
         return {"attributes": {name: value for name, value in vars(self).items() if _plain(value)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         vars(self).update(state["attributes"])
 
 

@@ -19,7 +19,7 @@ Branch = Literal["write", "replay", "given"]
 CPU = torch.device("cpu")
 BRANCHES: tuple[Branch, ...] = ("write", "replay", "given")
 Decay = Literal["decreasing", "constant", "increasing"]
-FRESH: Mapping[Decay, Callable[[float], float]] = {  # of what is not given, the share that is written anew
+FRESH: Mapping[Decay, Callable[[float], float]] = {  # the share of generated responses that is new
     "decreasing": lambda fraction: 1 - fraction,
     "constant": lambda fraction: 0.5,
     "increasing": lambda fraction: fraction,
@@ -31,7 +31,7 @@ class Adaptive(Wrapping):
 
     At step s of S (from 1), u is drawn from [0, 1), and with phi the threshold and psi = phi (1 - s / S):
 
-        u < psi, or u < phi while the buffer is not full:  the writer writes, and what it wrote is kept
+        u < psi, or u < phi while the buffer is not full:  the writer generates, and its responses are kept
         else u < phi:                                      as many groups as the window has, drawn from the buffer
         else:                                              the window as it is
 
@@ -42,24 +42,24 @@ class Adaptive(Wrapping):
 
     u is a function of seed and step, so the same on all ranks; phi goes by metrics over all ranks; a buffer counts as
     full when every rank's is: all ranks take the same branch. Each rank has a buffer of its own. It keeps ids, masks,
-    who wrote, and what a reward said; the teacher is asked about them again.
+    the source of each response, and its rewards; the teacher's outputs are computed again.
 
     Args:
-        writer: the rollout that writes: the student, on_policy.
+        writer: the rollout that generates: the student, on_policy.
         seed: of the draws.
         capacity: sequences in each rank's buffer.
         initial: phi before the first validation.
-        increase: what phi grows by, up to 1.
-        metric: a name of what validation measures, lower is better.
+        increase: the amount that phi grows by, up to 1.
+        metric: the name of a validation metric, lower is better.
         tolerance: in the metric's unit.
-        written: how psi goes: "decreasing" as above, "constant" phi / 2, or "increasing" phi s / S.
+        written: the course of psi: "decreasing" as above, "constant" phi / 2, or "increasing" phi s / S.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
 
     @staticmethod
     def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
-        """Wherever the threshold is not exceeded."""
+        """True: at every step whose draw is not below the threshold."""
         return True
 
     @staticmethod
@@ -69,7 +69,7 @@ class Adaptive(Wrapping):
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
-        """The writer's in part."""
+        """The writer's sides, and "other" for the records' own responses."""
         return None if written is None else written | {"other"}
 
     def __init__(
@@ -90,10 +90,10 @@ class Adaptive(Wrapping):
         self.seed, self.increase, self.metric, self.tolerance = seed, increase, metric, tolerance
         self.fresh_share = FRESH[written]
         self.threshold = initial  # phi
-        self.level: float | None = None  # of the metric, which to exceed raises the threshold
+        self.level: float | None = None  # of the metric; a value above it raises the threshold
         self.buffer, self.given = Buffer(capacity), Offline()
         self.took = dict.fromkeys(BRANCHES, 0.0)  # steps since the last report
-        self.age = [0.0, 0.0]  # of what was read from the buffer, in steps x sequences, and sequences
+        self.age = [0.0, 0.0]  # of the sequences read from the buffer: steps x sequences, and sequences
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window of one of the three branches."""
@@ -118,16 +118,16 @@ class Adaptive(Wrapping):
         return merge([group.batch for group in groups], encoder)
 
     def branch(self, u: float, progress: Progress, device: torch.device = CPU) -> Branch:
-        """Where a draw of u leads, at the step that comes after `progress.step` steps."""
+        """The branch that a draw of u selects, at the step after `progress.step` steps."""
         if u < self.threshold * self.fresh_share(replace(progress, step=progress.step + 1).fraction):
             return "write"
         if u >= self.threshold:
             return "given"
-        rooms = torch.tensor(float(self.buffer.has_room(self.samples)), device=device)  # all ranks come here, or none
+        rooms = torch.tensor(float(self.buffer.has_room(self.samples)), device=device)  # reached by all ranks or none
         return "write" if sum_over_ranks(rooms) > 0 else "replay"
 
     def after_validation(self, metrics: Mapping[str, float]) -> None:
-        """Raise the threshold if the metric has become worse."""
+        """Raises the threshold if the metric has become worse."""
         super().after_validation(metrics)
         if self.metric not in metrics:
             raise ValueError(
@@ -140,22 +140,22 @@ class Adaptive(Wrapping):
             self.threshold, self.level = min(self.threshold + self.increase, 1.0), value
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """The writer's; the threshold, shares of steps by branch, and how many steps ago it was written."""
+        """The writer's report, the threshold, the share of steps by branch, and the age of replayed responses."""
         steps, (age, count) = sum(self.took.values()), self.age
-        told = {
+        report = {
             "adaptive_threshold": (self.threshold * steps, steps),
             "adaptive_written_share": (self.took["write"], steps),
             "adaptive_replayed_share": (self.took["replay"], steps),
             "adaptive_staleness": (age, count),
         }
         self.took, self.age = dict.fromkeys(BRANCHES, 0.0), [0.0, 0.0]
-        return {**super().take_report(), **told}
+        return {**super().take_report(), **report}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `kd.rollouts.Rollout`; also the buffer, and the writer's."""
+        """See `kd.rollouts.Rollout`; also the buffer, and the writer's state."""
         return {**super().state_dict(), "buffer": self.buffer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.buffer.load_state_dict(state["buffer"])

@@ -1,9 +1,9 @@
-"""Sequences that were written at earlier steps, kept in groups.
+"""Sequences that were generated at earlier steps, kept in groups.
 
-A group is a batch of one record: the samples of its prompt, without padding beyond the longest of them. What was said
-of them when they were written (rewards, the writer's log-probabilities) stays with them; models' outputs are not kept.
-Of a record's meta, what a checkpoint that runs no code could not hold (a skill's own objects) is left behind: it serves
-to judge what is written, which has been done by then.
+A group is a batch of one record: the samples of its prompt, without padding beyond the longest of them. The signals
+that were computed when they were generated (rewards, the writer's log-probabilities) are kept with them; models'
+outputs are not. Objects in a record's meta that a checkpoint without code could not hold (a skill's own objects) are
+dropped: they serve to score responses, and those have been scored by then.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ SIGNALS = tuple(f.name for f in fields(Batch) if f.name not in ("student", "teac
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt, and the optimizer step that they were written for."""
+    """The responses to one prompt, and the optimizer step that they were generated for."""
 
     batch: Batch
     step: int
@@ -53,7 +53,7 @@ class Buffer:
         return len(self) + size <= self.capacity
 
     def add(self, batches: Sequence[Batch], step: int) -> None:
-        """Keep what was written for `step`; the oldest make room.
+        """Keeps the responses generated for `step`, in place of the oldest.
 
         Raises ValueError for a group that is larger than the buffer.
         """
@@ -68,7 +68,7 @@ class Buffer:
                 self.groups.popleft()
 
     def expire(self, oldest: int) -> None:
-        """Drop what was written for steps before `oldest`."""
+        """Drops the responses generated for steps before `oldest`."""
         self.groups = deque(group for group in self.groups if group.step >= oldest)
 
     def sample(self, count: int) -> list[Group]:
@@ -78,11 +78,11 @@ class Buffer:
         return [self.groups[i] for i in torch.randperm(len(self.groups))[:count].tolist()]
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Plain Python and tensors."""
+        """The groups as plain Python and tensors."""
         return [{"step": group.step, **_plain(group.batch)} for group in self.groups]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
-        """What `state_dict` gave, in place of what is here."""
+        """Replaces the content by the state that `state_dict` returned."""
         self.groups = deque(Group(_batch(kept), kept["step"]) for kept in state)
 
 
@@ -95,7 +95,7 @@ def split(batches: Iterable[Batch]) -> list[Batch]:
 
 
 def merge(groups: Sequence[Batch], encoder: Encoder) -> list[Batch]:
-    """Micro-batches of these groups, cut as the encoder cuts those that it makes."""
+    """Micro-batches of these groups, bounded as the encoder bounds its own."""
     if not groups:
         return []
     widths = [max(int(part.lengths.max()) for part in (group.student, group.teacher)) for group in groups]
@@ -108,7 +108,7 @@ def _group(batch: Batch, i: int) -> Batch:
     rows = slice(i * batch.group_size, (i + 1) * batch.group_size)
     student = _rows(batch.student, rows)
     width = student.tokens.shape[1]
-    told: dict[str, Any] = {
+    signals: dict[str, Any] = {
         name: None if value is None else _kept(value[rows], width) for name, value in signals_of(batch).items()
     }
     return replace(
@@ -116,7 +116,7 @@ def _group(batch: Batch, i: int) -> Batch:
         student=student,
         teacher=student if batch.teacher is batch.student else _rows(batch.teacher, rows),
         records=(_without_objects(batch.records[i]),),
-        **told,
+        **signals,
     )
 
 
@@ -142,7 +142,7 @@ def _rows(sequences: Sequences, rows: slice) -> Sequences:
 
 
 def _kept(value: Tensor, width: int) -> Tensor:
-    """A copy of its own: a view would keep the whole batch alive, and be saved with it."""
+    """A copy: a view would keep the whole batch alive, and be saved with it."""
     return value[:, :width].detach().cpu().clone() if value.dim() == 2 else value.detach().cpu().clone()
 
 
@@ -151,16 +151,16 @@ def _merged(groups: Sequence[Batch], encoder: Encoder) -> Batch:
     student = _stacked([group.student for group in groups], pad_id(encoder.student))
     pad_teacher = pad_id(encoder.teacher or encoder.student)
     width = student.tokens.shape[1]
-    told: dict[str, Any] = {}
+    signals: dict[str, Any] = {}
     for name in SIGNALS:
         values = [getattr(group, name) for group in groups]
-        told[name] = None if any(v is None for v in values) else torch.cat([_wide(v, width, 0) for v in values])
+        signals[name] = None if any(v is None for v in values) else torch.cat([_wide(v, width, 0) for v in values])
     return replace(
         first,
         student=student,
         teacher=student if first.teacher is first.student else _stacked([g.teacher for g in groups], pad_teacher),
         records=tuple(record for group in groups for record in group.records),
-        **told,
+        **signals,
     )
 
 
@@ -177,12 +177,12 @@ def _wide(value: Tensor, width: int, filler: int) -> Tensor:
 
 
 def signals_of(batch: Batch) -> dict[str, Any]:
-    """What was said of the sequences, by name; None where nothing was."""
+    """The signals that came with the sequences, by name; None where a signal is absent."""
     return {name: getattr(batch, name) for name in SIGNALS}
 
 
 def without_logprobs(batch: Batch) -> Batch:
-    """The batch without what its writer alone could say: log-probabilities, and the weights that are made of them."""
+    """The batch without the signals that only its writer could provide: log-probabilities and weights made of them."""
     return replace(batch, behaviour_logprobs=None, old_logprobs=None, importance_weights=None)
 
 
@@ -207,22 +207,22 @@ def _batch(kept: dict[str, Any]) -> Batch:
 
 
 def _plain_record(record: Record) -> dict[str, Any]:
-    """Its dataclasses and mappings as dicts."""
-    told = {f.name: getattr(record, f.name) for f in fields(Record)}
-    told["responses"] = [asdict(response) for response in record.responses]
-    return told | {
+    """The record with its dataclasses and mappings as dicts."""
+    plain = {f.name: getattr(record, f.name) for f in fields(Record)}
+    plain["responses"] = [asdict(response) for response in record.responses]
+    return plain | {
         "prompt": [dict(message) for message in record.prompt],
         "provenance": list(record.provenance),
         "meta": dict(record.meta),
     }
 
 
-def _record(told: dict[str, Any]) -> Record:
+def _record(plain: dict[str, Any]) -> Record:
     return Record(
         **{
-            **told,
-            "prompt": tuple(told["prompt"]),
-            "responses": tuple(Response(**response) for response in told["responses"]),
-            "provenance": tuple(told["provenance"]),
+            **plain,
+            "prompt": tuple(plain["prompt"]),
+            "responses": tuple(Response(**response) for response in plain["responses"]),
+            "provenance": tuple(plain["provenance"]),
         }
     )

@@ -1,4 +1,4 @@
-"""The records' own responses in part, in part those of a writer."""
+"""A mixture of the records' own responses and those of a writer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -13,27 +13,27 @@ from kd.types import Batch, Models, Progress, Record
 
 
 class Mixed(Wrapping):
-    """With probability lambda somebody writes; else the responses are those given (arXiv 2306.13649, algorithm 1).
+    """Responses that a writer generates with probability lambda, else the records' own (arXiv 2306.13649, algorithm 1).
 
     A coin is a function of seed and step (and of the record, where each has its own): no generator is touched, and all
     ranks toss the same. So a share of 0 is `Offline` and a share of 1 is the writer, to the last bit.
 
     Args:
-        writer: the rollout that writes.
+        writer: the rollout that generates.
         seed: of the coins.
         share: lambda, between 0 and 1.
-        final_share: lambda at the end of the run; None: it stays.
-        shape: how the share of what is given, 1 - lambda, goes there: "linear", or "exponential", which from 1 to r is
+        final_share: lambda at the end of the run; None: it is constant.
+        shape: the course of the share of given responses, 1 - lambda: "linear", or "exponential", which from 1 to r is
             r^(i/I) at step i of I (ImitKD, arXiv 2009.07253) and neither begins nor ends at 0.
-        per: "batch" tosses one coin for all of an optimizer step, over all ranks, as the paper does; "sequence" one for
-            each record and step, which needs one response to each, given or written.
+        per: "batch" tosses one coin for an optimizer step, over all ranks, as the paper does; "sequence" one for
+            each record and step, which requires one response to each, given or generated.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
 
     @staticmethod
     def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
-        """Unless the share of what is written is 1 throughout."""
+        """False if the share of generated responses is 1 throughout, else True."""
         return _gives(settings)
 
     @staticmethod
@@ -43,7 +43,7 @@ class Mixed(Wrapping):
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
-        """The writer's in part."""
+        """The writer's sides, and "other" for the records' own responses."""
         return None if written is None else written | ({"other"} if _gives(settings) else set())
 
     def __init__(
@@ -68,17 +68,17 @@ class Mixed(Wrapping):
         self.chosen, self.tossed = 0, 0  # coins since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window, all or in part with responses just written."""
+        """The window, with new responses to all, some or none of its records."""
         chosen = [self.writes(record, progress) for record in records_of(window)]
         self.chosen, self.tossed = self.chosen + sum(chosen), self.tossed + len(chosen)
         own, theirs = (_part(window, [c == yes for c in chosen], encoder) for yes in (False, True))
         if self.per == "batch" and not theirs:
             return self.given(own, models, progress, encoder)
-        written = self.writer(theirs, models, progress, encoder)  # asked even for nothing: it may sum over ranks
+        written = self.writer(theirs, models, progress, encoder)  # called also without records: it may sum over ranks
         return [*self.given(own, models, progress, encoder), *written]
 
     def writes(self, record: Record, progress: Progress) -> bool:
-        """How the coin falls; per batch, the record does not matter."""
+        """Whether the coin selects the writer; per batch, the record does not matter."""
         own = (record.id,) if self.per == "sequence" else ()
         return uniform(self.seed, "mixed", progress.step, *own) < self.share(progress)
 
@@ -87,10 +87,10 @@ class Mixed(Wrapping):
         return 1 - self.given_share(progress)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """The writer's, and the share of records that it wrote for."""
-        told = (float(self.chosen), float(self.tossed))
+        """The writer's report, and the share of records that it generated for."""
+        share = (float(self.chosen), float(self.tossed))
         self.chosen = self.tossed = 0
-        return {**super().take_report(), "written_share": told}
+        return {**super().take_report(), "written_share": share}
 
 
 def _gives(settings: Mapping[str, Any]) -> bool:
@@ -99,14 +99,14 @@ def _gives(settings: Mapping[str, Any]) -> bool:
 
 
 def _given_share(share: float, final_share: float, shape: Literal["linear", "exponential"]) -> Schedule:
-    """1 - lambda in the course of the run."""
+    """The schedule of 1 - lambda over the run."""
     for value in (share, final_share):
         if not 0 <= value <= 1:
-            raise ValueError(f"a share of {value} is not between 0 and 1; set it to something that is")
+            raise ValueError(f"a share of {value} is not between 0 and 1; set it to a value that is")
     if shape == "exponential" and 1 in (share, final_share):
         raise ValueError(
-            f"rollout.share={share} to rollout.final_share={final_share}: what is given and falls exponentially is "
-            "never 0; keep both below 1, or take rollout.shape=linear"
+            f"rollout.share={share} to rollout.final_share={final_share}: a share of given responses that falls "
+            "exponentially is never 0; keep both below 1, or take rollout.shape=linear"
         )
     return Schedule(1 - share, 1 - final_share, shape)
 

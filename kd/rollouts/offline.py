@@ -10,15 +10,15 @@ from kd.types import Batch, Models, Progress
 
 
 class Offline(Rollout):
-    """Nobody writes: the student learns on the responses that the skill or an augmentation gave."""
+    """The responses that the skill or an augmentation provided; no model generates during training."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
     requires: ClassVar[frozenset[str]] = frozenset()
-    keeps_responses: ClassVar[bool] = True  # so that what a teacher said of them can have been written down before
+    keeps_responses: ClassVar[bool] = True  # so that the teacher's outputs on them can come from a cache
 
     @staticmethod
     def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
-        """At every step."""
+        """True: at every step."""
         return True
 
     @staticmethod
@@ -28,9 +28,9 @@ class Offline(Rollout):
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
-        """The other side alone."""
+        """The side "other" alone."""
         return frozenset({"other"})
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window as it is; judged, where a reward can tell something of given responses."""
+        """The window as it is, scored where the reward can score given responses."""
         return judged(window, models)

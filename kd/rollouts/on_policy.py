@@ -1,4 +1,4 @@
-"""The student's own responses, written with the weights of this very step."""
+"""The student's own responses, generated with the weights of the current step."""
 
 from typing import ClassVar
 
@@ -10,17 +10,17 @@ from kd.types import Batch, Models, Progress
 
 
 class OnPolicy(Writing):
-    """The student answers every prompt of the window `samples` times (arXiv 2306.13649, with lambda = 1).
+    """`samples` responses of the student to every prompt of the window (arXiv 2306.13649, with lambda = 1).
 
     All prompts of the window are decoded together, `batch_size` at a time, whatever its micro-batches are; the
-    responses are cut into micro-batches anew. The settings are those of `kd.rollouts.writing.Writing`.
+    responses form new micro-batches. The settings are those of `kd.rollouts.writing.Writing`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
     requires: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts with the responses just written, judged."""
+        """The window's prompts with new responses, scored by the reward."""
         records = records_of(window)
         responses = self.by_one(models.student, records, encoder, version=progress.step)
         return judged(encoder.written(records, responses), models)

@@ -1,4 +1,4 @@
-"""The student's own responses beside one that is better: for objectives that compare."""
+"""The student's own responses beside a preferred one, for objectives that compare the two."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,17 +17,17 @@ from kd.types import Batch, Models, Progress, Record, Written
 
 @dataclass(kw_only=True, eq=False)
 class Paired(Writing):
-    """To each prompt the record's first response, the preferred one, and after it `samples` that were just written.
+    """The record's first response to each prompt, the preferred one, followed by `samples` new responses.
 
-    The preferred response is the reference, or the teacher's where augmentation=labeling put it there; `written_by`
-    tells. With one sample the groups are pairs, as SPIN (arXiv 2401.01335), DPKD (2406.19774), DistiLLM-2 (2503.07067)
-    and ORPO-Distill (2509.25100) compare them. A sample may turn out to be the preferred response word for word; the
-    pair stays, and what compares the two learns nothing from it.
+    The preferred response is the reference, or the teacher's where augmentation=labeling put it there; its source is in
+    `written_by`. With one sample the groups are pairs, as in SPIN (arXiv 2401.01335), DPKD (2406.19774), DistiLLM-2
+    (2503.07067) and ORPO-Distill (2509.25100). A sample may equal the preferred response; the pair is kept, and its
+    gradient in an objective that compares the two is zero.
 
     Args:
-        samples: responses written to each prompt.
-        opponent: student: as it is at this step | reference: as it was before the first one, which is SPIN's first
-            iteration. A reference is there where a term of the objective asks for one (dpo).
+        samples: responses generated to each prompt.
+        opponent: student: with the weights of this step | reference: with those before the first step, which is SPIN's
+            first iteration. A reference is available where a term of the objective requires one (dpo).
         max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.writing.Writing`.
     """
 
@@ -39,7 +39,7 @@ class Paired(Writing):
 
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
-        """Those written, and the preferred one."""
+        """The number of samples, plus one for the preferred response."""
         return settings["samples"] + 1 if "samples" in settings else None
 
     @staticmethod
@@ -49,11 +49,11 @@ class Paired(Writing):
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
-        """Both, in each group."""
+        """Both sides, in each group."""
         return frozenset({"student", "other"})
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts, each with its preferred response and those just written, judged."""
+        """The window's prompts, each with its preferred response and the new ones, scored by the reward."""
         return judged(self._paired(window, models, progress, encoder), models)
 
     def _paired(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
@@ -82,7 +82,7 @@ class Paired(Writing):
             return models.student
         if models.reference is None:
             raise ValueError(
-                "rollout.opponent=reference: no term asks for the student's starting point, so none was kept; take an "
+                "rollout.opponent=reference: no term requires the student before training, so it was not kept; take an "
                 "objective that does (dpo), or rollout.opponent=student"
             )
         return models.reference.model
@@ -90,10 +90,10 @@ class Paired(Writing):
 
 @dataclass(kw_only=True, eq=False)
 class Demonstrated(Paired):
-    """The same for policy objectives, which ask how probable each response was to the student when it was written.
+    """`Paired` for policy objectives, which require each response's log-probability when it was generated.
 
-    The student reads the preferred responses for that, once. What they were drawn from is not known; the student's
-    log-probabilities stand for it, so that ratios of the two are 1 there.
+    The student scores the preferred responses for that, once. The distribution that they were drawn from is not known;
+    the student's log-probabilities stand for it, so that ratios of the two are 1 there.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
@@ -103,11 +103,12 @@ class Demonstrated(Paired):
 
     def _preferred(self, given: list[tuple[Record, Written]], models: Models, encoder: Encoder) -> list[Written]:
         records = [record for record, _ in given]
-        told: dict[str, Tensor] = {}
+        scored: dict[str, Tensor] = {}
         for batch in encoder.written(records, [[best] for _, best in given]):
             rows = batch.student.mask.sum(1)
             logprobs = read_again(models.student, batch.student)[batch.student.mask].split(rows.tolist())
-            told |= {record.id: row for record, row in zip(batch.records, logprobs, strict=True)}
+            scored |= {record.id: row for record, row in zip(batch.records, logprobs, strict=True)}
         return [
-            replace(best, behaviour_logprobs=told[record.id], old_logprobs=told[record.id]) for record, best in given
+            replace(best, behaviour_logprobs=scored[record.id], old_logprobs=scored[record.id])
+            for record, best in given
         ]

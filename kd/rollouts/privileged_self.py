@@ -1,4 +1,4 @@
-"""The student's own responses, which the teacher reads after a prompt that shows it more."""
+"""The student's own responses, which the teacher reads after a prompt with a demonstration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ FIELDS = {"question", "demonstration"}
 
 @dataclass(kw_only=True, eq=False)
 class PrivilegedSelf(Writing):
-    """The student writes after the plain prompt; the teacher reads the same tokens after one with a demonstration.
+    """Responses of the student to the plain prompt, which the teacher reads after a prompt with a demonstration.
 
     With teacher=own it is self-distillation from a privileged context: SDFT (arXiv 2601.19897) with teacher.mode=ema,
     OPSD (arXiv 2601.18734) with teacher.mode=frozen; with another teacher, that one is shown the demonstration.
@@ -24,7 +24,7 @@ class PrivilegedSelf(Writing):
     the encoder's max_length is left out, its share reported as `left_out`; responses are cut alike on both sides.
 
     Args:
-        template: what the last message of the prompt becomes for the teacher; `{question}` stands for what it was and
+        template: the last message of the teacher's prompt; `{question}` stands for the original message and
             `{demonstration}` for the response that the student does not see.
         samples, max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.writing.Writing`.
 
@@ -34,7 +34,7 @@ class PrivilegedSelf(Writing):
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by", "behaviour_logprobs", "old_logprobs"})
     requires: ClassVar[frozenset[str]] = frozenset()
-    teacher_prompts: ClassVar[bool] = True  # so its positions are not the student's; the loss rows are
+    teacher_prompts: ClassVar[bool] = True  # so positions differ between the two; the loss rows do not
 
     template: str
 
@@ -46,10 +46,10 @@ class PrivilegedSelf(Writing):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_template(self.template)
-        self.left_out, self.asked = 0, 0  # records since the last report
+        self.left_out, self.read = 0, 0  # records since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts with the responses just written, judged."""
+        """The window's prompts with new responses, scored by the reward."""
         records, prompts, rooms = self._fitting(records_of(window), encoder)
         responses = self.by_one(models.student, records, encoder, version=progress.step, rooms=rooms)
         return judged(encoder.written(records, responses, teacher_prompts=prompts), models)
@@ -66,15 +66,15 @@ class PrivilegedSelf(Writing):
         return (*before, {**last, "content": shown})
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """That of `kd.rollouts.writing.Writing`, and the share of records that were too long with a demonstration."""
-        told = (float(self.left_out), float(self.asked))
-        self.left_out = self.asked = 0
-        return {**super().take_report(), "left_out": told}
+        """The report of `kd.rollouts.writing.Writing`, and the share of records too long with a demonstration."""
+        share = (float(self.left_out), float(self.read))
+        self.left_out = self.read = 0
+        return {**super().take_report(), "left_out": share}
 
     def _fitting(
         self, records: list[Record], encoder: Encoder
     ) -> tuple[list[Record], list[tuple[Message, ...]], list[int]]:
-        """The records that leave room for a response, what the teacher reads before it, and each one's room."""
+        """The records that leave room for a response, the teacher's prompts, and the room of each."""
         teacher = encoder.teacher or encoder.student
         prompts = [self.privileged(record) for record in records]
         rooms = [
@@ -85,10 +85,10 @@ class PrivilegedSelf(Writing):
         kept = [i for i, room in enumerate(rooms) if room > 0]
         if records and not kept:
             raise ValueError(
-                "no prompt of this window leaves room for a response once rollout.template shows the teacher more: the "
+                "no prompt of this window leaves room for a response with the demonstration of rollout.template: the "
                 f"shortest needs {1 - max(rooms)} tokens beyond data.max_length={encoder.max_length}; raise it"
             )
-        self.left_out, self.asked = self.left_out + len(records) - len(kept), self.asked + len(records)
+        self.left_out, self.read = self.left_out + len(records) - len(kept), self.read + len(records)
         return [records[i] for i in kept], [prompts[i] for i in kept], [rooms[i] for i in kept]
 
 

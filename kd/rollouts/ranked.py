@@ -14,16 +14,16 @@ from kd.types import Batch, Models, Progress, Sequences
 
 
 class Ranked(Wrapping):
-    """The writer's groups with the best response first, whole or cut to the best and the worst of each.
+    """The writer's groups with the best response first, whole or reduced to the best and the worst of each.
 
     Pairs for dpo and its kin from rewards (arXiv 2402.13116, section 3.2.4, and 2401.10020), lists for rrhf and pro. Of
-    equal rewards the one written first stands first. A group that says nothing, for its best is not better than its
-    worst by more than `margin`, is dropped: it is in no loss and in no count. Where that would leave a rank without any
-    group in a step, its shortest one stays to be read, without a token that counts: no term learns from it, and it is
-    in no count either.
+    equal rewards the one generated first is first. A group whose best is not better than its worst by more than
+    `margin`
+    is dropped: it is in no loss and in no count. Where that would leave a rank without any group in a step, its
+    shortest one is kept without a token that counts: no term learns from it, and it is in no count either.
 
     Args:
-        writer: the rollout that writes, with two samples or more; the run's reward has judged what comes from it.
+        writer: the rollout that generates, with two samples or more, scored by the run's reward.
         keep: best_and_worst: pairs | all.
         margin: least difference of rewards, exclusive.
     """
@@ -34,7 +34,7 @@ class Ranked(Wrapping):
 
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
-        """Two, or as many as are written."""
+        """Two, or as many as are generated."""
         return 2 if settings.get("keep", "best_and_worst") == "best_and_worst" else written
 
     def __init__(
@@ -44,12 +44,12 @@ class Ranked(Wrapping):
         if self.samples < 2:
             raise ValueError(f"rollout.writer.samples={self.samples} leaves nothing to rank; set it to 2 or more")
         if margin < 0:
-            raise ValueError(f"rollout.margin={margin} would prefer what is worse; set it to 0 or more")
+            raise ValueError(f"rollout.margin={margin} would prefer worse responses; set it to 0 or more")
         self.keep, self.margin = keep, margin
         self._dropped = [0, 0]  # groups without a preference, and all, since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """What was just written, ranked. Raises ValueError where nobody judged it."""
+        """The new responses, ranked. Raises ValueError where they have no rewards."""
         groups = split(self.writer(window, models, progress, encoder))
         decided = [group for group in groups if self._decided(group)]
         self._dropped = [self._dropped[0] + len(groups) - len(decided), self._dropped[1] + len(groups)]
@@ -58,14 +58,14 @@ class Ranked(Wrapping):
         return merge([_rows(group, self._order(group)) for group in decided], encoder)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """The writer's, and the share of groups without a preference."""
+        """The writer's report, and the share of groups without a preference."""
         dropped, self._dropped = self._dropped, [0, 0]
         return {**super().take_report(), "without_preference": (dropped[0], dropped[1])}
 
     def _decided(self, group: Batch) -> bool:
         if group.rewards is None:
             raise ValueError(
-                "rollout Ranked orders responses by their rewards, but nobody judged them; take reward=verifier"
+                "rollout Ranked orders responses by their rewards, but they have none; take reward=verifier"
             )
         return float(group.rewards.max() - group.rewards.min()) > self.margin
 
@@ -78,26 +78,26 @@ class Ranked(Wrapping):
 
 
 def _rows(group: Batch, rows: list[int]) -> Batch:
-    """Some of the responses to one prompt, in this order."""
+    """The responses at `rows` to one prompt, in this order."""
     student = group.student.at(rows)
-    told = {name: getattr(group, name) for name in SIGNALS}
+    signals = {name: getattr(group, name) for name in SIGNALS}
     kept = replace(
         group,
         student=student,
         teacher=student if group.teacher is group.student else group.teacher.at(rows),
         records=tuple(replace(r, responses=tuple(r.responses[i] for i in rows)) for r in group.records),
         group_size=len(rows),
-        **{name: None if value is None else value[rows] for name, value in told.items()},
+        **{name: None if value is None else value[rows] for name, value in signals.items()},
     )
-    return split([kept])[0]  # no wider than what is left
+    return split([kept])[0]  # no wider than the rows that are left
 
 
 def _silent(group: Batch) -> Batch:
-    """The same sequences, none of whose tokens is to be learnt; what is 0 where no label counts is 0 everywhere."""
+    """The same sequences without loss rows; signals that are 0 where no label counts are 0 everywhere."""
     student = _masked(group.student)
-    told = {name: getattr(group, name) for name in SIGNALS}
+    signals = {name: getattr(group, name) for name in SIGNALS}
     nothing: dict[str, Any] = {
-        name: torch.zeros_like(value) for name, value in told.items() if value is not None and value.dim() == 2
+        name: torch.zeros_like(value) for name, value in signals.items() if value is not None and value.dim() == 2
     }
     return replace(
         group,

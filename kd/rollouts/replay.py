@@ -1,4 +1,4 @@
-"""Responses that are learnt from more than once."""
+"""Responses that more than one step learns from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,25 +13,25 @@ from kd.types import Batch, Models, Progress
 
 
 class Replay(Wrapping):
-    """Every `uses`-th step is written anew; the steps between read what was written before.
+    """New responses at every `uses`-th step, and replayed ones at the steps between.
 
-    The data hand out each window `uses` times, so with a buffer of one window (the default) each of `uses` steps sees
-    the very same responses, in other micro-batches perhaps: the epochs of PPO (arXiv 1707.06347). A larger buffer hands
-    out as many groups as the window has records, drawn without putting back from all that is in it.
+    Each window comes `uses` times from the data, so with a buffer of one window (the default) each of `uses` steps
+    learns from the same responses, perhaps in other micro-batches: the epochs of PPO (arXiv 1707.06347). From a larger
+    buffer as many groups as the window has records are drawn without replacement.
 
-    What was said of the responses when they were written (rewards, advantages, the writer's log-probabilities) stays
-    with them; student and teacher read them again at every step.
+    The signals computed when the responses were generated (rewards, advantages, the writer's log-probabilities) are
+    kept with them; student and teacher read them again at every step.
 
     Args:
-        writer: the rollout that writes.
+        writer: the rollout that generates.
         uses: steps for each window.
         capacity: sequences in each rank's buffer, the newest; None: those of one window.
-        max_age: steps after which a response is not learnt from any more; where that leaves nothing, the step is
-            written anew. None: no limit.
-        importance_bound: weigh every token by its probability now over that when it was written, times the writer's
-            own weight where it gives one (teacher_mixed), at most this (arXiv 2006.10742 and others truncate so); one
-            more reading by the student, without gradient. None: the writer's weights if any, as for objectives that
-            correct for the time passed by `old_logprobs` themselves.
+        max_age: steps after which a response is dropped; where that leaves none, new ones are generated. None: no
+            limit.
+        importance_bound: weigh every token by its probability now over that when it was generated, times the writer's
+            own weight where it provides one (teacher_mixed), at most this (arXiv 2006.10742 and others truncate so);
+            one more forward pass of the student, without gradient. None: the writer's weights if any, for objectives
+            that correct for the age of responses by `old_logprobs` themselves.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset(
@@ -41,7 +41,7 @@ class Replay(Wrapping):
 
     @staticmethod
     def responses_each(settings: Mapping[str, Any], written: int | None) -> int | None:
-        """As many as are written."""
+        """As many as are generated."""
         return written
 
     def __init__(
@@ -61,7 +61,7 @@ class Replay(Wrapping):
         self.age = [0.0, 0.0]  # of the sequences learnt from, in steps, and their number, since the last report
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """What was just written, or what is in the buffer."""
+        """New responses, or responses from the buffer."""
         if self._is_due(progress.step):
             return self._written(window, models, progress, encoder)
         if self.max_age is not None:
@@ -74,7 +74,7 @@ class Replay(Wrapping):
         return [self._weighted(batch, models) for batch in batches]
 
     def _is_due(self, step: int) -> bool:
-        """Whether the writer's turn has come: by the calendar alone, so on all ranks at once."""
+        """Whether this step generates: a function of the step alone, so the same on all ranks."""
         if step % self.uses == 0 or self.wrote_at is None:
             return True
         return self.max_age is not None and step - self.wrote_at > self.max_age
@@ -84,7 +84,7 @@ class Replay(Wrapping):
         if self.importance_bound is not None and any(batch.old_logprobs is None for batch in batches):
             raise ValueError(
                 f"rollout.importance_bound={self.importance_bound} needs the student's log-probabilities at the time "
-                f"of writing, which rollout.writer {type(self.writer).__name__} does not give; set it to null"
+                f"of writing, which rollout.writer {type(self.writer).__name__} does not provide; set it to null"
             )
         if self.capacity is None:
             self.buffer = Buffer(sum(len(batch.records) * batch.group_size for batch in batches) or 1)
@@ -94,7 +94,7 @@ class Replay(Wrapping):
         return [self._bounded(batch) for batch in batches]
 
     def _bounded(self, batch: Batch) -> Batch:
-        """As the uses that follow bound the writer's own weights; the buffer keeps them as they are."""
+        """The batch with the writer's own weights bounded, as at later uses; the buffer keeps them unbounded."""
         if self.importance_bound is None or batch.importance_weights is None:
             return batch
         return replace(batch, importance_weights=batch.importance_weights.clamp(max=self.importance_bound))
@@ -104,26 +104,26 @@ class Replay(Wrapping):
         self.age[1] += sum(group.size for group in groups)
 
     def _weighted(self, batch: Batch, models: Models) -> Batch:
-        """With exp(log-probability now - then) at each label, times the weight that it was written with, bounded."""
-        assert batch.old_logprobs is not None  # for then it would not be kept
+        """The batch weighted by exp(log-probability now - then) at each label, times the writer's weight, bounded."""
+        assert batch.old_logprobs is not None  # else it would not be kept
         then = batch.old_logprobs
         ratios = (read_again(models.student, batch.student).to(then.dtype) - then).exp()
-        if batch.importance_weights is not None:  # q then over what the tokens were drawn from
+        if batch.importance_weights is not None:  # q then over the distribution that the tokens were drawn from
             ratios = ratios * batch.importance_weights
         return replace(batch, importance_weights=ratios.clamp(max=self.importance_bound) * batch.student.mask)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """The writer's, and how many steps ago was written what was learnt from."""
+        """The writer's report, and the age of the responses in steps."""
         age, self.age = self.age, [0.0, 0.0]
         return {**super().take_report(), "staleness": (age[0], age[1])}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `kd.rollouts.Rollout`; also the buffer, and the writer's."""
+        """See `kd.rollouts.Rollout`; also the buffer, and the writer's state."""
         own = {"buffer_capacity": self.buffer.capacity, "buffer": self.buffer.state_dict()}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.buffer = Buffer(state["buffer_capacity"])
         self.buffer.load_state_dict(state["buffer"])

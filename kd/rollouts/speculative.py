@@ -1,4 +1,4 @@
-"""Responses of the student in which the teacher replaces what it thinks unlikely."""
+"""Responses of the student in which tokens that the teacher finds unlikely are replaced by the teacher's."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -16,12 +16,12 @@ from kd.types import Batch, Models, Progress
 
 @dataclass(kw_only=True, eq=False)
 class Speculative(Writing):
-    """The student proposes each token; one outside the teacher's `top_k` is drawn anew from the teacher (SKD, arXiv
-    2410.11325).
+    """Tokens proposed by the student; one outside the teacher's `top_k` is replaced by a draw from the teacher (SKD,
+    arXiv 2410.11325).
 
     As the student learns, fewer are replaced, and the responses pass from the teacher's to the student's own; the share
-    that stood is reported as `kept_share`. Nothing corrects for the replacements, as nothing does in the paper; terms
-    that do by themselves find the exact probabilities of this process in `behaviour_logprobs`.
+    that was kept is reported as `kept_share`. Nothing corrects for the replacements, as in the paper; for terms that
+    do, the exact probabilities of this process are in `behaviour_logprobs`.
 
     Args:
         top_k, temperature, top_p, teacher_temperature, teacher_top_p: see `kd.generators.sampling_pairs.Interleaved`.
@@ -50,11 +50,11 @@ class Speculative(Writing):
         )
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts with the responses just written, judged."""
+        """The window's prompts with new responses, scored by the reward."""
         records = records_of(window)
         responses = self.by_several([models.student, models.teacher.model], records, encoder, self.choose)
         return judged(encoder.written(records, responses), models)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """That of `kd.rollouts.writing.Writing`, and the share of the student's proposals that stood."""
+        """The report of `kd.rollouts.writing.Writing`, and the share of the student's proposals that were kept."""
         return {**super().take_report(), "kept_share": self.choose.take_kept()}

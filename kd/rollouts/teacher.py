@@ -1,4 +1,4 @@
-"""The teacher's own responses, written anew at every step."""
+"""The teacher's own responses, generated at every step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +15,13 @@ from kd.types import Batch, Models, Progress, Record, Written
 
 
 class ByTeacher(Writing):
-    """The teacher answers every prompt of the window: sequence-level distillation (arXiv 1606.07947) with samples that
-    are never seen twice. With one fixed response to each record, written once and kept on disk, it is
+    """Responses of the teacher to every prompt of the window: sequence-level distillation (arXiv 1606.07947) with new
+    samples at every step. With one fixed response to each record, generated once and kept on disk, it is
     augmentation=labeling.
 
-    A teacher with a tokenizer of its own is read as text. The student's log-probabilities are not asked, so nothing
-    here corrects for the samples being the teacher's. The settings are those of `kd.rollouts.writing.Writing`.
+    Responses of a teacher with another tokenizer are encoded from its text. The student's log-probabilities are not
+    computed, so nothing here corrects for the samples being the teacher's. The settings are those of
+    `kd.rollouts.writing.Writing`.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"group_size", "written_by"})
@@ -32,7 +33,7 @@ class ByTeacher(Writing):
         return frozenset({"other"})
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts with the responses just written, judged."""
+        """The window's prompts with new responses, scored by the reward."""
         records, teacher = records_of(window), models.teacher
         if not teacher.has_weights:
             return judged(encoder.written(records, self._texts(teacher, records, encoder)), models)
@@ -45,7 +46,7 @@ class ByTeacher(Writing):
         return judged(encoder.written(records, read), models)
 
     def _texts(self, teacher: Teacher, records: Sequence[Record], encoder: Encoder) -> list[list[Written]]:
-        """The responses of a teacher that gives text alone, in the student's ids."""
+        """The responses of a teacher that provides text alone, in the student's ids."""
         answers = teacher.respond(records, decoding=self.decoding, engine=self.engine)
         responses = [
             [
@@ -60,7 +61,7 @@ class ByTeacher(Writing):
 
 
 def _in_students_tokens(record: Record, answer: Written, teacher: LanguageModel, encoder: Encoder) -> Written:
-    """The same ids where the tokenizers are the same, else those of the text; an end token where there was one."""
+    """The answer's ids where the tokenizers are the same, else those of its text; an end token where there was one."""
     own = replace(answer, old_logprobs=None)  # those were the teacher's
     if encoder.teacher is None:
         return own
@@ -68,6 +69,6 @@ def _in_students_tokens(record: Record, answer: Written, teacher: LanguageModel,
 
 
 def _of_text(record: Record, text: str, encoder: Encoder, *, finished: bool) -> Written:
-    """A text in the student's ids; an empty one ends at once, whether or not it was finished."""
+    """A text in the student's ids; an empty text is one end token, whether or not it was finished."""
     ids = answer_ids(record, text, encoder.student, ended=finished or not text)
     return Written(tuple(ids), "teacher", truncated=not finished)

@@ -1,4 +1,4 @@
-"""Responses that student and teacher write together, each token drawn from a mixture of what both say."""
+"""Responses of student and teacher together, each token drawn from a mixture of their distributions."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -18,8 +18,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(kw_only=True, eq=False)
 class TeacherMixed(Writing):
-    """Every token is drawn from p~ = alpha p + (1 - alpha) q, so that what the student would degenerate into is rare
-    (MiniLLM, arXiv 2306.08543, section 2.2).
+    """Responses whose tokens are drawn from p~ = alpha p + (1 - alpha) q, so that degenerate text of the student is
+    rare (MiniLLM, arXiv 2306.08543, section 2.2).
 
     `importance_weights` are w_t = q(y_t) / p~(y_t), the paper's single-step approximation to the product over all
     tokens up to t; q is the student's own distribution at temperature 1. At that temperature of sampling too, no weight
@@ -45,7 +45,7 @@ class TeacherMixed(Writing):
         self.choose = Mixed(self.alpha, temperature=self.temperature)
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
-        """The window's prompts with the responses just written, weighted and judged."""
+        """The window's prompts with new responses, weighted, and scored by the reward."""
         records = records_of(window)
         responses = self.by_several([models.student, models.teacher.model], records, encoder, self.choose)
         batches = encoder.written(records, responses)
@@ -55,6 +55,6 @@ class TeacherMixed(Writing):
 
 
 def weigh(batch: Batch) -> None:
-    """Fills in `importance_weights`: student's probability over the one that it was drawn with, at each label."""
+    """Sets `importance_weights`: the student's probability of each label over the one that it was drawn with."""
     if batch.old_logprobs is not None and batch.behaviour_logprobs is not None:
         batch.importance_weights = (batch.old_logprobs - batch.behaviour_logprobs).exp() * batch.student.mask

@@ -19,20 +19,20 @@ from kd.types import Record, Source, Written
 
 log = logging.getLogger(__name__)
 
-MANY_CUT = 0.1  # share of responses without an end token, from which on somebody should know
-ENOUGH, RECENT = 32, 256  # responses: before that share means anything, and those that it is taken over
+MANY_CUT = 0.1  # share of truncated responses from which on a warning is logged
+ENOUGH, RECENT = 32, 256  # responses: the fewest that this share is computed of, and the most
 
 
 @dataclass(kw_only=True, eq=False)
 class Writing(Rollout):
-    """What the rollouts that generate have in common: how many responses, how long, and the room that there is.
+    """The settings and reports that rollouts which generate have in common: number and length of responses.
 
     Args:
-        samples: responses to each prompt; they stay adjacent, as one group.
-        max_new_tokens: bound on a response, together with what the prompt leaves of the encoder's max_length.
+        samples: responses to each prompt; they are adjacent, as one group.
+        max_new_tokens: bound on a response, beside the room that the prompt leaves in the encoder's max_length.
         temperature, top_p: see `kd.generators.sampling.Sampled`.
         batch_size: responses decoded together.
-        generator: the engine where one model writes alone (`kd.generators`); None: our own.
+        generator: the engine where one model generates alone (`kd.generators`); None: our own.
 
     Raises:
         ValueError: a setting is out of range.
@@ -54,14 +54,14 @@ class Writing(Rollout):
 
     @staticmethod
     def sides(settings: Mapping[str, Any], written: frozenset[str] | None) -> frozenset[str] | None:
-        """The student's, unless a subclass says otherwise."""
+        """The student's side, unless a subclass differs."""
         return frozenset({"student"})
 
     def __post_init__(self) -> None:
         self.generator = Torch() if self.generator is None else self.generator
         self.decoding = Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.batch_size)
         self.engine.check(self.decoding)
-        self._untold = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
+        self._pending = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._recent: list[bool] = []  # whether each was cut, of the last RECENT
         self._warned = False
 
@@ -75,14 +75,14 @@ class Writing(Rollout):
         version: int = 0,
         rooms: Sequence[int] | None = None,
     ) -> list[list[Written]]:
-        """Responses to each record, in the ids of the `model` that writes them, by `generator`.
+        """Responses to each record, in the ids of the `model` that generates them, by `generator`.
 
-        `version` tells the generator how many steps the weights have made. `rooms` are the longest responses that each
-        record has room for, where more than the model's prompt takes some.
+        `version` is the number of optimizer steps of the weights. `rooms` are the longest responses that each record
+        has room for, where that is less than the model's prompt leaves.
         """
         prompts = [prompt_ids(record, model.tokenizer) for record in records]
         rooms = _rooms(encoder, prompts) if rooms is None else rooms
-        responses = self.engine(  # asked by every rank in the same steps, also where it has no prompts
+        responses = self.engine(  # called by every rank in the same steps, also where it has no prompts
             model,
             prompts,
             decoding=replace(self.decoding, max_new_tokens=self._bound(rooms)),
@@ -95,7 +95,7 @@ class Writing(Rollout):
     def by_several(
         self, readers: Sequence[LanguageModel], records: Sequence[Record], encoder: Encoder, choose: Choose
     ) -> list[list[Written]]:
-        """The same where teachers have a say in each token: `readers` is the student, and after it those teachers."""
+        """Responses whose tokens several models choose: `readers` is the student, and after it the teachers."""
         if not records:
             return []
         prompts = [prompt_ids(record, readers[0].tokenizer) for record in records]
@@ -112,41 +112,41 @@ class Writing(Rollout):
         return responses
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """Tokens per response, the share of responses that a bound cut off, and what the generator tells."""
-        responses, tokens, cut = self._untold
-        self._untold = [0.0, 0.0, 0.0]
+        """Tokens per response, the share of truncated responses, and the generator's report."""
+        responses, tokens, cut = self._pending
+        self._pending = [0.0, 0.0, 0.0]
         lengths = {"response_length": (tokens, responses), "truncation_rate": (cut, responses)}
         return {**lengths, **self.engine.take_report()}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `kd.rollouts.Rollout`; also the generator's."""
+        """See `kd.rollouts.Rollout`; also the generator's state."""
         return {**super().state_dict(), "generator": self.engine.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.engine.load_state_dict(state["generator"])
 
     @property
     def engine(self) -> Generator:
-        """The generator, which is none before `__post_init__` alone."""
+        """The generator, which is None only before `__post_init__`."""
         assert self.generator is not None
         return self.generator
 
     def _bound(self, rooms: Sequence[int]) -> int:
-        """What is longer than the shortest prompt leaves room for would be cut off again."""
+        """The largest useful bound: a longer response would be truncated for every prompt."""
         return min(self.max_new_tokens, max(rooms, default=1))
 
     def note(self, responses: Sequence[Sequence[Written]], rooms: Sequence[int]) -> None:
-        """Takes responses into the next report; `rooms`: the longest that each record has room for."""
+        """Adds responses to the next report; `rooms`: the longest response that each record has room for."""
         ends = [
             answer.truncated or len(answer.ids) > room
             for group, room in zip(responses, rooms, strict=True)
             for answer in group
         ]
         tokens = sum(len(answer.ids) for group in responses for answer in group)
-        told = (len(ends), tokens, sum(ends))
-        self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
+        new = (len(ends), tokens, sum(ends))
+        self._pending = [a + b for a, b in zip(self._pending, new, strict=True)]
         self._recent = [*self._recent, *ends][-RECENT:]
         self._warn()
 
@@ -165,5 +165,5 @@ class Writing(Rollout):
 
 
 def _rooms(encoder: Encoder, prompts: Sequence[Sequence[int]]) -> list[int]:
-    """What each prompt leaves for a response."""
+    """The tokens that each prompt leaves for a response."""
     return [encoder.max_length - len(prompt) for prompt in prompts]

@@ -102,7 +102,7 @@ def test_the_opponent_may_be_the_students_starting_point(student, encoder):
 
 
 def test_an_opponent_that_was_not_kept_is_asked_for(student, encoder):
-    with pytest.raises(ValueError, match=r"rollout.opponent=reference: no term asks for the student's starting point"):
+    with pytest.raises(ValueError, match=r"rollout.opponent=reference: no term requires the student before training"):
         write(Paired(max_new_tokens=LENGTH, opponent="reference"), Models(student), encoder)
 
 

@@ -216,7 +216,7 @@ def test_responses_that_nobody_judged_are_refused(encoder):
                 batch.rewards = None
             return batches
 
-    with pytest.raises(ValueError, match="nobody judged them; take reward=verifier"):
+    with pytest.raises(ValueError, match="but they have none; take reward=verifier"):
         rank(Unjudged(2), encoder)
 
 
