@@ -7,7 +7,7 @@ from typing import Any
 
 from kd.components.signatures import located
 from kd.composition.interfaces import made_by
-from kd.generators.external_engine import Elsewhere
+from kd.generators.external_engine import ExternalEngine
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
@@ -66,7 +66,7 @@ def _check_weights(path: str, node: Node, teacher: Node) -> None:
 
 def _check_writer(path: str, node: Node) -> None:
     generator: Any = located(f"{path}.generator", node["generator"]["_target_"])
-    if path.startswith("augmentation") and isinstance(generator, type) and issubclass(generator, Elsewhere):
+    if path.startswith("augmentation") and isinstance(generator, type) and issubclass(generator, ExternalEngine):
         raise ValueError(
             f"generator {generator.__qualname__} would be given the teacher's weights for {path}, and then the "
             f"student's; set {path}.generator=null, so that our own engine generates there"

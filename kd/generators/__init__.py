@@ -15,20 +15,20 @@ __all__ = ["Generator", "Row", "shared"]
 
 @runtime_checkable
 class Generator(Protocol):
-    """Prompts in, responses out. An engine is a subclass that has `generate`; calling it also charges what it costs."""
+    """An engine that generates responses to prompts. A subclass has `generate`; a call of it also charges its cost."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What its text depends on beside what it is called with, in plain Python; nothing for our own engine."""
+        """The settings that its text depends on beside a call's arguments, in plain Python; empty for our engine."""
         return {}
 
     def check(self, decoding: Decoding) -> None:
-        """Raises ValueError for what it would not generate."""
+        """Raises ValueError for a decoding that it does not support."""
         decoding.check()
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
-        """What the model has read, by prompt, for the responses just generated (all lengths in tokens): a prompt once
-        for all its samples, unless an engine does otherwise."""
+        """The rows that the model has read, by prompt, for the last responses (all lengths in tokens): a prompt once
+        for all its samples, unless an engine differs."""
         return shared(prompts, responses)
 
     @abstractmethod
@@ -49,8 +49,8 @@ class Generator(Protocol):
 
         Args:
             prompts: ids.
-            decoding: how many, how long, from which distribution, how many at a time.
-            source: which model they are by: their `Written.source`.
+            decoding: number and length of responses, distribution, batch size.
+            source: the model that generates them: their `Written.source`.
             version: optimizer steps that the weights have made; 0 for those that never change.
             progress: called with the number of prompts just finished.
         """
@@ -65,7 +65,7 @@ class Generator(Protocol):
         version: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Written]]:
-        """The responses of `generate`, whose cost goes to every open meter (`kd.generators.account`)."""
+        """The responses of `generate`, whose cost is added to every open meter (`kd.generators.account`)."""
         started = time.perf_counter()
         responses = self.generate(model, prompts, decoding=decoding, source=source, version=version, progress=progress)
         seconds = time.perf_counter() - started
@@ -79,9 +79,9 @@ class Generator(Protocol):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next responses depend on, in plain Python and tensors."""
+        """The state that the next responses depend on, in plain Python and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         return None

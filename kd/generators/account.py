@@ -1,4 +1,4 @@
-"""The cost of generating text, counted where it is generated: a rollout cannot generate beside the account."""
+"""The cost of generating text, counted where it is generated, so that no rollout generates uncounted text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ class Row(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Read in all."""
+        """The number of tokens read."""
         return self.prompt + sum(self.responses) - len(self.responses)
 
 
 def shared(prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
-    """One reading of each prompt for all its responses."""
+    """The rows of prompts that are read once for all their responses."""
     return [[Row(n, tuple(group))] for n, group in zip(prompts, responses, strict=True)]
 
 
@@ -32,10 +32,10 @@ class Spent(NamedTuple):
 
     generated_tokens: by the student, alone or together with a teacher, end tokens included.
     decoding_flops: of the student, in generating and in whatever else it read for the rollout (`kd.models.flops`).
-    teacher_tokens: read by a teacher while it generated, helped to, or judged: prompts and all responses, without the
-        last token of those that were generated.
-    seconds: of generating alone, without what judges or reads again.
-    judge_flops: of a reward model, or a discriminator, that judged responses.
+    teacher_tokens: read by a teacher to generate, alone or with the student, or to score: prompts and all responses,
+        without the last token of those that were generated.
+    seconds: of generating alone, without scoring.
+    judge_flops: of a reward model, or a discriminator, that scored responses.
     """
 
     generated_tokens: int = 0
@@ -55,7 +55,7 @@ class Spent(NamedTuple):
 
 
 class Meter:
-    """The sum of what is spent while it is open (`metered`)."""
+    """The sum of the costs that are charged while it is open (`metered`)."""
 
     def __init__(self) -> None:
         self.spent = Spent()
@@ -66,7 +66,7 @@ _OPEN: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
 
 @contextmanager
 def metered(meter: Meter | None = None) -> Iterator[Meter]:
-    """Everything that is generated, or charged, inside the block is added to the meter, and to those around it."""
+    """A context that adds the cost of everything generated, or charged, inside to the meter and to those around it."""
     meter = Meter() if meter is None else meter
     token = _OPEN.set((*_OPEN.get(), meter))
     try:
@@ -96,7 +96,7 @@ def charge_generation(
 ) -> None:
     """Adds the cost of `responses` to every open meter: a teacher's in tokens read, else in the first reader's FLOPs.
 
-    read: by prompt, what each of the readers has read.
+    read: by prompt, the rows that each of the readers has read.
     """
     if not is_metered():
         return
@@ -112,6 +112,6 @@ def charge_generation(
 
 
 def charge_reading(model: LanguageModel, prompts: Sequence[int], responses: Sequence[int]) -> None:
-    """Adds one reading of responses, each after its prompt, to every open meter, as generating them would cost."""
+    """Adds the cost of one forward pass over responses, each after its prompt, to every open meter."""
     if is_metered():
         charge(Spent(decoding_flops=decoding_flops(model, prompts, responses)))

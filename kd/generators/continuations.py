@@ -1,4 +1,4 @@
-"""The log-probabilities of given continuations of prompts: each prompt is read once, whatever follows it."""
+"""The log-probabilities of given continuations of prompts: each prompt is read once for all of its continuations."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -61,7 +61,7 @@ def _groups(prompts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], batc
 
 
 def _sums(decoder: Decoder, logits: Float[Tensor, "b V"], rows: Sequence[Ids]) -> Float[Tensor, " b"]:
-    """The summed log-probabilities of each row, given what follows its prompt."""
+    """The summed log-probability of each row. logits: of the token after its prompt."""
     device = logits.device
     lengths = torch.tensor([len(ids) for ids in rows], device=device)
     longest = int(lengths.max())

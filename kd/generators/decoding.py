@@ -1,4 +1,4 @@
-"""One language model that reads prompts and then one token after another, remembering what it has read."""
+"""Decoding with one language model, which reads prompts and then one token after another, with a cache."""
 
 import copy
 import inspect
@@ -16,8 +16,8 @@ from kd.kernels.packed import Product
 from kd.models.language_model import LanguageModel
 
 
-class Speech:
-    """What a model says after its last hidden state: logits of the first `vocabulary` ids, in float32 or wider."""
+class LogitsHead:
+    """The head of a model: from last hidden states to logits of the first `vocabulary` ids, in float32 or wider."""
 
     def __init__(self, model: LanguageModel, vocabulary: int, *, pack: bool):
         head = model.head()
@@ -26,24 +26,24 @@ class Speech:
         self.product = Product(self.head.weight, self.head.bias, pack=pack)
 
     def __call__(self, hidden: Float[Tensor, "b D"]) -> Float[Tensor, "b V"]:
-        """One row of logits for each."""
+        """One row of logits for each hidden state."""
         logits = finish(self.product(hidden), self.head)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Decoder(ABC):
-    """Rows of text, and what the model remembers of them. `start` makes rows, `keep` takes some away or repeats them.
+    """Rows of text and the model's cache of them. `start` makes rows, `keep` removes or repeats some.
 
     Padding, on the left, is there only where prompts of different lengths are read together.
     """
 
-    def __init__(self, speech: Speech, device: torch.device):
-        self.speech, self.device = speech, device
+    def __init__(self, logits_head: LogitsHead, device: torch.device):
+        self.logits_head, self.device = logits_head, device
         self.used = 0  # positions that have been read, padding included
         self.padding: Int[Tensor, " b"] | None = None  # where there is any
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
-        """Reads the prompts, one row each; what follows them."""
+        """Reads the prompts, one row each, and returns the logits of the next tokens."""
         width = max(map(len, prompts))
         missing = [width - len(prompt) for prompt in prompts]
         self.padding = torch.tensor(missing, device=self.device) if any(missing) else None
@@ -51,21 +51,21 @@ class Decoder(ABC):
         return self._read(torch.tensor(rows, device=self.device))
 
     def step(self, ids: Int[Tensor, " b"]) -> Float[Tensor, "b V"]:
-        """Reads one more token in each row; what follows it."""
+        """Reads one more token in each row, and returns the logits of the next tokens."""
         return self._read(ids[:, None])
 
     def keep(self, rows: Int[Tensor, " c"]) -> None:
-        """Row i becomes what row `rows[i]` was."""
+        """Replaces row i by row `rows[i]`."""
         if self.padding is not None:
             self.padding = self.padding[rows]
 
     @abstractmethod
     def copy(self) -> "Decoder":
-        """Another that has read the same, and goes on by itself."""
+        """An independent decoder that has read the same tokens."""
 
     def _read(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b V"]:
         self.used += tokens.shape[1]
-        return self.speech(self._hidden(tokens))
+        return self.logits_head(self._hidden(tokens))
 
     def _places(self, length: int) -> Int[Tensor, "b t"] | None:
         """Positions of the last `length` tokens of each row, negative in padding; None where there is no padding."""
@@ -75,7 +75,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def _hidden(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b D"]:
-        """Reads the tokens; the last position's hidden states. `used` counts them already."""
+        """Reads the tokens, which `used` counts already, and returns the last position's hidden states."""
 
 
 class CachedDecoder(Decoder):
@@ -85,8 +85,8 @@ class CachedDecoder(Decoder):
         room: tokens that a row will have at most, prompt included.
     """
 
-    def __init__(self, model: LanguageModel, speech: Speech, *, room: int):
-        super().__init__(speech, model.network.device)
+    def __init__(self, model: LanguageModel, logits_head: LogitsHead, *, room: int):
+        super().__init__(logits_head, model.network.device)
         self.backbone: Any = getattr(model.network, model.network.base_model_prefix)
         accepted = inspect.signature(self.backbone.forward).parameters
         self.cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"  # Mamba
@@ -125,7 +125,7 @@ class Store:
         self.states: Tensor | None = None
 
     def append(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h s d"]:
-        """All so far, these included."""
+        """Appends the states of new positions, and returns those of all positions."""
         if self.states is None:
             self.states = self._reserved(states, len(states))
         start, self.used = self.used, self.used + states.shape[2]
@@ -133,7 +133,7 @@ class Store:
         return states if start == 0 else self.states[:, :, : self.used]
 
     def keep(self, rows: Int[Tensor, " c"]) -> None:
-        """Row i becomes what row `rows[i]` was; rows that only stay where they are cost nothing."""
+        """Replaces row i by row `rows[i]`; rows that keep their place cost nothing."""
         assert self.states is not None
         count = len(rows)
         if count > len(self.states):
@@ -146,7 +146,7 @@ class Store:
         self.states = self.states[:count]
 
     def copy(self) -> "Store":
-        """Another with the same."""
+        """An independent store with the same states."""
         other = copy.copy(self)
         other.states = None if self.states is None else self.states.clone()
         return other
@@ -179,7 +179,7 @@ class _Reserved(DynamicLayer):
 
 
 def _cache(config: Any, room: int) -> DynamicCache:
-    """As the architecture wants it (full, sliding, recurrent layers), its plain layers with reserved memory."""
+    """The architecture's cache (full, sliding, recurrent layers), its plain layers with reserved memory."""
     cache = DynamicCache(config=config.get_text_config(decoder=True))
     cache.layers = [_Reserved(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

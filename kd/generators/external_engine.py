@@ -1,4 +1,4 @@
-"""What every engine with weights of its own has in common: it is given them, and what it says is checked."""
+"""The base of engines with weights of their own: weights are transferred to them, and their outputs are checked."""
 
 import json
 import math
@@ -23,47 +23,47 @@ from kd.models.merging import merged
 from kd.types import Source, Written
 
 Text = Annotated[str, Field(min_length=1)]
-_EXACT = 1e-3  # nats: below it there is nothing to explain
+_EXACT = 1e-3  # nats: a mean distance below it needs no explanation
 EXACTNESS = {torch.float64: 0.01, torch.float32: 0.01}  # nats that two engines' arithmetic may differ by, at one token
 EXACTNESS_OF_HALF = 0.3  # of bfloat16 and float16
 PROBE = 32  # tokens of the prompt that both score
 
 
 class Completion(NamedTuple):
-    """One response as the engine gives it."""
+    """One response as the engine returns it."""
 
     ids: tuple[int, ...]  # the end token included
-    logprobs: tuple[float, ...]  # of each id, under what it was drawn from; for greedy, at temperature 1
+    logprobs: tuple[float, ...]  # of each id, under the distribution it was drawn from; for greedy, at temperature 1
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the engine is asked for."""
+    """A request to the engine."""
 
     prompts: Sequence[Sequence[int]]
     seeds: Sequence[int]  # one for each prompt
     decoding: Decoding
-    ends: Sequence[int]  # ids that end a response, and nothing else does
+    ends: Sequence[int]  # the only ids that end a response
 
 
-class Elsewhere(Generator):
+class ExternalEngine(Generator):
     """Responses from an engine that holds a copy of the model's weights.
 
-    Before it writes, it is given the weights as they are now (`staleness`). What it wrote is read by the model itself,
-    once and without gradient: `old_logprobs` are the model's own, `behaviour_logprobs` what the engine says it drew
-    from, and their mean distance is reported as `sampler_mismatch`, in nats per token. Where the weights are the same
-    and the two differ by more than `tolerance`, the engine writes with other weights, and that is an error.
+    Before it generates, it receives the current weights (`staleness`). The model itself scores the responses, once and
+    without gradient: `old_logprobs` are the model's own, `behaviour_logprobs` those that the engine reports for the
+    distribution it drew from, and their mean distance is logged as `sampler_mismatch`, in nats per token. Where the
+    weights should be the same and the two differ by more than `tolerance`, the engine has other weights: an error.
 
-    Each time weights were given, both sides score the same prompt, tokens from all over the vocabulary, and none may
-    differ by more than `exactness`. (A mean over what was written hides weights that stayed behind as long as the model
-    has moved little; this sees them at the token that shows them most.)
+    After each transfer of weights, both sides score the same prompt, tokens from all over the vocabulary, and none may
+    differ by more than `exactness`. (A mean over responses hides weights that were not transferred as long as the model
+    has changed little; the largest distance of one token shows them.)
 
     Args:
-        weights: folder that both sides see, into which the weights are saved as a checkpoint.
-        staleness: steps that the engine's weights may be behind; 0: they are given anew after each step; None: they
-            are never given (a teacher that the engine holds already).
+        weights: a folder that both sides can read, into which the weights are saved as a checkpoint.
+        staleness: steps that the engine's weights may be behind; 0: they are transferred after each step; None: they
+            are never transferred (a teacher that the engine holds already).
         tolerance: largest mean distance of log-probabilities, in nats per token.
-        exactness: largest distance of one token's log-probability after weights were given, in nats; None: `EXACTNESS`
+        exactness: largest distance of one token's log-probability after a transfer, in nats; None: `EXACTNESS`
             of the model's precision.
     """
 
@@ -79,8 +79,8 @@ class Elsewhere(Generator):
         self.exactness = exactness
         self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
         self._opened = False
-        self._kept: dict[str, Tensor] | None = None  # of a run that goes on: files of the weights that it held
-        self._untold = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
+        self._kept: dict[str, Tensor] | None = None  # of a resumed run: files of the weights that the engine held
+        self._pending = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
 
     def generate(
         self,
@@ -95,8 +95,8 @@ class Elsewhere(Generator):
         """See `kd.generators.Generator`.
 
         Raises:
-            OSError: the engine cannot be reached, or answers late (ConnectionError, TimeoutError).
-            ValueError: it refuses, or writes what the model could not have written.
+            OSError: the engine cannot be reached, or does not respond in time (ConnectionError, TimeoutError).
+            ValueError: it refuses the request, or returns responses that the model could not have generated.
         """
         self.check(decoding)
         self._bring(model, version)
@@ -111,8 +111,8 @@ class Elsewhere(Generator):
         self._compare([one for group in found for one in group], readings, version)
         if progress is not None:
             progress(len(prompts))
-        told = iter(readings)
-        return [[_written(one, next(told), order, source) for one in group] for group in found]
+        scores = iter(readings)
+        return [[_written(one, next(scores), order, source) for one in group] for group in found]
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -126,11 +126,11 @@ class Elsewhere(Generator):
 
     @abstractmethod
     def open(self, model: LanguageModel) -> None:
-        """Before anything is asked; where weights are given, the model is in `folder` as a whole checkpoint."""
+        """Prepares the engine before the first request; if weights are transferred, `folder` holds a checkpoint."""
 
     @abstractmethod
     def load(self, model: LanguageModel) -> None:
-        """The engine takes the weights in `folder`, and forgets what it computed with others."""
+        """Has the engine load the weights in `folder` and clear caches computed with others."""
 
     @abstractmethod
     def score(self, ids: Sequence[int]) -> list[float]:
@@ -141,19 +141,19 @@ class Elsewhere(Generator):
         """`order.decoding.samples` responses to each prompt."""
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """Mean distance of both sides' log-probabilities per token, and steps that the writer's weights were behind."""
-        distance, tokens, behind, responses = self._untold
-        self._untold = [0.0, 0.0, 0.0, 0.0]
+        """The mean distance of both log-probabilities per token, and the engine's mean lag in steps."""
+        distance, tokens, behind, responses = self._pending
+        self._pending = [0.0, 0.0, 0.0, 0.0]
         return {"sampler_mismatch": (distance, tokens), "sampler_staleness": (behind, responses)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the weights of now may not be those that it will write with: these, as the files in `folder`."""
+        """The engine's weights as the files in `folder`, where they may differ from the current ones."""
         if not self.staleness or self.version is None:
             return {}
         return {"version": self.version, "weights": self.held() if self._kept is None else self._kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave: the engine is given those weights before it writes."""
+        """Restores the state that `state_dict` returned: these weights are transferred before the engine generates."""
         if state:
             self.version, self._kept = state["version"], state["weights"]
 
@@ -163,13 +163,13 @@ class Elsewhere(Generator):
         return {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in files}
 
     def restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
-        """The files that `held` gave, in `folder` again."""
+        """Writes the files that `held` returned into `folder`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (self.folder / name).write_bytes(content.numpy().tobytes())
 
     def save(self, model: LanguageModel) -> None:
-        """The checkpoint in `folder`, adapters merged, with a head of its own (`save_untied`)."""
+        """Saves a checkpoint in `folder`, adapters merged, with an untied head (`save_untied`)."""
         with torch.no_grad():
             save_untied(merged(model).network, self.folder)
         model.tokenizer.save_pretrained(self.folder)
@@ -205,40 +205,40 @@ class Elsewhere(Generator):
             )
 
     def _compare(self, found: Sequence[Completion], readings: Sequence[Reading], version: int) -> None:
-        said = torch.tensor([logprob for one in found for logprob in one.logprobs])
+        reported = torch.tensor([logprob for one in found for logprob in one.logprobs])
         own, drawn = (torch.cat(parts) for parts in zip(*readings, strict=True))
-        distance = (said - drawn).abs().sum().item()
+        distance = (reported - drawn).abs().sum().item()
         behind = version - (self.version or 0)
-        told = (distance, float(len(said)), float(behind * len(found)), float(len(found)))
-        self._untold = [old + new for old, new in zip(self._untold, told, strict=True)]
-        if behind:  # other weights say something else, of course
+        new = (distance, float(len(reported)), float(behind * len(found)), float(len(found)))
+        self._pending = [a + b for a, b in zip(self._pending, new, strict=True)]
+        if behind:  # older weights have other log-probabilities
             return
-        mean, untempered = distance / len(said), (said - own).abs().mean().item()
+        mean, untempered = distance / len(reported), (reported - own).abs().mean().item()
         if mean > _EXACT and untempered < mean / 2:
             raise ValueError(
-                "the engine tells log-probabilities from before temperature and top_p, which nothing was drawn from; "
+                "the engine returns log-probabilities from before temperature and top_p, which nothing was drawn from; "
                 "start it with --logprobs-mode processed_logprobs"
             )
         if not mean <= self.tolerance:
             raise ValueError(
-                f"the engine's log-probabilities of what it wrote are {mean:.3g} nats per token away from the "
+                f"the engine's log-probabilities of its responses are {mean:.3g} nats per token away from the "
                 f"model's own (generator.tolerance={self.tolerance}), so it holds another model or other weights; "
                 f"start it from the checkpoint in {self.folder}, or raise the tolerance if its arithmetic explains it"
             )
 
 
 def probe(model: LanguageModel) -> list[int]:
-    """A prompt of `PROBE` ids, evenly from the whole vocabulary without its special ids: the same for one tokenizer."""
+    """A prompt of `PROBE` ids, spaced evenly over the vocabulary without its special ids."""
     ordinary = sorted(set(range(model.vocabulary)) - set(model.tokenizer.all_special_ids))
     return [ordinary[i * (len(ordinary) - 1) // (PROBE - 1)] for i in range(PROBE)]
 
 
 def save_untied(network: Any, folder: Path) -> None:
-    """A checkpoint whose head is a tensor of its own, and whose configuration says so.
+    """Saves a checkpoint whose head is a separate tensor, untied also in its configuration.
 
-    vLLM on a CPU keeps a packed copy of a tied head, which `reload_weights` leaves as it was at the start while it
-    answers that all went well; a head that the checkpoint names is loaded like everything else. It costs the engine one
-    more matrix of vocabulary x width.
+    vLLM on a CPU keeps a packed copy of a tied head, which `reload_weights` leaves unchanged while it reports success;
+    a head that the checkpoint names is loaded like every other tensor. It costs the engine one more matrix of
+    vocabulary x width.
     """
     state, head = network.state_dict(), network.get_output_embeddings()
     tied = head is not None and head.weight is network.get_input_embeddings().weight
@@ -248,21 +248,21 @@ def save_untied(network: Any, folder: Path) -> None:
     network.save_pretrained(folder, state_dict=state)
     if tied:
         path = folder / "config.json"
-        told = {**json.loads(path.read_text(encoding="utf-8")), "tie_word_embeddings": False}
-        path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        settings = {**json.loads(path.read_text(encoding="utf-8")), "tie_word_embeddings": False}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
     samples, longest = order.decoding.samples, order.decoding.max_new_tokens
     if (counts := {len(group) for group in found}) != {samples} or len(found) != len(order.prompts):
         raise ValueError(
-            f"the engine gave {sorted(counts)} responses to a prompt where {samples} were asked for; it does not "
-            "speak the completions protocol of vLLM"
+            f"the engine gave {sorted(counts)} responses to a prompt where {samples} were requested; it does not "
+            "implement the completions protocol of vLLM"
         )
     for one in (one for group in found for one in group):
         if not one.ids or len(one.ids) != len(one.logprobs):
             raise ValueError(
-                f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not speak "
+                f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not implement "
                 "the completions protocol of vLLM"
             )
         if len(one.ids) > longest:
@@ -273,13 +273,13 @@ def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: 
             raise ValueError(f"the engine wrote on after the end token {min(early)}; take vLLM 0.17 or later")
         if not all(-math.inf < logprob <= _EXACT for logprob in one.logprobs):
             raise ValueError(
-                "the engine gives log-probabilities that are none (not finite, or above 0), so nothing can be learnt "
-                "from what it wrote; look at its precision and its log"
+                "the engine gives log-probabilities that are invalid (not finite, or above 0), so its responses cannot "
+                "be learnt from; look at its precision and its log"
             )
         if not 0 <= min(one.ids) <= max(one.ids) < vocabulary:
             wrong = next(i for i in one.ids if not 0 <= i < vocabulary)
             raise ValueError(
-                f"the engine wrote the id {wrong}, but the tokenizer knows {vocabulary}: it holds another "
+                f"the engine wrote the id {wrong}, but the tokenizer has {vocabulary}: it holds another "
                 "model, or one whose padded head was trained; start it from the student's checkpoint"
             )
         if one.ids[-1] not in order.ends and len(one.ids) < longest:

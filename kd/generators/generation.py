@@ -1,4 +1,4 @@
-"""Responses written by language models, many prompts at once."""
+"""Generation of responses by language models, many prompts at once."""
 
 import math
 import time
@@ -12,15 +12,15 @@ from torch import Tensor
 from kd.data.chat_template import end_id
 from kd.eval_mode import eval_mode
 from kd.generators.account import charge_generation, charge_reading, shared
-from kd.generators.decoding import CachedDecoder, Decoder, Speech
-from kd.generators.llama_decoder import LeanDecoder, Weights, readable
+from kd.generators.decoding import CachedDecoder, Decoder, LogitsHead
+from kd.generators.llama_decoder import LlamaDecoder, Weights, readable
 from kd.generators.sampling import Choose, logprobs_of
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Sequences, Source, Written
 
 _WORTH_PACKING = 16  # steps after which the copies of weights have paid
-DIVERGED = "the model's logits became NaN while it wrote, so it has diverged; lower optim.lr, or set optim.clip=1.0"
+DIVERGED = "the model's logits became NaN in generation, so it has diverged; lower optim.lr, or set optim.clip=1.0"
 
 
 def write(
@@ -34,13 +34,13 @@ def write(
     source: Source = "student",
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Written]]:
-    """`samples` responses to each prompt, in the order of the prompts, chosen by `choose` from what the readers say.
+    """`samples` responses to each prompt, in the order of the prompts, chosen by `choose` from the readers' logits.
 
     All readers read the same ids, prompts and responses, each with a cache of its own. A prompt is read once for all
-    its samples; a row ends at an end token of any reader and makes room. What a checkpoint's saved generation settings
-    say does not count, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
-    never written. The networks are in eval mode meanwhile and are left as they were; no gradient is recorded, and the
-    tensors may be used in training, under `torch.inference_mode` too. The cost goes to every open meter
+    its samples; a row ends at an end token of any reader and is removed from the batch. A checkpoint's saved generation
+    settings are ignored, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
+    never generated. The networks are in eval mode meanwhile, and their modes are restored; no gradient is recorded, and
+    the tensors may be used in training, under `torch.inference_mode` too. The cost is added to every open meter
     (`kd.generators.account`).
 
     Args:
@@ -48,8 +48,8 @@ def write(
         prompts: ids, of any lengths; those of similar length share a batch.
         max_new_tokens: a response that long ends without an end token, and is `truncated`.
         choose: a strategy of `kd.generators.sampling`.
-        batch_size: responses that are written at a time.
-        source: who is to be called their writer.
+        batch_size: responses that are generated at a time.
+        source: the model that they are attributed to.
         progress: called with the number of prompts just finished.
 
     Raises:
@@ -85,7 +85,7 @@ def decode(
     source: Source = "student",
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Written]]:
-    """The responses of `write`, for an engine whose call charges what they cost."""
+    """The responses of `write`, for an engine whose call charges their cost."""
     Decoding(max_new_tokens=max_new_tokens, samples=samples).check()
     check_prompts(prompts, batch_size)
     ends = torch.tensor(
@@ -117,7 +117,7 @@ def generate(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """Ids of one response to each prompt, the end token included where one was written. See `write`.
+    """Ids of one response to each prompt, the end token included where one was generated. See `write`.
 
     Args:
         temperature, top_p: see `kd.generators.sampling.Sampled`.
@@ -153,15 +153,15 @@ def end_ids(model: LanguageModel) -> frozenset[int]:
 
 
 def _check_finite(responses: Mapping[int, Sequence[Written]]) -> None:
-    """What is drawn from NaN would be garbage that looks like text."""
+    """Raises FloatingPointError for NaN: ids drawn from it would be garbage that looks like text."""
     written = [answer for group in responses.values() for answer in group if len(answer.ids)]
-    told = [x for answer in written for x in (answer.old_logprobs, answer.behaviour_logprobs) if x is not None]
-    if told and torch.cat(told).isnan().any():
+    logprobs = [x for answer in written for x in (answer.old_logprobs, answer.behaviour_logprobs) if x is not None]
+    if logprobs and torch.cat(logprobs).isnan().any():
         raise FloatingPointError(DIVERGED)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
-    """Raises ValueError for prompts that nothing can be written after."""
+    """Raises ValueError for prompts that cannot be continued."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} decodes nothing; set it to 1 or more")
     for i, prompt in enumerate(prompts):
@@ -170,32 +170,32 @@ def check_prompts(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
 
 
 def read_again(model: LanguageModel, sequences: Sequences) -> Float[Tensor, "B T"]:
-    """Log-probabilities of the labels as the model stands now, without dropout, as when it writes; no gradient.
+    """Log-probabilities of the labels under the current weights, without dropout, as in generation; no gradient.
 
-    On the CPU, as everything that is known of a batch before its turn comes. Its cost goes to every open meter.
+    On the CPU, as all signals of a batch before its step. The cost is added to every open meter.
     """
     lengths, rows = sequences.lengths, sequences.mask.sum(1)
     charge_reading(model, (lengths - rows + 1).tolist(), rows.tolist())
     with eval_mode([model.network]):
-        said = model(sequences.to(model.network.device), frozenset({"logprobs"}))
-    return said.logprobs.cpu()
+        output = model(sequences.to(model.network.device), frozenset({"logprobs"}))
+    return output.logprobs.cpu()
 
 
 def openers(readers: Sequence[LanguageModel], *, steps: int) -> list[Callable[..., Decoder]]:
-    """For each reader what makes its decoder, over the ids that all of them know; weights are laid out once for all."""
+    """For each reader a factory of its decoders, over the ids that all readers have; weights are laid out once."""
     known, pack = min(reader.vocabulary for reader in readers), steps >= _WORTH_PACKING
     openers: list[Callable[..., Decoder]] = []
     for reader in readers:
-        speech = Speech(reader, known, pack=pack)
-        lean = readable(reader)
-        openers.append(
-            partial(LeanDecoder, Weights(reader, pack=pack), speech) if lean else partial(CachedDecoder, reader, speech)
-        )
+        logits_head = LogitsHead(reader, known, pack=pack)
+        if readable(reader):
+            openers.append(partial(LlamaDecoder, Weights(reader, pack=pack), logits_head))
+        else:
+            openers.append(partial(CachedDecoder, reader, logits_head))
     return openers
 
 
 class _Batches:
-    """Writes one batch of prompts after another."""
+    """The generation of one batch of prompts after another."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ class _Batches:
         return written
 
     def _continue(self, decoders: Sequence[Decoder], logits: Sequence[Tensor]) -> list[Written]:
-        """One response per row, given what follows its prompt."""
+        """One response per row. logits: of the token after its prompt."""
         sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
         for place in range(self.max_new_tokens):
             ids, behaviour = self.choose(logits)
@@ -242,7 +242,7 @@ class _Batches:
 
 
 class _Sheet:
-    """What has been written so far: one line for each response, of which fewer and fewer go on."""
+    """The responses so far: one line for each, of which fewer and fewer are unfinished."""
 
     def __init__(self, lines: int, length: int, ends: Tensor):
         device = ends.device
@@ -251,10 +251,10 @@ class _Sheet:
         self.behaviour, self.old = torch.zeros(2, lines, length, dtype=torch.float32, device=device)
         self.lengths = torch.zeros(lines, dtype=torch.long, device=device)
         self.ended = torch.zeros(lines, dtype=torch.bool, device=device)
-        self.line = torch.arange(lines, device=device)  # that each row writes
+        self.line = torch.arange(lines, device=device)  # of each row
 
     def put(self, place: int, ids: Tensor, behaviour: Tensor, old: Tensor) -> Tensor:
-        """The next token of each row; which rows go on, in the order that they have from now on."""
+        """Adds the next token of each row, and returns the unfinished rows in their new order."""
         self.ids[self.line, place] = ids
         self.behaviour[self.line, place], self.old[self.line, place] = behaviour.float(), old.float()
         self.lengths[self.line] = place + 1
@@ -266,7 +266,7 @@ class _Sheet:
         return going
 
     def responses(self, source: Source) -> list[Written]:
-        """All of them, in the order of the lines."""
+        """All responses, in the order of the lines."""
         ids, lengths, ended = self.ids.tolist(), self.lengths.tolist(), self.ended.tolist()
         behaviour, old = self.behaviour.cpu(), self.old.cpu()
         return [
@@ -276,7 +276,7 @@ class _Sheet:
 
 
 def _filled_up(going: Tensor) -> Tensor:
-    """The rows that go on; the last ones move to where rows have ended, and all others keep their place."""
+    """The unfinished rows: the last ones move to the places of finished rows, and all others keep theirs."""
     rows = going.nonzero()[:, 0]
     count = len(rows)
     kept = torch.arange(count, device=going.device)

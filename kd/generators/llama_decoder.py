@@ -1,7 +1,7 @@
 """Decoding for networks of Llama's kind without the library's modules: fewer, larger products, packed weights.
 
-Optional: `readable` says whether a network is one of those whose arithmetic is known here, without adapters of
-an unknown sort, hooks, or replaced modules. All else is decoded by the network's own forward, with the same results.
+Optional: `readable` is true for a network whose arithmetic is implemented here, without adapters of an unknown sort,
+hooks, or replaced modules. All other networks are decoded by their own forward, with the same results.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 from transformers.activations import SiLUActivation
 
-from kd.generators.decoding import Decoder, Speech, Store
+from kd.generators.decoding import Decoder, LogitsHead, Store
 from kd.kernels.logits import product_dtype
 from kd.kernels.packed import Product
 from kd.models.language_model import LanguageModel, effective_weight
@@ -31,7 +31,7 @@ _LASTING = ("default", "linear", "llama3", "yarn")  # rotations that do not depe
 
 
 def readable(model: LanguageModel) -> bool:
-    """Whether what the network computes is known here."""
+    """Whether the network's computation is implemented here."""
     backbone: Any = getattr(model.network, model.network.base_model_prefix)
     if type(backbone) not in _KNOWN or not _usual(backbone.config):
         return False
@@ -50,7 +50,7 @@ def readable(model: LanguageModel) -> bool:
 
 
 class Weights:
-    """A readable network's weights as they stand now, in autocast's dtype where that is on, laid out for decoding."""
+    """A readable network's current weights, in autocast's dtype where that is on, laid out for decoding."""
 
     def __init__(self, model: LanguageModel, *, pack: bool):
         self.backbone: Any = getattr(model.network, model.network.base_model_prefix)
@@ -65,15 +65,15 @@ class Weights:
         self.norm = _Norm(self.backbone.norm)
 
 
-class LeanDecoder(Decoder):
-    """What a readable network with these weights says.
+class LlamaDecoder(Decoder):
+    """The decoder of a readable network with these weights.
 
     Args:
         room: tokens that a row will have at most, prompt included.
     """
 
-    def __init__(self, weights: Weights, speech: Speech, *, room: int):
-        super().__init__(speech, weights.embedding.device)
+    def __init__(self, weights: Weights, logits_head: LogitsHead, *, room: int):
+        super().__init__(logits_head, weights.embedding.device)
         self.weights = weights
         self.stores = [(Store(room), Store(room)) for _ in weights.layers]
         places = torch.arange(room, device=self.device)[None]
@@ -86,7 +86,7 @@ class LeanDecoder(Decoder):
             keys.keep(rows)
             values.keep(rows)
 
-    def copy(self) -> "LeanDecoder":
+    def copy(self) -> "LlamaDecoder":
         """See `Decoder`."""
         other = copy.copy(self)
         other.stores = [(keys.copy(), values.copy()) for keys, values in self.stores]
@@ -96,7 +96,7 @@ class LeanDecoder(Decoder):
         x = embedding(tokens, self.weights.embedding)
         turns, mask = self._turns(tokens.shape[1]), self._mask(tokens.shape[1])
         for layer, stores in zip(self.weights.layers, self.stores, strict=True):
-            last = layer is self.weights.layers[-1]  # of which only the last position is asked for
+            last = layer is self.weights.layers[-1]  # of which only the last position is required
             heard = self._attend(layer, stores, layer.norm(x), turns, mask, last=last)
             x = (x[:, -1:] if last else x) + layer.out(heard)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
@@ -113,7 +113,7 @@ class LeanDecoder(Decoder):
         *,
         last: bool,
     ) -> Float[Tensor, "b s E"]:
-        """What the heads give to the output projection: of all positions, or of the last one."""
+        """The heads' input to the output projection: of all positions, or of the last one."""
         known, (batch, length) = self.weights, x.shape[:2]
         parts = layer.qkv(x).view(batch, length, -1, known.width).transpose(1, 2)
         queries, keys, values = parts.split([known.heads, known.groups, known.groups], 1)
@@ -141,7 +141,7 @@ class LeanDecoder(Decoder):
         return cos[:, None], sin[:, None]
 
     def _mask(self, length: int) -> Tensor | None:
-        """Where there is padding, what the last `length` positions look at: what came before, and themselves."""
+        """The positions that the last `length` positions attend to, up to themselves; None without padding."""
         places = self._places(self.used)
         if places is None:
             return None
@@ -152,7 +152,7 @@ class LeanDecoder(Decoder):
 
 @dataclass(frozen=True)
 class _Layer:
-    """Of one block: queries, keys and values in one product; gate and up in another."""
+    """The products of one block: queries, keys and values in one; gate and up in another."""
 
     norm: "_Norm"
     qkv: Product
@@ -221,12 +221,12 @@ def _usual(config: Any) -> bool:
 
 
 def _bare(module: nn.Module) -> bool:
-    """Whether nobody has put something before, after or in the place of the module's forward."""
+    """Whether the module's forward has neither hooks nor a replacement."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _known(module: nn.Module, backbone: nn.Module) -> bool:
-    """Whether it is one of the architecture's own modules, or of those that they are made of."""
+    """Whether it is one of the architecture's own modules, or of their submodules."""
     return type(module).__module__ == type(backbone).__module__ or type(module) in _PARTS
 
 
@@ -244,7 +244,7 @@ def _linear_layers(block: Any) -> list[Any]:
 
 
 def _plain(layer: Any) -> bool:
-    """A matrix, or one with LoRA of the plain sort on it."""
+    """Whether it is a matrix, or one with plain LoRA."""
     if isinstance(layer, LoraLinear):
         variants = dict(layer.lora_variant) or any(layer.lora_bias.values())
         return type(layer.get_base_layer()) is nn.Linear and not variants

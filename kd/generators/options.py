@@ -1,4 +1,4 @@
-"""What the library's `generate` may be told beside what a rollout or an augmentation says itself."""
+"""The options of the library's `generate` beside the settings of a rollout or an augmentation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,8 +11,8 @@ Cutoff = Annotated[float, Field(ge=0, lt=1)]
 PAIR = Field(min_length=2, max_length=2)
 Ids = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
-SAMPLING = ("top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # nothing is drawn without it
-SEARCHING = ("length_penalty", "early_stopping")  # what a beam search asks for
+SAMPLING = ("top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # options of sampling alone
+SEARCHING = ("length_penalty", "early_stopping")  # options of a beam search alone
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Options:
     """Names and meanings are those of `transformers.GenerationConfig`; each default leaves the text as it was.
 
     Args:
-        num_beams: texts that a search keeps in view; 1: no search.
+        num_beams: beams of a search; 1: no search.
         length_penalty: a text's log-probability is divided by its length to this power; 0 is the likeliest text.
         early_stopping: when a search ends: true, with `num_beams` finished texts | false, when it is unlikely to find a
             better one | never, when there cannot be one.
@@ -72,17 +72,17 @@ class Options:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Those that are not at their defaults."""
-        told = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {name: value for name, (value, default) in told.items() if value != default}
+        """The options that are not at their defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
     def check(self, *, temperature: float, top_p: float, samples: int) -> None:
-        """Raises ValueError for what makes no sense beside these."""
+        """Raises ValueError for options that contradict these settings."""
         beams = self.num_beams
         if beams > 1 and temperature > 0:
             raise ValueError(
                 f"generator.options.num_beams={beams} with temperature={temperature}: a beam search looks for the "
-                "likeliest text, and nobody knows the probability of what would be drawn from its beams; set "
+                "likeliest text, and the probability of text drawn from its beams is unknown; set "
                 "temperature=0, or num_beams=1"
             )
         if beams > 1 and samples > beams:
@@ -98,26 +98,26 @@ class Options:
                 )
 
 
-# What `GenerationConfig` knows beside, and who says it here.
+# Further options of `GenerationConfig`, and the setting to use in place of each.
 BY_ANOTHER: Mapping[str, str] = {
     **dict.fromkeys(("max_length", "max_new_tokens"), "the writer's max_new_tokens bounds a response; set that"),
-    **dict.fromkeys(("do_sample", "temperature"), "the writer's temperature says it, 0 for greedy; set that"),
-    "top_p": "the writer's top_p says it; set that",
-    "num_return_sequences": "the writer's samples says it; set that",
+    **dict.fromkeys(("do_sample", "temperature"), "the writer's temperature sets it, 0 for greedy; set that"),
+    "top_p": "the writer's top_p sets it; set that",
+    "num_return_sequences": "the writer's samples sets it; set that",
     "min_length": "it counts the prompt and its padding; take min_new_tokens",
-    "max_time": "what a clock cuts comes out otherwise each time; take max_new_tokens",
+    "max_time": "responses truncated by a clock differ each time; take max_new_tokens",
     **dict.fromkeys(("stop_strings", "forced_eos_token_id"), "a response ends at an end token or is cut; leave it out"),
-    **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), "the tokenizer says it; leave it out"),
+    **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), "the tokenizer sets it; leave it out"),
     **dict.fromkeys(
         ("num_beam_groups", "diversity_penalty", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
-        "transformers has given it up for code that it fetches from the hub; leave it out",
+        "transformers has moved it to code that it fetches from the hub; leave it out",
     ),
-    "guidance_scale": "it reads another prompt beside, which no budget would count; leave it out",
+    "guidance_scale": "it reads another prompt, which no budget would count; leave it out",
 }
 
 
 def check_known(path: str, options: Mapping[str, Any]) -> None:
-    """Raises ValueError for an option at `path` that exists, but is said elsewhere or has no place here."""
+    """Raises ValueError for an option at `path` that exists, but is set by another key or not supported."""
     for name in options:
         if name in BY_ANOTHER:
             raise ValueError(f"{path}.{name}={options[name]}: {BY_ANOTHER[name]}")

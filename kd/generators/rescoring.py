@@ -1,4 +1,4 @@
-"""What a model says of responses that another engine has written with its weights."""
+"""A model's log-probabilities of responses that another engine has generated with its weights."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from kd.models.language_model import LanguageModel
 
 
 class Reading(NamedTuple):
-    """Log-probabilities of a response's ids, on the CPU, in float32."""
+    """The log-probabilities of a response's ids, on the CPU, in float32."""
 
     own: Float[Tensor, " L"]  # at temperature 1, of all ids: a response's `old_logprobs`
     drawn: Float[Tensor, " L"]  # under the distribution that they were to be drawn from; for greedy, as `own`
@@ -46,9 +46,9 @@ def _read(
     labels = sequences.labels[sequences.mask]
     logits = model(sequences, frozenset({"logits"})).logits
     pieces = [slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)]
-    told = [_of_ids(logits.rows(piece), labels[piece], sampled) for piece in pieces]
+    scores = [_of_ids(logits.rows(piece), labels[piece], sampled) for piece in pieces]
     lengths = [len(response) for _, response in pairs]
-    own, drawn = (torch.cat(parts).float().cpu().split(lengths) for parts in zip(*told, strict=True))
+    own, drawn = (torch.cat(parts).float().cpu().split(lengths) for parts in zip(*scores, strict=True))
     return [Reading(*both) for both in zip(own, drawn, strict=True)]
 
 
@@ -59,6 +59,6 @@ def _of_ids(logits: Float[Tensor, "c V"], ids: Int[Tensor, " c"], sampled: Sampl
         return own, own
     tempered = (wide / sampled.temperature).log_softmax(-1)
     drawn = tempered.gather(-1, ids[:, None])[:, 0]
-    if sampled.top_p < 1:  # at its edge two engines differ in what belongs to it: those ids get no probability of 0
+    if sampled.top_p < 1:  # two engines may differ in the ids at the nucleus' edge: those get no probability of 0
         drawn = drawn - nucleus(tempered, sampled.top_p)[0].logsumexp(-1)
     return own, drawn

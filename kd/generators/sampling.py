@@ -1,7 +1,7 @@
-"""How the next token is chosen, given what one or several models say about it.
+"""Strategies that choose the next token, given the logits of one or several models.
 
-A strategy is called with one `[b V]` tensor of logits per reader, over the ids that the tokenizers know, in float32 or
-wider; it answers with the ids and the log-probabilities under the distribution that they were drawn from. Random
+A strategy is called with one `[b V]` tensor of logits per reader, over the ids that the tokenizers have, in float32 or
+wider; it returns the ids and their log-probabilities under the distribution that they were drawn from. Random
 numbers come from torch's global generator, one for each row and draw.
 """
 
@@ -33,7 +33,7 @@ class Choose(Protocol):
 
 
 class Sampled(Choose):
-    """What the first reader says, tempered, and cut to its nucleus.
+    """A draw from the first reader's distribution, tempered, and cut to its nucleus.
 
     Args:
         temperature: 0 is greedy: the likeliest id, drawn with certainty (log-probability 0), no random number used.
@@ -45,7 +45,7 @@ class Sampled(Choose):
 
     @property
     def untempered(self) -> bool:
-        """Whether it draws from what the reader says, so that the log-probabilities are the reader's own."""
+        """Whether it draws from the reader's own distribution, so that the log-probabilities are the reader's own."""
         return self.temperature == self.top_p == 1
 
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:

@@ -1,4 +1,4 @@
-"""How a next token is chosen where the teacher has a say: strategies for the readers [student, teacher]."""
+"""Strategies that choose the next token from student and teacher: for the readers [student, teacher]."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from kd.generators.settings import Decoding
 
 
 class Mixed(Choose):
-    """Drawn from p~ = alpha p + (1 - alpha) q, q the student's and p the teacher's distribution.
+    """A draw from p~ = alpha p + (1 - alpha) q, q the student's and p the teacher's distribution.
 
     MiniLLM (arXiv 2306.08543, section 2.2).
 
@@ -32,13 +32,13 @@ class Mixed(Choose):
         self.shares = [math.log(share) if share > 0 else -math.inf for share in (1 - alpha, alpha)]
 
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:
-        """Ids, and log p~ of each."""
+        """The ids, and log p~ of each."""
         parts = [share + tempered(z, self.temperature) for share, z in zip(self.shares, logits, strict=True)]
         return drawn(torch.logaddexp(*parts))
 
 
 class Interleaved(Choose):
-    """The student proposes; what is not among the teacher's `top_k` likeliest is drawn anew from the teacher.
+    """A proposal of the student, replaced by a draw from the teacher if not among the teacher's `top_k` likeliest.
 
     SKD (arXiv 2410.11325). An id y is written with probability
 
@@ -74,7 +74,7 @@ class Interleaved(Choose):
         self.proposed = 0
 
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:
-        """Ids, and the log-probability of each over both ways to it."""
+        """The ids, and the log-probability of each, summed over both ways to it."""
         q, p = tempered(logits[0], *self.student), tempered(logits[1], *self.teacher)
         among = likeliest(logits[1], self.top_k)
         proposals, replacements = drawn(q)[0], drawn(p)[0]
@@ -86,10 +86,10 @@ class Interleaved(Choose):
         return ids, torch.logaddexp(own, replaced)
 
     def take_kept(self) -> tuple[float, float]:
-        """How many proposals stood, and how many there were, since the last call."""
-        told = float(self.kept), float(self.proposed)
+        """The number of proposals that were kept, and of all proposals, since the last call."""
+        counts = float(self.kept), float(self.proposed)
         self.kept, self.proposed = 0.0, 0
-        return told
+        return counts
 
 
 def tempered(logits: Float[Tensor, "b V"], temperature: float, top_p: float = 1.0) -> Float[Tensor, "b V"]:

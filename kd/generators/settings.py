@@ -1,4 +1,4 @@
-"""How responses are decoded, as one value: how many, how long, from which distribution, how many at a time."""
+"""The settings of decoding as one value: number and length of responses, distribution, batch size."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,7 +15,7 @@ Together = Annotated[int, Field(ge=1, le=2**16)]
 
 @dataclass(frozen=True)
 class Decoding:
-    """What an engine is asked for, whatever writes and for whom.
+    """The decoding that is requested of an engine.
 
     Args:
         max_new_tokens: a response that long is truncated there.
@@ -36,9 +36,9 @@ class Decoding:
         return Sampled(self.temperature, self.top_p)
 
     def check(self, *, distinct: int | None = None) -> None:
-        """Raises ValueError for settings that nothing, or nothing sensible, can be decoded with.
+        """Raises ValueError for settings with which nothing sensible can be decoded.
 
-        distinct: the responses to a prompt that only chance tells apart; None: all of them.
+        distinct: the number of responses to a prompt that differ by chance alone; None: all of them.
         """
         distinct = self.samples if distinct is None else distinct
         if self.max_new_tokens < 1:
@@ -48,7 +48,7 @@ class Decoding:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is not a share of probability; set it above 0 and at most 1")
         if self.samples < 1:
-            raise ValueError(f"samples={self.samples} asks for no response; set it to 1 or more")
+            raise ValueError(f"samples={self.samples} requests no response; set it to 1 or more")
         if distinct > 1 and self.temperature == 0:
             raise ValueError(
                 f"samples={distinct} at temperature=0 are all the same; raise temperature or set samples=1"

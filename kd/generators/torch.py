@@ -10,7 +10,7 @@ from kd.types import Source, Written
 
 
 class Torch(Generator):
-    """The weights that write are the ones that learn, so they are never behind, and nothing is read again."""
+    """Generation with the weights that learn, so that they are never behind and no response is scored again."""
 
     def generate(
         self,

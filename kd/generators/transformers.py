@@ -1,4 +1,4 @@
-"""The library's own `generate`, for decoding that ours does not have: beam search, n-gram bans, penalties."""
+"""The library's own `generate`, for decoding that our engine lacks: beam search, n-gram bans, penalties."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from kd.eval_mode import eval_mode
 from kd.generators import Generator, Row
 from kd.generators.generation import check_prompts, end_ids
-from kd.generators.logits_processors import Watched
+from kd.generators.logits_processors import RecordingProcessors
 from kd.generators.options import Options
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
@@ -22,15 +22,15 @@ from kd.types import Source, Written
 
 
 class Transformers(Generator):
-    """The model that learns writes by the library's `generate`, in this process; `options` say how.
+    """Generation by the library's `generate` with the model that learns, in this process, under `options`.
 
     Slower than our own engine: a prompt is read for each of its samples, and finished rows stay until all have ended.
-    What a checkpoint's saved generation settings say does not count, ids beyond the tokenizer's are never written, and
-    padding changes nothing, as with ours; greedy text without options is the same.
+    A checkpoint's saved generation settings are ignored, ids beyond the tokenizer's are never generated, and padding
+    changes nothing, as with our engine; greedy text without options is the same.
 
-    `old_logprobs` are the model's own, at temperature 1, `behaviour_logprobs` those of what was drawn from after all
-    options; both are read off the steps themselves. A beam search draws nothing, so its responses have behaviour
-    log-probabilities of 0, as greedy ones; of a student's, `old_logprobs` come from one more reading.
+    `old_logprobs` are the model's own, at temperature 1, `behaviour_logprobs` those of the distribution after all
+    options; both are recorded at each step. A beam search draws nothing, so its responses have behaviour
+    log-probabilities of 0, as greedy ones; a student's `old_logprobs` then come from one more forward pass.
 
     Args:
         options: see `kd.generators.options.Options`.
@@ -38,8 +38,8 @@ class Transformers(Generator):
 
     def __init__(self, *, options: Mapping[str, Any]):
         self.options = Options(**options)
-        self._steps: list[int] = []  # of the search for each prompt, the last time
-        self._read_again = False  # whether its responses were, then
+        self._steps: list[int] = []  # of the last search for each prompt
+        self._read_again = False  # whether the responses of the last search were scored again
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,14 +53,14 @@ class Transformers(Generator):
         self.options.check(temperature=decoding.temperature, top_p=decoding.top_p, samples=decoding.samples)
 
     def read(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> list[list[Row]]:
-        """See `kd.generators.Generator`: one for each sample, or each beam as long as its batch went on."""
+        """See `kd.generators.Generator`: one row for each sample, or for each beam of each step of its batch."""
         if self.options.num_beams == 1:
             return [[Row(n, (length,)) for length in group] for n, group in zip(prompts, responses, strict=True)]
-        told = zip(prompts, responses, self._steps, strict=True)
+        searches = zip(prompts, responses, self._steps, strict=True)
         return [
             [Row(n, (steps,))] * self.options.num_beams
             + [Row(n, (length,)) for length in (group if self._read_again else ())]
-            for n, group, steps in told
+            for n, group, steps in searches
         ]
 
     def generate(
@@ -102,16 +102,16 @@ class Transformers(Generator):
         ends = sorted(end_ids(model))
         drawn = decoding.temperature > 0
         how = {"temperature": float(decoding.temperature), "top_p": float(decoding.top_p), "top_k": 0} if drawn else {}
-        told = {**how, **self.options.chosen}
-        if "repetition_penalty" in told:  # an int is refused there
-            told["repetition_penalty"] = float(told["repetition_penalty"])
+        settings = {**how, **self.options.chosen}
+        if "repetition_penalty" in settings:  # the library refuses an int
+            settings["repetition_penalty"] = float(settings["repetition_penalty"])
         return GenerationConfig(
             do_sample=drawn,
             max_new_tokens=decoding.max_new_tokens,
             eos_token_id=ends,
-            pad_token_id=ends[0],  # stands after the end alone
+            pad_token_id=ends[0],  # occurs after the end alone
             use_cache=True,
-            **told,
+            **settings,
         )
 
     def _write(
@@ -122,7 +122,7 @@ class Transformers(Generator):
         config: GenerationConfig,
         source: Source,
     ) -> tuple[list[list[Written]], int]:
-        """The samples of each prompt, and the steps of their search, if it was one."""
+        """The samples of each prompt, and the number of steps of a search."""
         samples, batch_size = decoding.samples, decoding.batch_size
         if self.options.num_beams > 1:
             config.num_return_sequences = samples
@@ -145,21 +145,21 @@ class Transformers(Generator):
         batch_size: int,
         source: Source,
     ) -> list[list[Written]]:
-        """With a student's own log-probabilities of what its beams have found."""
+        """The responses with the student's own log-probabilities where they come from a search."""
         self._read_again = self.options.num_beams > 1 and source != "teacher"
         if not self._read_again:
             return found
         pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
-        told = iter(read_responses(model, pairs, Sampled(0.0), batch_size=batch_size))
+        readings = iter(read_responses(model, pairs, Sampled(0.0), batch_size=batch_size))
         return [
-            [Written(one.ids, source, one.behaviour_logprobs, next(told).own, one.truncated) for one in group]
+            [Written(one.ids, source, one.behaviour_logprobs, next(readings).own, one.truncated) for one in group]
             for group in found
         ]
 
 
 @contextmanager
 def _nothing_saved(network: Any) -> Iterator[None]:
-    """What a checkpoint's own settings say would fill in whatever is not said here."""
+    """A context without the checkpoint's saved settings, which would fill in all settings that are not given here."""
     saved = network.generation_config
     network.generation_config = GenerationConfig()
     try:
@@ -171,14 +171,14 @@ def _nothing_saved(network: Any) -> Iterator[None]:
 def _generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, source: Source
 ) -> tuple[list[Written], int]:
-    """What `generate` returns for one batch, in its order, and the number of its steps."""
+    """The output of `generate` for one batch, in its order, and the number of its steps."""
     network: Any = model.network
     width, beams = max(map(len, prompts)), config.num_beams or 1
     padding = [width - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[0] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)])
     mask = torch.arange(width) >= torch.tensor(padding)[:, None]
     ends = torch.tensor(config.eos_token_id, device=network.device)
-    watched = Watched(model.vocabulary, width, ends, beams, torch.tensor(padding).repeat_interleave(beams))
+    recorded = RecordingProcessors(model.vocabulary, width, ends, beams, torch.tensor(padding).repeat_interleave(beams))
 
     def decode(
         network: Any,
@@ -188,9 +188,9 @@ def _generate(
         generation_config: Any,
         **rest: Any,
     ) -> Tensor:
-        watched.processors = watched.unpadded(logits_processor)
+        recorded.processors = recorded.unpadded(logits_processor)
         search = type(network)._beam_search if beams > 1 else type(network)._sample
-        return search(network, input_ids, watched, stopping_criteria, generation_config, **rest)
+        return search(network, input_ids, recorded, stopping_criteria, generation_config, **rest)
 
     sequences = network.generate(
         tokens.to(network.device),
@@ -198,13 +198,15 @@ def _generate(
         generation_config=config,
         custom_generate=decode,
     )
-    return _cut(sequences[:, width:], watched, config, source), watched.steps
+    return _cut(sequences[:, width:], recorded, config, source), recorded.steps
 
 
-def _cut(ids: Int[Tensor, "b t"], watched: Watched, config: GenerationConfig, source: Source) -> list[Written]:
-    """Each row up to its end token, with what was watched where nothing was searched."""
-    searched = watched.beams > 1
-    own, drawn = (None, None) if searched else watched.told(ids)
+def _cut(
+    ids: Int[Tensor, "b t"], recorded: RecordingProcessors, config: GenerationConfig, source: Source
+) -> list[Written]:
+    """Each row up to its end token, with the recorded log-probabilities unless it comes from a search."""
+    searched = recorded.beams > 1
+    own, drawn = (None, None) if searched else recorded.logprobs(ids)
     written = []
     for i, row in enumerate(ids.tolist()):
         end = next((place for place, one in enumerate(row) if one in config.eos_token_id), None)

@@ -1,4 +1,4 @@
-"""A vLLM server's answers, field by field: what is not as its protocol has it is refused in one sentence."""
+"""A vLLM server's answers, field by field: a deviation from its protocol is refused in one sentence."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
@@ -21,7 +21,7 @@ A = TypeVar("A", bound=Answer)
 
 
 class Card(Answer):
-    """A model that the server has."""
+    """A model that the server offers."""
 
     id: Annotated[str, Field(min_length=1)]
     max_model_len: PositiveInt | None = None  # tokens of prompt and response
@@ -34,13 +34,13 @@ class Cards(Answer):
 
 
 class Logprobs(Answer):
-    """Of a response's ids."""
+    """The log-probabilities of a response's ids."""
 
     token_logprobs: list[Logprob]
 
 
 class Scored(Answer):
-    """What is said of one id of a prompt."""
+    """The score of one id of a prompt."""
 
     logprob: Logprob
 
@@ -56,13 +56,13 @@ class Choice(Answer):
 
 
 class Choices(Answer):
-    """Of /v1/completions: the responses to one prompt, in any order."""
+    """The answer of /v1/completions: the responses to one prompt, in any order."""
 
     choices: list[Choice]
 
 
 class Results(Answer):
-    """Of /collective_rpc: one for each worker."""
+    """The answer of /collective_rpc: one result for each worker."""
 
     results: Annotated[list[Any], Field(min_length=1)]
 
@@ -81,12 +81,12 @@ def parsed(kind: type[A], content: bytes, place: str) -> A:
 
 
 def completions(answer: Choices, prompt: Sequence[int], samples: int, url: str) -> list[Completion]:
-    """The responses in order. Raises ValueError where one is missing, twice there, without ids, of another prompt."""
+    """The responses in order. Raises ValueError for a missing, repeated or empty one, or one of another prompt."""
     choices = sorted(answer.choices, key=lambda choice: choice.index)
     if (found := [choice.index for choice in choices]) != list(range(samples)):
         raise ValueError(
             f"{url} gives the responses {', '.join(map(str, found[:9])) or 'none'} to a prompt where {samples} were "
-            "asked for, each once; take vLLM 0.17 or later"
+            "requested, each once; take vLLM 0.17 or later"
         )
     return [_completion(choice, prompt, url) for choice in choices]
 
@@ -103,12 +103,12 @@ def _completion(choice: Choice, prompt: Sequence[int], url: str) -> Completion:
 
 
 def prompt_logprobs(answer: Choices, ids: Sequence[int], url: str) -> list[float]:
-    """Of each id but the first, given those before. Raises ValueError where one of them is missing."""
+    """Log-probabilities of each id but the first, given those before. Raises ValueError where one is missing."""
     found = answer.choices[0].prompt_logprobs if answer.choices else None
-    said = [entry.get(str(i)) if entry else None for entry, i in zip(found or (), ids, strict=False)][1:]
-    if len(found or ()) != len(ids) or any(one is None for one in said):
+    scores = [entry.get(str(i)) if entry else None for entry, i in zip(found or (), ids, strict=False)][1:]
+    if len(found or ()) != len(ids) or any(one is None for one in scores):
         raise ValueError(
-            f"{url} does not score each token of a prompt, which tells whether it took its new weights; take vLLM 0.17 "
+            f"{url} does not score each token of a prompt, by which its new weights are verified; take vLLM 0.17 "
             "or later"
         )
-    return [one.logprob for one in said if one is not None]
+    return [one.logprob for one in scores if one is not None]

@@ -7,12 +7,12 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveFloat
 
-from kd.generators.external_engine import Completion, Elsewhere, Order, Text
+from kd.generators.external_engine import Completion, ExternalEngine, Order, Text
 from kd.models.language_model import LanguageModel
 
 
-class Colocated(Elsewhere):
-    """An engine of vLLM's that sleeps while the model learns: its cache is freed, its weights wait in main memory.
+class Colocated(ExternalEngine):
+    """A vLLM engine that sleeps while the model learns: its cache is freed, its weights are in main memory.
 
     Weights go through the folder (a RAM disk such as /dev/shm serves well) and the worker's method `reload_weights`.
     For one process; with several ranks, take the server. Needs the extra `vllm`. No GPU was at hand when this was
@@ -20,9 +20,9 @@ class Colocated(Elsewhere):
 
     Args:
         memory: share of the GPU's memory for vLLM.
-        room: tokens of prompt and response together; None: what the model can.
-        sleep: whether vLLM gives its memory back while the model learns.
-        weights, staleness, tolerance, exactness: see `kd.generators.external_engine.Elsewhere`.
+        room: tokens of prompt and response together; None: the model's maximum.
+        sleep: whether vLLM frees its memory while the model learns.
+        weights, staleness, tolerance, exactness: see `kd.generators.external_engine.ExternalEngine`.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed.
@@ -51,7 +51,7 @@ class Colocated(Elsewhere):
         self._asleep = False
 
     def open(self, model: LanguageModel) -> None:
-        """The engine is made, from the folder."""
+        """Makes the engine from the checkpoint in the folder."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError("generator=vllm_colocated is for one process; take generator=vllm, a server for all ranks")
         self._engine = self._vllm.LLM(
@@ -64,19 +64,19 @@ class Colocated(Elsewhere):
         )
 
     def load(self, model: LanguageModel) -> None:
-        """The workers read the folder."""
+        """Has the workers load the weights in the folder."""
         self._wake()
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})
         self._engine.reset_prefix_cache()
 
     def score(self, ids: Sequence[int]) -> list[float]:
-        """See `Elsewhere`."""
+        """See `ExternalEngine`."""
         settings = self._vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         [output] = self._engine.generate([{"prompt_token_ids": list(ids)}], [settings], use_tqdm=False)
-        return [told[i].logprob for told, i in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+        return [scores[i].logprob for scores, i in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
 
     def complete(self, order: Order) -> list[list[Completion]]:
-        """See `Elsewhere`."""
+        """See `ExternalEngine`."""
         self._wake()
         prompts = [{"prompt_token_ids": list(prompt)} for prompt in order.prompts]
         outputs = self._engine.generate(prompts, [self._settings(order, seed) for seed in order.seeds], use_tqdm=False)
@@ -107,7 +107,7 @@ class Colocated(Elsewhere):
 
 def _completion(one: Any) -> Completion:
     ids = tuple(one.token_ids)
-    return Completion(ids, tuple(told[i].logprob for told, i in zip(one.logprobs or (), ids, strict=False)))
+    return Completion(ids, tuple(scores[i].logprob for scores, i in zip(one.logprobs or (), ids, strict=False)))
 
 
 def _imported() -> Any:

@@ -1,4 +1,4 @@
-"""A vLLM server, over HTTP: the completions that OpenAI's clients know, in token ids, and vLLM's way to new weights."""
+"""A vLLM server, over HTTP: OpenAI's completions, in token ids, and vLLM's method of loading new weights."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,13 @@ from requests.adapters import HTTPAdapter, Retry
 from torch import Tensor
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from kd.generators.external_engine import Completion, Elsewhere, Order, Text
+from kd.generators.external_engine import Completion, ExternalEngine, Order, Text
 from kd.generators.vllm_answers import Cards, Choices, Results, completions, parsed, prompt_logprobs
 from kd.models.language_model import LanguageModel
 from kd.ranks import sum_over_ranks
 
 BUSY = frozenset({429, *range(500, 600)})  # statuses of answers after which a request is repeated
-PAUSE = 30.0  # seconds: the longest before a request is repeated, whatever the server wishes
+PAUSE = 30.0  # seconds: the longest before a request is repeated, whatever the server requests
 LARGEST = 2**28  # bytes of an answer
 PIECE = 2**16  # bytes read at a time
 MISSING = 404
@@ -34,30 +34,30 @@ EVERYTHING_ELSE_OFF = {  # a server takes defaults from a checkpoint's generatio
 
 
 class Patience(Retry):
-    """Growing pauses; a server's wish counts up to `PAUSE`."""
+    """Growing pauses between requests; a server's Retry-After counts up to `PAUSE`."""
 
     def get_retry_after(self, response: Any) -> float | None:
-        """Seconds that the server asks for."""
+        """The seconds that the server requests, at most `PAUSE`."""
         asked = super().get_retry_after(response)
         return None if asked is None else float(min(asked, PAUSE))
 
 
-class Server(Elsewhere):
-    """A server that was started beside the run, on the same machine or one with the same file system.
+class Server(ExternalEngine):
+    """A vLLM server that was started beside the run, on the same machine or one with the same file system.
 
-    It is asked at /v1/completions, one request for each prompt with all its samples, and given new weights by
-    /collective_rpc with the worker's method `reload_weights` and the folder's path, which vLLM offers with
-    VLLM_SERVER_DEV_MODE=1; then /reset_prefix_cache. The first rank gives the weights, all ranks ask, and score the
-    tokens of one prompt to see that the weights have arrived.
+    Responses are requested at /v1/completions, one request for each prompt with all its samples. New weights are loaded
+    by /collective_rpc with the worker's method `reload_weights` and the folder's path, which vLLM offers with
+    VLLM_SERVER_DEV_MODE=1; then /reset_prefix_cache. The first rank transfers the weights; all ranks send requests, and
+    score the tokens of one prompt to verify that the weights have arrived.
 
     Args:
-        url: where the server is, without the /v1.
-        model: its name there; None: the only one that it serves.
+        url: the server's address, without the /v1.
+        model: the model's name on the server; None: the only one that it serves.
         timeout: seconds that one request, a prompt with all its samples, may take.
         concurrency: requests at a time; the server makes batches of them.
-        retries: of a request that met no server, a busy one (429) or one in trouble (5xx), with growing pauses, none
-            above 30 s.
-        weights, staleness, tolerance, exactness: see `kd.generators.external_engine.Elsewhere`.
+        retries: of a request that reached no server, a busy one (429) or one with an error (5xx), with growing pauses,
+            none above 30 s.
+        weights, staleness, tolerance, exactness: see `kd.generators.external_engine.ExternalEngine`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Server(Elsewhere):
         self._room: int | None = None  # tokens of prompt and response that the server takes
         retry = Patience(
             retries,
-            read=False,  # a late answer would be late again
+            read=False,  # a request that timed out would time out again
             status_forcelist=BUSY,
             allowed_methods=None,
             backoff_factor=0.5,
@@ -88,14 +88,14 @@ class Server(Elsewhere):
         )
         adapter = HTTPAdapter(pool_maxsize=concurrency, max_retries=retry)
         self._session = requests.Session()
-        self._session.trust_env = False  # a proxy of the environment does not know this machine's ports
+        self._session.trust_env = False  # a proxy of the environment cannot reach this machine's ports
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
 
     def open(self, model: LanguageModel) -> None:
-        """Which model the server has, and how long its texts may be. Raises ValueError if it is not the one asked."""
-        told = parsed(Cards, self._told("GET", "/v1/models"), self.url + "/v1/models")
-        served = {card.id: card for card in told.data}
+        """Reads the served model and its maximum length. Raises ValueError if the requested model is not served."""
+        cards = parsed(Cards, self._request("GET", "/v1/models"), self.url + "/v1/models")
+        served = {card.id: card for card in cards.data}
         if self.model is None and len(served) != 1:
             raise ValueError(f"{self.url} serves {', '.join(served) or 'nothing'}; name one with generator.model")
         self.model = self.model or next(iter(served))
@@ -106,7 +106,7 @@ class Server(Elsewhere):
         self._room = served[self.model].max_model_len
 
     def save(self, model: LanguageModel) -> None:
-        """The checkpoint, from the first rank; all ranks have the same weights."""
+        """Saves the checkpoint, on the first rank; all ranks have the same weights."""
         self._first_rank(lambda: super(Server, self).save(model), model.network.device)
 
     def held(self) -> dict[str, UInt8[Tensor, " bytes"]]:
@@ -114,15 +114,15 @@ class Server(Elsewhere):
         return super().held() if _is_first_rank() else {}
 
     def restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
-        """The files again, from the first rank."""
+        """Writes the files again, on the first rank."""
         self._first_rank(lambda: super(Server, self).restore(model, files), model.network.device)
 
     def load(self, model: LanguageModel) -> None:
-        """The server reads the folder. Raises ValueError if it does not say that it has."""
+        """Has the server load the folder. Raises ValueError if it does not confirm that."""
         self._first_rank(self._reload, model.network.device)
 
     def complete(self, order: Order) -> list[list[Completion]]:
-        """See `Elsewhere`; requests are under way together."""
+        """See `ExternalEngine`; requests are concurrent."""
         longest = max(map(len, order.prompts)) + order.decoding.max_new_tokens
         if self._room is not None and longest > self._room:
             raise ValueError(
@@ -136,7 +136,7 @@ class Server(Elsewhere):
             pool.shutdown(cancel_futures=True)
 
     def score(self, ids: Sequence[int]) -> list[float]:
-        """See `Elsewhere`."""
+        """See `ExternalEngine`."""
         body = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
         return prompt_logprobs(self._choices(body), ids, self.url)
 
@@ -159,15 +159,15 @@ class Server(Elsewhere):
         return completions(self._choices(body), order.prompts[i], order.decoding.samples, self.url)
 
     def _choices(self, body: Mapping[str, Any]) -> Choices:
-        return parsed(Choices, self._told("POST", "/v1/completions", body), self.url + "/v1/completions")
+        return parsed(Choices, self._request("POST", "/v1/completions", body), self.url + "/v1/completions")
 
     def _reload(self) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
-        parsed(Results, self._told("POST", "/collective_rpc", body), self.url + "/collective_rpc")
-        self._told("POST", "/reset_prefix_cache")  # what was computed with the weights before
+        parsed(Results, self._request("POST", "/collective_rpc", body), self.url + "/collective_rpc")
+        self._request("POST", "/reset_prefix_cache")  # computed with the weights before
 
-    def _told(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        """The answer. Raises ConnectionError, TimeoutError, and ValueError with what the server says against it."""
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """The content of the answer. Raises ConnectionError, TimeoutError, and ValueError with the server's reason."""
         try:
             with self._session.request(
                 method, self.url + path, json=body, timeout=(10, self.timeout), stream=True
@@ -186,7 +186,7 @@ class Server(Elsewhere):
         return content
 
     def _content(self, answer: requests.Response, path: str) -> bytes:
-        """The whole of it, within `timeout` and `LARGEST`."""
+        """The whole content, within `timeout` and `LARGEST`."""
         deadline, content = time.monotonic() + self.timeout, bytearray()
         while piece := answer.raw.read1(PIECE, decode_content=True):
             content += piece
@@ -214,7 +214,7 @@ class Server(Elsewhere):
         )
 
     def _first_rank(self, action: Callable[[], None], device: torch.device) -> None:
-        """Done by the first rank while the others wait. Raises on all of them if it fails."""
+        """Runs `action` on the first rank while the others wait. Raises an error on all ranks if it fails."""
         error: Exception | None = None
         if _is_first_rank():
             try:
@@ -225,7 +225,8 @@ class Server(Elsewhere):
         if error is not None:
             raise error
         if failed:
-            raise RuntimeError(f"the first rank could not give its weights to {self.url}; its own message says why")
+            raise
+            RuntimeError(f"the first rank could not transfer its weights to {self.url}; its message has the reason")
 
 
 def _is_first_rank() -> bool:

@@ -293,7 +293,7 @@ def test_ids_beyond_the_vocabulary(connect, served, student, monkeypatch):
         return [{**one, "token_ids": [student.vocabulary, *one["token_ids"][1:]]} for one in there(self, body)]
 
     monkeypatch.setattr(Served, "choices", beyond)
-    with pytest.raises(ValueError, match=f"wrote the id {student.vocabulary}, but the tokenizer knows"):
+    with pytest.raises(ValueError, match=f"wrote the id {student.vocabulary}, but the tokenizer has"):
         asked(connect(), student)
 
 

@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from kd.generators.decoding import CachedDecoder, Speech
+from kd.generators.decoding import CachedDecoder, LogitsHead
 from kd.generators.generation import end_ids, generate, write
-from kd.generators.llama_decoder import LeanDecoder, Weights, readable
+from kd.generators.llama_decoder import LlamaDecoder, Weights, readable
 from kd.generators.sampling import Choose, Sampled
 from kd.models.language_model import LanguageModel
 from kd.seeding import seeded
@@ -247,8 +247,11 @@ def test_writing_under_autocast_leaves_the_gradients_of_the_step_alone(name):
 def both_ways(model: LanguageModel, prompts: list[list[int]], steps: int, *, pack: bool = False) -> list[list[Tensor]]:
     """Logits after the prompts and after each of some ids, some rows repeated and dropped in between."""
     with torch.no_grad():
-        speech = Speech(model, model.vocabulary, pack=pack)
-        decoders = [CachedDecoder(model, speech, room=80), LeanDecoder(Weights(model, pack=pack), speech, room=80)]
+        logits_head = LogitsHead(model, model.vocabulary, pack=pack)
+        decoders = [
+            CachedDecoder(model, logits_head, room=80),
+            LlamaDecoder(Weights(model, pack=pack), logits_head, room=80),
+        ]
         said = [[decoder.start(prompts)] for decoder in decoders]
         for step in range(steps):
             for decoder, logits in zip(decoders, said, strict=True):

@@ -8,7 +8,7 @@ import torch
 from kd.data.sequences import Encoder, prompt_ids
 from kd.generators import Generator
 from kd.generators.account import Spent, charge, metered
-from kd.generators.external_engine import Completion, Elsewhere, Order
+from kd.generators.external_engine import Completion, ExternalEngine, Order
 from kd.generators.generation import decode, write
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
@@ -52,7 +52,7 @@ class Outside(Generator):
         return decode([model], prompts, choose=decoding.sampled, source=source, **settings)
 
 
-class Here(Elsewhere):
+class Here(ExternalEngine):
     """An engine that is given weights and whose responses are read again; it stands in this process."""
 
     def open(self, model: LanguageModel) -> None:
