@@ -1,4 +1,4 @@
-"""How good a response is, by a skill's verifier, a reward model, the teacher, a discriminator, or a judge."""
+"""Rewards: scores of responses by a skill's verifier, a reward model, the teacher, a discriminator, or a judge."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from kd.types import Batch, Models
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges what was just generated, once: a buffer keeps the verdict with the response.
+    """A score of new responses, computed once: a buffer keeps it with the response.
 
-    A subclass has `provides`, `requires` and `__call__`; everything else has the default that stands here. What a
-    teacher reads for it is counted by `kd.teachers.interface.Teacher.read`; what a network of its own reads it charges
+    A subclass has `provides`, `requires` and `__call__`; all other members have defaults. The cost of reading a teacher
+    is counted by `kd.teachers.interface.Teacher.read`; the cost of a network of its own is charged by the reward
     itself, as `kd.generators.account.Spent(judge_flops=...)`.
 
     provides: names of `kd.signals.FROM_REWARD` that it fills.
     requires: signals of the models that it reads.
-    of_records: whether it judges the responses that records came with, and no others.
-    largest_difference: that two rewards can have; None: not bounded.
+    of_records: whether it scores the responses that records came with, and no others.
+    largest_difference: the largest difference of two rewards; None: not bounded.
     learns: whether it is one of the objective's terms, the one that its setting `term` names (`bind`).
     model: the network that it reads with, where it has one.
     """
@@ -38,7 +38,7 @@ class Reward(Protocol):
         """
 
     def bind(self, terms: Mapping[str, Any]) -> None:
-        """Takes the objective's terms by name, before the first step."""
+        """Receives the objective's terms by name, before the first step."""
         return None
 
     def take_report(self) -> dict[str, tuple[float, float]]:
@@ -47,5 +47,5 @@ class Reward(Protocol):
 
 
 def judged(batches: list[Batch], models: Models) -> list[Batch]:
-    """The batches with the verdicts of `models.reward`, where there is one."""
+    """The batches scored by `models.reward`, where there is one."""
     return batches if models.reward is None else models.reward(batches, models)

@@ -1,4 +1,4 @@
-"""The verdict of a network that learns, in the same run, to tell the student's responses from others."""
+"""The score of a network that learns, in the same run, to distinguish the student's responses from others."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,23 +7,24 @@ import torch
 
 from kd.generators.account import Spent, charge
 from kd.models.flops import scoring_flops
-from kd.rewards.base import Verdicts, finite
+from kd.rewards.base import ResponseReward, finite
 from kd.signals import hook
 from kd.types import WRITERS, Batch, Models
 
 STUDENT = WRITERS.index("student")
 
 
-class Discriminator(Verdicts):
-    """D(y) of what the student wrote, D the objective's term as it stands at this step: GAD, arXiv 2511.10643, eq. 2.
+class Discriminator(ResponseReward):
+    """D(y) of the student's responses, D the objective's term at this step: GAD, arXiv 2511.10643, eq. 2.
 
-    What others wrote, the response that the student's are compared with, gets the mean reward of the student's own in
+    The response of another writer, which the student's are compared with, gets the mean reward of the student's own in
     its group: the group's mean stays that of the student's, so in a policy gradient that takes rewards less their
-    group's mean the others have advantage 0, and nothing is learnt from texts that the student did not write. A group's
-    deviation is over the student's own where the objective asks who wrote what (`kd.objectives.policy.grpo_among_own`).
+    group's mean the others have advantage 0, and nothing is learnt from texts that the student did not generate. A
+    group's deviation is over the student's own where the objective requires `written_by`
+    (`kd.objectives.policy.grpo_among_own`).
 
-    Told are D's scores of all, and `discriminator_accuracy`, the share of the student's responses that D puts below the
-    first one of their group; 0.5 means that it cannot tell. What D reads here is charged as `judge_flops`
+    Reported are D's scores of all responses, and `discriminator_accuracy`, the share of the student's responses that D
+    scores below the first one of their group; 0.5 is chance. D's cost here is charged as `judge_flops`
     (`kd.generators.account`).
 
     Args:
@@ -38,10 +39,10 @@ class Discriminator(Verdicts):
         super().__init__()
         self.term = term
         self.discriminator: Any = None
-        self._told = (0.0, 0.0)  # responses put below the first, and how many were compared
+        self._compared = (0.0, 0.0)  # responses scored below the first, and the number compared
 
     def bind(self, terms: Mapping[str, Any]) -> None:
-        """The objective's terms by name. Raises ValueError where none of them discriminates."""
+        """Receives the objective's terms by name. Raises ValueError where none of them is a discriminator."""
         if hook(terms.get(self.term), "judge") is None:
             raise ValueError(
                 f"reward Discriminator is the objective's term {self.term}, but the objective has "
@@ -55,20 +56,20 @@ class Discriminator(Verdicts):
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """The mean rewards, and D's accuracy."""
-        told, self._told = self._told, (0.0, 0.0)
-        return {**super().take_report(), "discriminator_accuracy": told}
+        compared, self._compared = self._compared, (0.0, 0.0)
+        return {**super().take_report(), "discriminator_accuracy": compared}
 
     def _judged(self, batch: Batch) -> Batch:
         if batch.written_by is None:
             raise ValueError(
-                "reward Discriminator asks who wrote each response (written_by); take rollout=demonstrated"
+                "reward Discriminator requires the writer of each response (written_by); take rollout=demonstrated"
             )
-        told = finite(self.discriminator.judge(batch.student), "the discriminator")
+        judged = finite(self.discriminator.judge(batch.student), "the discriminator")
         charge(Spent(judge_flops=scoring_flops(*self.discriminator.reading(batch.student))))
-        scores = told.cpu().view(-1, batch.group_size)
+        scores = judged.cpu().view(-1, batch.group_size)
         own = batch.written_by.cpu().view(-1, batch.group_size) == STUDENT
         below = (scores < scores[:, :1])[:, 1:][own[:, 1:]]
-        self._told = self._told[0] + float(below.sum()), self._told[1] + below.numel()
+        self._compared = self._compared[0] + float(below.sum()), self._compared[1] + below.numel()
         count = own.sum(-1, keepdim=True)
         mean = torch.where(own, scores, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
         return self.give(batch, torch.where(own, scores, mean).flatten(), scores.flatten())

@@ -1,17 +1,17 @@
-"""Scores that the records came with, from a judge that was asked before, say."""
+"""Scores that the records came with, for example from an earlier run of a judge."""
 
 from typing import ClassVar
 
 import torch
 
-from kd.rewards.base import Verdicts, finite
+from kd.rewards.base import ResponseReward, finite
 from kd.types import Batch, Models
 
 
-class RecordScores(Verdicts):
-    """`Response.score` of each response, as a skill, a data file or an augmentation wrote it.
+class RecordScores(ResponseReward):
+    """`Response.score` of each response, from a skill, a data file or an augmentation.
 
-    For rollouts that keep responses, since what the student writes now nobody can have judged before.
+    For rollouts that keep responses, since new responses of the student have no scores yet.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"rewards"})
@@ -29,7 +29,7 @@ class RecordScores(Verdicts):
                 if answer.score is None:
                     raise ValueError(
                         f"record {record.id} has a response by the {answer.source} without a score; take "
-                        "reward=verifier, or records whose responses were judged"
+                        "reward=verifier, or records whose responses have scores"
                     )
                 scores.append(answer.score)
         return finite(torch.tensor(scores, dtype=torch.float32), "the records' scores")

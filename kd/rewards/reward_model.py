@@ -15,16 +15,16 @@ from kd.models.flops import scoring_flops
 from kd.models.language_model import LanguageModel
 from kd.models.networks import DType, pretrained
 from kd.objectives.reward_model import at_end, ends
-from kd.rewards.base import Verdicts, finite
+from kd.rewards.base import ResponseReward, finite
 from kd.types import Batch, Models
 
 HIDDEN = frozenset({"hidden"})
 
 
-class RewardModel(Verdicts):
-    """r = v h of each response, as `kd.objectives.reward_model` learnt it; the weights stay as they are.
+class RewardModel(ResponseReward):
+    """r = v h of each response, with the frozen weights that `kd.objectives.reward_model` learnt.
 
-    What it reads is charged as `judge_flops` (`kd.generators.account`).
+    Its cost is charged as `judge_flops` (`kd.generators.account`).
 
     Args:
         folder: of a finished run of objective=reward_model, with `student/` and `objective.safetensors` in it.
@@ -69,7 +69,7 @@ class RewardModel(Verdicts):
 
 
 def _head(folder: Path, term: str) -> nn.Linear:
-    """The scalar head that the run wrote. Raises FileNotFoundError or ValueError where there is none."""
+    """The scalar head that the run saved. Raises FileNotFoundError or ValueError where there is none."""
     path, key = folder / "objective.safetensors", f"{term}.head.weight"
     if missing := [f for f in (path, folder / "student" / "config.json") if not f.is_file()]:
         raise FileNotFoundError(

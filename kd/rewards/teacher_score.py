@@ -1,4 +1,4 @@
-"""How probable the teacher finds a response."""
+"""The teacher's log-probability of a response as its reward."""
 
 from typing import ClassVar, Literal
 
@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd.rewards.base import Verdicts, finite
+from kd.rewards.base import ResponseReward, finite
 from kd.teachers.interface import Teacher
 from kd.types import Batch, Models
 
 
-class TeacherScore(Verdicts):
+class TeacherScore(ResponseReward):
     """The teacher's log-probability of a response in nats, end token included: the likelihood of its own tokens.
 
     No reward model is trained; the teacher's likelihood stands for its approval (arXiv 2402.13116, section 3.2.3, on
@@ -32,7 +32,7 @@ class TeacherScore(Verdicts):
     @torch.no_grad()
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`; the teacher reads each of them once."""
-        device = models.student.network.device  # a live teacher of the student's own shows no parameters
+        device = models.student.network.device  # the student's live teacher has no parameters of its own
         return [self.give(batch, self._score(batch, models.teacher, device)) for batch in batches]
 
     def _score(self, batch: Batch, teacher: Teacher, device: torch.device) -> Float[Tensor, " B"]:

@@ -1,4 +1,4 @@
-"""The skill's own verdict."""
+"""The score of the skill's verifier as the reward of a response."""
 
 import math
 from dataclasses import replace
@@ -8,19 +8,19 @@ from typing import ClassVar
 import torch
 
 from kd.metrics.table import of_skill
-from kd.rewards.base import Verdicts
+from kd.rewards.base import ResponseReward
 from kd.skills.scoring import Scored, scored
 from kd.types import Batch, Models, Record, Skill
 
 
-class Verifier(Verdicts):
-    """The skill's `score` of each response's text: 1 right, 0 wrong, between them where the skill has degrees. Of
-    a metric with another range or direction it is the way from the worst value to the best.
+class Verifier(ResponseReward):
+    """The skill's `score` of each response's text: 1 right, 0 wrong, between them where the skill has degrees. A metric
+    with another range or direction is scaled, from 0 for its worst value to 1 for its best.
 
-    It reads what was written, a response that was cut off included: whatever it says by then counts. The skill is shown
-    the record without responses, for the record's own may have given way to the one that is judged; `meta` has what it
-    needs. A response for which the verifier returns nothing (it raises, leaves, or is stopped at a limit) is wrong, and
-    the share of these is logged as `verifier_errors`.
+    Truncated responses are scored like others. The skill receives the record without responses, for the record's own
+    may have been replaced by the scored one; `meta` has what the skill needs. A response for which the verifier returns
+    no score (it raises an error, exits, or is stopped at a limit) is wrong, and the share of these is logged as
+    `verifier_errors`.
 
     Raises:
         ValueError: the metric has no best value; or, with the record's name, a score is outside of its range, or the
@@ -39,14 +39,14 @@ class Verifier(Verdicts):
                 f"reward=verifier: the metric {self.metric.name} of skill {skill.name} has no best value, so a "
                 "score is no share of it; give the metric a range with two ends, or take another reward"
             )
-        self._failures = (0.0, 0.0)  # how many, of how many
+        self._failures = (0.0, 0.0)  # responses without a score, and all
 
     def __call__(self, batches: list[Batch], models: Models) -> list[Batch]:
         """The same batches with `rewards`."""
         return [self.give(batch, self._scores(batch)) for batch in batches]
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """The means of each writer, and the share of responses without a verdict."""
+        """The means of each writer, and the share of responses that the verifier failed on."""
         failures, self._failures = self._failures, (0.0, 0.0)
         return {**super().take_report(), "verifier_errors": failures}
 
@@ -63,5 +63,5 @@ class Verifier(Verdicts):
 
     @cached_property
     def _references(self) -> dict[str, str]:
-        """A right answer to each record that is trained on."""
+        """A right answer to each training record."""
         return {record.id: record.responses[0].text for record in self.skill.load("train") if record.responses}

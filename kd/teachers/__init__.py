@@ -1,1 +1,1 @@
-"""What is distilled from, and how deep it can be read."""
+"""Teachers, and the outputs that each of them provides."""

@@ -1,4 +1,4 @@
-"""A teacher that was read before: its targets come from disk, and its network is never built."""
+"""A teacher whose targets are read from disk, without its network."""
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
@@ -21,14 +21,15 @@ REMEDY = "run `python -m kd.cache` with the same overrides, or train with target
 
 
 class Cached(nn.Module, Teacher):
-    """What `python -m kd.cache` wrote to `folder`, under the same call as a live teacher. It has logits only.
+    """The targets that `python -m kd.cache` wrote to `folder`, with the interface of a live teacher. It has logits
+    only.
 
-    Raises FileNotFoundError when nothing was written there.
+    Raises FileNotFoundError if the folder holds no targets.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"logits"})
-    exact: ClassVar[None] = None  # nothing has more than what is kept
-    readings: ClassVar[int] = 0  # of a sequence, by any network
+    exact: ClassVar[None] = None  # the full logits are not available
+    readings: ClassVar[int] = 0  # networks that read a sequence
 
     def __init__(self, folder: Path, targets: Targets):
         super().__init__()
@@ -37,13 +38,13 @@ class Cached(nn.Module, Teacher):
                 f"targets.cached=true, but nothing was cached for this teacher and these targets in {folder}; {REMEDY}"
             )
         self.targets, self.store = targets, TargetStore(folder)
-        self.manifest = self.store.manifest  # verified here, before anything is read of it
+        self.manifest = self.store.manifest  # verified here, before any target is read
         self.words = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
         self.head = _head(folder)
-        self.told = HeldMass()
+        self.held_mass = HeldMass()
 
     def identity(self) -> str:
-        """The digest of the teacher that was read."""
+        """The digest of the teacher whose targets these are."""
         return self.manifest["teacher"]
 
     @property
@@ -60,11 +61,11 @@ class Cached(nn.Module, Teacher):
         """The logits of the loss rows. Raises ValueError for a sequence that is not in the cache."""
         logits = self._kept(sequences)
         if isinstance(logits, SparseLogits):
-            self.told.add(logits)
+            self.held_mass.add(logits)
         return ModelOutput(logits=logits)
 
     def probe(self, batch: Batch) -> tuple[SparseLogits | Logits, Logits]:
-        """What is kept, and all of it, of sequences that were stored to audit the difference."""
+        """The kept logits and the full ones of sequences that were stored for the audit."""
         sequences = batch.teacher
         full = load_file(check_part(self.store.probe))
         rows = [full[key.hex()] for key in self._known(sequences, full, bytes.hex)]
@@ -73,8 +74,8 @@ class Cached(nn.Module, Teacher):
     def check(
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
     ) -> None:
-        """Raises ValueError, with the record's name, if one that is `read` is not in the cache, or of one that is
-        `audited` not all of the teacher's output.
+        """Raises ValueError, with the record's name, if a record of `read` is not in the cache, or the teacher's full
+        output on a record of `audited` is not.
         """
         probed = self.store.probed()
         for record in read:
@@ -86,17 +87,17 @@ class Cached(nn.Module, Teacher):
         for record in audited:
             if not all(key in self.store and key in probed for key in _keys(record, encoder)):
                 raise ValueError(
-                    f"the audit compares with all that the teacher says of record {record.id} of {record.skill}, which "
-                    f"is not in {self.store.folder}; {REMEDY}, or with targets.audit=null"
+                    f"the audit compares with the teacher's whole output on record {record.id} of {record.skill}, "
+                    f"which is not in {self.store.folder}; {REMEDY}, or with targets.audit=null"
                 )
 
     def tokens(self, records: Iterable[Record], encoder: Encoder) -> int:
-        """The tokens that the teacher read to be cached for these records: each once, however often a run meets it."""
+        """The tokens that the teacher read to cache these records, each record once, however often a run reads it."""
         return sum(int(batch.teacher.lengths.sum()) for record in records for batch in encoder.batches([record]))
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`; as `Approximated`."""
-        return {} if self.targets.rule is None else self.told.take_report()
+        return {} if self.targets.rule is None else self.held_mass.take_report()
 
     def _kept(self, sequences: Sequences) -> SparseLogits | Logits:
         columns = self.store.columns(self._known(sequences, self.store))
@@ -134,7 +135,7 @@ def _moved(head: Head, device: torch.device) -> Head:
 
 
 def head_tensors(head: Head) -> dict[str, torch.Tensor]:
-    """A head as it is stored."""
+    """The tensors of a head by the names under which they are stored."""
     numbers = {name: getattr(head, name) for name in ("scale", "soft_cap")}
     tensors = {
         name: tensor.contiguous().cpu()

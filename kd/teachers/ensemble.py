@@ -1,4 +1,4 @@
-"""Several teachers that are read as one."""
+"""Several teachers combined into one."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ Combine = Literal["mean_logits", "mean_probabilities", "routed"]
 
 
 class Ensemble(nn.Module, Teacher):
-    """Teachers of one tokenizer under the call of one teacher; it has a distribution, and writes no text.
+    """Teachers of one tokenizer with the interface of one teacher; it provides a distribution and no text.
 
     A term's temperature is applied to the combined distribution, softmax(z / T) of the combined z, and not to each
     member's before.
@@ -33,7 +33,7 @@ class Ensemble(nn.Module, Teacher):
         members: by name, each as a file of conf/teacher describes it.
         combine: mean_logits: the weighted mean of their logits (their distributions' normalised geometric mean);
             mean_probabilities: of their distributions (the mixture);
-            routed: every record by the member whose name stands in its `meta` as `teacher`.
+            routed: every record by the member that its `meta` names as `teacher`.
         weights: by name, divided by their sum; None: equal ones. Routed records have none.
 
     Raises:
@@ -60,7 +60,7 @@ class Ensemble(nn.Module, Teacher):
         self.train(False)
 
     def identity(self) -> str:
-        """A digest of the members' and of how they are combined."""
+        """A digest of the members' identities and of their combination."""
         members = [[name, member.identity()] for name, member in self.parts.items()]
         return hashlib.sha256(json.dumps([self.combine, self.weights, members]).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ class Ensemble(nn.Module, Teacher):
 
     @property
     def readings(self) -> int:
-        """How many members read each sequence."""
+        """The number of members that read each sequence."""
         return 1 if self.routed else len(self.names)
 
     @property
@@ -86,12 +86,12 @@ class Ensemble(nn.Module, Teacher):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of every member."""
+        """The tokenizer that the members share."""
         return self.parts[self.names[0]].tokenizer
 
     @property
     def vocabulary(self) -> int:
-        """Ids that every member knows."""
+        """The number of ids, the same for every member."""
         return self.parts[self.names[0]].vocabulary
 
     def reads_packed(self) -> bool:
@@ -103,7 +103,7 @@ class Ensemble(nn.Module, Teacher):
         return super().train(False)
 
     def forward(self, sequences: Sequences, wanted: frozenset[str], records: Sequence[Record] = ()) -> ModelOutput:
-        """See `LanguageModel`. `records`: whose responses the sequences are, for members that are chosen by record.
+        """See `LanguageModel`. `records`: the records of the sequences, for members that are chosen by record.
 
         Raises ValueError for a record that names no member.
         """
@@ -113,9 +113,9 @@ class Ensemble(nn.Module, Teacher):
             logprobs=_logprobs(logits, sequences) if "logprobs" in wanted else None,
         )
 
-    def combined(self, said: Sequence[Logits]) -> MeanLogits:
-        """Of what every member says about the same rows."""
-        return MeanLogits(said, self.weights, "logits" if self.combine == "mean_logits" else "probabilities")
+    def combined(self, logits: Sequence[Logits]) -> MeanLogits:
+        """The mean of every member's logits at the same rows."""
+        return MeanLogits(logits, self.weights, "logits" if self.combine == "mean_logits" else "probabilities")
 
     def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
         """See `Teacher`: members may be chosen by record."""
@@ -124,7 +124,7 @@ class Ensemble(nn.Module, Teacher):
     def check(
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
     ) -> None:
-        """Raises ValueError for a record that names no member, if that is how one is chosen."""
+        """Raises ValueError for a record that names no member, if members are chosen by record."""
         for record in records if self.routed else ():
             self.chosen(record)
 
@@ -133,7 +133,7 @@ class Ensemble(nn.Module, Teacher):
         return member_of(record, self.names)
 
     def _mean(self, sequences: Sequences) -> MeanLogits:
-        return self.combined([self._says(k, sequences) for k in range(len(self.names))])
+        return self.combined([self._logits_of(k, sequences) for k in range(len(self.names))])
 
     def _routed(self, sequences: Sequences, records: Sequence[Record]) -> RoutedLogits:
         """Each member reads its own records alone. The responses of one record are adjacent rows."""
@@ -147,10 +147,12 @@ class Ensemble(nn.Module, Teacher):
         chosen = torch.tensor([self.chosen(record) for record in records], device=sequences.tokens.device)
         owner = chosen.repeat_interleave(each)
         present = owner.unique()
-        said = [self._says(int(k), sequences.at((owner == k).nonzero()[:, 0])) for k in present]
-        return RoutedLogits(said, torch.searchsorted(present, owner)[:, None].expand_as(sequences.mask)[sequences.mask])
+        logits = [self._logits_of(int(k), sequences.at((owner == k).nonzero()[:, 0])) for k in present]
+        return RoutedLogits(
+            logits, torch.searchsorted(present, owner)[:, None].expand_as(sequences.mask)[sequences.mask]
+        )
 
-    def _says(self, k: int, sequences: Sequences) -> Logits:
+    def _logits_of(self, k: int, sequences: Sequences) -> Logits:
         return self.members[self.names[k]](sequences, frozenset({"logits"})).logits
 
 
@@ -161,9 +163,9 @@ def member_of(record: Record, members: Sequence[str]) -> int:
     """
     name: Any = record.meta.get("teacher", record.skill if record.skill in members else None)
     if name not in members:
-        said = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
+        fact = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
         raise ValueError(
-            f"record {record.id} of {record.skill} {said} in its meta, but teacher.combine=routed knows "
+            f"record {record.id} of {record.skill} {fact} in its meta, but the members of teacher.combine=routed are "
             f"{' and '.join(members)}; name one of them, or take teacher.combine=mean_probabilities"
         )
     return list(members).index(name)
@@ -179,12 +181,12 @@ def _check_members(members: Mapping[str, WhiteBox]) -> None:
     for name, member in others:
         if not same_text(leader.model.tokenizer, member.model.tokenizer):
             raise ValueError(
-                f"teacher.members.{name} writes text in other tokens than teacher.members.{first}, so their "
+                f"teacher.members.{name} tokenizes text otherwise than teacher.members.{first}, so their "
                 "distributions cannot be combined; take members that share one tokenizer"
             )
         if leader.model.vocabulary != member.model.vocabulary:
             raise ValueError(
-                f"teacher.members.{name} knows {member.model.vocabulary} ids and teacher.members.{first} "
+                f"teacher.members.{name} has {member.model.vocabulary} ids and teacher.members.{first} "
                 f"{leader.model.vocabulary}; take members whose heads have the same ids"
             )
 
@@ -195,14 +197,16 @@ def _check_weights(
     if weights is None:
         return
     if combine == "routed":
-        raise ValueError("teacher.weights mean nothing to combine=routed, where one member speaks; set weights: null")
+        raise ValueError(
+            "teacher.weights have no meaning with combine=routed, which uses one member; set weights: null"
+        )
     if weights.keys() != members.keys():
         raise ValueError(
-            f"teacher.weights are for {' and '.join(weights) or 'nobody'}, but the members are "
+            f"teacher.weights are for {' and '.join(weights) or 'no member'}, but the members are "
             f"{' and '.join(members)}; give each member one, or weights: null"
         )
     if bad := [f"teacher.weights.{name}={weight}" for name, weight in weights.items() if not 0 < weight < float("inf")]:
-        raise ValueError(f"{bad[0]} is no positive number; leave a member out that shall not count")
+        raise ValueError(f"{bad[0]} is no positive number; leave out a member that is to have no weight")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The abilities of a teacher, and how it is read."""
+"""The interface of teachers: their abilities, text and outputs."""
 
 import time
 from abc import abstractmethod
@@ -24,7 +24,7 @@ from kd.types import Batch, ModelOutput, Record, Shape, Source, Written
 class Answers(NamedTuple):
     """A teacher's responses to one prompt.
 
-    finished: of each response, whether it ended before a bound cut it off.
+    finished: of each response, whether it ended before it was truncated.
     tokens: read and generated for them: the prompt, as often as it was read, and the responses but for their last
         token.
     """
@@ -39,10 +39,10 @@ class Teacher(Protocol):
     """A model that is distilled from.
 
     A teacher that generates text and nothing else is a subclass with `provides = frozenset({"text"})`, `identity` and
-    `generate`. One that is read has `forward` or `__call__`, from sequences and wanted fields to a `ModelOutput`, as a
-    `LanguageModel`; one with a network is a `NetworkTeacher`. Everything else has the default that stands here.
+    `generate`. One with outputs has `forward` or `__call__`, from sequences and wanted fields to a `ModelOutput`, as a
+    `LanguageModel`; one with a network is a `NetworkTeacher`. All other members have defaults.
 
-    provides: "text", and the fields of `ModelOutput` that it can be read for. A run that requires more is refused.
+    provides: "text", and the fields of `ModelOutput` that it provides. A run that requires more is refused.
     follows_student: whether it is made of the student (`bind`) and changes with it (`after_step`), so that no two runs
         share it.
     has_weights: whether its `model` generates with an engine of `kd.generators`.
@@ -58,8 +58,8 @@ class Teacher(Protocol):
 
     @abstractmethod
     def identity(self) -> str:
-        """A name for all that its texts depend on (weights, tokenizer, template; or server, model and prompt), under
-        which they are kept and taken again."""
+        """A name for everything that its texts depend on (weights, tokenizer, template; or server, model and prompt),
+        under which they are stored and reused."""
 
     def generate(
         self,
@@ -72,7 +72,7 @@ class Teacher(Protocol):
         """`decoding.samples` responses to each record's prompt.
 
         Args:
-            decoding: how many, how long, from which distribution, how many at a time.
+            decoding: number and length of responses, distribution, batch size.
             engine: generates with the weights of a teacher that has some; others leave it alone.
             progress: called with the number of responses just finished.
 
@@ -81,7 +81,7 @@ class Teacher(Protocol):
         raise ValueError(f"teacher {type(self).__name__} generates no text; take one that provides text")
 
     def respond(self, records: Sequence[Record], **settings: Any) -> list[Answers]:
-        """The answers of `generate`, whose cost goes to every open meter."""
+        """The answers of `generate`, whose cost is added to every open meter."""
         started = time.perf_counter()
         with metered() as inside:  # an engine charges for itself
             answers = self.generate(records, **settings)
@@ -94,7 +94,7 @@ class Teacher(Protocol):
     # ---- outputs -----------------------------------------------------------------------------------------------------
 
     def read(self, batch: Batch, wanted: frozenset[str], device: torch.device | None = None) -> ModelOutput:
-        """The wanted fields at a batch, in the teacher's own tokens, whose number goes to every open meter.
+        """The wanted fields at a batch, in the teacher's own tokens, whose number is added to every open meter.
 
         device: on which it reads; None: that of the batch.
         """
@@ -103,7 +103,7 @@ class Teacher(Protocol):
         return self.output(batch if device is None else replace(batch, teacher=batch.teacher.to(device)), wanted)
 
     def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
-        """What `read` gives, for a teacher that needs more of a batch than its sequences."""
+        """The output that `read` returns; overridden by a teacher that requires more of a batch than its sequences."""
         forward: Any = self
         return forward(batch.teacher, wanted)
 
@@ -114,22 +114,22 @@ class Teacher(Protocol):
 
     @property
     def exact(self) -> Any:
-        """The teacher with all of its logits, whatever targets are kept of them; None where these are not at hand."""
+        """The teacher with its full logits, whatever targets are kept of them; None where these are not available."""
         return self if "logits" in self.provides else None
 
     @property
     def model(self) -> Any:
-        """The network behind it; None where it has none here."""
+        """The teacher's model; None where it has none in this process."""
         return None
 
     @property
     def system(self) -> Any:
-        """The model that is evaluated beside the student; None where there is no other than the student here."""
+        """The model that is evaluated beside the student; None where there is none but the student."""
         return None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of the ids that it is read in; None for one that gives text alone."""
+        """The tokenizer of the ids that it reads; None for a teacher that provides text alone."""
         return None
 
     @property
@@ -143,45 +143,45 @@ class Teacher(Protocol):
 
     @property
     def shape(self) -> Shape | None:
-        """The sizes of its network, by which terms on its hidden states are sized; None where it has none here."""
+        """The sizes of its network, by which terms on its hidden states are sized; None where it has no network."""
         return None
 
     # ---- a run -------------------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device) -> Any:
-        """Moves what it holds to `device`."""
+        """Moves its tensors to `device`."""
         return self
 
     def bind(self, student: LanguageModel) -> None:
-        """Takes the student before the first step, and before anything of a checkpoint is in it."""
+        """Receives the student before the first step, and before a checkpoint is loaded into it."""
         return None
 
     def after_step(self, student: LanguageModel) -> None:
-        """Takes the student after each optimizer step."""
+        """Receives the student after each optimizer step."""
         return None
 
     def carried_state(self) -> dict[str, Tensor]:
-        """What cannot be made again from its source; it is in the checkpoint."""
+        """The state that cannot be restored from its source, for the checkpoint."""
         return {}
 
     def load_carried_state(self, state: dict[str, Tensor]) -> None:
-        """Takes what `carried_state` gave."""
+        """Restores the state that `carried_state` returned."""
         return None
 
     def check(
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
     ) -> None:
-        """Raises ValueError, with the record's name, for one that it cannot be read at.
+        """Raises ValueError, with the record's name, for a record on which the teacher has no output.
 
         Args:
-            records: all that a run trains on or validates with.
-            read: those that its terms read the teacher at.
-            audited: those at which its targets are compared with everything.
+            records: all records that a run trains on or validates with.
+            read: the records on which terms read the teacher.
+            audited: the records on which its targets are compared with its whole output.
         """
         return None
 
     def tokens(self, records: Sequence[Record], encoder: Encoder) -> int:
-        """The tokens that were read before the run, for its terms to read it at these records."""
+        """The tokens that the teacher read before the run, for its targets on these records."""
         return 0
 
     def take_report(self) -> dict[str, tuple[float, float]]:
@@ -191,7 +191,7 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class NetworkTeacher(Teacher, Protocol):
-    """A teacher whose `model` is a network of ours: it is read, evaluated, and generates with an engine."""
+    """A teacher whose `model` is a network in this process, which is evaluated and generates with an engine."""
 
     has_weights: ClassVar[bool] = True
 
@@ -235,19 +235,19 @@ class NetworkTeacher(Teacher, Protocol):
         prompts = [prompt_ids(record, self.model.tokenizer) for record in records]
         each = decoding.samples if decoding.temperature == 0 else 1
         searches = decoding.samples // each
-        asked = [prompt for prompt in prompts for _ in range(searches)]
+        repeated = [prompt for prompt in prompts for _ in range(searches)]
         groups = engine(
             self.model,
-            asked,
+            repeated,
             decoding=replace(decoding, samples=each),
             source=self.source,
             version=0,
             progress=progress,
         )
-        read = engine.read([len(prompt) for prompt in asked], [[len(one.ids) for one in group] for group in groups])
+        read = engine.read([len(prompt) for prompt in repeated], [[len(one.ids) for one in group] for group in groups])
         return [
             _answers([*chain(*groups[i : i + searches])], [*chain(*read[i : i + searches])], self.model.tokenizer)
-            for i in range(0, len(asked), searches)
+            for i in range(0, len(repeated), searches)
         ]
 
 

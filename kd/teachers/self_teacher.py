@@ -1,4 +1,4 @@
-"""The student as its own teacher: as it was at the start, as an average over its way, or as it stands."""
+"""The student as its own teacher: before training, as a moving average, or with its current weights."""
 
 import copy
 from typing import Annotated, ClassVar, Literal
@@ -21,13 +21,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Own(nn.Module, NetworkTeacher):
     """A teacher that is made of the student (`bind`) and never trained; no gradient reaches it.
 
-    What the student does not train (under LoRA, all but the adapters) is one with the student's, so that a copy takes
-    the memory of what is trained.
+    Weights that the student does not train (under LoRA, all but the adapters) are shared with the student, so that a
+    copy takes the memory of the trained weights alone.
 
     Args:
         mode: frozen: the student before the first step (OPSD, arXiv 2601.18734); ema: the moving average
-            phi <- decay phi + (1 - decay) theta of it after each step (SDFT, arXiv 2601.19897); live: the student as it
-            stands, without dropout.
+            phi <- decay phi + (1 - decay) theta of it after each step (SDFT, arXiv 2601.19897); live: the student with
+            its current weights, without dropout.
         decay: of the average. 0 would be the student after the last step.
     """
 
@@ -38,13 +38,13 @@ class Own(nn.Module, NetworkTeacher):
         super().__init__()
         self.mode, self.decay = mode, decay
         self.copied: LanguageModel | None = None
-        self._live: tuple[LanguageModel, ...] = ()  # no submodule: neither its mode nor its place is set from here
+        self._live: tuple[LanguageModel, ...] = ()  # no submodule: neither its mode nor its device is set from here
         self._trained = frozenset[str]()
 
     def bind(self, student: LanguageModel) -> None:
-        """Become the teacher of `student` as it is now, which is before anything of a checkpoint is in it.
+        """Makes the teacher of `student` with its current weights, before a checkpoint is loaded into it.
 
-        Raises ValueError for an average in a precision that would swallow its steps.
+        Raises ValueError for an average in a precision in which its steps would be rounded away.
         """
         self._trained = frozenset(name for name, p in student.named_parameters() if p.requires_grad)
         if self.mode == "live":
@@ -61,11 +61,11 @@ class Own(nn.Module, NetworkTeacher):
         for model in (*self._live, self.copied):
             if model is not None:
                 return model
-        raise ValueError("teacher Own has no student yet; call its bind(student) before it is asked")
+        raise ValueError("teacher Own has no student yet; call its bind(student) before it is used")
 
     @property
     def system(self) -> None:
-        """None: the student is no other system."""
+        """None: there is no system but the student."""
         return None
 
     def train(self, mode: bool = True) -> "Own":
@@ -78,12 +78,12 @@ class Own(nn.Module, NetworkTeacher):
         if self.copied is not None:
             return self.copied(sequences, wanted)
         with eval_mode([self.model]):
-            here = sequences.to(self.model.network.device)  # a live teacher shows no parameters that would say where
+            here = sequences.to(self.model.network.device)  # a live teacher has no parameters that would give a device
             return _without_gradient(self.model(here, wanted))
 
     @torch.no_grad()
     def after_step(self, student: LanguageModel) -> None:
-        """Once for each optimizer step: the average takes in the student."""
+        """Updates the average by the student, once for each optimizer step."""
         if self.mode != "ema":
             return
         parameters = dict(student.named_parameters())
@@ -91,12 +91,12 @@ class Own(nn.Module, NetworkTeacher):
             average.lerp_(parameters[name].to(average), 1 - self.decay)
 
     def carried_state(self) -> dict[str, Tensor]:
-        """What cannot be made again from the student's source: the averages."""
+        """The averages, which cannot be restored from the student's source."""
         return {n: p.detach().clone() for n, p in self._averages().items()} if self.mode == "ema" else {}
 
     @torch.no_grad()
     def load_carried_state(self, state: dict[str, Tensor]) -> None:
-        """What `carried_state` gave. Raises ValueError if another kind of teacher or student gave it."""
+        """Restores what `carried_state` returned. Raises ValueError for the state of another teacher or student."""
         averages = self._averages() if self.mode == "ema" else {}
         if odd := sorted(averages.keys() ^ state.keys()):
             raise ValueError(
@@ -111,7 +111,7 @@ class Own(nn.Module, NetworkTeacher):
 
 
 def _copy(student: LanguageModel) -> LanguageModel:
-    """Of what is trained; the rest is shared, and moves with the student's (`to` changes parameters in place)."""
+    """A copy of the trained weights; the others are shared, and move with the student (`to` works in place)."""
     shared: list[object] = [p for p in student.parameters() if not p.requires_grad]
     shared.append(student.tokenizer)
     return copy.deepcopy(student, {id(each): each for each in shared}).requires_grad_(False)
@@ -128,7 +128,7 @@ def _check_precision(averages: dict[str, nn.Parameter]) -> None:
 
 
 def _without_gradient(output: ModelOutput) -> ModelOutput:
-    """Parts of a weight that trains would train it, though they were cut out of it without gradient."""
+    """The output detached: views of a trained weight would train it, though they were made without gradient."""
     if output.embeddings is not None:
         output.embeddings = output.embeddings.detach()
     if output.head is not None:

@@ -1,4 +1,4 @@
-"""A teacher's targets on disk: a folder of shards, each whole or not there, looked up by what a sequence holds.
+"""A teacher's targets on disk: a folder of shards, each complete or absent, looked up by the content of a sequence.
 
     targets.json              the kind of targets and their teacher
     tokenizer/                the teacher's
@@ -7,7 +7,7 @@
     shard-<hash>.safetensors  columns of many sequences one after the other; `keys`, and each column's `<name>.ends`
 
 Each has a manifest (`kd.artifacts`) and is verified before it is used. A shard is never changed: more sequences are
-more shards, so a writer that was killed goes on where it was.
+more shards, so a writer that was killed is resumed.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ ENDS = ".ends"
 
 
 def keys_of(sequences: Sequences) -> list[bytes]:
-    """What each sequence is, by content: its ids and which of them belong to a response; padding does not count."""
+    """A key of each sequence's content: its ids and which of them belong to a response; padding does not count."""
     width = sequences.tokens.shape[1]
     rows = zip(*(x.cpu() for x in (sequences.tokens, sequences.labels, sequences.mask)), strict=True)
     keys = []
@@ -43,7 +43,7 @@ def keys_of(sequences: Sequences) -> list[bytes]:
 
 
 class TargetStore:
-    """The sequences that a folder holds. Columns are read from the file when they are asked for."""
+    """The sequences that a folder holds. Columns are read from the file on demand."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -71,7 +71,7 @@ class TargetStore:
 
     @property
     def probe(self) -> Path:
-        """The file of those few sequences that all is kept of."""
+        """The file of the few sequences whose full log-probabilities are kept."""
         return self.folder / "probe.safetensors"
 
     def probed(self) -> set[bytes]:
@@ -82,15 +82,15 @@ class TargetStore:
             return {bytes.fromhex(name) for name in file.keys()}  # noqa: SIM118
 
     def rows(self) -> int:
-        """Loss rows of all sequences."""
+        """The number of loss rows of all sequences."""
         return sum(ends["tail" if "tail" in ends else "hidden"][-1] for ends in self._ends.values())
 
     def size_bytes(self) -> int:
-        """Of the shards on disk."""
+        """The size of the shards on disk."""
         return sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
 
     def append(self, entries: Mapping[bytes, Mapping[str, Tensor]]) -> None:
-        """Write one more shard, whole."""
+        """Writes one more shard, atomically."""
         first = next(iter(entries.values()))
         tensors = {name: torch.cat([columns[name] for columns in entries.values()]).contiguous() for name in first}
         for name in first:

@@ -1,4 +1,4 @@
-"""How much of what a teacher says is kept, row by row: K ids, a random sample of ids, or its last hidden states.
+"""The kept part of a teacher's output, row by row: K ids, a random sample of ids, or its last hidden states.
 
 *Columns* are named tensors whose first axis runs over the rows, or over all held ids of all rows; they are what a
 cache stores, and `read` turns them into the logits that a term is evaluated on.
@@ -24,14 +24,14 @@ Draws = Annotated[int, Field(ge=1, le=65535)]
 
 @runtime_checkable
 class Targets(Protocol):
-    """One way to keep what a teacher says."""
+    """A choice of the part of a teacher's output that is kept."""
 
     rule: Rule | None  # None: nothing is lost
     temperature: float
     dtype: StoredType
 
     def columns(self, logits: Logits, generator: Generator | None = None) -> dict[str, Tensor]:
-        """What is kept of every row."""
+        """The kept columns of every row."""
 
     def read(self, columns: Columns, size: int, head: Head | None = None) -> SparseLogits | Logits:
         """Columns as logits over `size` ids."""
@@ -69,7 +69,7 @@ class TopK:
         return {name: torch.cat(parts) for name, parts in kept.items()} if logits.n else _no_rows(k)
 
     def read(self, columns: Columns, size: int, head: Head | None = None) -> SparseLogits:
-        """The rows as `columns` made them, perhaps rounded since."""
+        """The rows that `columns` made, possibly rounded for storage."""
         ids, wide = columns["ids"].long(), {name: _wide(columns[name]) for name in ("logprobs", "tail")}
         return SparseLogits(ids, wide["logprobs"], wide["tail"], size, self.rule, self.temperature)
 
@@ -144,27 +144,27 @@ class Hidden:
         return {"hidden": logits.hidden}
 
     def read(self, columns: Columns, size: int, head: Head | None = None) -> HeadLogits:
-        """The states under the head that was stored with them."""
+        """The logits of the states under the head that was stored with them."""
         assert head is not None
         return HeadLogits(columns["hidden"].to(head.weight.dtype), head)
 
 
 class HeldMass:
-    """The mean mass that rows hold, summed up on their device: nobody waits for it before it is told."""
+    """The mean mass that rows hold, summed on their device, so that no step waits for it before it is logged."""
 
     def __init__(self) -> None:
         self.mass: Tensor | float = 0.0
         self.rows = 0
 
     def add(self, kept: SparseLogits) -> None:
-        """Count these rows."""
+        """Adds these rows."""
         self.mass, self.rows = self.mass + kept.mass().double().sum(), self.rows + kept.n
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """`teacher_mass`, and begin anew; see `kd.types.Reports`."""
-        told = float(self.mass), float(self.rows)
+        """The mean as `teacher_mass`, and resets the sum; see `kd.types.Reports`."""
+        mean = float(self.mass), float(self.rows)
         self.mass, self.rows = 0.0, 0
-        return {"teacher_mass": told}
+        return {"teacher_mass": mean}
 
 
 def held_of(drawn: Tensor, logprobs: Float[Tensor, "c V"], proposal: Float[Tensor, "c V"]) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ def held_of(drawn: Tensor, logprobs: Float[Tensor, "c V"], proposal: Float[Tenso
 
 
 def stored(columns: Columns, dtype: StoredType, size: int) -> dict[str, Tensor]:
-    """Columns as small as they are kept on disk: ids in two bytes where they fit."""
+    """The columns in the types of the disk: ids in two bytes where they fit."""
     small = {"ids": torch.uint16 if size <= 1 << 16 else torch.int32, "held": torch.uint16}
     return {name: column.to(small.get(name, getattr(torch, dtype))).cpu() for name, column in columns.items()}
 

@@ -1,4 +1,4 @@
-"""A live teacher of whose distributions only `targets` are kept, so that these can be studied against the whole."""
+"""A live teacher of whose distributions only `targets` are kept, so that these can be compared with the whole."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from kd.types import Batch, ModelOutput, Record
 
 
 class Approximated(nn.Module, NetworkTeacher):
-    """`exact` with its logits cut down; all else that it says passes unchanged.
+    """The teacher `exact` with its logits reduced to `targets`; its other outputs are unchanged.
 
     Reports `teacher_mass`, the mean probability of the ids that are held, unless the targets lose nothing.
     """
@@ -23,16 +23,16 @@ class Approximated(nn.Module, NetworkTeacher):
         super().__init__()
         self.provides = exact.provides  # type: ignore[misc]  # which depends on the teacher
         self.whole, self.targets = exact, targets
-        self.told = HeldMass()
+        self.held_mass = HeldMass()
 
     @property
     def exact(self) -> NetworkTeacher:
-        """The teacher itself."""
+        """The teacher with its full logits."""
         return self.whole
 
     @property
     def model(self) -> Any:
-        """The network behind it."""
+        """The teacher's model."""
         return self.exact.model
 
     @property
@@ -41,7 +41,7 @@ class Approximated(nn.Module, NetworkTeacher):
         return self.exact.system
 
     def identity(self) -> str:
-        """The teacher's: its texts are those of the whole."""
+        """The identity of `exact`, whose texts these are."""
         return self.exact.identity()
 
     @property
@@ -60,17 +60,17 @@ class Approximated(nn.Module, NetworkTeacher):
         output = self.exact.output(batch, wanted)
         if "logits" in wanted and self.targets.rule is not None:
             output.logits = kept = self._kept(output.logits)
-            self.told.add(kept)
+            self.held_mass.add(kept)
         return output
 
     def probe(self, batch: Batch) -> tuple[SparseLogits, Logits]:
-        """What is kept, and all of it."""
+        """The kept logits, and the full ones."""
         logits = self.exact.read(batch, frozenset({"logits"})).logits
         return self._kept(logits), logits
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""
-        return {} if self.targets.rule is None else self.told.take_report()
+        return {} if self.targets.rule is None else self.held_mass.take_report()
 
     def _kept(self, logits: Logits) -> Any:
         return self.targets.read(self.targets.columns(logits), logits.size)

@@ -1,4 +1,4 @@
-"""A teacher that can be read whole."""
+"""A teacher that provides all outputs of a model."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from kd.types import ModelOutput, Sequences, Source
 
 
 class WhiteBox(nn.Module, NetworkTeacher):
-    """All of a model: its text, logits, log-probabilities, hidden states. Frozen, in eval mode, and it stays so."""
+    """A teacher that provides a model's text, logits, log-probabilities and hidden states; frozen, in eval mode."""
 
     provides: ClassVar[frozenset[str]] = LanguageModel.provides | {"text"}
 

@@ -119,7 +119,7 @@ def test_a_record_that_names_nobody_is_told():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"combine": "routed", "weights": {"a": 1.0, "b": 1.0}}, "weights mean nothing to combine=routed"),
+        ({"combine": "routed", "weights": {"a": 1.0, "b": 1.0}}, "weights have no meaning with combine=routed"),
         ({"weights": {"a": 1.0, "z": 1.0}}, "weights are for a and z, but the members are a and b"),
         ({"weights": {"a": 1.0}}, "weights are for a, but the members are a and b"),
         ({"weights": {"a": 1.0, "b": float("inf")}}, "teacher.weights.b=inf is no positive number"),
