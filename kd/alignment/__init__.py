@@ -12,14 +12,14 @@ from kd.types import Batch, ModelOutput
 
 @runtime_checkable
 class Alignment(Protocol):
-    """Fields of a teacher's output in, the same fields in the student's coordinates out.
+    """A map of a teacher's output into the student's coordinates.
 
-    A subclass has `provides`, `translates`, `check` and `__call__`; everything else has the default that stands here.
-    Whatever of `kd.signals.FROM_ALIGNMENT` it provides is a method of that name, from a batch to the signal.
+    A subclass has `provides`, `translates`, `check` and `__call__`; all other members have defaults. Each name of
+    `kd.signals.FROM_ALIGNMENT` that it provides is a method of that name, from a batch to the signal.
 
-    provides: fields of `ModelOutput` that survive, and names of `kd.signals.FROM_ALIGNMENT`.
+    provides: fields of `ModelOutput` that are mapped, and names of `kd.signals.FROM_ALIGNMENT`.
     translates: whether rows and ids may differ between student and teacher.
-    summary: a sentence about the two tokenizers, once `check` has seen them; "" for none.
+    summary: a sentence about the two tokenizers, set by `check`; "" for none.
     """
 
     provides: ClassVar[frozenset[str]]
@@ -30,17 +30,17 @@ class Alignment(Protocol):
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Takes the two tokenizers, and the number of ids that the heads of student and teacher have.
+        """Receives the two tokenizers, and the number of ids that the heads of student and teacher have.
 
-        Raises ValueError for two that it cannot serve.
+        Raises ValueError for two tokenizers that it cannot align.
         """
 
     @abstractmethod
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
-        """What a teacher gave for `batch.teacher`, at the positions and in the ids of `batch.student`."""
+        """The teacher's output `native` on `batch.teacher`, at the positions and in the ids of `batch.student`."""
 
     def shared_ids(self) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]] | None:
-        """Ids of the student, and the teacher's that they stand for; None where that is not known."""
+        """Ids of the student, and their counterparts of the teacher; None where these are not known."""
         return None
 
     def forbidden(self) -> int:

@@ -1,4 +1,4 @@
-"""Minimal spans: the shortest ranges of a text that two tokenizations both cut out."""
+"""Minimal spans: the shortest ranges of a text with boundaries of two tokenizations at both ends."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -13,11 +13,11 @@ Span = tuple[int, int, int, int]  # first and one past the last token, of the st
 
 
 def byte_spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[Span]:
-    """Spans at whose ends both tokenizations stand at the same byte; each holds at least one token of both.
+    """Spans at whose ends both tokenizations have a boundary at the same byte; each holds at least one token of both.
 
     A token without bytes belongs to the span that follows it, at the end of a text to the last. End tokens are a span
-    if both texts are whole and equal. After the first byte in which the texts differ (one was cut, or could not be
-    decoded) nothing is aligned.
+    if both texts are whole and equal. After the first byte in which the texts differ (one was truncated, or could not
+    be decoded) nothing is aligned.
     """
     ends = [bool(pieces) and pieces[-1] == END for pieces in (student, teacher)]
     student, teacher = student[: len(student) - ends[0]], teacher[: len(teacher) - ends[1]]
@@ -50,7 +50,7 @@ def _walk(student: Sequence[bytes], teacher: Sequence[bytes], common: int) -> tu
 
 
 def _common(a: bytes, b: bytes) -> int:
-    """Length of the longest common beginning."""
+    """The length of the longest common prefix."""
     if a == b:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -75,7 +75,7 @@ def identity_spans(batch: Batch) -> Spans:
 
 
 def first_rows(spans: Spans) -> Pairs:
-    """The rows at which the spans begin: there, both have read the same text."""
+    """The rows at which the spans begin, where both models have read the same text."""
     return Pairs(spans.start, spans.teacher_start, spans.sequence)
 
 

@@ -28,8 +28,8 @@ class Words:
     def nearest(self, word: bytes, bound: int | None, *, otherwise: int) -> int:
         """The id of the nearest word (the least of several), or `otherwise` where none is within `bound` edits.
 
-        No bound: the shortest word is at most as far away as the longer of the two is long, and a word whose length
-        differs by more than that is farther.
+        No bound: the distance of the shortest word is at most the length of the longer of the two, and a word whose
+        length differs by more than that is farther.
         """
         if not len(self.ids):
             return otherwise
@@ -49,7 +49,7 @@ class Words:
         falls = np.zeros(last - first, dtype=places.dtype)
         rises = ~falls
         for k in range(int(lengths[-1])):
-            on = int(np.searchsorted(lengths, k, side="right"))  # shorter words are done
+            on = int(np.searchsorted(lengths, k, side="right"))  # shorter words are complete
             up, down, here = rises[on:], falls[on:], places[self.letters[k, first + on : last]]
             diagonal = (((here & up) + up) ^ up) | here
             more, less = down | ~(diagonal | up), up & diagonal

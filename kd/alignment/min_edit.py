@@ -19,9 +19,9 @@ class MinEdit(SpanAlignment):
     """MinED of FuseLLM (arXiv 2401.10491): sequences warped onto each other at the least summed edit distance of their
     tokens, ids mapped to themselves or to the nearest spelling.
 
-    A row is compared where the warping sets one token beside one token and these stand for each other; FuseLLM takes
-    the label alone elsewhere, which is what a further term `sft` does here. What several of the teacher's ids share is
-    added up. Distances are between bytes.
+    A row is compared where the warping pairs one token with one token and these are counterparts; FuseLLM takes the
+    label alone elsewhere, as a further term `sft` does here. The probabilities of several of the teacher's ids with one
+    counterpart are added up. Distances are between bytes.
 
     Args:
         outside: use of the teacher's probability on ids that the student lacks, as in `SpanAlignment`.

@@ -21,15 +21,15 @@ class Unaligned(Alignment):
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Accept any two tokenizers."""
+        """Accepts any two tokenizers."""
         self.ends = end_id(student), end_id(teacher)
 
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
-        """An empty output, for nothing is in the student's coordinates."""
+        """An empty output: no field is in the student's coordinates."""
         return ModelOutput()
 
     def pairs(self, batch: Batch) -> Pairs:
-        """The k-th token of a response beside the k-th, cut to the shorter of the two (ULD, arXiv 2402.12030)."""
+        """Pairs of the k-th tokens of both, up to the end of the shorter response (ULD, arXiv 2402.12030)."""
         lengths = [s.mask.sum(1).tolist() for s in (batch.student, batch.teacher)]
         rows, first = list[tuple[int, int, int]](), [0, 0]
         for sequence, (ours, theirs) in enumerate(zip(*lengths, strict=True)):

@@ -22,7 +22,7 @@ class Same(Alignment):
         {"logits", "logprobs", "mean_logprobs", "spans", "pairs", "id_map", "boundaries"}
         | {"hidden", "attentions", "qkv", "embeddings", "head"}  # of the same positions, in the teacher's width
     )
-    translates: ClassVar[bool] = False  # rows and ids are one and the same
+    translates: ClassVar[bool] = False  # rows and ids are the same
 
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
@@ -54,8 +54,8 @@ class Same(Alignment):
     def __call__(self, native: ModelOutput, batch: Batch) -> ModelOutput:
         """The teacher's output in the student's coordinates.
 
-        Where the teacher has read the same response after another prompt, the loss rows are the same and the positions
-        are not: its outputs at positions are left out then.
+        Where the teacher has read the same response after another prompt, the loss rows are the same but the positions
+        differ: its outputs by position are left out then.
         """
         if batch.teacher.tokens is batch.student.tokens:
             return native
@@ -87,6 +87,6 @@ class Same(Alignment):
 
 
 def repositioned(values: Float[Tensor, "B t"], batch: Batch) -> Float[Tensor, "B T"]:
-    """The teacher's numbers at its loss rows, at the student's; 0 elsewhere. Both hold the same response tokens."""
+    """The teacher's values moved from its loss rows to the student's, of the same response tokens; 0 elsewhere."""
     mask = batch.student.mask
     return values.new_zeros(mask.shape).masked_scatter(mask, values[batch.teacher.mask])

@@ -11,14 +11,14 @@ PROBE = "Tom has 12 apples.\n\nHow many? 3.5€ naïve 日本 🙂"
 class SharedVocabulary(SpanAlignment):
     """The teacher's tokens are the student's; only ids, special tokens and chat template may differ.
 
-    Positions are compared where both have the same token, which is everywhere but where one side lacks a token.
-    Only ids that the tokenizers really use take part, however far the models' heads are padded.
+    Positions are compared where both have the same token: everywhere but where one side lacks a token. Only ids that
+    the tokenizers use take part, not those of padded heads.
     """
 
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Read the two vocabularies.
+        """Reads the two vocabularies.
 
         Raises ValueError if a text is not cut into the same pieces, or if each of the two ends a response with a
         token that is another one of the other's.

@@ -20,11 +20,11 @@ Outside = Literal["renormalise", "spread"]
 
 
 class SpanAlignment(Alignment):
-    """Minimal spans: the shortest ranges of a response that both tokenizers cut out, found by their bytes.
+    """Minimal spans: the shortest ranges of a response with boundaries of both tokenizers at both ends, by bytes.
 
     In the student's coordinates the teacher has
-    logits:   at spans of one token on both sides, if these stand for each other. There, both have read the same text,
-              and both have one id for what comes next. Ids are mapped by their bytes.
+    logits:   at spans of one token on both sides, if these are counterparts. There, both have read the same text,
+              and both have one id for the next piece. Ids are mapped by their bytes.
     logprobs: at all spans. The teacher's log-likelihood of a span is shared evenly among the student's tokens of it,
               so that sums over spans are the teacher's. Rows in no span have 0: terms on whole responses are refused.
     `aligned_mask` are the rows of the former where logits are required, else those of the latter.
@@ -48,7 +48,7 @@ class SpanAlignment(Alignment):
     def check(
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ids: tuple[int, int] | None = None
     ) -> None:
-        """Read the two tokenizers. `ids`: the numbers of ids of the student's and the teacher's heads.
+        """Reads the two tokenizers. `ids`: the numbers of ids of the student's and the teacher's heads.
 
         Raises ValueError for tokenizers that share no token, or whose tokens are no pieces of a text's bytes.
         """
@@ -82,7 +82,7 @@ class SpanAlignment(Alignment):
         return aligned
 
     def where(self, batch: Batch) -> Int[Tensor, " n"]:
-        """The teacher's row for each of the student's rows; -1 where there is none to compare it with."""
+        """The teacher's row for each of the student's rows; -1 where none is comparable."""
         ours, theirs = self._beside(batch)
         labels = [s.labels[s.mask] for s in (batch.student, batch.teacher)]
         meant = self.id_map(batch)[labels[1][theirs]] == labels[0][ours]
@@ -115,8 +115,8 @@ class SpanAlignment(Alignment):
         return Boundaries(*(tokens.boundary[:size].to(batch.student.mask.device) for tokens, size in sides))
 
     def take_report(self) -> dict[str, tuple[float, float]]:
-        """Shares of the student's response tokens: in a span (`aligned_tokens`), and standing for one token of the
-        teacher, where logits are compared (`matched_tokens`). Per row that was read: `lost_teacher_mass`.
+        """Shares of the student's response tokens: in a span (`aligned_tokens`), and with one token of the teacher as
+        counterpart, where logits are compared (`matched_tokens`). Per compared row: `lost_teacher_mass`.
         """
         report, self._sums = self._sums, {}
         return {name: (float(total), float(count)) for name, (total, count) in report.items()}
@@ -130,7 +130,7 @@ class SpanAlignment(Alignment):
         return _inside(self.spans(batch), n)
 
     def _beside(self, batch: Batch) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-        """Rows of both with one token beside one token."""
+        """The rows of both sides whose spans have one token each."""
         spans = self.spans(batch)
         single = (spans.end - spans.start == 1) & (spans.teacher_end - spans.teacher_start == 1)
         return spans.start[single], spans.teacher_start[single]
@@ -147,7 +147,7 @@ class SpanAlignment(Alignment):
 
 
 def _inside(spans: Spans, n: int) -> Tensor:
-    """Mark `[n]` of the rows that belong to a span."""
+    """A mask `[n]` of the rows that belong to a span."""
     steps = torch.zeros(n + 1, dtype=torch.long, device=spans.start.device)
     steps.index_add_(0, spans.start, torch.ones_like(spans.start))
     steps.index_add_(0, spans.end, -torch.ones_like(spans.end))

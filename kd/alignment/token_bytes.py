@@ -44,8 +44,8 @@ class TokenBytes:
 
     @cached_property
     def boundary(self) -> Bool[Tensor, " V"]:
-        """Ids before which a tokenizer cuts, whatever was before: special ones, and those that begin with a space, a
-        tab or a newline."""
+        """A mask of the ids before which there is always a token boundary: special ones, and those that begin with a
+        space, a tab or a newline."""
         begin = [
             i in self.special or (piece or b"").startswith((b" ", b"\t", b"\n")) for i, piece in enumerate(self.pieces)
         ]

@@ -11,15 +11,15 @@ from torch import Tensor
 from kd.alignment.edit_scan import LONGEST, Words
 from kd.alignment.token_bytes import TokenBytes
 
-NOWHERE = -1  # of an id that has no counterpart
+NOWHERE = -1  # the counterpart of an id that has none
 Distance = Annotated[int, Field(ge=0)] | None
 
 
 def same_bytes(student: TokenBytes, teacher: TokenBytes) -> Int[Tensor, " U"]:
     """The student's id with the same bytes as each of the teacher's ids, or `NOWHERE`.
 
-    End tokens stand for each other. A special token and a plain one never do, nor do two that are spelled alike but
-    are special on one side only. Of several ids with the same bytes, those that are spelled alike go together.
+    End tokens are counterparts. A special token and a plain one never are, nor are two that are spelled alike but are
+    special on one side only. Of several ids with the same bytes, those that are spelled alike are counterparts.
     """
     spelled = {word: i for i, word in enumerate(student.spelled) if word is not None}
     taken: set[int] = set()
@@ -42,19 +42,19 @@ def _alike(student: TokenBytes, ours: int, teacher: TokenBytes, theirs: int) -> 
     return (ours in student.special) == (theirs in teacher.special)
 
 
-@lru_cache(maxsize=4)  # called before weights are read, and when a run is built; in a sweep for each job
+@lru_cache(maxsize=4)  # called before weights are loaded, and when a run is built; in a sweep for each job
 def nearest(
     student: TokenBytes, teacher: TokenBytes, *, distance: Distance = 1, shortest: int = 3
 ) -> Int[Tensor, " U"]:
     """`same_bytes`, and for the rest the plain id of the nearest spelling (the lowest of them), or `NOWHERE`.
 
-    distance: the most edits; None: no bound, as in MinED (arXiv 2401.10491, FuseLLM). By default what is farther than
-        one edit is left out, and counted as lost: "qx" is no sensible counterpart of "the".
+    distance: the most edits; None: no bound, as in MinED (arXiv 2401.10491, FuseLLM). By default an id farther than
+        one edit is not mapped, and its probability is lost: "qx" is no sensible counterpart of "the".
     shortest: words of fewer bytes have no near ones, nor have special ids, nor words of more than `edit_scan.LONGEST`
         bytes any beyond one edit.
 
-    One edit away is looked up; beyond, each word that is left is compared with every word of the student whose length
-    allows it, at once: one or two milliseconds a word, a minute or two for 50 000 of them beside 50 000.
+    Words one edit away are looked up; beyond, each remaining word is compared at once with every word of the student
+    whose length allows it: one or two milliseconds a word, a minute or two for 50 000 of them beside 50 000.
     """
     found = same_bytes(student, teacher)
     missing = [i for i in (found == NOWHERE).nonzero()[:, 0].tolist() if _is_word(teacher, i, shortest)]
@@ -84,7 +84,7 @@ def _one_edit_away(piece: bytes, student: TokenBytes, without: dict[tuple[int, b
 
 
 def _one_less(piece: bytes) -> set[tuple[int, bytes]]:
-    """The words that are left when one byte is taken away, and where it stood."""
+    """The words without one byte, and the place of that byte."""
     return {(k, piece[:k] + piece[k + 1 :]) for k in range(len(piece))}
 
 

@@ -15,7 +15,7 @@ from kd.training.terms import STREAMS
 
 Node = Mapping[str, Any]
 
-STUDENT, OTHER = "student", "other"  # sides that generate what is learnt on
+STUDENT, OTHER = "student", "other"  # sides that generate the responses that are learnt on
 FAR = ("scratch", "pruned")  # functions of kd.models.networks that make students far from any teacher
 
 

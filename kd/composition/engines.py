@@ -37,7 +37,7 @@ def check_generator(config: Node) -> None:
 
 
 def _writers(config: Node) -> Iterator[tuple[str, Node]]:
-    """The parts that are given an engine, by path."""
+    """The parts of the config that have an engine, by path."""
     stages = ((f"augmentation.stages.{name}", stage) for name, stage in config["augmentation"]["stages"].items())
     for path, node in (*_wrapped(config), *stages):
         if isinstance(node.get("generator"), Mapping):
@@ -53,7 +53,7 @@ def _wrapped(config: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _check_weights(path: str, node: Node, teacher: Node) -> None:
-    """An engine of its own generates with a teacher's weights, which one that gives text alone has not here."""
+    """Refuses an external engine for a teacher that provides text alone and has no weights here."""
     if teacher.get("_target_") is None or "teacher" not in made_by(path, node).requires:
         return
     generator, found = located(f"{path}.generator", node["generator"]["_target_"]), made_by("teacher", teacher)

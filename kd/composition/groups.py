@@ -27,7 +27,7 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
             ways(),
         )
     size, check = _responses_each("rollout", rollout), group_check(node, loss)
-    if size is None and _writes(rollout):  # now given responses, now those of the other
+    if size is None and _writes(rollout):  # at some steps given responses, at others those of the wrapped rollout
         size = _responses_each("rollout.writer", rollout["writer"])
     if check is None or size is None:
         return
@@ -44,7 +44,7 @@ def ways() -> dict[str, list[str]]:
 
 
 def group_check(node: Node, loss: Any) -> partial[None] | None:
-    """The check of the number of a prompt's responses under the settings `node` of a loss; None where any will do."""
+    """The check of the number of a prompt's responses under the settings `node` of a loss; None if any number fits."""
     if (check := hook(loss, "check_group")) is None:
         return None
     defaults = {key: parameter.default for key, parameter in signature(loss).parameters.items()}
@@ -79,11 +79,11 @@ def check_margins(path: str, rollout: Node, reward: Node) -> None:
 
 
 def check_windows(name: str, loss: Any, rollout: Node) -> None:
-    """Raises ValueError where the term `name` keeps its judgement of a window, and the rollout mixes windows."""
+    """Raises ValueError where the term `name` keeps its scores of a window, and the rollout mixes windows."""
     for key in ("capacity", "max_age"):
         if hook(loss, "whole_windows") and rollout.get(key) is not None:
             raise ValueError(
-                f"rollout.{key}={rollout[key]}: {name} judges each window by its head as it was when the window was "
+                f"rollout.{key}={rollout[key]}: {name} scores each window by its head as it was when the window was "
                 f"generated, so all of a window's uses come one after the other; set rollout.{key}=null"
             )
 

@@ -55,7 +55,7 @@ def check_interfaces(config: Node) -> None:
 
 
 def interface_of(path: str) -> type:
-    """The interface of what stands at a path of the config; `object` where there is none."""
+    """The interface of the component at a path of the config; `object` where there is none."""
     return next((kind for place, kind in INTERFACES.items() if re.fullmatch(place, path)), object)
 
 

@@ -40,7 +40,7 @@ from kd.secrets import note
 
 
 def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
-    """Whether the overrides of a command line name what there is, in `conf/` and in the folders that the user adds.
+    """Checks that the overrides of a command line name files and keys of `conf/` and of the folders that the user adds.
 
     The code that a typed `run.allow` names is allowed from here on. Values of `hydra.*` are left to Hydra.
 
@@ -58,9 +58,9 @@ def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
         given = {"the command line": [o for o in typed if not _of_hydra(o)]}
         for override in (o for o in given["the command line"] if is_group(o)):
             check_choice(override)
-        told = {override.key_or_group for override in given["the command line"]}
+        typed_groups = {override.key_or_group for override in given["the command line"]}
         for source, override in sweeps_of(_chosen(given)):
-            if override.key_or_group not in told:
+            if override.key_or_group not in typed_groups:
                 given.setdefault(source, []).append(override)
         _check_all(given, [o for o in typed if _of_hydra(o)], flags.config_name or "config")
 
@@ -126,7 +126,7 @@ def _of_hydra(override: Override) -> bool:
 
 
 def _chosen(given: Mapping[str, Sequence[Override]]) -> dict[str, Choice]:
-    """The groups that are chosen at their own place, and by whom."""
+    """The groups that are chosen, each with its file and the source of the choice."""
     return {
         override.key_or_group: Choice(source, alternatives(override))
         for source, overrides in given.items()
@@ -153,14 +153,14 @@ def _check_all(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Overr
 
 
 def _first(override: Override) -> str:
-    """The override itself, or the first value of what it sweeps over."""
+    """The override itself, or the first value of its sweep."""
     if override.is_discrete_sweep():
         return _lines(override)[0]
     return f"++{override.key_or_group}=1" if override.is_sweep_override() else override.input_line or ""
 
 
 def _check_whole(config_name: str, lines: Sequence[str]) -> None:
-    """What Hydra composes and makes before the task begins."""
+    """Checks the parts that Hydra composes and makes before the task begins."""
     cfg = _composed(config_name, lines)
     with open_dict(cfg):
         hydra = cfg.pop("hydra")
@@ -179,7 +179,7 @@ def _compositions(groups: Sequence[Override], keys: Sequence[Override]) -> list[
     compositions = [first]
     for i, override in enumerate(groups):
         group = override.key_or_group
-        everywhere = group in points()  # what they set may be anywhere
+        everywhere = group in points()  # their keys may be anywhere
         if any(everywhere or key.key_or_group.startswith(f"{group}.") for key in keys):
             compositions += [[*first[:i], line, *first[i + 1 :]] for line in lines[i][1:]]
     return compositions
@@ -230,7 +230,7 @@ def _check_added(override: Override, known: Mapping[str, Any]) -> None:
 
 
 def _update(cfg: DictConfig, override: Override) -> None:
-    """Set it, as a later override may build on it; of a sweep only the key is looked at."""
+    """Sets the value, as a later override may refer to it; of a sweep only the key is checked."""
     if override.is_delete() or override.is_sweep_override():
         return
     try:
@@ -252,7 +252,7 @@ def _check_interpolation(cfg: DictConfig, override: Override) -> None:
 
 
 def _unresolved(error: str, cfg: DictConfig) -> str:
-    """Why an interpolation leads nowhere, and what would."""
+    """The reason for which an interpolation leads nowhere, and the remedy."""
     line = error.splitlines()[0]
     if variable := re.search(r"Environment variable '(.+)' not found", line):
         return f"the environment variable {variable[1]} is not set; set it, or write ${{oc.env:{variable[1]},DEFAULT}}"
@@ -267,7 +267,7 @@ def _unresolved(error: str, cfg: DictConfig) -> str:
 
 
 def _missing(key: str, override: Override, known: Mapping[str, Any]) -> list[str]:
-    """The key itself, or those in a mapping that is merged into the one there, unless they are to be added."""
+    """The keys of an override that the config lacks: its own, or those of a mapping that is merged into one there."""
     if override.is_add() or override.is_force_add():
         return []
     if key not in known:

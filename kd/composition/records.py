@@ -65,7 +65,7 @@ def _records(skill: str, split: Split) -> Sequence[Record]:
 
 
 def _augmented(record: Record, stages: Mapping[str, Node]) -> Record | None:
-    """The record after the stages, but for texts; None where a stage's `outline` is not known."""
+    """The record after the stages, without new texts; None where a stage's `outline` is not known."""
     for name, stage in stages.items():
         found = made_by(f"augmentation.stages.{name}", stage)
         defaults = {name: p.default for name, p in signature(found).parameters.items()}

@@ -1,7 +1,7 @@
-"""What to choose instead: a config that does not fit is changed, choice by choice, until it does.
+"""Remedies: a config that does not fit is changed, choice by choice, until it does.
 
-Nothing is recommended that was not checked: the choices are searched best first, and where the command line is known,
-the one that results is composed by Hydra and checked as a whole.
+Every recommendation was checked: the choices are searched best first, and where the command line is known, the new one
+is composed by Hydra and checked as a whole.
 """
 
 import heapq
@@ -31,7 +31,7 @@ Misfits = Callable[[Config], list[ValueError]]
 Models = Callable[[DictConfig], None]
 Change = tuple[str, ...]  # overrides that are made together
 
-SETTINGS = {  # keys whose values some terms or targets go by; taken where the config has the key and another value
+SETTINGS = {  # keys whose values some terms or targets depend on; tried where the config has the key and another value
     "rollout.samples": (4, 1),
     "rollout.writer.samples": (4,),
     "rollout.capacity": (None,),
@@ -45,8 +45,8 @@ SETTINGS = {  # keys whose values some terms or targets go by; taken where the c
     "budget.generated_tokens": (None,),
 }
 MOST = 4  # changes
-CHECKED = 400  # configs; what has a way out had it among the first 210 of them
-EAGER = 0.9  # below 1: a change that mends one thing is followed at once
+CHECKED = 400  # configs; in trials a remedy, if any, was among the first 210 of them
+EAGER = 0.9  # below 1: a change that resolves one error is followed at once
 MANY = 3  # files of a group that are named beside the one that is taken
 EXPLICIT = 0.5  # added to the cost of changing what the command line chose
 DEEPER = 0.005  # added for a setting that is changed with its group
@@ -61,7 +61,7 @@ class Line:
 
     @classmethod
     def given(cls) -> "Line | None":
-        """That of the job which Hydra runs or checks; None outside of Hydra's applications."""
+        """The line of the job which Hydra runs or checks; None outside of Hydra's applications."""
         if not HydraConfig.initialized() or not GlobalHydra.instance().is_initialized():
             return None
         return cls.of(tuple(HydraConfig.get().overrides.task))
@@ -79,7 +79,7 @@ class Line:
         return any(word.split("=", 1)[0].lstrip("+") == key for word in self.words)
 
     def changed(self, changes: Sequence[str]) -> "Line":
-        """With these overrides in place of those that they contradict."""
+        """The line with these overrides in place of those that they contradict."""
         keys = [change.split("=", 1)[0] for change in changes]
         groups = [key for key in keys if key in replaceable()]
 
@@ -94,7 +94,7 @@ class Line:
         return Line((*filter(stays, self.words), *changes), self.fixed)
 
     def config(self) -> DictConfig:
-        """Composed by Hydra."""
+        """The config that Hydra composes from the line."""
         return compose("config", overrides=list(self.words))
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class Line:
 def explained(
     cfg: DictConfig, errors: Sequence[ValueError], misfits: Misfits, line: Line | None, models: Models | None = None
 ) -> str:
-    """All that does not fit, in one sentence, and what does: the choices, and the command line where there is one."""
+    """One sentence of all errors and their remedy: the choices, and the command line where there is one."""
     facts = _facts(errors)
     lacks = [error for error in errors if isinstance(error, Lack)]
     search = Search(cfg, misfits, line)
@@ -119,7 +119,7 @@ def explained(
 
 
 def unresolved(cfg: DictConfig, lack: Lack, misfits: Misfits, line: Line | None, models: Models | None) -> str:
-    """The same for a config that has no values yet, since what one file refers to is not in another."""
+    """The sentence for a config with an interpolation that no chosen file resolves."""
     fixed = frozenset[str]() if line is None else line.fixed
     words = [f"{group}={name}" for group, names in lack.ways.items() if group not in fixed for name in names]
     fits = (w for w in words if not _fails(line.changed([w]) if line else applied(cfg, [w]), misfits, models))
@@ -131,7 +131,7 @@ def unresolved(cfg: DictConfig, lack: Lack, misfits: Misfits, line: Line | None,
 def _beyond(
     cfg: DictConfig, words: Sequence[str], misfits: Misfits, line: Line | None, models: Models | None
 ) -> Iterator[str]:
-    """What else does not fit once the first of the words that give values has been taken."""
+    """The further errors once the first of the words that give values is taken."""
     for word in words:
         other = applied(cfg, [word])
         try:
@@ -143,13 +143,15 @@ def _beyond(
 
 
 def _facts(errors: Sequence[ValueError]) -> str:
-    """One after the other, each once: the baseline's, too, where they are the run's own."""
-    told = dict.fromkeys(map(str, errors))
-    return "; ".join(text for text in told if re.sub(r"^compare=\w+: ", "", text) not in told or text[:8] != "compare=")
+    """The errors joined, each once, also where an error of the baseline is one of the run's own."""
+    facts = dict.fromkeys(map(str, errors))
+    return "; ".join(
+        text for text in facts if re.sub(r"^compare=\w+: ", "", text) not in facts or text[:8] != "compare="
+    )
 
 
 def _ways(error: ValueError) -> set[str]:
-    """Overrides that may mend it, as `group=name` and keys of SETTINGS: those that it names."""
+    """The overrides in an error's remedy, as `group=name` and keys of SETTINGS."""
     if isinstance(error, Lack):
         files = {f"{group}={name}" for group, names in error.ways.items() for name in names}
         return files | {key for key in SETTINGS if key.partition(".")[0] in error.ways}
@@ -171,7 +173,7 @@ def _fails(run: DictConfig | Line, misfits: Misfits, models: Models | None) -> b
 
 
 def applied(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
-    """The config with files and values chosen otherwise."""
+    """The config with the files and values of these overrides."""
     cfg = cfg.copy()
     with open_dict(cfg):
         for key, _, value in (word.partition("=") for word in words):
@@ -183,8 +185,8 @@ def applied(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
 class Search:
     """Choices with which a config fits, the fewest and simplest first: best first over changes of one group or key.
 
-    It works on resolved configs, where a file is resolved beside the choices of the config that is searched from; what
-    is found has to be checked once more as a whole.
+    It works on resolved configs, where a file is resolved beside the choices of the original config; a solution has to
+    be checked once more as a whole.
     """
 
     def __init__(self, cfg: DictConfig, misfits: Misfits, line: Line | None):
@@ -193,9 +195,9 @@ class Search:
         self.nodes: dict[tuple[str, str], Any] = {}
 
     def solutions(self, errors: Sequence[ValueError]) -> Iterator[tuple[Change, ...]]:
-        """Changes after which nothing is left. `errors`: of the config itself.
+        """Sets of changes that leave no error. `errors`: those of the config itself.
 
-        What is looked at next has the least sum of the changes' costs and the errors that are left.
+        Next is always the set with the least sum of the changes' costs and the number of errors left.
         """
         heap: list[tuple[float, int, float, tuple[Change, ...], Sequence[ValueError]]] = [(0.0, 0, 0.0, (), errors)]
         number, seen = count(1), set[frozenset[Change]]()
@@ -215,16 +217,16 @@ class Search:
                     heapq.heappush(heap, (estimate, next(number), total, new, found))
 
     def described(self, changes: Sequence[Change], lacks: Sequence[Lack]) -> str:
-        """The changes, each with other files that would do in its place, and what would do instead of all."""
+        """The changes, each with alternative files, and an alternative to all of them."""
         ways = dict.fromkeys((g, n) for lack in lacks for g, names in lack.ways.items() for n in names)
-        told = []
+        parts = []
         for change in changes:
             group = change[0].split("=", 1)[0]
             rest = [other for other in changes if other is not change]
             others = self._able([name for g, name in ways if g == group and f"{g}={name}" != change[0]], group, rest)
-            told.append(" ".join(change) + (f" (or {group}={' or '.join(others)})" if others else ""))
+            parts.append(" ".join(change) + (f" (or {group}={' or '.join(others)})" if others else ""))
         changed = {change[0].split("=", 1)[0] for change in changes}
-        text = ", ".join(told)
+        text = ", ".join(parts)
         for group in dict.fromkeys(group for group, _ in ways if group not in {*changed, "compare"}):
             if others := self._able([name for g, name in ways if g == group], group, ()):
                 text += f", or {group}={' or '.join(others)} alone"
@@ -265,7 +267,7 @@ class Search:
     def _neighbours(
         self, config: Config | None, changes: Sequence[Change], errors: Sequence[ValueError]
     ) -> Iterator[tuple[Change, float]]:
-        """The changes that may come next, with their costs: the ways out of each error, or all if one has none."""
+        """The possible next changes, with their costs: the remedies of each error, or all changes if one has none."""
         done = {change[0].split("=", 1)[0] for change in changes}
         done |= set() if self.line is None else self.line.fixed
         ways = [_ways(error) for error in errors]
@@ -294,12 +296,12 @@ def _with(config: Config, path: Sequence[str], value: Any) -> Config:
 
 
 def _place(change: Change) -> int:
-    """In the order of the groups, keys last."""
+    """The sort key of a change: the order of the groups, keys last."""
     return [*replaceable(), *SETTINGS].index(change[0].partition("=")[0])
 
 
 def _value(text: str) -> Any:
-    """Of an override."""
+    """The value of an override."""
     return OmegaConf.create(f"value: {text}").value
 
 
@@ -308,7 +310,7 @@ def _yaml(value: Any) -> str:
 
 
 def _settable(config: Config, key: str, values: Sequence[object]) -> bool:
-    """Whether the config has such a key, and not yet what is recommended."""
+    """Whether the config has such a key, with a value other than the recommended ones."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -318,7 +320,7 @@ def _settable(config: Config, key: str, values: Sequence[object]) -> bool:
 
 
 def _samples(rollout: str) -> str | None:
-    """The key of how many responses a rollout writes."""
+    """The key of the number of responses that a rollout generates."""
     node = content("rollout", rollout)
     if "samples" in node:
         return "rollout.samples"
@@ -326,7 +328,7 @@ def _samples(rollout: str) -> str | None:
 
 
 def _one_text(config: Config) -> bool:
-    """Whether teacher and student may have one tokenizer, where both tell: what is known without reading any."""
+    """Whether teacher and student may share a tokenizer, as far as the config shows without loading one."""
     models = (config["teacher"].get("model"), config["student"]["model"])
     named = [node and node.get("tokenizer", node.get("source")) for node in models]
     own = [{"address": one} if isinstance(one, str) else one for one in named]
@@ -334,12 +336,12 @@ def _one_text(config: Config) -> bool:
 
 
 def _whole(group: str, name: str) -> bool:
-    """Whether a file leaves nothing to the user."""
+    """Whether a file leaves no value to the user."""
     return "???" not in str(content(group, name))
 
 
 @cache
 def _ordered(group: str) -> list[str]:
-    """The files of a group that leave nothing to the user, those that its row names first."""
+    """The files of a group that leave no value to the user, those that its row names first."""
     names = [name for name in (*AXES[group].first, *choices(group)) if _whole(group, name)]
     return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""Demand and supply: what terms and others ask for against what is given.
+"""Demand and supply: the signals that terms and other components require, against those that are provided.
 
 Both are read from the functions and classes that `_target_` names, so no weight is loaded.
 """
@@ -34,13 +34,13 @@ Node = Mapping[str, Any]
 
 
 def check_supply(config: Node) -> None:
-    """Raises ValueError if something is asked for that this config does not give."""
+    """Raises ValueError if a component requires a signal that this config does not provide."""
     for check in supply_checks(config):
         check()
 
 
 def supply_checks(config: Node) -> Iterator[Callable[[], None]]:
-    """The checks of demand and supply one by one: each raises ValueError for one thing that is missing."""
+    """The checks of demand and supply one by one: each raises ValueError for one missing signal."""
     for demand in demands(config):
         yield from _demand_checks(*demand, config)
     yield partial(_check_streams, config)
@@ -53,34 +53,34 @@ def supply_checks(config: Node) -> Iterator[Callable[[], None]]:
         yield partial(check, config)
 
 
-def _demand_checks(group: str, who: str, names: frozenset[str], config: Node) -> Iterator[Callable[[], None]]:
-    asked = _of_teacher(names)
-    if config["teacher"].get("_target_") is None and asked:
-        yield partial(_refuse_no_teacher, group, who, asked)
+def _demand_checks(group: str, part: str, names: frozenset[str], config: Node) -> Iterator[Callable[[], None]]:
+    required = _of_teacher(names)
+    if config["teacher"].get("_target_") is None and required:
+        yield partial(_refuse_no_teacher, group, part, required)
     else:
         text = {"teacher": "text"} if "teacher" in names else {}
-        yield partial(_require, who, "teacher", _fields(names, "teacher", "native_teacher") | text, config)
+        yield partial(_require, part, "teacher", _fields(names, "teacher", "native_teacher") | text, config)
         aligned = _fields(names, "teacher") | {n: n for n in names & FROM_ALIGNMENT}
-        yield partial(_require, who, "alignment", aligned, config)
-    yield partial(_require, who, "student", _fields(names, "student", "reference"), config)
-    yield partial(_require, who, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
-    yield partial(_require, who, "reward", {name: name for name in names & FROM_REWARD}, config)
+        yield partial(_require, part, "alignment", aligned, config)
+    yield partial(_require, part, "student", _fields(names, "student", "reference"), config)
+    yield partial(_require, part, "rollout", {name: name for name in names & FROM_ROLLOUT}, config)
+    yield partial(_require, part, "reward", {name: name for name in names & FROM_REWARD}, config)
 
 
 def _check_translated(config: Node) -> None:
-    """Where the teacher's words are translated, some are missing: a term on many rows at once would not know which."""
+    """Refuses a term on many rows at once where an alignment leaves some rows without the teacher's output."""
     alignment = made_by("alignment", config["alignment"])
     for name, term in config["objective"].items() if alignment.translates else ():
         loss = signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"]))
         if of_role("teacher", requires(loss)) and not is_row_wise(loss):
             raise ValueError(
-                f"{name} looks at many rows at once, but alignment {alignment.__qualname__} has no word of the teacher "
-                f"about some of them; take alignment=same, or a term on single rows instead of {name}"
+                f"{name} compares many rows at once, but alignment {alignment.__qualname__} has no output of the "
+                f"teacher at some of them; take alignment=same, or a term on single rows instead of {name}"
             )
 
 
 def _check_readers(config: Node) -> None:
-    """What a rollout has the teacher read must suit the alignment, and the terms."""
+    """Checks the sequences that a rollout gives the teacher against the alignment, and the terms."""
     alignment = made_by("alignment", config["alignment"])
     for rollout in _rollouts("rollout", config["rollout"]):
         if rollout.one_vocabulary and alignment.translates:
@@ -100,7 +100,7 @@ def _check_readers(config: Node) -> None:
 
 
 def _check_reward(config: Node) -> None:
-    """A reward that learns with the objective is one of its terms; one of records is for their own responses."""
+    """Checks that a reward that learns is a term, and that one of records is used with their own responses."""
     reward = config["reward"]
     if reward.get("_target_") is None:
         return
@@ -114,13 +114,13 @@ def _check_reward(config: Node) -> None:
     if found.of_records and not rollout.keeps_responses:
         raise Lack(
             f"reward {found.__qualname__} is of the responses that records came with, but rollout "
-            f"{rollout.__qualname__} writes others",
+            f"{rollout.__qualname__} generates others",
             {"rollout": ["offline"], "reward": choices("reward")},
         )
 
 
 def _check_read(config: Node) -> None:
-    """A reward is read by a term or by the rollout: else it costs time, and may end the run, for nothing."""
+    """Refuses a reward that neither a term nor the rollout reads, which would only cost time."""
     given = provided("reward", config["reward"])
     read = frozenset[str]().union(*(names for group, _, names in demands(config) if group != "reward"))
     if given and not given & read:
@@ -133,7 +133,7 @@ def _check_read(config: Node) -> None:
 
 
 def _check_streams(config: Node) -> None:
-    """A term on plain text needs a corpus, and none of what a rollout knows; else something is to be rolled out."""
+    """Checks that terms on plain text have a corpus and require no signal of a rollout, and that other terms exist."""
     plain = {name: term for name, term in config["objective"].items() if term.get("stream") == "lm"}
     if plain and config["corpus"].get("_target_") is None:
         names = [name for name in choices("corpus") if name != "none"]
@@ -141,12 +141,12 @@ def _check_streams(config: Node) -> None:
     if len(plain) == len(config["objective"]):
         raise ValueError(f"{', '.join(plain)}: no term learns on the skill; add one with stream: main")
     for name, term in plain.items():
-        if lacking := _asked(name, term) & (FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT):
+        if lacking := _signals_of(name, term) & (FROM_ROLLOUT | FROM_REWARD | FROM_ALIGNMENT):
             raise ValueError(f"{name} needs {_listed(lacking)}, which plain text does not have; set its stream to main")
 
 
 def check_other_runs(config: Node) -> None:
-    """The same for the runs that this one brings along: its baseline `compare`, and what prepares its models."""
+    """Checks the runs that this one requires: its baseline `compare`, and the preparations of its models."""
     for role, node in prepared_roles(config).items():
         if (name := (node.get("prepare") or {}).get("objective")) is not None:
             _check_prepared(f"{role}.prepare.objective={name}", name)
@@ -166,7 +166,7 @@ def check_other_runs(config: Node) -> None:
 
 
 def _check_prepared(path: str, name: str) -> None:
-    """What prepares a model learns on the skill's records alone."""
+    """Refuses a preparation that needs more than the skill's records."""
     plain = [term for term, node in content("objective", name).items() if node.get("stream") == "lm"]
     if not plain and _needs_none("objective", name):
         return
@@ -176,10 +176,10 @@ def _check_prepared(path: str, name: str) -> None:
 
 
 def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """The group that asks, who in it, and for which signals ("teacher" is the teacher as a whole)."""
+    """Each demand: the group, the name of the component, and the signals ("teacher" is the teacher as a whole)."""
     for group in sections():
-        for who, names in _demands(group, config[group]):
-            yield group, who, names
+        for name, signals in _demands(group, config[group]):
+            yield group, name, signals
     if config["checkpoint"]["monitor"] == "validation/forward_kl":
         yield "checkpoint", "checkpoint.monitor=validation/forward_kl", frozenset({"teacher_logits"})
     for key, metric in monitors(config).items():
@@ -190,7 +190,7 @@ def demands(config: Node) -> Iterator[tuple[str, str, frozenset[str]]]:
 def _demands(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
     if group == "objective":
         for name, term in node.items():
-            yield name, _asked(name, term)
+            yield name, _signals_of(name, term)
     elif group == "augmentation":
         for name, stage in node["stages"].items():
             found = made_by(f"augmentation.stages.{name}", stage)
@@ -213,8 +213,8 @@ def _demand(group: str, node: Node) -> Iterator[tuple[str, frozenset[str]]]:
             yield f"{group} {found.__qualname__}", names
 
 
-def _asked(name: str, term: Node) -> frozenset[str]:
-    """The signals of a term, and who wrote each response where it learns on some of them."""
+def _signals_of(name: str, term: Node) -> frozenset[str]:
+    """The signals of a term, and `written_by` where it learns on some responses only."""
     signals = requires(signals_of(located(f"objective.{name}.loss", term["loss"]["_target_"])))
     return signals if term.get("responses", "all") == "all" else signals | {"written_by"}
 
@@ -228,7 +228,7 @@ def _rollouts(path: str, node: Node) -> Iterator[Any]:
 
 
 def provided(path: str, node: Node) -> frozenset[str]:
-    """The fields that the class at `path` gives, or the class that the function there returns."""
+    """The fields that the class at `path`, or the class that the function there returns, provides."""
     if node.get("_target_") is None:
         return frozenset()
     found = made_by(path, node)
@@ -239,11 +239,11 @@ def provided(path: str, node: Node) -> frozenset[str]:
 
 
 def _fields(names: frozenset[str], *roles: str) -> dict[str, str]:
-    """The signals of these roles among `names`, and what each is called in a ModelOutput."""
+    """The signals of these roles among `names`, and the name of each in a ModelOutput."""
     return {f"{role}_{field}": field for role in roles for field in of_role(role, names)}
 
 
-def _require(who: str, group: str, wanted: Mapping[str, str], config: Node) -> None:
+def _require(part: str, group: str, wanted: Mapping[str, str], config: Node) -> None:
     node = _supplier(group, config[group])
     given = provided(group, node)
     lacking = {signal: field for signal, field in wanted.items() if field not in given}
@@ -251,9 +251,9 @@ def _require(who: str, group: str, wanted: Mapping[str, str], config: Node) -> N
         return
     ways = {group: list(_able(group, frozenset(wanted.values())))}
     if node.get("_target_") is None:
-        raise Lack(f"{who} needs {_listed(lacking)}, but {group}=none", ways)
+        raise Lack(f"{part} needs {_listed(lacking)}, but {group}=none", ways)
     what = node["_target_"].rpartition(".")[2]
-    raise Lack(f"{who} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}", ways)
+    raise Lack(f"{part} needs {_listed(lacking)}, but {group} {what} provides {_listed(given)}", ways)
 
 
 def _supplier(group: str, node: Node) -> Node:
@@ -264,7 +264,7 @@ def _able(group: str, names: frozenset[str]) -> Iterator[str]:
     """The files of `group` whose class provides `names`."""
     for name in choices(group):
         node = content(group, name)
-        with suppress(ValueError, KeyError):  # a broken file is told to whoever chooses it
+        with suppress(ValueError, KeyError):  # a broken file is reported to the user when it is chosen
             if _supplier(group, node).get("_target_") is not None and names <= provided(group, _supplier(group, node)):
                 yield name
 
@@ -275,16 +275,16 @@ def _of_teacher(names: frozenset[str]) -> frozenset[str]:
     )
 
 
-def _refuse_no_teacher(group: str, who: str, asked: frozenset[str]) -> None:
-    text = {"text"} if "teacher" in asked else set[str]()
-    teachers = list(_able("teacher", frozenset({*_fields(asked, "teacher", "native_teacher").values(), *text})))
+def _refuse_no_teacher(group: str, part: str, required: frozenset[str]) -> None:
+    text = {"text"} if "teacher" in required else set[str]()
+    teachers = list(_able("teacher", frozenset({*_fields(required, "teacher", "native_teacher").values(), *text})))
     free = [name for name in choices(group) if _needs_none(group, name)]
-    signals = f" ({', '.join(sorted(asked - {'teacher'}))})" if asked - {"teacher"} else ""
-    raise Lack(f"{who} needs a teacher{signals}, but teacher=none", {"teacher": teachers, group: free})
+    signals = f" ({', '.join(sorted(required - {'teacher'}))})" if required - {"teacher"} else ""
+    raise Lack(f"{part} needs a teacher{signals}, but teacher=none", {"teacher": teachers, group: free})
 
 
 def _needs_none(group: str, name: str) -> bool:
-    """Whether a file of `group` asks for no teacher; and an objective, for nothing but the records' own responses."""
+    """Whether a file of `group` requires no teacher; an objective, nothing but the records' own responses."""
     apart = FROM_ROLLOUT | FROM_REWARD if group == "objective" else frozenset()
     with suppress(ValueError, KeyError):
         return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, content(group, name)))

@@ -240,7 +240,7 @@ def _check_monitor(checkpoint: Mapping[str, Any]) -> None:
 
 
 def _check_stages(stages: Any) -> None:
-    """Each is a part that is made; `_check_section` looks at no value that holds a `_target_`."""
+    """Checks that each stage has a `_target_`: `_check_section` skips values that hold one."""
     if not isinstance(stages, Mapping):
         raise ValueError(
             f"augmentation.stages={shown(stages)}: each stage has a name; write augmentation.stages="

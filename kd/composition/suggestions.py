@@ -1,4 +1,4 @@
-"""What a misspelt key of the command line may have meant."""
+"""Suggestions for a misspelt key of the command line."""
 
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
@@ -38,7 +38,7 @@ def no_key(override: Override, key: str, known: Mapping[str, Any]) -> str:
     if parent and (sentence := _inside_of_no_mapping(line, key, parent, above)):
         return sentence
     if key.startswith("trainer.") and (where := _elsewhere(key.removeprefix("trainer."))):
-        return f"{line}: this is said elsewhere; set {where}"
+        return f"{line}: another key sets this; set {where}"
     if near := _synonym(key, known):
         return f"{line}: the config has no {key}; did you mean {near}"
     others = [path for path in known if not key.startswith(f"{path}.")]
@@ -89,7 +89,7 @@ def _elsewhere(argument: str) -> str | None:
 
 
 def nearest(key: str, known: Sequence[str]) -> str | None:
-    """The same name elsewhere, else the path that reads most like it, else a name that reads like it elsewhere."""
+    """The same name at another path, else the most similar path, else the path with the most similar name."""
     last = key.rpartition(".")[2]
     same = [path for path in known if path.rpartition(".")[2] == last]
     if same:

@@ -1,4 +1,4 @@
-"""Checks that the objective has a meaning on what is kept of the teacher.
+"""Checks that the objective has a meaning on the kept part of the teacher's output.
 
 A term is tried on a few random rows, so the answer holds for terms and hyperparameters that are not listed here.
 """

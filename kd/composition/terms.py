@@ -36,7 +36,7 @@ def check_objective(objective: Node) -> None:
 
 
 def _check_name(path: str, name: str, objective: Node) -> None:
-    """A term is logged, and its parameters are kept, under its name."""
+    """Checks the name of a term, under which it is logged and its parameters are saved."""
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise ValueError(f"{path}: a term is named by letters, digits and underscores, a letter first; rename it")
     stem = name.removesuffix("_weight")

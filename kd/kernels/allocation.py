@@ -12,7 +12,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what this process frees, up to the peak. False where there is no glibc."""
+    """Makes glibc keep the memory that this process frees, up to the peak. False where there is no glibc."""
     if sys.platform != "linux":
         return False
     try:
@@ -23,8 +23,8 @@ def keep_freed_memory() -> bool:
 
 
 def give_freed_memory_back() -> None:
-    """Return what is free to the system, between jobs of one process: pieces that are too small for the next job's
-    tensors add up, 0.3 MB a job with tiny models. Nothing happens where the C library is not glibc.
+    """Returns free memory to the system, between jobs of one process: pieces that are too small for the next job's
+    tensors add up, 0.3 MB a job with tiny models. No effect where the C library is not glibc.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

@@ -43,7 +43,7 @@ def over_chunks(
 
     terms:   name -> row-wise objective (`kd.signals.is_row_wise`).
     student: hidden states of the loss rows and the head; both get gradients.
-    signals: what the terms require beside the student's logits and log-probabilities. `*_logits` are
+    signals: the signals that terms require beside the student's logits and log-probabilities. `*_logits` are
              `Logits` or `SparseLogits` (which terms see as K + 1 classes); other tensors have n rows; anything
              else is passed on as it is.
     weights: name -> final weight of each row.
@@ -51,7 +51,7 @@ def over_chunks(
     chunk:   rows at a time; None: `chunk_rows`.
     """
     chunk = chunk or chunk_rows(student.size, product_dtype(student.hidden))
-    values: dict[str, Tensor] = {}  # whole from the first piece on: what is kept of each would break up freed memory
+    values: dict[str, Tensor] = {}  # allocated whole at the first piece: small pieces would fragment freed memory
     required = frozenset().union(*wanted.values())
     signals = {name: signal.cast() if isinstance(signal, Logits) else signal for name, signal in signals.items()}
 
@@ -158,7 +158,7 @@ class _GradientInForward(torch.autograd.Function):
 def _value_and_gradient(
     terms: tuple[Callable, Callable], z: Tensor, head: Head, rows: slice, needs_gradient: bool
 ) -> Tensor:
-    """The terms' weighted sum over one chunk; its gradient takes the place of `z`, which is not needed any more."""
+    """The terms' weighted sum over one chunk; its gradient overwrites `z`, which is not needed any more."""
     others, evaluate = terms
     given = others(z, rows)
     total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))

@@ -90,7 +90,7 @@ class RoutedLogits:
 
     @cached_property
     def _place(self) -> Int[Tensor, " n"]:
-        """The place of each row among those of its owner."""
+        """The index of each row among those of its owner."""
         place = torch.empty_like(self.owner)
         for k in range(len(self.members)):
             mine = self.owner == k

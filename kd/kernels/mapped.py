@@ -15,7 +15,7 @@ class MappedLogits:
     """Another vocabulary's logits in this one's ids, at other rows.
 
     source: `m` rows over U ids.
-    ids:    this vocabulary's id of each of those ids, -1 where there is none. What several ids share is added up.
+    ids:    this vocabulary's id of each of those ids, -1 where there is none. Probabilities of one id are added up.
     size:   ids of this vocabulary.
     where:  the source's row of each row, -1 where there is none: those are uniform, and not to be used.
     spread: the probability of ids without a counterpart falls evenly on all ids. False: it is left out, so that a
@@ -59,7 +59,7 @@ class MappedLogits:
 def _mapped(
     z: Float[Tensor, "c U"], ids: Int[Tensor, " U"], size: int
 ) -> tuple[Float[Tensor, "c V"], Float[Tensor, " c"]]:
-    """Logits under new ids, -inf where no old id leads, and the probability of the ids that lead nowhere."""
+    """Logits under new ids, -inf for those without an old id, and the probability of old ids without a new one."""
     mapped = (ids >= 0).nonzero()[:, 0]
     targets = ids[mapped]
     kept = z if len(mapped) == len(ids) else z[:, mapped]

@@ -9,7 +9,7 @@ class Product:
     """x W^T + b for a constant W, without gradient.
 
     On the CPU in float32 and bfloat16 the matrix is copied once into the blocks that oneDNN multiplies fastest: with 8
-    rows of x that takes half the time, with 64 nine tenths. What cannot be packed is multiplied as it is.
+    rows of x that takes half the time, with 64 nine tenths. A matrix that cannot be packed is multiplied as it is.
 
     Args:
         weight: in the dtype to multiply in; x is cast to it.

@@ -38,7 +38,7 @@ def faster_linear(device: torch.device) -> AbstractContextManager:
 
 
 def wide_product(x: Float[Tensor, "... n d"], y: Float[Tensor, "... d m"]) -> Float[Tensor, "... n m"]:
-    """x y in float32 or wider, under autocast too: where differences of products are what counts, bfloat16 is noise."""
+    """x y in float32 or wider, under autocast too: differences of products would be noise in bfloat16."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         return x.to(dtype) @ y.to(dtype)
