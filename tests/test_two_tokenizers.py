@@ -75,7 +75,7 @@ WRITTEN = (["rollout=paired"], ["rollout=on_policy", "rollout.samples=2"])
 @pytest.mark.parametrize("name", ["selected_hardest", "opd_discounted", "margin", "listwise", "margin_mse", "dpkd"])
 def test_a_term_on_many_rows_meets_rows_without_a_teacher(vocabulary, name):
     """There a log-probability of 0 would be certainty: the sum over a response must not take it for the teacher's."""
-    with pytest.raises(ValueError, match=f"{name} looks at many rows at once, but alignment SpanAlignment"):
+    with pytest.raises(ValueError, match=f"{name} compares many rows at once, but alignment SpanAlignment"):
         check(config(vocabulary, name, "spans", *WRITTEN[name != "dpkd"]))
 
 

@@ -320,7 +320,7 @@ def test_responses_that_cannot_be_compared_are_refused(words, part):
 def test_a_window_is_used_as_a_whole_by_what_remembers_it(setting):
     words = ["objective=ppo", "rollout=replay", "reward=verifier"]
     check(composed(*words))
-    assert "ppo judges each window by its head as it was" in refused(composed(*words, setting))
+    assert "ppo scores each window by its head as it was" in refused(composed(*words, setting))
 
 
 @pytest.mark.parametrize(

@@ -236,4 +236,4 @@ def test_the_teachers_text_counts_as_it_will_be() -> None:
 
 def test_scores_of_records_are_for_what_the_records_came_with() -> None:
     sentence = refusal("objective=ppo", "reward=scores", "rollout=on_policy", skill={"_target_": f"{__name__}.Judged"})
-    assert "is of the responses that records came with, but rollout OnPolicy writes others" in sentence
+    assert "is of the responses that records came with, but rollout OnPolicy generates others" in sentence

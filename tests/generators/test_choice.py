@@ -112,8 +112,8 @@ def test_its_options_reach_it_as_plain_python():
         (["options.length_penalty=2.0"], "rollout: generator.options.length_penalty=2.0 is for beam search"),
         (["+options.beams=4"], "generator.options.beams: the generator takes no beams; did you mean num_beams?"),
         (["+options.max_length=9"], "generator.options.max_length=9: the writer's max_new_tokens bounds a response"),
-        (["+options.num_return_sequences=2"], "generator.options.num_return_sequences=2: the writer's samples says it"),
-        (["+options.num_beam_groups=2"], "generator.options.num_beam_groups=2: transformers has given it up"),
+        (["+options.num_return_sequences=2"], "generator.options.num_return_sequences=2: the writer's samples sets it"),
+        (["+options.num_beam_groups=2"], "generator.options.num_beam_groups=2: transformers has moved it to code"),
     ],
 )
 def test_options_are_checked_before_any_weight_is_loaded(words, sentence):

@@ -79,7 +79,7 @@ def test_defaults_are_each_rollouts_own():
         ({"max_new_tokens": 0}, "max_new_tokens=0 leaves no room"),
         ({"temperature": -0.1}, "temperature=-0.1 is negative"),
         ({"top_p": 0.0}, "top_p=0.0 is not a share"),
-        ({"samples": 0}, "samples=0 asks for no response"),
+        ({"samples": 0}, "samples=0 requests no response"),
         ({"samples": 2, "temperature": 0.0}, "samples=2 at temperature=0 are all the same"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_teacher_with_other_tokens_reads_what_was_written(student):
     ("settings", "sentence"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"samples": 0}, "samples=0 asks for no response"),
+        ({"samples": 0}, "samples=0 requests no response"),
         ({"samples": 2, "temperature": 0.0}, "samples=2 at temperature=0 are all the same"),
         ({"top_p": 2.0}, "top_p=2.0"),
         ({"temperature": -1.0}, "temperature=-1.0"),

@@ -107,7 +107,7 @@ def test_a_member_that_no_record_names_reads_nothing():
 def test_a_record_that_names_nobody_is_told():
     encoder = Encoder(tiny().tokenizer, None, max_length=200, max_tokens=200)
     routed = ensemble(1, 2, combine="routed")
-    with pytest.raises(ValueError, match=r"record 0 of toy names teacher 'z' in its meta.* knows a and b; name one"):
+    with pytest.raises(ValueError, match=r"record 0 of toy names teacher 'z' in its meta.* are a and b; name one"):
         routed.check(named(1, "z"), [], [], encoder)
     with pytest.raises(ValueError, match=r"record 0 of toy has no `teacher` in its meta.* knows a and b"):
         routed.check(records(1), [], [], encoder)
@@ -138,13 +138,13 @@ def test_one_teacher_is_no_ensemble():
 def test_members_share_their_tokenizer():
     other = tiny(2)
     other.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match=r"members.bad writes text in other tokens than teacher.members.good"):
+    with pytest.raises(ValueError, match=r"members.bad tokenizes text otherwise than teacher.members.good"):
         Ensemble(members={"good": WhiteBox(tiny(1)), "bad": WhiteBox(other)}, combine="mean_logits")
 
 
 def test_members_know_the_same_ids():
     short = LanguageModel(tiny(2, vocab_size=260).network, tiny().tokenizer)
-    with pytest.raises(ValueError, match=r"members.short knows 260 ids and teacher.members.whole 261"):
+    with pytest.raises(ValueError, match=r"members.short has 260 ids and teacher.members.whole 261"):
         Ensemble(members={"whole": WhiteBox(tiny(1)), "short": WhiteBox(short)}, combine="mean_logits")
 
 
