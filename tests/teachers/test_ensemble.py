@@ -109,7 +109,7 @@ def test_a_record_that_names_nobody_is_told():
     routed = ensemble(1, 2, combine="routed")
     with pytest.raises(ValueError, match=r"record 0 of toy names teacher 'z' in its meta.* are a and b; name one"):
         routed.check(named(1, "z"), [], [], encoder)
-    with pytest.raises(ValueError, match=r"record 0 of toy has no `teacher` in its meta.* knows a and b"):
+    with pytest.raises(ValueError, match=r"record 0 of toy has no `teacher` in its meta.* are a and b"):
         routed.check(records(1), [], [], encoder)
     with pytest.raises(ValueError, match="combine=routed was given 0 records for 1 sequences"):
         routed(batches(named(1, "a"))[0].teacher, FIELDS)
