@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from kd.components.choices import CONF
 from kd.eval_mode import eval_mode
-from kd.intervals import NAN, Score
+from kd.intervals import NAN, Score, wilson
 from kd.metrics.table import Metric
 from kd.models.language_model import LanguageModel
 from kd.permission import ALLOW, permitted
@@ -56,7 +56,7 @@ class LmEval:
             raise ValueError(f"evaluation.lm_eval.include={self.include} is no folder")
 
     def measure(self, model: LanguageModel, *, batch_size: int, max_length: int) -> dict[str, dict[str, Score]]:
-        """By task, the score of each metric with lm-eval's standard error as a 95 % interval (normal approximation).
+        """By task, the score of each metric with a 95 % interval: Wilson's of a share, else of the standard error.
 
         Raises:
             ValueError: there is no such task, or its data cannot be had.
@@ -115,6 +115,7 @@ def _scores(row: dict[str, Any], n: int) -> dict[str, Score]:
             continue
         error = row.get(f"{name}_stderr,{chosen}")
         half = 1.96 * error if isinstance(error, float) else NAN
+        low, high = wilson(float(value), n) if name in SHARES else (float(value) - half, float(value) + half)
         label = PREFIX + name + (f"-{chosen}" if chosen != "none" else "")
-        found[label] = Score(float(value), n, float(value) - half, float(value) + half)
+        found[label] = Score(float(value), n, low, high)
     return found

@@ -1,7 +1,7 @@
 """Any task of the package reasoning-gym, judged by the package's own verifier."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
@@ -10,6 +10,7 @@ from typing import Any
 
 from kd.metrics.table import Metric
 from kd.sandbox import NoVerdict, mechanism, verdict
+from kd.skills.answer_metrics import answer_metrics
 from kd.skills.gym_verifier import gym_verifier
 from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct
 from kd.types import Record, Response, Skill, Split
@@ -55,6 +56,7 @@ class ReasoningGym(Skill):
     Args:
         task: name of the task in reasoning-gym.
         train: number of training records.
+        metrics: others of the same answers, names of files in `conf/metric`.
         validation: number of validation records.
         test: number of test records.
         seed: draws other problems.
@@ -74,6 +76,7 @@ class ReasoningGym(Skill):
         *,
         task: str,
         train: int,
+        metrics: Sequence[str | Mapping[str, Any]] = (),
         validation: int,
         test: int,
         seed: int = 0,
@@ -88,6 +91,7 @@ class ReasoningGym(Skill):
         if reserved := {"seed", "size"} & set(self.options):
             raise ValueError(f"options of {task} set {sorted(reserved)}; the skill does, from `seed` and the counts.")
         self._splits: dict[Split, tuple[Record, ...]] = {}
+        self.metrics = answer_metrics(metrics)
         mechanism()
 
     def load(self, split: Split) -> tuple[Record, ...]:

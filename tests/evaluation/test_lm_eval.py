@@ -77,3 +77,4 @@ def test_an_embedded_task(student):
     found = LmEval(["kd_spell_backward"], limit=2).measure(student, batch_size=2, max_length=200)
     assert found["kd_spell_backward"]["lm_eval-exact_match"].value == 0.0  # of a network without training
     assert found["kd_spell_backward"]["lm_eval-exact_match"].n == 2
+    assert found["kd_spell_backward"]["lm_eval-exact_match"].high == pytest.approx(0.658, abs=1e-3)  # Wilson: 0 of 2

@@ -325,3 +325,11 @@ def test_the_list_of_refused_tasks_is_what_the_package_shows():
     said = {reason: {task for task, why in REFUSED.items() if why == reason} for reason in REFUSED.values()}
     assert without_reference == said[REFUSED["boxnet"]]
     assert unstable == said[REFUSED["ransom_note"]] - {"knight_swap"}
+
+
+def test_further_metrics_stand_beside_the_verifier():
+    skill = ReasoningGym(task="spell_backward", train=0, validation=0, test=1, metrics=["exact_match"])
+    (record,) = skill.load("test")
+    right = record.responses[0].text
+    assert [metric.score(record, right) for metric in skill.metrics] == [1.0]
+    assert skill.metrics[0].score(record, right + "?!x") == 0.0

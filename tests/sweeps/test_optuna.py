@@ -60,6 +60,16 @@ def test_two_trials_a_best_and_a_table(app: Path) -> None:
 
 
 @installed
+def test_a_metric_of_which_more_is_better_is_maximised(app: Path) -> None:
+    words = ("hydra.sweeper.n_trials=3", "x=interval(0.5,3.0)", "seed=7", "+checkpoint.monitor=validation/top1")
+    ended = run(app, *IN_ONE_PROCESS, *words)
+    assert ended.returncode == 0, ended.stderr
+    (sweep,) = sweeps(app)
+    best = max(records(sweep), key=lambda record: record["objective"])
+    assert f"Best: job {best['num']} (x={x_of(best)}) with {best['objective']:.6g}\n" in ended.stdout
+
+
+@installed
 def test_a_failed_trial_does_not_end_the_study(app: Path) -> None:
     space = ("behaviour=choice(crash,ok)", "x=interval(1.0,2.0)")
     ended = run(app, *IN_ONE_PROCESS, "hydra.sweeper.n_trials=6", *space)
