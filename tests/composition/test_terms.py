@@ -243,7 +243,7 @@ DEMONSTRATED = {"_target_": "kd.rollouts.paired.Demonstrated", "samples": 2, "ma
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
-@pytest.mark.parametrize("responses", ["own", "given"])
+@pytest.mark.parametrize("responses", ["student", "other"])
 @pytest.mark.parametrize("loss", [cross_entropy, runs.crowded_cross_entropy, runs.Rescaled, runs.squared_surprise])
 def test_a_term_learns_on_the_responses_of_its_writers_and_is_their_mean(loss, responses, reduction):
     """By hand: the others might as well not be there."""
@@ -271,7 +271,7 @@ def _by_hand(parts, batch, loss, responses):
     logits = parts.module.student(batch.student, frozenset({"logits"})).logits
     nll = -label_logprobs(logits.rows(slice(0, logits.n)), batch.student.labels[batch.student.mask]).detach()
     for values, writer in zip(nll.split(batch.student.mask.sum(1).tolist()), batch.written_by.tolist(), strict=True):
-        if (writer == 2) == (responses == "own"):
+        if (writer == 2) == (responses == "student"):
             yield {
                 cross_entropy: lambda v: v,
                 runs.crowded_cross_entropy: lambda v: v * len(v) / 10,
@@ -284,14 +284,14 @@ def _by_hand(parts, batch, loss, responses):
     ("changes", "sentence"),
     [
         ({"sft.responses": "mine"}, "objective.sft.responses=mine"),
-        ({"discriminator.responses": "own"}, "Discriminator has one value for a prompt or a pair"),
+        ({"discriminator.responses": "student"}, "Discriminator has one value for a prompt or a pair"),
         ({"sft.stream": "lm"}, "sft needs written_by, which plain text does not have"),
     ],
 )
 def test_responses_that_nobody_can_tell_apart_are_refused(changes, sentence):
     cfg = runs.config("objective=[gad,sft]", "reward=discriminator", "rollout=demonstrated", "corpus=docstrings")
     cfg.compare = None
-    for key, value in {"sft.responses": "given", **changes}.items():
+    for key, value in {"sft.responses": "other", **changes}.items():
         OmegaConf.update(cfg.objective, key, value, force_add=True)
     with pytest.raises(ValueError, match=sentence):
         check(cfg)

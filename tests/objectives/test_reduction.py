@@ -66,8 +66,8 @@ def test_what_the_student_wrote_is_counted_apart():
     counts = counts_of(written)
     assert counts == replace(COUNTS, own_tokens=5.0, own_responses=2.0)
     assert counts.among("all") is counts
-    assert counts.among("own") == Counts(5.0, 2.0, 0.0)
-    assert counts.among("given") == Counts(1.0, 1.0, 0.0)
+    assert counts.among("student") == Counts(5.0, 2.0, 0.0)
+    assert counts.among("other") == Counts(1.0, 1.0, 0.0)
 
 
 def test_rows_that_are_not_chosen_weigh_nothing():
