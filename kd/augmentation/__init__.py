@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from kd.generators.account import Spent
 from kd.teachers.interface import Teacher
 from kd.types import Record, Skill
 
@@ -38,12 +37,13 @@ class Stage(Protocol):
 
     A subclass has `requires` and `__call__`; everything else has the default that stands here.
 
+    Its cost is counted where text is generated, not here; what it reads from a cache of its own it charges
+    (`kd.generators.account.charge`), for every run pays for the text that it reads.
+
     requires: which of "teacher", "student" (models that generate text) and "skill" it uses.
-    spent: on text that was generated for it, so far.
     """
 
     requires: ClassVar[frozenset[str]]
-    spent: Spent = Spent()
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record | None:

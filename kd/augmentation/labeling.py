@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from kd.artifacts import Cost, cache_root, key, once
 from kd.augmentation import Resources, Stage
 from kd.generators import Generator
-from kd.generators.account import Spent, metered
+from kd.generators.account import Meter, Spent, charge, metered
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.progress import progress_bar
@@ -39,7 +39,7 @@ class Labeling(Stage):
         batch_size: responses decoded together, beams counted.
         generator: the engine that writes (`kd.generators`), in this process; None: our own.
 
-    `spent` counts what the model read and generated, also where its responses were on disk.
+    Responses that are read from disk are charged as they were when they were generated.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
@@ -67,8 +67,7 @@ class Labeling(Stage):
         """The records with the model's responses, from disk where they were generated before."""
         records = list(records)
         model, named = self._model(resources)
-        rows, spent = self._rows(records, model, named, resources.seed)
-        self.spent = self.spent.plus(spent)
+        rows = self._rows(records, model, named, resources.seed)
         self._report_unfinished(rows)
         for record, row in zip(records, rows, strict=True):
             if all(row["finished"]) or not self.drop_unfinished:
@@ -101,10 +100,8 @@ class Labeling(Stage):
             asked["generator"] = dict(self.generator.settings)
         return cache_root() / "augmentation" / f"{key(asked)}.jsonl"
 
-    def _rows(
-        self, records: Sequence[Record], model: Teacher | None, named: str, seed: int
-    ) -> tuple[list[dict[str, Any]], Spent]:
-        path = self.path(records, model=named, seed=seed)
+    def _rows(self, records: Sequence[Record], model: Teacher | None, named: str, seed: int) -> list[dict[str, Any]]:
+        path, meter = self.path(records, model=named, seed=seed), Meter()
 
         def write(partial: Path) -> Cost:
             if model is None or "text" not in model.provides:
@@ -112,14 +109,16 @@ class Labeling(Stage):
                     "augmentation=labeling needs a teacher that generates the responses, but there is none; "
                     "choose one whose weights are here (teacher=smollm2_135m), or augmentation=none"
                 )
-            with metered() as meter:
+            with metered(meter):
                 rows = self._write(records, model, seed)
             partial.write_text(_lines(rows), encoding="utf-8")
             return meter.spent._asdict()
 
-        cost = once(path, write, kind="labeling").cost
+        manifest = once(path, write, kind="labeling")
+        if meter.spent == Spent():  # generated before, by this process or another
+            charge(Spent.of(manifest.cost))
         with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file], Spent.of(cost)
+            return [json.loads(line) for line in file]
 
     def _write(self, records: Sequence[Record], model: Teacher, seed: int) -> list[dict[str, Any]]:
         log.info("the %s generates %d x %d responses", self.source, len(records), self.decoding.samples)

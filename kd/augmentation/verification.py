@@ -1,10 +1,10 @@
 """Verification: of responses that were generated, those that the skill scores well stay."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from kd.augmentation import Resources, Stage
 from kd.metrics.table import Metric, of_skill
@@ -21,8 +21,8 @@ class Verified(Stage):
 
     Args:
         threshold: the least score that stays (the largest, where lower is better); None: the metric's best value.
-        most: responses that stay for each prompt, the first ones; None: all. RFT and ReST-EM bound them, so that easy
-            problems do not outweigh hard ones.
+        most: responses that stay for each prompt, the first ones, each as a record; None: all. RFT and ReST-EM bound
+            them, so that easy problems do not outweigh hard ones.
         distinct: whether a text that occurs twice for one prompt stays once.
         otherwise: what becomes of a record without such a response: "drop", or "reference", which the skill gave it.
 
@@ -47,7 +47,7 @@ class Verified(Stage):
         self.threshold, self.most, self.distinct, self.otherwise = threshold, most, distinct, otherwise
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
-        """The records that have such a response, with these alone, each with its score."""
+        """A record for each such response, with it alone and its score; a window may mix them whatever their number."""
         skill = resources.skill
         assert skill is not None  # `requires`
         metric = of_skill(skill.metric)
@@ -61,8 +61,9 @@ class Verified(Stage):
             kept = self._right(record, skill, given[0].text if given else None)
             if not kept and self.otherwise == "reference":
                 kept = given
-            if kept:
-                yield replace(record, responses=kept, provenance=(*record.provenance, "verified"))
+            for i, answer in enumerate(kept):
+                name = record.id if i == 0 else f"{record.id}/{i + 1}"
+                yield replace(record, id=name, responses=(answer,), provenance=(*record.provenance, "verified"))
 
     def _right(self, record: Record, skill: Skill, reference: str | None) -> tuple[Response, ...]:
         score = partial(scored, skill, record, reference=lambda: reference)
@@ -76,8 +77,3 @@ class Verified(Stage):
         assert score is not None
         least = metric.best if self.threshold is None else self.threshold
         return score >= least if metric.higher_is_better else score <= least
-
-    @staticmethod
-    def outline(record: Record, settings: Mapping[str, Any]) -> Record | None:
-        """Not known before: the number of responses that stay differs."""
-        return None

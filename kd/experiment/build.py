@@ -234,7 +234,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     """
     last = folder.checkpoints / "last.ckpt"
     resumed = last if last.exists() else None
-    log, step = TidyLogger(folder.path), 0
+    log, step = TidyLogger(folder.path), -1  # rows of step 0 are of a validation before it
     if resumed:
         state = read_checkpoint(last, folder.config_hash, mmap=True)
         step = state["distillation"]["step"]

@@ -9,7 +9,6 @@ generate with is that of the round before.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_exported, load_student, load_teacher
-from kd.generators.account import Spent
+from kd.generators.account import Spent, metered
 from kd.skills.records import checked, load
 from kd.teachers.interface import Teacher
 from kd.teachers.white_box import StudentText
@@ -105,10 +104,10 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
     for model in (resources.teacher, resources.student):
         records = records if model is None else _with_room(records, model, cfg.data.max_length)
     stream: Iterable[Record] = records
-    for name, stage in zip(cfg.augmentation.stages, stages, strict=True):
-        stream = _yielded(f"augmentation.stages.{name}", stage(stream, resources))
     partial.mkdir()
-    with (partial / "records.jsonl").open("w", encoding="utf-8") as file:
+    with metered() as meter, (partial / "records.jsonl").open("w", encoding="utf-8") as file:
+        for name, stage in zip(cfg.augmentation.stages, stages, strict=True):
+            stream = _yielded(f"augmentation.stages.{name}", stage(stream, resources))
         kept = sum(file.write(line) > 0 for line in _lines(stream, given))
     if records and not kept:
         raise ValueError(
@@ -117,7 +116,7 @@ def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path
         )
     facts = {"given": len(given), "left_out": len(given) - len(records)}
     (partial / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    return reduce(Spent.plus, (stage.spent for stage in stages), NOTHING)._asdict()
+    return meter.spent._asdict()
 
 
 def _yielded(where: str, found: Any) -> Iterator[Record]:

@@ -46,13 +46,13 @@ class Teacher(Protocol):
     follows_student: whether it is made of the student (`bind`) and changes with it (`after_step`), so that no two runs
         share it.
     has_weights: whether its `model` generates with an engine of `kd.generators`.
-    source: as whose its responses count: their cost is a teacher's, or the student's.
+    charged_to: the model whose cost its responses are, a teacher or the student.
     """
 
     provides: ClassVar[frozenset[str]]
     follows_student: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False
-    source: ClassVar[Source] = "teacher"
+    charged_to: ClassVar[Source] = "teacher"
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class Teacher(Protocol):
         with metered() as inside:  # an engine charges for itself
             answers = self.generate(records, **settings)
         seconds = time.perf_counter() - started
-        tokens = sum(answer.tokens for answer in answers) if self.source == "teacher" else 0
+        tokens = sum(answer.tokens for answer in answers) if self.charged_to == "teacher" else 0
         counted = inside.spent
         charge(Spent(teacher_tokens=tokens - counted.teacher_tokens, seconds=max(seconds - counted.seconds, 0.0)))
         return answers
@@ -240,7 +240,7 @@ class NetworkTeacher(Teacher, Protocol):
             self.model,
             repeated,
             decoding=replace(decoding, samples=each),
-            source=self.source,
+            source=self.charged_to,
             version=0,
             progress=progress,
         )

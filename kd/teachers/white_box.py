@@ -36,4 +36,4 @@ class WhiteBox(nn.Module, NetworkTeacher):
 class StudentText(WhiteBox):
     """A student as a model that generates text: as a teacher does, at the student's cost."""
 
-    source: ClassVar[Source] = "student"
+    charged_to: ClassVar[Source] = "student"

@@ -13,6 +13,7 @@ from kd.augmentation import Resources, Stage
 from kd.augmentation.labeling import Labeling
 from kd.data.chat_template import encode_prompt, response_text
 from kd.experiment.build import build
+from kd.generators.account import metered
 from kd.generators.generation import generate
 from kd.generators.settings import Decoding
 from kd.generators.transformers import Transformers
@@ -106,8 +107,9 @@ def test_what_it_costs_the_teacher(teacher, mute):
     cost = sum(len(prompt) + len(ids) - 1 for prompt, ids in zip(prompts, written, strict=True))
     for asked in (teacher, mute):
         stage = Labeling(max_new_tokens=6, temperature=0.0)
-        list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(asked), teacher_id="t")))
-        assert stage.spent.teacher_tokens == cost
+        with metered() as meter:
+            list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(asked), teacher_id="t")))
+        assert meter.spent.teacher_tokens == cost
 
 
 def test_text_is_asked_for_again_where_a_prompt_became_other_tokens(cache):
@@ -149,8 +151,9 @@ def test_a_search_writes_what_the_teacher_finds_likelier_and_counts_its_beams(te
         with_kwargs=True,
     )
     stage = Labeling(max_new_tokens=6, temperature=0.0, samples=2, generator=engine, batch_size=15)
-    labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
-    assert stage.spent.teacher_tokens == sum(read)
+    with metered() as meter:
+        labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
+    assert meter.spent.teacher_tokens == sum(read)
     found = engine(teacher, prompts, decoding=Decoding(6, 2, temperature=0.0, batch_size=15), source="teacher")
     assert texts(labelled) == [tuple(response_text(one.ids, teacher.tokenizer) for one in group) for group in found]
     assert texts(labelled) != texts(label(teacher))
@@ -167,12 +170,13 @@ def test_another_search_is_asked_for_anew(teacher, mute, other):
 def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
     engine = Transformers(options={"top_k": 40})
     stage = Labeling(max_new_tokens=6, temperature=1.0, samples=2, generator=engine)
-    labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
+    with metered() as meter:
+        labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
     assert all(len(set(answers)) == 2 for answers in texts(labelled))
     twice = [prompt for kept in GIVEN for prompt in [encode_prompt(kept.prompt, teacher.tokenizer)] * 2]
     with seeded(0, "augmentation", "labeling"):
         written = engine(teacher, twice, decoding=Decoding(6))
-    assert stage.spent.teacher_tokens == sum(
+    assert meter.spent.teacher_tokens == sum(
         len(n) + len(one.ids) - 1 for n, (one,) in zip(twice, written, strict=True)
     )
 

@@ -38,8 +38,13 @@ GENERATED = [record("a", "4", "2", "no number", "4", "4.0"), record("b", "5", "7
 
 
 def kept(stage: Verified, skill: Skill | None = None) -> dict[str, list[tuple[str, float | None]]]:
-    made = stage(iter(GENERATED), Resources(seed=0, skill=skill or Sums()))
-    return {one.id: [(answer.text, answer.score) for answer in one.responses] for one in made}
+    found: dict[str, list[tuple[str, float | None]]] = {}
+    for one in stage(iter(GENERATED), Resources(seed=0, skill=skill or Sums())):
+        (answer,) = one.responses
+        name, _, number = one.id.partition("/")
+        found.setdefault(name, []).append((answer.text, answer.score))
+        assert number in ("", str(len(found[name])))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -76,5 +81,5 @@ def test_settings_that_mean_nothing_are_refused(settings, named) -> None:
 
 
 def test_the_stage_is_in_the_provenance() -> None:
-    (one,) = Verified()(iter([GENERATED[0]]), Resources(seed=0, skill=Sums()))
+    one, _ = Verified()(iter([GENERATED[0]]), Resources(seed=0, skill=Sums()))
     assert one.provenance == ("verified",)

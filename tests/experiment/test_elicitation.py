@@ -17,7 +17,7 @@ from kd.experiment.elicitation import elicit, elicited_folder, is_elicited
 from kd.experiment.launch import check_launch
 from kd.experiment.loading import load_teacher
 from kd.experiment.plan import Plan
-from kd.generators.account import Spent
+from kd.generators.account import Spent, metered
 from kd.models.digests import model_digest
 from kd.types import Record, Response
 from tests import runs
@@ -58,12 +58,13 @@ def test_the_artifact_holds_what_the_stage_yields() -> None:
     stage = Labeling(max_new_tokens=6, temperature=0.0)
     name = model_digest(teacher.model)
     given = Resources(seed=cfg.seed, teacher=teacher, teacher_id=name)
-    expected = list(stage(runs.Toy().load("train"), given))
+    with metered() as meter:
+        expected = list(stage(runs.Toy().load("train"), given))
     elicited = elicit(cfg)
     assert elicited.records == expected
-    assert elicited.spent._replace(seconds=0.0) == stage.spent._replace(seconds=0.0)
-    assert stage.spent.teacher_tokens > 0
-    assert verified(elicited.folder).cost["teacher_tokens"] == stage.spent.teacher_tokens
+    assert elicited.spent._replace(seconds=0.0) == meter.spent._replace(seconds=0.0)
+    assert meter.spent.teacher_tokens > 0
+    assert verified(elicited.folder).cost["teacher_tokens"] == meter.spent.teacher_tokens
 
 
 def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch) -> None:

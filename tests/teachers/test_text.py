@@ -66,9 +66,10 @@ def test_labels_are_those_of_the_model_behind_it(tmp_path, monkeypatch):
     model, given, found, cost = tiny(1), records(4), [], []
     for teacher in (WhiteBox(model), TextAlone(model)):
         stage = Labeling(**GREEDY)
-        labelled = stage(given, Resources(seed=0, teacher=teacher, teacher_id=type(teacher).__name__))
+        with metered() as meter:
+            labelled = list(stage(given, Resources(seed=0, teacher=teacher, teacher_id=type(teacher).__name__)))
         found.append([[response.text for response in record.responses] for record in labelled])
-        cost.append(stage.spent.teacher_tokens)
+        cost.append(meter.spent.teacher_tokens)
     assert found[0] == found[1]
     assert cost[0] == cost[1] > 0
 
