@@ -1,6 +1,7 @@
 """Teachers and students of a config, loaded."""
 
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def _made(node: str) -> Any:
 
 
 def device(cfg: DictConfig) -> torch.device:
-    """The device of one process under `trainer.accelerator`."""
-    name = cfg.trainer.accelerator
-    return torch.device("cuda" if name in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu")
+    """The device of this process under `trainer.accelerator` and `trainer.devices`."""
+    name, devices = cfg.trainer.accelerator, cfg.trainer.get("devices", "auto")
+    if name not in ("gpu", "cuda", "auto") or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", devices[rank] if OmegaConf.is_list(devices) else rank)

@@ -93,6 +93,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     evaluation = Evaluated(cfg, parts, folder)
     check_unchanged(cfg, folder.config_hash)  # all is loaded now
     print_lost(evaluation.records)
+    place(cfg, parts)
     evaluation.measure("before")
     fit(cfg, parts, folder)
     place(cfg, parts)  # Lightning leaves the student on the CPU

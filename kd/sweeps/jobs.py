@@ -31,6 +31,7 @@ from kd.runs.folder import RunFolder, is_rank_zero
 from kd.runs.job_record import Status as RecordedStatus
 from kd.runs.job_record import read_record
 from kd.secrets import masked, masked_output, note
+from kd.versions import code_digest
 
 SWEEP, NUM = "KD_SWEEP", "KD_SWEEP_JOB"  # set by a launcher for a child process: its sweep folder and job number
 Status = RecordedStatus | Literal["unreadable"]
@@ -118,6 +119,12 @@ class Job:
                 f"to run it again, move it aside: mv {shlex.quote(str(folder.path))} {shlex.quote(aside)}"
             ) from None
         print(f"{folder.path} is DONE: skipped; run.force=true runs it again", flush=True)
+        if results.get("code") not in (None, code_digest()):
+            print(
+                f"caution: the code of kd changed since {folder.path.name} ran, without another VERSION: a change that "
+                "gives other numbers needs one, or run.force=true",
+                flush=True,
+            )
         self.status, self.omits = "skipped", list(omits)
         return {**results, "omits": self.omits}
 

@@ -18,6 +18,7 @@ import pytest
 from kd.reports import runs as reports
 from kd.runs.folder import RunFolder
 from kd.sweeps.jobs import Job, isolated
+from kd.versions import code_digest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -404,6 +405,15 @@ def test_done_is_skipped_and_force_keeps_the_old_run(tmp_path: Path) -> None:
     old = RunFolder(f"{folder.path}.old-1")
     assert old.done
     assert value_of(old.results()) == 1.0
+
+
+@pytest.mark.parametrize("code", ["as it is", "another", None])
+def test_results_of_other_code_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str | None) -> None:
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+    ran = results(1.0) | {"code": code_digest() if code == "as it is" else code}
+    for _ in range(2):
+        Job([]).run(folder, lambda _: ran, config_yaml="")
+    assert ("caution: the code of kd changed since" in capsys.readouterr().out) == (code == "another")
 
 
 def test_a_skipped_job_tells_what_its_own_method_omits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
