@@ -1,0 +1,1 @@
+"""Instructions whose following a program can verify: those of IFEval and IFBench."""
