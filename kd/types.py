@@ -78,6 +78,8 @@ class Skill(Protocol):
     control_tokens: bool = False  # whether strings such as `<|im_end|>` in its texts are control tokens
     metrics: Sequence[AnswerMetric] = ()
     parts: "Mapping[str, Skill]" = MappingProxyType({})
+    leaf: str | None = None  # of the grid (docs/skills.md); None: of none
+    commercial: bool | None = None  # whether the licence allows commercial use; None: not known
 
     @property
     @abstractmethod

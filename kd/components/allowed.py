@@ -98,10 +98,10 @@ def components() -> frozenset[str]:
 
 @lru_cache(maxsize=2)
 def _targets(hydra: bool = False) -> frozenset[str]:
-    """Every `_target_` of the project's yamls, those of the section hydra apart."""
+    """Every `_target_` and `reader` of the project's yamls, those of the section hydra apart."""
     files = [path for path in CONF.rglob("*.yaml") if ("hydra" in path.relative_to(CONF).parts) == hydra]
     texts = [path.read_text(encoding="utf-8") for path in files]
-    return frozenset(found for text in texts for found in re.findall(r"_target_: *([\w.]+)", text))
+    return frozenset(found for text in texts for found in re.findall(r"\b(?:_target_|reader): *([\w.]+)", text))
 
 
 # ---- the section that Hydra itself carries out, before any task begins -----------------------------------------------

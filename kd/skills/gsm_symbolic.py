@@ -12,6 +12,7 @@ from typing import Any
 
 from kd.metrics.final_number import final_number
 from kd.metrics.table import Metric
+from kd.skills.licences import check_commercial
 from kd.skills.procedural import checked_counts, take_distinct
 from kd.types import Record, Response, Skill, Split
 
@@ -64,14 +65,18 @@ class GsmSymbolic(Skill):
         validation: number of validation records, over 10 other templates.
         test: number of test records, over 10 other templates.
         seed: draws other problems from the same templates in the same splits.
+        commercial_only: as for every skill; whether the templates allow commercial use is open, so it is refused.
     """
 
     name = "gsm_symbolic"
     metric: str | Metric = Metric("accuracy")
     licence = "Apache-2.0 (generators); templates after apple/GSM-Symbolic (CC BY-NC-ND 4.0)"
     group_key = "template"
+    leaf = "thinking"
+    commercial = None
 
-    def __init__(self, *, train: int, validation: int, test: int, seed: int = 0) -> None:
+    def __init__(self, *, train: int, validation: int, test: int, seed: int = 0, commercial_only: bool = False) -> None:
+        check_commercial(self.name, self.licence, self.commercial, commercial_only=commercial_only)
         self.counts = checked_counts(self.name, train=train, validation=validation, test=test)
         self.seed = seed
         self._splits: dict[Split, tuple[Record, ...]] = {}

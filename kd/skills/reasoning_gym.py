@@ -12,6 +12,7 @@ from kd.metrics.table import Metric
 from kd.sandbox import NoVerdict, mechanism, verdict
 from kd.skills.answer_metrics import answer_metrics
 from kd.skills.gym_verifier import gym_verifier
+from kd.skills.licences import check_commercial
 from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct
 from kd.types import Record, Response, Skill, Split
 
@@ -61,6 +62,8 @@ class ReasoningGym(Skill):
         test: number of test records.
         seed: draws other problems.
         options: the task's own settings (`max_digits: 2`), None for the package's defaults.
+        leaf: of the grid that `python -m kd.skills` prints.
+        commercial_only: as for every skill; the licence allows commercial use.
 
     Raises:
         ValueError: the task cannot serve as a skill, a count is negative, the options set seed or size, or the machine
@@ -69,6 +72,7 @@ class ReasoningGym(Skill):
 
     metric: str | Metric = Metric("verifier_score")  # some verifiers give part of the credit
     licence = "Apache-2.0"
+    commercial = True
     group_key = "problem"
 
     def __init__(
@@ -81,10 +85,13 @@ class ReasoningGym(Skill):
         test: int,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
+        leaf: str | None = None,
+        commercial_only: bool = False,
     ) -> None:
         if task in REFUSED:
             raise ValueError(f"reasoning_gym task {task!r} cannot be a skill: {REFUSED[task]}.")
-        self.name = task
+        self.name, self.leaf = task, leaf
+        check_commercial(self.name, self.licence, self.commercial, commercial_only=commercial_only)
         self.counts = checked_counts(task, train=train, validation=validation, test=test)
         self.seed = seed
         self.options = dict(options or {})

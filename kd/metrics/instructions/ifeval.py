@@ -16,7 +16,7 @@ Settings = Mapping[str, Any]
 Check = Callable[[str, Settings], bool]
 
 
-def at_least(count: int, wanted: float, relation: str = "at least") -> bool:
+def at_least(count: int, wanted: int | float, relation: str = "at least") -> bool:
     """Whether a count is as wanted: "at least" or "less than"."""
     return count < wanted if relation == "less than" else count >= wanted
 

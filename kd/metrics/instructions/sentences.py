@@ -17,9 +17,9 @@ def sentences(text: str) -> list[str]:
     text = " ".join(text.split())
     found, start = [], 0
     for match in END.finditer(text):
-        last = text[start : match.start()].rsplit(" ", 1)[-1].strip("(\"'\u201c").lower()
-        initial = len(last) == 1 and last.isalpha() and last != "i"
-        if match[0].startswith(".") and (last in ABBREVIATIONS or initial) and match.end() < len(text):
+        last = text[start : match.start()].rsplit(" ", 1)[-1].strip("(\"'\u201c")
+        initial = len(last) == 1 and last.isupper() and last != "I"
+        if match[0].startswith(".") and (last.lower() in ABBREVIATIONS or initial) and match.end() < len(text):
             continue
         found.append(text[start : match.end()].strip())
         start = match.end()

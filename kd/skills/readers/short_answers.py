@@ -44,3 +44,11 @@ def asdiv(path: Path) -> Iterator[Row]:
                 "response": f"The answer is {row['answer'].strip()}.",
                 "answer": numbers[0].replace(",", ""),
             }
+
+
+def truthful(path: Path) -> Iterator[Row]:
+    """TruthfulQA's questions: `question` and `references`, its true answers, the best first."""
+    for row in values(path):
+        answers = [answer.strip() for answer in row["answer"] if answer.strip()]
+        if answers:
+            yield {"question": row["question"].strip(), "references": answers}
