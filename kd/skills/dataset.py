@@ -15,6 +15,7 @@ from kd.data.tables import Row, stem
 from kd.metrics.table import Metric
 from kd.skills.answer_metrics import answer_metrics
 from kd.skills.examples import Item, Prompting, first_row, items
+from kd.skills.licences import check_commercial, print_terms
 from kd.skills.procedural import checked_counts
 from kd.types import Record, Skill, Split
 
@@ -49,9 +50,11 @@ class Dataset(Skill):
             whether it allows commercial use (None: unknown); the leaf of the grid; the address to use online.
         version: raised by the author of a yaml when its prompt or columns change.
         control_tokens: whether strings such as `<|im_end|>` in its texts are control tokens; else they are text.
+        terms: what binds whoever uses the data; printed once, when they are read.
+        commercial_only: refuse data that are not known to allow commercial use.
 
     Raises:
-        ValueError: an argument is of no use; `load` names the file and line of a row that cannot be read.
+        ValueError: an argument is of no use, or the licence is refused; `load` names the file and line of a row that cannot be read.
     """
 
     licence = "not stated"
@@ -80,11 +83,15 @@ class Dataset(Skill):
         hub: str | None = None,
         version: int = 1,
         control_tokens: bool = False,
+        terms: str | None = None,
+        commercial_only: bool = False,
     ) -> None:
         self.path, self.columns = _plain(path), _plain(columns)
         self.name = name or _name_of(self.path)
         self.prompting, self.few_shot, self.seed = Prompting(prompt, system, form), few_shot, seed
         self.licence, self.commercial, self.leaf = licence or self.licence, commercial, leaf
+        self.terms = terms
+        check_commercial(self.name, self.licence, commercial, commercial_only=commercial_only)
         self.hub, self.version, self.control_tokens = hub, version, control_tokens
         self._reader = located("skill.reader", reader) if reader else None
         self._grouped, self.group_key = group_key, group_key or CLUSTER
@@ -118,6 +125,7 @@ class Dataset(Skill):
             FileNotFoundError: a file is not there.
         """
         if self._splits is None:
+            print_terms(self.name, self.terms)
             self._splits = self._divided(self._read())
         return self._splits.get(split, ())
 

@@ -1,30 +1,46 @@
 """Messages of GNU gettext's `.po` files: a text of a program in English, and its translation."""
 
 import ast
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd.skills.readers.json_values import Row
+from kd.skills.readers.json_values import Row, members
+from kd.sources.archives import members_of
 
 KEYWORD = re.compile(r'(msgctxt|msgid|msgid_plural|msgstr(?:\[\d\])?)\s+(".*")$')
 PLACEHOLDER = re.compile(r"%\(|%[sd]|\{|<|&\w+;")  # of a program's, whose translation is to be copied
 LEAST_WORDS = 3  # shorter messages are labels of buttons, ambiguous without their place
 
 
-def translations(path: Path) -> Iterator[Row]:
-    """Rows with `source` and `target`, of at least three words, without placeholders, each source once.
+def french(path: Path) -> Iterator[Row]:
+    """English and French messages of a wheel."""
+    return of_wheel(path, "fr")
+
+
+def german(path: Path) -> Iterator[Row]:
+    """English and German messages of a wheel."""
+    return of_wheel(path, "de")
+
+
+def of_wheel(path: Path, language: str) -> Iterator[Row]:
+    """Rows with `source`, `target` and `id`, of at least three words, without placeholders, each source once.
 
     Left out: fuzzy entries (translated by a program, not yet read by a person), obsolete ones, plural forms, and those
     whose translation is missing or the same as the source.
     """
+    package, _, _ = path.name.partition("-")
+    names = [name for name in members_of(path) if f"/locale/{language}/" in name and name.endswith(".po")]
     seen = set()
-    for entry in entries(path.read_text(encoding="utf-8")):
-        source, target = entry.get("msgid", "").strip(), entry.get("msgstr", "").strip()
-        if not target or source == target or source in seen or not _plain(source):
-            continue
-        seen.add(source)
-        yield {"source": source, "target": target}
+    for text in members(path, *names):
+        for entry in entries(text):
+            source, target = entry.get("msgid", "").strip(), entry.get("msgstr", "").strip()
+            if not target or source == target or source in seen or not _plain(source):
+                continue
+            seen.add(source)
+            number = hashlib.sha256(source.encode()).hexdigest()[:12]
+            yield {"id": f"{package}-{number}", "source": source, "target": target}
 
 
 def _plain(text: str) -> bool:

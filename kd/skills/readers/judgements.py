@@ -14,7 +14,7 @@ def refusals(path: Path) -> Iterator[Row]:
     Rows have `request`, `reply`, `choices`, `answer_index` and `answer`.
     """
     for row in tables(path):
-        yield _judged(row, float(row["human_score"]))
+        yield _judged(row, _mean(row))
 
 
 def harms(path: Path) -> Iterator[Row]:
@@ -23,10 +23,14 @@ def harms(path: Path) -> Iterator[Row]:
     The people's mean is `human_score`. Rows else as those of `refusals`, with `category`.
     """
     for row in tables(path):
-        scores = [float(value) for key, value in row.items() if key.startswith("human_score") and value]
-        if scores:
-            mean = sum(scores) / len(scores)
-            yield {**_judged(row, mean), "human_score": mean, "category": row["harm_category"]}
+        mean = _mean(row)
+        yield {**_judged(row, mean), "human_score": mean, "category": row["harm_category"]}
+
+
+def _mean(row: Row) -> float:
+    """Of the people's scores, in the columns human_score, human_score_1, ...; between 0 and 1."""
+    scores = [float(value) for key, value in row.items() if key.startswith("human_score") and value]
+    return sum(scores) / len(scores)
 
 
 def _judged(row: Row, score: float) -> Row:
@@ -41,9 +45,11 @@ def _judged(row: Row, score: float) -> Row:
 
 
 def tables(path: Path) -> Iterator[Row]:
-    """The rows of a table of comma-separated values after a line `# dataset_version=...`."""
+    """The rows of a table of comma-separated values after lines that begin with `#`."""
     text = path.read_text(encoding="utf-8-sig")
-    yield from csv.DictReader(io.StringIO(text.partition("\n")[2] if text.startswith("#") else text))
+    while text.startswith("#"):
+        text = text.partition("\n")[2]
+    yield from csv.DictReader(io.StringIO(text))
 
 
 def factual(path: Path) -> Iterator[Row]:
