@@ -53,6 +53,7 @@ lint: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(VENV)/bin/python -m kd.pages.objectives
+	$(VENV)/bin/python -m kd.pages.skills
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

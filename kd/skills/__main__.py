@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from kd.components.allowed import KEY, allow_typed
 from kd.components.choices import CONF, SEARCHED, choices, content, file_of, parsed
 from kd.components.signatures import located
 from kd.composition.overrides import started
 from kd.errors import in_one_sentence
-from kd.metrics.table import of_skill
+from kd.skills.grid import notes, tables
 from kd.types import Record, Skill
 
 
@@ -57,29 +55,6 @@ def build(settings: dict[str, Any]) -> Skill:
 
 def _nearest(name: str, known: Iterable[Any]) -> str:
     return get_close_matches(name, map(str, known), n=1, cutoff=0.0)[0]
-
-
-def summary() -> Table:
-    """One row per skill file."""
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("name", "what", "metric", "licence", "group key", "train/val/test"):
-        table.add_column(column, no_wrap=column not in ("what", "licence"))
-    for name, path in members().items():
-        config = content("skill", name)
-        what = escape(path.read_text().splitlines()[0].removeprefix("# "))
-        counts = "/".join(str(config.get(split, "–")) for split in ("train", "validation", "test"))
-        table.add_row(name, what, *_facts(config), counts)
-    return table
-
-
-def _facts(config: Any) -> tuple[str, str, str]:
-    """The metric, licence and group key that its class names; nothing is read of one that is not allowed."""
-    try:
-        skill: Any = located("skill", config["_target_"])
-    except ValueError:
-        return "–", escape(f"{config['_target_']}: add {KEY}=[...] to import it"), "–"
-    metric = config["metrics"][0] if "metrics" in config else of_skill(skill.metric).name
-    return metric, config.get("licence") or skill.licence, config.get("group_key") or skill.group_key
 
 
 def show(console: Console, record: Record) -> None:
@@ -127,7 +102,9 @@ def _print(console: Console, words: Sequence[str], options: argparse.Namespace) 
     allow_typed(parsed(word) for word in words if word.startswith(f"{KEY}="))
     chosen = [word for word in words if not word.startswith((f"{KEY}=", f"{SEARCHED}="))]
     if not chosen:
-        console.print(summary())
+        for table in tables(console.width):
+            console.print(table)
+        console.print(notes(), highlight=False)
         return
     if chosen[0] == "inspect":
         _inspect(console, chosen[1:], options)

@@ -54,7 +54,8 @@ class Dataset(Skill):
         commercial_only: refuse data that are not known to allow commercial use.
 
     Raises:
-        ValueError: an argument is of no use, or the licence is refused; `load` names the file and line of a row that cannot be read.
+        ValueError: an argument is of no use, or the licence is refused; `load` names the file and line of a row that
+            cannot be read.
     """
 
     licence = "not stated"

@@ -39,7 +39,7 @@ def test_small_skills_are_small_and_have_many_problems(name):
 def test_each_file_says_what_it_is_in_its_first_line():
     for path in members().values():
         assert path.read_text().startswith("# ")
-        assert "_target_" in OmegaConf.load(path)
+        assert {"_target_", "defaults"} & OmegaConf.load(path).keys()
 
 
 def test_the_list_names_every_member(capsys):
