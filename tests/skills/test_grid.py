@@ -93,7 +93,7 @@ def test_the_page_is_up_to_date():
     ],
 )
 def test_commercial_only_refuses_by_the_licence(name, fault):
-    with pytest.raises(ValueError, match=r"skill\\.commercial_only=true") as error:
+    with pytest.raises(ValueError, match=r"skill\.commercial_only=true") as error:
         build(read(name, ["commercial_only=true"]))
     assert str(error.value).startswith(f"skill {name}: its licence, ")
     assert fault in str(error.value)
