@@ -70,6 +70,8 @@ class Skill(Protocol):
 
     metrics: further metrics of the same answers; one that is named as `metric` stands for `score`.
     parts: skills that it is made of, by name, each of which is evaluated apart; none but of a mixture.
+    leaf: of the grid (docs/grid.md); None: of none.
+    commercial: whether the licence allows commercial use; None: not known.
     """
 
     name: str
@@ -78,8 +80,8 @@ class Skill(Protocol):
     control_tokens: bool = False  # whether strings such as `<|im_end|>` in its texts are control tokens
     metrics: Sequence[AnswerMetric] = ()
     parts: "Mapping[str, Skill]" = MappingProxyType({})
-    leaf: str | None = None  # of the grid (docs/skills.md); None: of none
-    commercial: bool | None = None  # whether the licence allows commercial use; None: not known
+    leaf: str | None = None
+    commercial: bool | None = None
 
     @property
     @abstractmethod

@@ -43,7 +43,7 @@ FOLLOWED = {  # instruction: (settings, an answer that follows it, one that does
     "change_case:capital_word_frequency": (
         {"capital_frequency": 1, "capital_relation": "at least"},
         "a BIG one",
-        "A b",
+        "a b",
     ),
     "change_case:english_capital": ({}, ENGLISH.upper(), ENGLISH),
     "change_case:english_lowercase": ({}, ENGLISH, ENGLISH.title()),
