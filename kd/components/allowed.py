@@ -57,17 +57,17 @@ def check_named(path: str, dotted: str) -> None:
     """Raises ValueError, before anything is imported, if the `_target_` at `path` is not for a config to name."""
     package = dotted.partition(".")[0]
     if package == "kd" or _inside(dotted, (*LIGHTNING, *permitted())):
-        return  # what is found in kd is looked at by `check_found`
+        return  # objects in kd are checked by `check_found`
     if "." not in dotted or find_spec(package) is None:
         raise ValueError(f"{path}._target_={dotted}: no package {package} is installed; ours are in kd")
     raise ValueError(_refused(path, dotted, package))
 
 
 def check_found(path: str, dotted: str, found: Any) -> None:
-    """Raises ValueError if what `dotted` leads to is none of the project's components, and the user does not allow it.
+    """Raises ValueError if the object at `dotted` is none of the project's components, and the user does not allow it.
 
-    A path through an allowed module may end in another one, as kd.sweeps.jobs.os.system does: what counts is where the
-    function or class was defined.
+    A path through an allowed module may end in another one, as kd.sweeps.jobs.os.system does: the module that defines
+    the function or class counts.
     """
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", "")
     if isinstance(module, str) and _inside(f"{module}.{name}", (*LIGHTNING, *permitted())):

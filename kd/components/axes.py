@@ -1,7 +1,7 @@
 """The axes of an experiment in one table: a new axis is one row here, a folder in `conf/` and its default there.
 
-Everything that treats the axes alike reads this table: the sections that a config must have, what a list of files
-means, what a baseline puts back, what is tried in place of a choice that does not fit, the names of other libraries.
+All code that treats the axes alike reads this table: the required sections of a config, the meaning of a list of files,
+the choices that a baseline resets, the alternatives to a choice that does not fit, the names of other libraries.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The files of `conf/` that a command line chooses, one or several of each group, and what they choose in turn."""
+"""The files of `conf/` that a command line chooses, one or several of each group, and their own choices."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,7 +195,7 @@ def check_owners(chosen: Mapping[str, Choice]) -> None:
 
 
 def axes(group: str, name: str, conf: Path | None = None) -> dict[str, Names]:
-    """The groups that a file chooses for others with `override /group: choice`, and what it chooses."""
+    """The groups of which a file chooses with `override /group: choice`, and its choices."""
     entries = _content(group, name, conf).get("defaults") or []
     pairs = [pair for entry in entries if OmegaConf.is_dict(entry) for pair in entry.items()]
     overriding = [(key.removeprefix("override "), value) for key, value in pairs if key.startswith("override ")]

@@ -85,6 +85,6 @@ def members(interface: Any) -> frozenset[str]:
 
 
 def _has(found: type, name: str) -> bool:
-    """Whether a class, or one that it inherits, has a member that is more than an abstract one."""
+    """True if a class, or one that it inherits, has a member that is not abstract."""
     abstract = vars(found).get("__abstractmethods__", ())
     return name not in abstract and any(name in vars(kind) for kind in found.__mro__)

@@ -75,7 +75,7 @@ class Line:
         return cls(tuple(words), frozenset(fixed))
 
     def chose(self, key: str) -> bool:
-        """Whether the command line sets this key or group itself."""
+        """True if the command line sets this key or group itself."""
         return any(word.split("=", 1)[0].lstrip("+") == key for word in self.words)
 
     def changed(self, changes: Sequence[str]) -> "Line":
@@ -310,7 +310,7 @@ def _yaml(value: Any) -> str:
 
 
 def _settable(config: Config, key: str, values: Sequence[object]) -> bool:
-    """Whether the config has such a key, with a value other than the recommended ones."""
+    """True if the config has such a key, with a value other than the recommended ones."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -328,7 +328,7 @@ def _samples(rollout: str) -> str | None:
 
 
 def _one_text(config: Config) -> bool:
-    """Whether teacher and student may share a tokenizer, as far as the config shows without loading one."""
+    """True if teacher and student may share a tokenizer, as far as the config shows without loading one."""
     models = (config["teacher"].get("model"), config["student"]["model"])
     named = [node and node.get("tokenizer", node.get("source")) for node in models]
     own = [{"address": one} if isinstance(one, str) else one for one in named]
@@ -336,7 +336,7 @@ def _one_text(config: Config) -> bool:
 
 
 def _whole(group: str, name: str) -> bool:
-    """Whether a file leaves no value to the user."""
+    """True if a file leaves no value to the user."""
     return "???" not in str(content(group, name))
 
 

@@ -284,7 +284,7 @@ def _refuse_no_teacher(group: str, part: str, required: frozenset[str]) -> None:
 
 
 def _needs_none(group: str, name: str) -> bool:
-    """Whether a file of `group` requires no teacher; an objective, nothing but the records' own responses."""
+    """True if a file of `group` requires no teacher; an objective, nothing but the records' own responses."""
     apart = FROM_ROLLOUT | FROM_REWARD if group == "objective" else frozenset()
     with suppress(ValueError, KeyError):
         return not any(_of_teacher(names) | (names & apart) for _, names in _demands(group, content(group, name)))

@@ -51,7 +51,7 @@ class Load:
 
 
 def estimate(subject: Subject) -> list[Item]:
-    """All that is held when the backward pass of a later step begins, and the size of a checkpoint on disk."""
+    """The memory in use when the backward pass of a later step begins, and the size of a checkpoint on disk."""
     module, load = subject.parts.module, heaviest(subject)
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     kept = activations(module.student, load, subject.cfg.trainer.precision, module.student_fields)

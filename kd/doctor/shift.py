@@ -1,4 +1,4 @@
-"""The self-test of the loss path: a student that is its own teacher has nothing to learn."""
+"""The self-test of the loss path: a student that is its own teacher has zero loss and gradient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -76,7 +76,7 @@ def metered(meter: Meter | None = None) -> Iterator[Meter]:
 
 
 def is_metered() -> bool:
-    """Whether a meter is open."""
+    """True if a meter is open."""
     return bool(_OPEN.get())
 
 

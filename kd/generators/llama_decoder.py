@@ -31,7 +31,7 @@ _LASTING = ("default", "linear", "llama3", "yarn")  # rotations that do not depe
 
 
 def readable(model: LanguageModel) -> bool:
-    """Whether the network's computation is implemented here."""
+    """True if the network's computation is implemented here."""
     backbone: Any = getattr(model.network, model.network.base_model_prefix)
     if type(backbone) not in _KNOWN or not _usual(backbone.config):
         return False
@@ -97,8 +97,8 @@ class LlamaDecoder(Decoder):
         turns, mask = self._turns(tokens.shape[1]), self._mask(tokens.shape[1])
         for layer, stores in zip(self.weights.layers, self.stores, strict=True):
             last = layer is self.weights.layers[-1]  # of which only the last position is required
-            heard = self._attend(layer, stores, layer.norm(x), turns, mask, last=last)
-            x = (x[:, -1:] if last else x) + layer.out(heard)
+            attended = self._attend(layer, stores, layer.norm(x), turns, mask, last=last)
+            x = (x[:, -1:] if last else x) + layer.out(attended)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
             x = x + layer.down(silu(gate) * up)
         return self.weights.norm(x[:, -1])
@@ -123,13 +123,14 @@ class LlamaDecoder(Decoder):
         keys, values = stores[0].append(keys), stores[1].append(values)
         if last:
             queries, mask = queries[:, :, -1:], None if mask is None else mask[:, :, -1:]
-        asked = queries.shape[2]
+        positions = queries.shape[2]
         # queries that share keys are read as positions of one head: nothing is repeated
-        grouped = queries.reshape(batch, known.groups, -1, known.width) if asked == 1 else queries
-        heard = scaled_dot_product_attention(
-            grouped, keys, values, mask, is_causal=asked > 1 and mask is None, scale=known.scale, enable_gqa=asked > 1
+        grouped = queries.reshape(batch, known.groups, -1, known.width) if positions == 1 else queries
+        causal, several = positions > 1 and mask is None, positions > 1
+        attended = scaled_dot_product_attention(
+            grouped, keys, values, mask, is_causal=causal, scale=known.scale, enable_gqa=several
         )
-        return heard.reshape(batch, known.heads, asked, known.width).transpose(1, 2).flatten(2)
+        return attended.reshape(batch, known.heads, positions, known.width).transpose(1, 2).flatten(2)
 
     def _turns(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the last `length` positions, `[b or 1, 1, t, d]`."""
@@ -221,12 +222,12 @@ def _usual(config: Any) -> bool:
 
 
 def _bare(module: nn.Module) -> bool:
-    """Whether the module's forward has neither hooks nor a replacement."""
+    """True if the module's forward has neither hooks nor a replacement."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _known(module: nn.Module, backbone: nn.Module) -> bool:
-    """Whether it is one of the architecture's own modules, or of their submodules."""
+    """True for one of the architecture's own modules, or of their submodules."""
     return type(module).__module__ == type(backbone).__module__ or type(module) in _PARTS
 
 
@@ -244,7 +245,7 @@ def _linear_layers(block: Any) -> list[Any]:
 
 
 def _plain(layer: Any) -> bool:
-    """Whether it is a matrix, or one with plain LoRA."""
+    """True for a matrix, or one with plain LoRA."""
     if isinstance(layer, LoraLinear):
         variants = dict(layer.lora_variant) or any(layer.lora_bias.values())
         return type(layer.get_base_layer()) is nn.Linear and not variants

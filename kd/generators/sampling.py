@@ -24,7 +24,7 @@ class Choose(Protocol):
 
     @property
     def untempered(self) -> bool:
-        """Whether its log-probabilities are the first reader's own, at temperature 1 and of all ids."""
+        """True if its log-probabilities are the first reader's own, at temperature 1 and of all ids."""
         return False
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Sampled(Choose):
 
     @property
     def untempered(self) -> bool:
-        """Whether it draws from the reader's own distribution, so that the log-probabilities are the reader's own."""
+        """True if it draws from the reader's own distribution, so that the log-probabilities are the reader's own."""
         return self.temperature == self.top_p == 1
 
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:

@@ -28,7 +28,7 @@ class Card(Answer):
 
 
 class Cards(Answer):
-    """Of /v1/models."""
+    """The answer of /v1/models."""
 
     data: list[Card]
 

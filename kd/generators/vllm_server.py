@@ -38,8 +38,8 @@ class Patience(Retry):
 
     def get_retry_after(self, response: Any) -> float | None:
         """The seconds that the server requests, at most `PAUSE`."""
-        asked = super().get_retry_after(response)
-        return None if asked is None else float(min(asked, PAUSE))
+        requested = super().get_retry_after(response)
+        return None if requested is None else float(min(requested, PAUSE))
 
 
 class Server(ExternalEngine):

@@ -1,4 +1,4 @@
-"""Queries, keys, values and probabilities of a `transformers` network's attention, captured from outside.
+"""Queries, keys, values and probabilities of a `transformers` network's attention, captured in its calls.
 
 Queries, keys and values are taken where the network hands them to its attention function: after the projections,
 whatever they are called or fused into, after rotary positions and norms of queries and keys, and with LoRA. Queries
@@ -24,7 +24,7 @@ _seen: ContextVar[list[QKV]] = ContextVar("seen")
 
 @contextmanager
 def watched(network: PreTrainedModel, *, attentions: bool, qkv: bool) -> Iterator[list[QKV]]:
-    """Make a network, while it is called, return probabilities (`attentions`) and fill the list (`qkv`).
+    """A context in which a network returns probabilities (`attentions`) and fills the list (`qkv`).
 
     Fused attention makes no probabilities, so `attentions` means the architecture's own plain one. Raises ValueError,
     with `qkv`, for an architecture whose attention cannot be exchanged.
@@ -49,7 +49,7 @@ def watched(network: PreTrainedModel, *, attentions: bool, qkv: bool) -> Iterato
 
 @contextmanager
 def switched(network: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Exchange the network's attention for another implementation while it is called."""
+    """A context in which the network has another implementation of attention."""
     usual = network.config._attn_implementation
     if implementation == usual:
         yield

@@ -1,4 +1,4 @@
-"""Which model this is, by content: what the cache of scores and the table's digests go by."""
+"""Digests of models by content, for the cache of scores and the table's digests."""
 
 import hashlib
 import json
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Fields of a transformers config that say where a model came from, not what it computes.
+# Fields of a transformers config that describe the origin of a model, not its computation.
 _ORIGIN = ("_name_or_path", "architectures", "transformers_version", "use_cache")
 
 
 @runtime_checkable
 class Identified(Protocol):
-    """A model whose content has a name."""
+    """A model whose content has a digest."""
 
     def identity(self) -> str:
         """A digest of the content."""
 
 
 def weights_digest(module: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the state dict, wherever the tensors lie.
+    """sha256 over names, dtypes, shapes and bytes of the state dict, on any device.
 
     Tied weights are read once. About a second per gigabyte.
     """
@@ -37,7 +37,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def network_digest(network: PreTrainedModel) -> str:
-    """sha256 over the weights and the network's config: equal weights compute other things under another config.
+    """sha256 over the weights and the network's config: equal weights have other outputs under another config.
 
     (Two models drawn from one seed that differ in `rope_theta` alone have the same weights.)
     """
@@ -48,7 +48,7 @@ def network_digest(network: PreTrainedModel) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what decides which ids a conversation becomes: vocabulary, rules, special tokens, chat template."""
+    """sha256 over everything that maps a conversation to ids: vocabulary, rules, special tokens, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if backend is None else json.loads(backend.to_str())
     for of_a_batch in ("padding", "truncation"):

@@ -60,7 +60,7 @@ def decoding_flops(model: LanguageModel, prompts: Sequence[int], responses: Sequ
 
 
 def scoring_flops(model: LanguageModel, head: nn.Linear, lengths: Int[Tensor, " B"], *, learning: bool = False) -> int:
-    """FLOP of reading sequences of `lengths` and scoring each by `head`, once; with `learning`, of the gradients, too.
+    """FLOP of a forward pass over sequences of `lengths` and of `head` on each; with `learning`, of gradients, too.
 
     No row passes through the model's own head, where it still has one.
     """

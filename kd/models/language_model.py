@@ -1,4 +1,4 @@
-"""A causal language model of `transformers` behind one call: sequences and the wanted fields in, `ModelOutput` out."""
+"""A causal language model of `transformers` as one call from sequences and wanted fields to a `ModelOutput`."""
 
 import logging
 from functools import cached_property
@@ -19,7 +19,7 @@ from kd.types import QKV, Batch, Head, ModelOutput, Sequences, Shape
 
 log = logging.getLogger(__name__)
 
-WHOLE_ROWS = frozenset({"attentions", "qkv"})  # fields that are read off rows of one length
+WHOLE_ROWS = frozenset({"attentions", "qkv"})  # fields that need rows of one length
 
 
 class LanguageModel(nn.Module):
@@ -80,9 +80,9 @@ class LanguageModel(nn.Module):
         return packable(self.network)
 
     def recheck_packing(self) -> None:
-        """Read two sequences packed once more, for that may depend on the weights, which have changed.
+        """Tests packing on two sequences again, as the result may depend on the weights, which have changed.
 
-        A network that reads them otherwise now is read with padding from then on, and a warning is logged.
+        If the outputs now differ, the network reads padded sequences from then on, and a warning is logged.
         """
         if self.__dict__.get("packs") and not packable(self.network):
             self.__dict__["packs"] = False
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
         return Shape(config.hidden_size, config.num_hidden_layers, heads, _head_width(config, heads))
 
     def head(self) -> Head:
-        """The output projection as it stands now (LoRA on it included), cut to the tokenizer's ids."""
+        """The current output projection (LoRA on it included), cut to the tokenizer's ids."""
         return _head(self.network, self.vocabulary)
 
     def _reads_packed(self, wanted: frozenset[str]) -> bool:

@@ -1,4 +1,4 @@
-"""LoRA folded into the weights it stands beside."""
+"""LoRA merged into the weights that it adapts."""
 
 import copy
 from typing import Any
@@ -23,9 +23,9 @@ def merged(model: LanguageModel) -> LanguageModel:
 
 
 def check_mergeable(model: LanguageModel) -> None:
-    """Raises ValueError if folding would not give back the network that the adapters were put on.
+    """Raises ValueError if merging would not restore the architecture that the adapters were added to.
 
-    It is tried on shapes alone, on the device "meta": what is exported at the end is known before the first step.
+    It is tried on shapes alone, on the device "meta", so that the exported network is known before the first step.
     """
     if not _has_adapters(model):
         return

@@ -205,7 +205,7 @@ def _with_lora(network: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
 
 
 def _check_lora(config: LoraConfig, dtype: torch.dtype) -> None:
-    """Raises ValueError for what would train nothing, could not be initialised, or not be folded into the weights."""
+    """Raises ValueError for adapters that could not be trained, initialised, or merged into the weights."""
     patterns = {f"alpha_pattern.{name}": alpha for name, alpha in (config.alpha_pattern or {}).items()}
     for key, alpha in {"lora_alpha": config.lora_alpha, **patterns}.items():
         if not alpha > 0:

@@ -1,4 +1,4 @@
-"""Sequences of different lengths read as one row without padding.
+"""Sequences of different lengths as one row without padding.
 
 Norms, projections and feed-forward blocks work on each token alone, so for them the real tokens of all sequences stand
 one after another. Attention alone depends on where a sequence begins and ends: it is computed over groups of similar
@@ -97,10 +97,10 @@ class Group:
 
 
 def packable(network: PreTrainedModel) -> bool:
-    """Return whether the network gives the same hidden states for packed sequences, tried on two short ones.
+    """True if the network gives the same hidden states for packed sequences, tried on two short ones.
 
-    It does not where something other than attention mixes tokens, or where attention cannot be exchanged, is limited
-    to a window, or has features that ours lacks.
+    It does not where a layer other than attention mixes tokens, or where attention cannot be exchanged, is limited
+    to a window, or has features that our implementation lacks.
     """
     config: Any = network.config.get_text_config()
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
@@ -129,7 +129,7 @@ def packed_states(network: PreTrainedModel, packing: Packing, sequences: Sequenc
 
 
 def backbone(network: PreTrainedModel) -> nn.Module:
-    """All of it but the head."""
+    """The network without its head."""
     return getattr(network, network.base_model_prefix)
 
 
@@ -146,7 +146,7 @@ def _attention(
     supported: list[bool] | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "1 N h e"], None]:
-    """Attention that `transformers` calls with the arguments of its own; appends to `supported` whether they are."""
+    """Attention with the signature of `transformers`; appends to `supported` whether the arguments are supported."""
     if supported is not None:
         strange = mask is not None or any(others[name] is not None for name in others.keys() - KNOWN)
         supported.append(not strange and getattr(module, "is_causal", True))

@@ -60,13 +60,13 @@ class Rollout(Protocol):
 
     @staticmethod
     def passes_given(settings: Mapping[str, Any], written: bool) -> bool:
-        """Whether some step learns on the records' own responses as they are, so that what terms require of a group is
+        """True if some step learns on the records' own responses as they are, so that what terms require of a group is
         required of the records. `written`: whether its writer's does."""
         return written
 
     @staticmethod
     def reads_given(settings: Mapping[str, Any], written: bool) -> bool:
-        """Whether some step reads the records' own responses at all, so that each record has to have one. `written`:
+        """True if some step reads the records' own responses at all, so that each record has to have one. `written`:
         whether its writer's does."""
         return written
 

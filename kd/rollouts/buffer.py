@@ -49,7 +49,7 @@ class Buffer:
         return sum(group.size for group in self.groups)
 
     def has_room(self, size: int) -> bool:
-        """Whether a group of `size` sequences can be kept without dropping another."""
+        """True if a group of `size` sequences can be kept without dropping another."""
         return len(self) + size <= self.capacity
 
     def add(self, batches: Sequence[Batch], step: int) -> None:

@@ -78,7 +78,7 @@ class Mixed(Wrapping):
         return [*self.given(own, models, progress, encoder), *written]
 
     def writes(self, record: Record, progress: Progress) -> bool:
-        """Whether the coin selects the writer; per batch, the record does not matter."""
+        """True if the coin selects the writer; per batch, the record does not matter."""
         own = (record.id,) if self.per == "sequence" else ()
         return uniform(self.seed, "mixed", progress.step, *own) < self.share(progress)
 

@@ -74,7 +74,7 @@ class Replay(Wrapping):
         return [self._weighted(batch, models) for batch in batches]
 
     def _is_due(self, step: int) -> bool:
-        """Whether this step generates: a function of the step alone, so the same on all ranks."""
+        """True if this step generates: a function of the step alone, so the same on all ranks."""
         if step % self.uses == 0 or self.wrote_at is None:
             return True
         return self.max_age is not None and step - self.wrote_at > self.max_age

@@ -50,7 +50,7 @@ class Estimate(_Page):
 
 
 class SystemScores(_Page):
-    """One metric, for the student before and after and for what it is compared with.
+    """The scores of one metric, for the student before and after and for the systems that it is compared with.
 
     A student of equal steps under another objective than sft may be added under that objective's name.
     """
@@ -187,7 +187,7 @@ class Results(_Page):
     versions: dict[str, int | str] = {}  # of the components that it depends on (`kd.versions.versions`)
     records: Records | None = None  # None: from before they were counted
     sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # of verifiers; None: none was needed
-    verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers that count as wrong for want of a verdict
+    verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers on which the verifier failed, counted as wrong
     origins: dict[str, Origin] = {}  # by role; none: from before they were recorded
     efficiency: dict[Literal["student", "teacher"], Efficiency] = {}
     contamination: Contamination | None = None

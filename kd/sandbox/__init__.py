@@ -1,4 +1,4 @@
-"""Evaluation of model-generated text and code in a process of its own, which can do little else (docs/sandbox.md)."""
+"""Evaluation of model-generated text and code in a confined process (docs/sandbox.md)."""
 
 from kd.sandbox.limits import Limits, NoVerdict, Outcome, SandboxError
 from kd.sandbox.pool import CODE, VERDICT, calls, mechanism, run, verdict

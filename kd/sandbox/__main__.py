@@ -1,4 +1,4 @@
-"""Self-test: `python -m kd.sandbox` prints the mechanism, what attacks achieve with and without it, and its cost."""
+"""Self-test: `python -m kd.sandbox` prints the mechanism, the outcome of attacks with and without it, and its cost."""
 
 import argparse
 import sys

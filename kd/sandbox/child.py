@@ -97,7 +97,7 @@ def described(error: BaseException) -> str:
 
 
 def escapes(folder: str) -> list[str]:
-    """The forbidden actions that this process can still do, `folder` being outside; empty where it is confined."""
+    """The forbidden actions that this process can still perform, `folder` being outside; empty if it is confined."""
     attempts = {
         f"list {folder}": lambda: os.listdir(folder),
         f"write to {folder}": lambda: open(f"{folder}/kd-sandbox-{os.getpid()}", "x").close(),

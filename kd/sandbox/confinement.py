@@ -1,4 +1,4 @@
-"""A process gives up what it may not use, for good: limits, Landlock, capabilities, system calls.
+"""Irrevocable confinement of a process: limits, Landlock, capabilities, system calls.
 
 Source: landlock(7), seccomp(2), capset(2), getrlimit(2). Nothing here needs privileges.
 """
@@ -32,13 +32,13 @@ def landlock_version() -> int:
 
 
 class Confinement:
-    """Confinement of the children of this process: prepared once, because it is applied for each verdict.
+    """Confinement of the children of this process: prepared once, because it is applied for each call.
 
     Args:
         limits: their bounds.
         readable: files and folders that they may read.
         scratch: the folder that they may write; None: they can change no file at all.
-        landlock: whether Landlock hides the other files; else something outside of this process does.
+        landlock: whether Landlock hides the other files; else bubblewrap has hidden them.
 
     Raises:
         OSError: the kernel refuses one of the steps.
@@ -97,7 +97,7 @@ def _ruleset(readable: Sequence[str], scratch: str | None) -> int:
 
 
 def _allow(ruleset: int, path: str, rights: int, handled: int) -> None:
-    """Add a rule for what lies at and below `path`; a path that does not exist needs none."""
+    """Adds a rule for `path` and everything below; a path that does not exist needs none."""
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -8,16 +8,16 @@ Status = Literal["ok", "raised", "exit", "timeout", "disk", "killed"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one sandboxed process. It cannot create processes at all, so that there is no number of them.
+    """Bounds of one sandboxed process. It cannot create processes, so there is no bound on their number.
 
     Args:
         cpu_seconds: processor time, in whole seconds as the kernel counts it; the bound that an endless loop reaches.
-        seconds: time by the clock, for what waits instead of computing; generous, because machines are busy.
+        seconds: time by the clock, for code that waits without computing; generous, because machines are busy.
         memory: address space in bytes, the interpreter and imported packages included.
         file_size: bytes of one file.
         disk: bytes of the scratch folder.
-        output: bytes of standard output, and as many of standard error, that are kept; what follows is dropped. Also
-            the bytes of a called function's value; one that is longer is no value.
+        output: bytes of standard output, and as many of standard error, that are kept; the rest is dropped. Also
+            the most bytes of a called function's value; a longer one is an error.
     """
 
     cpu_seconds: int = 2
@@ -33,13 +33,13 @@ class Outcome:
     """The outcome of a sandboxed process.
 
     Args:
-        stdout: standard output, cut to `Limits.output` bytes; what is not UTF-8 is replaced.
+        stdout: standard output, cut to `Limits.output` bytes; bytes that are not UTF-8 are replaced.
         stderr: standard error, likewise.
         status: "ok" (it ran to its end), "raised" (an exception), "exit" (it called exit), "timeout", "disk"
             (its scratch folder was full), or "killed" (a signal; also where memory ends outside of Python).
         seconds: time by the clock.
         error: one line about any status but "ok", else "".
-        value: what a called function returned, as json carries it; None for `run`.
+        value: the value that a called function returned, as json represents it; None for `run`.
     """
 
     stdout: str
@@ -51,7 +51,7 @@ class Outcome:
 
 
 class NoVerdict(Exception):
-    """A verifier returned nothing for a text: it raised, left, or was stopped at a limit. `status` is the Outcome's."""
+    """A verifier returned no value for a text: it raised, exited, or reached a limit. `status` is the Outcome's."""
 
     def __init__(self, status: str, error: str):
         super().__init__(error)
@@ -59,4 +59,4 @@ class NoVerdict(Exception):
 
 
 class SandboxError(Exception):
-    """A sandboxed call could not be made at all; no property of the text."""
+    """A sandboxed call could not be made at all, for a reason other than the text."""

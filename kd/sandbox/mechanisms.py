@@ -1,4 +1,4 @@
-"""The mechanism that confines: bubblewrap where it works, else Landlock; none only where the user accepts that.
+"""The mechanism of confinement: bubblewrap where it works, else Landlock; none only where the user accepts that.
 
 The system calls, capabilities and limits are the same under both. They differ in how files are hidden: bubblewrap
 gives the worker namespaces of its own (files, processes, network) that hold nothing else; under Landlock the rest
@@ -42,7 +42,7 @@ BOOT = "import sys; sys.path += {paths!r}; from kd.sandbox.worker import main; m
 
 
 def missing(mechanism: Mechanism) -> str | None:
-    """The reason why this machine cannot have the mechanism, as far as it shows without trying; None where it may."""
+    """The reason why this machine cannot have the mechanism, as far as is known without a trial, or None."""
     if mechanism == "none":
         return None
     if not supported():
@@ -87,7 +87,7 @@ def command(
 ) -> tuple[list[str], dict[str, str]]:
     """The worker's command and environment.
 
-    scratch: a folder of its own, for what an import may want to write; with `files` its children write there, too.
+    scratch: a folder of its own, for files that an import may write; with `files` its children write there, too.
     """
     paths = readable(packages)
     settings = {"mechanism": mechanism, "limits": asdict(limits), "readable": paths, "scratch": scratch, "files": files}

@@ -22,8 +22,8 @@ from kd.sandbox.worker import LENGTH
 
 VERDICT = Limits()
 CODE = Limits(cpu_seconds=5, seconds=30.0)
-WORKERS = min(2, os.cpu_count() or 1)  # while one forks its next child, the other answers
-PATIENCE = 120.0  # seconds for a worker to start, to import, and to answer beyond its own limit
+WORKERS = min(2, os.cpu_count() or 1)  # while one forks its next child, the other serves a request
+PATIENCE = 120.0  # seconds for a worker to start, to import, and to respond beyond its own limit
 
 
 class Broken(Exception):
@@ -52,7 +52,7 @@ class Worker:
         """Check, once, that the confinement holds in this worker.
 
         Raises:
-            Broken: it does not start, or something is possible that should not be.
+            Broken: it does not start, or a forbidden action succeeds.
         """
         if self.checked:
             return
@@ -103,7 +103,7 @@ class Worker:
         return lines[-1] if lines else ""
 
     def close(self) -> None:
-        """End it and what it started."""
+        """Ends the worker and its children."""
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
@@ -118,7 +118,7 @@ class Worker:
 
 
 class Pool:
-    """A few workers that are alike, used in turn; one that has died is replaced. Threads may share it."""
+    """A few workers of one kind, used in turn; one that has died is replaced. Threads may share the pool."""
 
     def __init__(self, mechanism: Mechanism, limits: Limits, packages: tuple[str, ...], *, files: bool):
         self.kind = (mechanism, limits, packages)
@@ -279,11 +279,11 @@ def verdict(
 
     function: one of a module's top level; the module is imported in the worker, so it should import little.
     args: anything that pickles. setup: trusted; `function(*setup)` is called once, outside of the sandbox's limits.
-    The value is what json carries (numbers, text, lists). A text that is evaluated in the same process as its
-    verifier can make it return anything; the sandbox protects the machine, not the verdict.
+    The value has to be serializable as json (numbers, text, lists). A text that is evaluated in the same process as its
+    verifier can make it return anything; the sandbox protects the machine, not the value.
 
     Raises:
-        NoVerdict: it raised, left, or was stopped at a limit.
+        NoVerdict: it raised, exited, or reached a limit.
         SandboxError: the function cannot be imported or set up.
         ValueError: no sandbox works here.
     """

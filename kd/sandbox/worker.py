@@ -1,9 +1,9 @@
 """The worker: a small, single-threaded process that forks one confined child for each request.
 
-It is started as a program of its own (`kd.sandbox.pool`), imports what verifiers need before anything untrusted is
-there, and has the next child waiting, already confined. It reads requests as length-prefixed pickles from its
-standard input, which only its parent writes, and answers with length-prefixed json. It ends where its input does, and
-with it its child: so nothing outlives a parent that was killed.
+It is started as a separate program (`kd.sandbox.pool`), imports the modules of verifiers before any untrusted text
+arrives, and keeps the next child ready, already confined. It reads requests as length-prefixed pickles from its
+standard input, which only its parent writes, and responds with length-prefixed json. It ends with its input, and its
+child with it: so no process outlives a parent that was killed.
 """
 
 import gc
@@ -110,7 +110,7 @@ class Child:
         return False
 
     def end(self) -> tuple[int, resource.struct_rusage]:
-        """Kill it if it still runs; its wait status and what it used."""
+        """Kills the child if it still runs; returns its wait status and resource usage."""
         os.kill(self.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         for descriptor in (self.result, self.out, self.err, self.stdin, *[self.request] * (not self.sent)):
@@ -119,7 +119,7 @@ class Child:
 
 
 def _parsed(result: bytes, longest: int) -> dict[str, Any]:
-    """The child's answer; nothing where there is none. A text that is evaluated may have written anything there."""
+    """The child's answer, or an empty one. The evaluated text may have written anything in its place."""
     if len(result) == longest:
         return {"status": "raised", "error": f"its value is longer than {longest} bytes"}
     if not result:
@@ -132,7 +132,7 @@ def _parsed(result: bytes, longest: int) -> dict[str, Any]:
 
 
 def explained(answer: dict[str, Any], status: int, usage: resource.struct_rusage, limits: Limits) -> None:
-    """Give `answer` the status and error of a child that has not answered."""
+    """Sets the status and error in the `answer` of a child that has sent none."""
     cpu = usage.ru_utime + usage.ru_stime
     by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if answer["fault"] == "disk":
@@ -169,7 +169,7 @@ class Server:
             shutil.rmtree(self.settings.scratch, ignore_errors=True)
 
     def _prepare(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Build what is called, once; the answer where that fails."""
+        """Builds the called function, once; returns an answer where that fails."""
         target = request.get("target")
         if target is None or target in self.prepared:
             return None

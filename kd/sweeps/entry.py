@@ -53,7 +53,7 @@ class SweepReport(Callback):
         signal.signal(signal.SIGTERM, _stop)  # else only the launcher's process would end, without a table
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Let go of the job's two configs, which Hydra would keep until the sweep ends, and of memory that is free."""
+        """Frees the job's two configs, which Hydra would keep until the sweep ends, and unused memory."""
         job_return.cfg = job_return.hydra_cfg = None
         if allocation := sys.modules.get("kd.kernels.allocation"):
             allocation.give_freed_memory_back()
@@ -125,5 +125,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def resume_command() -> str:
-    """The command line of this process: runs that are DONE are skipped, the others go on."""
+    """The command line of this process, which skips runs that are DONE and resumes the others."""
     return again(without="run.force=")

@@ -73,7 +73,7 @@ class Job:
             write_atomically(path, json.dumps(record, indent=2) + "\n")
 
     def end(self, status: Status, reason: str | None = None) -> None:
-        """Write how, and after how many seconds, the job ended."""
+        """Writes the status with which, and the seconds after which, the job ended."""
         self.status, self.reason, self.seconds = status, reason, time.time() - self.started
         self.write()
 
@@ -151,7 +151,7 @@ def _read_job(path: Path, sweep: Path) -> Job:
 
 
 def announce(sweep: Path, num: int, overrides: Sequence[str]) -> None:
-    """Print which job begins, of how many where that is known, and when the sweep may end."""
+    """Prints the number of the job, of how many where that is known, and the expected end of the sweep."""
     jobs = read_jobs(sweep)
     ran = [job for job in jobs.values() if job.seconds is not None and job.status != "skipped"]
     ahead = sum(job.status in ("waiting", "running") for job in jobs.values())
@@ -182,13 +182,13 @@ def record(task: Task) -> Callable[[DictConfig], float | None]:
 
 
 def run_alone(task: Task, config: DictConfig, job: Job) -> float | None:
-    """A single run; whatever it raises ends in one sentence."""
+    """Runs a single run; any exception ends in one sentence."""
     with in_one_sentence(str(OmegaConf.select(config, "run.root") or "")):
         return call(task, config, job)
 
 
 def run_in_sweep(task: Task, config: DictConfig, job: Job) -> float | None:
-    """A job of a sweep: recorded however it ends. Raises only what must end the process."""
+    """Runs a job of a sweep and records its end. Raises only exceptions that must end the process."""
     assert job.sweep is not None
     assert job.num is not None
     in_child = SWEEP in os.environ

@@ -66,7 +66,7 @@ class Ensemble(nn.Module, Teacher):
 
     @property
     def routed(self) -> bool:
-        """Whether a record chooses the member that reads it."""
+        """True if a record chooses the member that reads it."""
         return self.combine == "routed"
 
     @property

@@ -110,7 +110,7 @@ class Distillation(RunState):
 
     @property
     def readers(self) -> list[Any]:
-        """What reads texts when training and when validating alike, and may report about it."""
+        """The components that read texts in training and in validation alike, and may have reports about it."""
         return [part for part in (self.models.teacher, self.alignment) if part is not None]
 
     @property
@@ -238,7 +238,7 @@ class Distillation(RunState):
         return {key: self._mean(term, batch, counts, x) for key, x in named.items()}
 
     def _mean(self, term: Term, batch: Batch, counts: Counts, value: Tensor) -> Tensor:
-        """This micro-batch's share of the mean over what the term learns on."""
+        """This micro-batch's share of the mean over the rows or responses that the term learns on."""
         mask, chosen = batch.student.mask, term.chosen(batch)
         if (importance := term.importance(batch)) is not None and term.domain in (ROW, POSITION):
             value = value * rows(importance, mask) if term.domain == ROW else value * importance
@@ -297,7 +297,7 @@ class Distillation(RunState):
 
     @property
     def whole_teacher(self) -> Any:
-        """The teacher whose full logits are there in the student's vocabulary, whatever is kept of them; or None."""
+        """The teacher with full logits in the student's vocabulary, whichever targets are kept of them, or None."""
         teacher = self.models.teacher
         return None if teacher is None or "logits" not in self.alignment.provides else teacher.exact
 

@@ -28,7 +28,7 @@ def named(callbacks: Any) -> dict[str, Any]:
 
 
 def own_folder(callee: Any, node: Mapping[str, Any], run: Path, name: str) -> dict[str, str]:
-    """What a logger takes from its run where its node does not give it: the folder `<run>/<name>`, and a name."""
+    """The settings that a logger gets from its run where its node lacks them: the folder `<run>/<name>`, and a name."""
     given = {"save_dir": str(run / name), "run_name": run.name}
     takes = inspect.signature(callee).parameters
     return {key: value for key, value in given.items() if key in takes and node.get(key) is None}
@@ -48,7 +48,7 @@ def callbacks_of(cfg: DictConfig) -> list[Callback]:
 
 
 def try_observers(cfg: DictConfig) -> None:
-    """Raises ValueError, in one sentence, for what the constructors of loggers and callbacks refuse."""
+    """Raises ValueError, in one sentence, if a constructor of a logger or callback refuses its settings."""
     callbacks_of(cfg)
     for name, node in cfg.logger.items():
         if "_target_" in node and not node["_target_"].endswith(CONNECTS):
@@ -84,7 +84,7 @@ WATCHING = frozenset(  # Lightning's callbacks that change no number, so that a 
     }
 )
 WEIGHTS = "it exchanges the weights that are validated, saved and generated with; take checkpoint.use=best"
-REFUSED = {  # Lightning's callbacks, and what stands in their place
+REFUSED = {  # Lightning's callbacks, and the settings that replace them
     "Checkpoint": "the run keeps its own checkpoints; set checkpoint.every, checkpoint.monitor and checkpoint.use",
     "GradientAccumulationScheduler": "a step learns from one window; set optim.window, and data.max_tokens for memory",
     "Timer": "a run ends by its own clock; set budget.seconds",
@@ -100,7 +100,7 @@ REFUSED = {  # Lightning's callbacks, and what stands in their place
 
 
 def check_observers(config: Node) -> None:
-    """Raises ValueError for what is no logger or callback, and for a callback that a run has no place for.
+    """Raises ValueError for a node that is no logger or callback, and for a callback that a run cannot have.
 
     config: resolved; its code was checked (`kd.components.instantiation.check_code`).
     """
@@ -141,7 +141,7 @@ def _check_callback(path: str, node: Node, found: type, known: Sequence[str]) ->
 
 
 def supplied(path: str, node: Node) -> Node:
-    """The node with what the run gives it: a logger's folder."""
+    """The node with the settings that the run adds: a logger's folder."""
     group, _, name = path.partition(".")
     if group != "logger" or "." in name:
         return node
@@ -155,7 +155,7 @@ def monitors(config: Node) -> dict[str, str]:
 
 
 def counted(config: Node) -> dict[str, Any]:
-    """The config without loggers and the callbacks that only watch: what a run's identity is made of."""
+    """The config without loggers and callbacks that only observe, as it enters a run's identity."""
     kept = {key: value for key, value in config.items() if key != "logger"}
     if (given := (kept.get("trainer") or {}).get("callbacks")) is not None:
         trainer = {key: value for key, value in kept["trainer"].items() if key != "callbacks"}

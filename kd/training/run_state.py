@@ -1,4 +1,4 @@
-"""The state of a run that its checkpoints hold beside what Lightning saves."""
+"""The state of a run that its checkpoints hold beside Lightning's own."""
 
 from dataclasses import asdict
 from typing import Any
