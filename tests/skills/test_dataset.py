@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from kd.experiment.identity import _records_digest, _skill, identity
 from kd.skills.dataset import Dataset
 from kd.types import Response
+from tests import runs
 
 
 def jsonl(path: Path, rows: list[dict]) -> str:
@@ -206,3 +208,22 @@ def test_words_of_a_template_do_not_make_prompts_alike():
     skill = Dataset(str(path))
     assert [len(skill.load(split)) for split in ("train", "validation", "test")] == [96, 12, 12]
     assert len({record.meta["near_duplicates"] for record in skill.load("train")}) >= 90
+
+
+def test_an_edited_file_and_another_template_are_other_runs(tmp_path):
+    path = jsonl(tmp_path / "sums.jsonl", questions(30))
+
+    def named(**more: str) -> str:
+        _skill.cache_clear()  # as in another process
+        _records_digest.cache_clear()
+        node = {"_target_": "kd.skills.dataset.Dataset", "_convert_": "all", "path": path, **more}
+        return identity(runs.config("objective=sft", skill=node))
+
+    first = named()
+    assert named() == first
+    assert named(prompt="Solve: {prompt}") != first
+    rows = questions(30)
+    jsonl(
+        tmp_path / "sums.jsonl", [{**row, "answer": "other" if i == 7 else row["answer"]} for i, row in enumerate(rows)]
+    )
+    assert named() != first
