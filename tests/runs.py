@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kd.data.sequences import Encoder
 from kd.experiment.build import Parts, build, fit
+from kd.experiment.task_scores import task_scores
 from kd.models.digests import weights_digest
 from kd.objectives.divergence import cross_entropy, forward_kl
 from kd.rollouts import Rollout
@@ -77,7 +78,7 @@ def train(cfg: DictConfig, path: Path, synchronised: bool = True) -> Parts:
     initial = weights_digest(parts.module.student)
     if not synchronised:
         parts.module.synchronised = lambda last: parts.module.trainer.strategy.block_backward_sync()
-    fit(cfg, parts, started(path))
+    fit(cfg, parts, started(path), task_scores(cfg, parts))
     final = {"initial": initial, "weights": dict(parts.module.student.state_dict()), "random": torch.get_rng_state()}
     final |= {"derived": derive(1, "a component", 2)}
     torch.save(final, path / f"final.{os.environ.get('LOCAL_RANK', 0)}.pt")

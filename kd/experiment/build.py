@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +23,6 @@ from kd.experiment.elicitation import elicit
 from kd.experiment.identity import load_skill
 from kd.experiment.loading import device, kept_teacher, load_student
 from kd.experiment.monitor import monitored
-from kd.generators.settings import Decoding
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import TidyLogger
@@ -38,7 +38,6 @@ from kd.training.callbacks import Saving, read_checkpoint
 from kd.training.finiteness import NotFinite
 from kd.training.module import Distillation
 from kd.training.optimization import Optimization
-from kd.training.task_scores import TaskScores
 from kd.training.terms import Term
 from kd.training.trainer import audits, loggers, trainer_of
 from kd.types import Record, Skill
@@ -225,8 +224,10 @@ def place(cfg: DictConfig, parts: Parts) -> None:
         parts.teacher.to(device(cfg))
 
 
-def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
+def fit(cfg: DictConfig, parts: Parts, folder: RunFolder, scores: Callback | None = None) -> None:
     """Train to the last step, from the last checkpoint if there is one.
+
+    scores: the callback that logs the task's own scores (`kd.experiment.task_scores`).
 
     Raises:
         SystemExit(128 + signal): a signal stopped it; the training so far is saved then.
@@ -243,7 +244,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
-    observed = (monitored(cfg), task_scores(cfg, parts))
+    observed = (monitored(cfg), scores)
     trainer = trainer_of(cfg, folder, [log, *loggers(cfg, folder)], saving, parts.module, *observed)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
@@ -263,16 +264,6 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if cfg.checkpoint.use == "best":
         state = read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash)["state_dict"]
         parts.module.load_state_dict(state, strict=parts.module.strict_loading)
-
-
-def task_scores(cfg: DictConfig, parts: Parts) -> TaskScores | None:
-    """What scores the first `checkpoint.answers` validation prompts at each validation."""
-    records = load(parts.skill, "validation")[: cfg.checkpoint.answers]
-    if not records:
-        return None
-    settings = cfg.evaluation
-    decoding = Decoding(settings.max_new_tokens, temperature=0.0, batch_size=settings.batch_size)
-    return TaskScores(parts.skill, records, parts.encoder, decoding)
 
 
 def _has_best(state: Mapping[str, Any]) -> bool:

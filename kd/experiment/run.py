@@ -80,6 +80,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     from kd.experiment.disclosure import disclosed
     from kd.experiment.export import export_objective
     from kd.experiment.scores import Evaluated
+    from kd.experiment.task_scores import task_scores
     from kd.training.trainer import summarise
 
     cfg, folder = plan.cfg, plan.folder  # results and card are of the config as composed
@@ -87,7 +88,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     parts = build(read)
     check_run(cfg, parts)
     if not is_rank_zero():
-        fit(cfg, parts, folder)
+        fit(cfg, parts, folder, task_scores(cfg, parts))
         raise SystemExit(0)  # evaluation and reports belong to the first rank
     _rehearse(cfg, parts, folder)
     evaluation = Evaluated(cfg, parts, folder)
@@ -95,7 +96,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     print_lost(evaluation.records)
     place(cfg, parts)
     evaluation.measure("before")
-    fit(cfg, parts, folder)
+    fit(cfg, parts, folder, task_scores(cfg, parts))
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
     results = {**evaluation.results(beside), **disclosed(unrevealed(cfg), parts, evaluation.sessions)}

@@ -21,7 +21,6 @@ from kd.training.callbacks import ProgressLines, Saving, WholeFiles
 from kd.training.module import Distillation
 from kd.training.observers import callbacks_of, loggers_of
 from kd.training.target_audit import Audit
-from kd.training.task_scores import TaskScores
 
 QUIET = [
     "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
@@ -46,7 +45,7 @@ def trainer_of(
     saving: Saving,
     module: Distillation,
     monitored: Metric,
-    scores: TaskScores | None,
+    scores: Callback | None,
 ) -> lightning.Trainer:
     """The trainer of `optim.steps` windows, which logs to `to` and is saved and stopped by `saving`.
 

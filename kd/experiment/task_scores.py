@@ -5,11 +5,14 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
 
 from kd.data.sequences import Encoder
 from kd.evaluation.evaluate import Evaluation
+from kd.experiment.build import Parts
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
+from kd.skills.records import load
 from kd.types import Record, Skill
 
 
@@ -45,3 +48,13 @@ class TaskScores(Callback):
     def of(self, student: LanguageModel) -> dict[str, float]:
         """The value of each metric of the skill."""
         return {name: score.value for name, score in self.session.task_scores(student).items()}
+
+
+def task_scores(cfg: DictConfig, parts: Parts) -> TaskScores | None:
+    """What scores the first `checkpoint.answers` validation prompts at each validation; None where there are none."""
+    records = load(parts.skill, "validation")[: cfg.checkpoint.answers]
+    if not records:
+        return None
+    settings = cfg.evaluation
+    decoding = Decoding(settings.max_new_tokens, temperature=0.0, batch_size=settings.batch_size)
+    return TaskScores(parts.skill, records, parts.encoder, decoding)

@@ -1,6 +1,6 @@
 """The task's scores at validations: a learning curve, by which the best weights are chosen and a run may end.
 
-Run: python -m pytest tests/training/test_task_scores.py
+Run: python -m pytest tests/experiment/test_task_scores.py
 """
 
 import csv
