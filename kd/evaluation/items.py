@@ -47,6 +47,11 @@ def requires_answers(metric: AnswerMetric) -> bool:
     return not isinstance(metric, FunctionMetric) or bool(metric.requires & GENERATED)
 
 
+def requires_several(metric: AnswerMetric) -> bool:
+    """Return whether it is computed from all answers to a prompt."""
+    return isinstance(metric, FunctionMetric) and bool(metric.requires & {"texts", "scores"})
+
+
 def requires_likelihood(metric: AnswerMetric, *, prior: bool = False) -> bool:
     """Return whether it is computed from the likelihood of choices; `prior`: after an empty prompt, too."""
     wanted = frozenset({"prior_logprobs"}) if prior else LIKELIHOOD

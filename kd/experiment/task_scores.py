@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from kd.data.sequences import Encoder
 from kd.evaluation.evaluate import Evaluation
+from kd.evaluation.items import requires_several
 from kd.experiment.build import Parts
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
@@ -18,6 +19,8 @@ from kd.types import Record, Skill
 
 class TaskScores(Callback):
     """Logs `<skill>/<metric>` at each validation: greedy answers to validation prompts, scored as in the evaluation.
+
+    Metrics of several answers to one prompt (pass@k, diversity) are left out.
 
     Every rank generates all of them, so that all have the same numbers. Nothing is cached, and the random numbers of
     training are as they were.
@@ -40,6 +43,7 @@ class TaskScores(Callback):
         )
         self.name = skill.name
         self.session = evaluation.session(skill=skill, train=(), test=records, encoder=encoder)
+        self.session.metrics = [one for one in self.session.metrics if not requires_several(one)]
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Log the scores of the student as it is."""

@@ -4,7 +4,7 @@ The generators are those of reasoning-gym, after Mirzadeh et al. 2024, "GSM-Symb
 Limitations of Mathematical Reasoning in Large Language Models" (arXiv:2410.05229).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from random import Random
@@ -12,6 +12,7 @@ from typing import Any
 
 from kd.metrics.final_number import final_number
 from kd.metrics.table import Metric
+from kd.skills.answer_metrics import answer_metrics
 from kd.skills.licences import check_commercial
 from kd.skills.procedural import checked_counts, take_distinct
 from kd.types import Record, Response, Skill, Split
@@ -64,6 +65,7 @@ class GsmSymbolic(Skill):
         train: number of training records, over 55 templates.
         validation: number of validation records, over 10 other templates.
         test: number of test records, over 10 other templates.
+        metrics: others of the same answers, names of files in `conf/metric`.
         seed: draws other problems from the same templates in the same splits.
         commercial_only: as for every skill; whether the templates allow commercial use is open, so it is refused.
     """
@@ -75,9 +77,19 @@ class GsmSymbolic(Skill):
     leaf = "thinking"
     commercial = None
 
-    def __init__(self, *, train: int, validation: int, test: int, seed: int = 0, commercial_only: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        train: int,
+        validation: int,
+        test: int,
+        metrics: Sequence[str | Mapping[str, Any]] = (),
+        seed: int = 0,
+        commercial_only: bool = False,
+    ) -> None:
         check_commercial(self.name, self.licence, self.commercial, commercial_only=commercial_only)
         self.counts = checked_counts(self.name, train=train, validation=validation, test=test)
+        self.metrics = answer_metrics(metrics)
         self.seed = seed
         self._splits: dict[Split, tuple[Record, ...]] = {}
 

@@ -28,7 +28,7 @@ class Lengths(Toy):
     def __init__(self, higher: bool):
         super().__init__()
         self.metric = Metric("letters", unit="letters", low=0, high=1000, higher_is_better=higher)
-        self.metrics = answer_metrics(["exact_match"])
+        self.metrics = answer_metrics(["exact_match", "pass_at_10"])
 
     def score(self, record: Record, text: str) -> float:
         return float(len(text))
