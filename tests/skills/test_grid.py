@@ -135,7 +135,9 @@ def check_verifier(skill, records):
     for record, other in zip(records, [*records[1:], records[0]], strict=True):
         own = record.responses[0].text
         assert skill.score(record, own) == skill.metric.best, record.id
-        text = other.responses[0].text
+        text, answer = other.responses[0].text, record.meta.get("answer")
+        if answer is not None and answer == other.meta.get("answer"):
+            continue
         if text.strip().casefold() not in {*map(str.casefold, record.meta.get("references", ())), own.casefold()}:
             mutated += 1
             assert skill.score(record, text) < skill.metric.best, record.id
