@@ -30,6 +30,8 @@ from tests import runs
 
 TINY = ("teacher=tiny", "student=tiny", "skill=spell_backward", "teacher.prepare=null")
 
+NAMED_IN_LISTS = ("metric", "lm_eval")  # folders of conf whose files keys name: skill.metrics, evaluation.lm_eval.tasks
+
 
 @pytest.fixture(autouse=True)
 def hydra() -> Iterator[None]:
@@ -117,7 +119,7 @@ def test_a_new_axis_is_refused_when_misspelt(conf):
 
 
 def test_every_axis_is_a_folder_with_what_its_row_names():
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", *NAMED_IN_LISTS}
     assert set(AXES) == folders
     for name, axis in AXES.items():
         assert {*axis.first, *([axis.alone] if axis.alone else [])} <= set(choices(name))
@@ -188,7 +190,7 @@ class Tagged(Stage):
     def __init__(self, tag: str) -> None:
         self.tag = tag
 
-    def __call__(self, records, **_):
+    def __call__(self, records, resources):
         for record in records:
             yield replace(record, responses=tuple(Response(one.text + self.tag) for one in record.responses))
 
@@ -198,7 +200,7 @@ def elicited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, **nod
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
     made = elicit(runs.config(*words, **nodes))
     texts = [tuple(response.text for response in record.responses) for record in made.records]
-    return [*texts, (str(made.teacher_tokens),)]
+    return [*texts, (str(made.spent.teacher_tokens),)]
 
 
 def test_records_pass_the_stages_in_the_order_given(tmp_path, monkeypatch):
