@@ -22,7 +22,6 @@ from kd.errors import explained, fault
 from kd.evaluation.reading import reading
 from kd.experiment.build import Parts, build
 from kd.experiment.loading import device
-from kd.experiment.plan import Plan
 from kd.experiment.preparation import targets_folder
 from kd.experiment.run import as_read
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
@@ -67,7 +66,7 @@ def write(cfg: DictConfig, this_run: bool = False) -> str:
         raise ValueError("targets=full keeps nothing that could be cached; choose targets=topk, sampled or hidden")
     with open_dict(cfg):
         cfg.targets.cached = False
-    cfg = as_read(Plan.of(cfg))
+    cfg = as_read(cfg)
     folder, parts = targets_folder(cfg), build(cfg)
     teacher: Approximated = parts.module.models.teacher
     folder.mkdir(parents=True, exist_ok=True)

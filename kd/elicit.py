@@ -15,7 +15,6 @@ from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.experiment.elicitation import Elicited, elicit
 from kd.experiment.identity import load_skill
-from kd.experiment.plan import Plan
 from kd.experiment.run import as_read
 from kd.skills.records import load
 from kd.types import Record
@@ -44,7 +43,7 @@ def made(cfg: DictConfig) -> Elicited:
     """The records, elicited now if they were not before. Raises ValueError for augmentation=none."""
     if not cfg.augmentation.stages:
         raise ValueError("augmentation=none changes no record; choose another, such as augmentation=labeling")
-    return elicit(as_read(Plan.of(cfg)))
+    return elicit(as_read(cfg))
 
 
 def shown(record: Record) -> str:

@@ -50,9 +50,13 @@ class Record:
 
 @runtime_checkable
 class AnswerMetric(Protocol):
-    """A metric of the answers to a skill's records; those of `conf/metric` are `kd.skills.answer_metrics`."""
+    """A metric of the answers to a skill's records; those of `conf/metric` are `kd.skills.answer_metrics`.
+
+    node: its part of a config, `_target_` and arguments; it counts in a run's hash.
+    """
 
     metric: Metric
+    node: Mapping[str, Any] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ class OptunaSweeper(CheckedSweeper):
         Raises:
             SystemExit: optuna is missing, there is nothing to search, or the first trial cannot run.
         """
+        if not _imports("optuna"):
+            sys.exit("hydra/sweeper=optuna needs the package optuna; install it with pip install -e '.[optuna]'")
         self.given = self._parsed(arguments)
         self.space = {key: _space(line) for key, line in self.given.items() if line.is_sweep_override()}
         if not self.space:
@@ -69,10 +72,8 @@ class OptunaSweeper(CheckedSweeper):
     def _study(self) -> "Study":
         if self.n_trials < 1 or self.n_jobs < 1:
             sys.exit(f"n_trials={self.n_trials}, n_jobs={self.n_jobs} of hydra.sweeper: both must be at least 1")
-        try:
-            import optuna
-        except ModuleNotFoundError:
-            sys.exit("hydra/sweeper=optuna needs the package optuna; install it with pip install -e '.[optuna]'")
+        import optuna
+
         sampler = getattr(optuna.samplers, self.sampler, None)
         if sampler is None:
             sys.exit(f"hydra.sweeper.sampler={self.sampler}: optuna.samplers has no such class; choose TPESampler")
@@ -162,6 +163,14 @@ def _objective(ended: JobReturn) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _imports(name: str) -> bool:
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 def _space(override: Override) -> "BaseDistribution":

@@ -205,12 +205,19 @@ def _check_top(config: Mapping[str, Any]) -> None:
     sections = {path for path in SECTIONS if "." not in path} | groups
     for group in sorted(sections):
         if not isinstance(config.get(group), Mapping):
-            remedy = f"{group}={' or '.join(choices(group))}" if group in groups else f"the section {group}"
+            remedy = f"{group}={_some(choices(group))}" if group in groups else f"the section {group}"
             raise ValueError(f"{group}={shown(config.get(group))}: a run cannot do without it; give {remedy}")
     for key in (key for key in config if key not in own | sections):
         near = f"did you mean {KEYS[key]}?" if key in KEYS else suggestion(key, own | sections)
         raise ValueError(f"{key}: the config has no such key; {near}")
     check_call("", {key: value for key, value in config.items() if key in own}, Settings, name="the config")
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """The names in one sentence; of many, the first."""
+    if len(names) <= most:
+        return " or ".join(names)
+    return f"{' or '.join(names[:3])}, or another of {len(names)}"
 
 
 def _check_section(path: str, config: Mapping[str, Any], schema: Callable) -> None:

@@ -44,10 +44,21 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
         ValueError, FileNotFoundError: something that the run reads is not there or is damaged.
     """
     config = counted(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    metrics = _metric_nodes(config)
     found = content_digests(config) | _data_digest(config) | _corpus_digest(config)
+    found |= {"metrics": texts_sha256(json.dumps(node, sort_keys=True) for node in metrics)} if metrics else {}
     digests = {masked(name): content for name, content in found.items()}
-    version = code_of(config, (*stages, *_part_classes(config.get("skill"))))
+    version = code_of({**config, "metrics": metrics}, (*stages, *_part_classes(config.get("skill"))))
     return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=version)
+
+
+def _metric_nodes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The content of the files of `conf/metric` that the run's skills name: the config has their names alone."""
+    own = config.get("skill")
+    named = [skill_node(name) for name in (config.get("evaluation") or {}).get("skills") or ()]
+    skills = [_skill(json.dumps(node, sort_keys=True)) for node in [own, *named] if node and node.get("_target_")]
+    every = [one for skill in skills for one in (skill, *skill.parts.values())]
+    return [metric.node for skill in every for metric in skill.metrics]
 
 
 def _part_classes(node: Any) -> set[str]:

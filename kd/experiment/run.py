@@ -14,7 +14,7 @@ from kd.experiment.launch import check_launch
 from kd.experiment.monitor import objective
 from kd.experiment.plan import Plan, plain, valid
 from kd.experiment.preparation import prepared
-from kd.experiment.rounds import after_round
+from kd.experiment.rounds import after_round, round_before
 from kd.kernels.allocation import keep_freed_memory
 from kd.reports.grid import console
 from kd.reports.table import lost_records, rounds_grid
@@ -59,18 +59,23 @@ def prerequisites(plan: Plan) -> tuple[DictConfig, Mapping[str, Any] | None]:
     from kd.experiment.elicitation import elicit
 
     beside = None if plan.beside is None else baseline_results(plan)
-    cfg = as_read(plan)
+    cfg = as_read(plan.cfg, plan.before)
     elicit(cfg)
     return cfg, beside
 
 
-def as_read(plan: Plan) -> DictConfig:
-    """The config as its stages read it: models are prepared and earlier rounds finished, now or before."""
-    cfg = prepared(plan.cfg, train_only)
-    if plan.before is None:
+def as_read(cfg: DictConfig, before: Plan | None = None) -> DictConfig:
+    """The config as its stages read it: models are prepared and earlier rounds finished, now or before.
+
+    before: the plan of the round before, where it is made already.
+    """
+    if before is None and (earlier := round_before(cfg)) is not None:
+        before = Plan.of(earlier)
+    cfg = prepared(cfg, train_only)
+    if before is None:
         return cfg
-    finish_round(plan.before)
-    return after_round(cfg, plan.before.folder)
+    finish_round(before)
+    return after_round(cfg, before.folder)
 
 
 def work(plan: Plan) -> Mapping[str, Any]:

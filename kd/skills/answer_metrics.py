@@ -6,7 +6,7 @@ and what follows the `*` is set in yaml. The names are the fields and properties
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import numpy as np
@@ -146,6 +146,7 @@ class FunctionMetric(AnswerMetric):
     function: Callable[..., Any]
     arguments: Mapping[str, Any]
     requires: frozenset[str]
+    node: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def of_text(self) -> bool:
@@ -211,6 +212,7 @@ def answer_metrics(names: Sequence[str | Mapping[str, Any]]) -> tuple[FunctionMe
 
 def _metric(entry: str | Mapping[str, Any]) -> FunctionMetric:
     path, node = _node(entry)
+    whole = dict(node)
     target = located(path, node.pop("_target_", None))
     facts: dict[str, Any] = {key: node.pop(key) for key in FACTS & node.keys()}
     name = str(facts.pop("name", None) or (entry if isinstance(entry, str) else target.__name__))
@@ -219,9 +221,9 @@ def _metric(entry: str | Mapping[str, Any]) -> FunctionMetric:
     if isinstance(target, type):
         check_call(path, node, target)
         made: Any = target(**node)
-        return FunctionMetric(metric, made, {}, _inputs(path, made))
+        return FunctionMetric(metric, made, {}, _inputs(path, made), whole)
     check_call(path, {**node, "_partial_": True}, target)
-    return FunctionMetric(metric, target, node, _inputs(path, target))
+    return FunctionMetric(metric, target, node, _inputs(path, target), whole)
 
 
 def _node(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -40,6 +40,8 @@ BESIDE = {
     "teacher=tiny": TINY,
     "teacher=ensemble": ("student=tiny",),
     "teacher=own": ("student=tiny",),
+    "skill=dataset": (f"skill.path={CONF.parent / 'docs' / 'own_data' / 'numerals.jsonl'}",),
+    "skill=mixture": ("skill.of={spell_backward: 1, chain_sum: 1}",),
     "method=babyllama": ("student=tiny",),  # nothing to cut a student out of
     "method=sdft": ("student=tiny",),
     "reward=log_ratio": ("rollout=on_policy", "objective=minillm", "corpus=docstrings"),
@@ -221,7 +223,7 @@ def test_a_sweep_of_everything_passes_as_a_command_line(command_line):
         ({"rollout._target_": "kdd.rollouts.Offline"}, ["no package kdd"]),
         ({"teacher._target_": "kd.models.own.Own"}, ["has moved", "name kd.teachers.self_teacher.Own"]),
         ({"rollout._target_": "kd.rollouts"}, ["rollout._target_=kd.rollouts", "no function or class"]),
-        ({"skill": "gsm"}, ["skill=gsm", "skill=chain_sum or gsm_symbolic"]),
+        ({"skill": "gsm"}, ["skill=gsm", "give skill=", "or another of"]),
         ({"evaluation.baseline": "unigrm"}, ["evaluation.baseline=unigrm", "did you mean unigram?", "null"]),
         ({"objective.fkl.loss.temperature": "${temprature}"}, ["${temprature}", "did you mean temperature?"]),
         ({"name": "${oc.env:KD_NOT_THERE}"}, ["name is ${oc.env:KD_NOT_THERE}", "'KD_NOT_THERE' not found"]),

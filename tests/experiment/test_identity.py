@@ -7,6 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from kd import versions
+from kd.components import choices
+from kd.composition.overrides import started
 from kd.experiment import identity as module
 from kd.experiment.export import export
 from kd.experiment.identity import TRAINING, check_records, check_unchanged, family, identity
@@ -65,7 +67,14 @@ def forget() -> None:
 
     for name in ("own_skill", "own_prompts", "own_package", "own_package.skill"):
         sys.modules.pop(name, None)
-    for cache in (module._skill, module._records_digest, versions._file_of, versions._roots, versions._imports):
+    for cache in (
+        choices._merged,
+        module._skill,
+        module._records_digest,
+        versions._file_of,
+        versions._roots,
+        versions._imports,
+    ):
         cache.cache_clear()
 
 
@@ -213,3 +222,18 @@ def test_a_teacher_whose_files_changed_is_loaded_again_by_the_next_job(tmp_path)
     export(tiny(seed=1, dtype="float32"), tmp_path / "teacher", "")
     second = load_teacher(node)
     assert weights_digest(second.model) == weights_digest(tiny(seed=1, dtype="float32")) != weights_digest(first.model)
+
+
+def test_a_metric_counts_by_what_its_file_holds(tmp_path):
+    """A skill names its metrics; with another stemmer they give other numbers."""
+    rows, file = tmp_path / "rows.jsonl", tmp_path / "conf" / "metric" / "mine.yaml"
+    rows.write_text("".join(json.dumps({"prompt": f"p{i}", "completion": f"c{i}"}) + "\n" for i in range(12)))
+    file.parent.mkdir(parents=True)
+    skill = {"_target_": "kd.skills.dataset.Dataset", "path": str(rows), "metrics": ["exact_match", "mine"]}
+    cfg, found = runs.config("objective=sft", skill=skill), []
+    for stemmer in ("false", "true", "false"):
+        file.write_text(f"_target_: kd.metrics.overlap.rouge_l\nstemmer: {stemmer}\n")
+        forget()
+        with started(more=tmp_path / "conf"):
+            found.append(identity(cfg))
+    assert found[0] == found[2] != found[1]

@@ -59,7 +59,7 @@ def test_the_second_round_elicits_with_the_student_of_the_first(start: str, caps
     assert "The student after each round" in printed
     plan = Plan.of(cfg)
     first, second = plan
-    read = as_read(plan)
+    read = as_read(cfg)
     stage = instantiate(cfg.augmentation.stages.self_labeling)
     student = StudentText(load_exported(cfg, first.folder.path / "student"))
     given = runs.Toy().load("train")

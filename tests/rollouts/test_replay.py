@@ -195,7 +195,7 @@ def test_reading_for_the_weights_is_paid_for(meter):
 def test_weights_need_what_was_said_when_it_was_written():
     teacher = Models(STUDENT, WhiteBox(tiny(1)))
     rollout = Replay(ByTeacher(max_new_tokens=3), uses=2, importance_bound=2.0)
-    with pytest.raises(ValueError, match=r"rollout.importance_bound=2.0 needs .* ByTeacher does not give"):
+    with pytest.raises(ValueError, match=r"rollout.importance_bound=2.0 needs .* ByTeacher does not"):
         rollout(window(0, 2), teacher, Progress(0, 10), ENCODER)
 
 
