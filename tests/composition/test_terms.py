@@ -300,4 +300,4 @@ def test_responses_that_nobody_can_tell_apart_are_refused(changes, sentence):
 def test_the_header_says_whose_responses():
     cfg = runs.config("objective=[gad,sft]", "+objective.sft.responses=other")
     assert "[gad_kl, student responses" in describe(cfg)
-    assert "−log q(y_t) [sft, given responses]" in describe(cfg)
+    assert "−log q(y_t) [sft, other responses]" in describe(cfg)
