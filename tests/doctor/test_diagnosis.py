@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_command_line_passes_tiny_models(capsys):
-    code = main(["-n", "1", *TINY, "skill=spell_backward", "skill.train=100"])
+    code = main(["-n", "1", *TINY, "teacher.licence=CC0-1.0", "skill=spell_backward", "skill.train=100"])
     out = capsys.readouterr().out
     verdicts = re.findall(r"^(PASS|WARN|FAIL)  ", out, re.MULTILINE)
     assert (code, set(verdicts)) == (0, {"PASS"}), out
