@@ -276,6 +276,7 @@ def test_a_cached_run_beside_sft(tmp_path):
     assert list(build(plan.beside.cfg).data.train) == runs.Toy().load("train")
 
 
+@pytest.mark.long
 def test_cached_runs_share_a_baseline_whatever_is_kept():
     def beside(*words: str) -> str:
         return preparation.identity(baseline_of(runs.config(*words, CACHED)))
@@ -323,6 +324,7 @@ kd.cache.write(runs.config(*sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_a_killed_writer_goes_on_where_it_was(cache, monkeypatch):
     monkeypatch.setattr(kd.cache, "SHARD", 5)
     words = [*KINDS["sampled"]]

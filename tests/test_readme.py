@@ -23,7 +23,8 @@ REPORTS = "python -m kd.reports outputs"  # run on outputs that are there
 LONG = (
     *("student=lora", "experiment=", "-m method=", "rollout=offline,on_policy", "method=seqkd", "teacher=ensemble"),
     *("objective=ab,akl,taid,minilm2", "rollout=ranked", "rollout=replay", "skill=reasoning_gym", "start: 1, end: 0"),
-    *("alignment=spans", "targets.tail=tail_bucket", "skill=mixture"),
+    *("alignment=spans", "targets.tail=tail_bucket", "skill=mixture", "objective=rkl,fkl", "kd.doctor", "logger=wandb"),
+    *("objective=[fkl,sft]", "objective.jsd.loss.beta=0.9", "kd.cache", "kd.elicit"),
 )
 ENSEMBLE = ("first", "second")  # the members of conf/teacher/ensemble.yaml
 
@@ -126,6 +127,7 @@ def test_refusal_says_what_the_readme_shows(command: str, says: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_readme_shows_the_objective_that_it_explains(tmp_path: Path) -> None:
     """The function and the yaml of "Add an objective", as they stand there, make a run."""
     function, description = fenced("python")[0], fenced("yaml")[0]

@@ -84,7 +84,7 @@ def offered(sentence: str) -> Iterator[tuple[str, ...]]:
 # ---- the line that works ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", SOME)
+@pytest.mark.parametrize("objective", [*SOME[:4], *(pytest.param(name, marks=pytest.mark.long) for name in SOME[4:])])
 def test_the_line_that_a_refused_objective_is_answered_with_is_a_run(objective: str) -> None:
     sentence = refusal(f"objective={objective}")
     assert refusal(*printed(sentence)) == ""
@@ -151,6 +151,7 @@ def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
         ),
     ],
 )
+@pytest.mark.long
 def test_all_that_is_missing_is_told_at_once(line: str, told: list[str], works: str) -> None:
     sentence = refusal(*shlex.split(line))
     for part in told:

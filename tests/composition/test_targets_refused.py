@@ -127,6 +127,7 @@ def test_temperatures_must_agree():
     assert "fkl compares distributions of temperature 1.0, but targets.temperature=2.0" in sentence
 
 
+@pytest.mark.long
 def test_a_term_s_own_temperature_counts():
     """`own` has one in its signature, and `plain` none: a softmax as it is."""
     cooled = with_loss(composed(*RULES["tail_bucket"], "temperature=2.0"), forward_kl)

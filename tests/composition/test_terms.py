@@ -288,6 +288,7 @@ def _by_hand(parts, batch, loss, responses):
         ({"sft.stream": "lm"}, "sft needs written_by, which plain text does not have"),
     ],
 )
+@pytest.mark.long
 def test_responses_that_nobody_can_tell_apart_are_refused(changes, sentence):
     cfg = runs.config("objective=[gad,sft]", "reward=discriminator", "rollout=demonstrated", "corpus=docstrings")
     cfg.compare = None

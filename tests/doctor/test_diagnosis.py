@@ -154,6 +154,7 @@ def test_the_gravest_verdict_counts():
 
 
 @pytest.mark.archive
+@pytest.mark.long
 def test_the_default_passes(capsys):
     code = main(["-n", "1"])
     out = capsys.readouterr().out

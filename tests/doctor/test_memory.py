@@ -162,6 +162,7 @@ def test_the_resident_peak_is_seen_after_it_is_gone():
     assert 45 * 2**20 < grown.size - before < 80 * 2**20
 
 
+@pytest.mark.long
 def test_the_estimate_is_within_a_factor_of_two_of_a_real_run():
     """A process of its own, some 250 MiB: what Python and its libraries take apart from that matters less."""
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 5}

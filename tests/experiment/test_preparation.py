@@ -155,6 +155,7 @@ def config_in(cfg: DictConfig, settings: dict[str, Any]) -> DictConfig:
 # ---- once ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_processes_that_ask_at_once_get_one_checkpoint(tmp_path: Path, cache: Path) -> None:
     OmegaConf.save(config(), tmp_path / "config.yaml")
     command = [sys.executable, str(ROOT / "tests/preparation_worker.py"), str(tmp_path / "config.yaml"), str(tmp_path)]

@@ -70,6 +70,7 @@ def test_a_metric_of_which_more_is_better_is_maximised(app: Path) -> None:
 
 
 @installed
+@pytest.mark.long
 def test_a_failed_trial_does_not_end_the_study(app: Path) -> None:
     space = ("behaviour=choice(crash,ok)", "x=interval(1.0,2.0)")
     ended = run(app, *IN_ONE_PROCESS, "hydra.sweeper.n_trials=6", *space)
@@ -86,6 +87,7 @@ def test_a_failed_trial_does_not_end_the_study(app: Path) -> None:
 
 
 @installed
+@pytest.mark.long
 def test_it_learns_where_the_objective_is_small(app: Path) -> None:
     """The first ten trials of TPE are random; the median of x² over [0, 10] is 25, and ten times less is no luck."""
     ended = run(app, *IN_ONE_PROCESS, "hydra.sweeper.n_trials=20", "x=interval(0.0,10.0)")
@@ -95,6 +97,7 @@ def test_it_learns_where_the_objective_is_small(app: Path) -> None:
 
 
 @installed
+@pytest.mark.long
 def test_the_same_command_goes_on_with_the_study(app: Path) -> None:
     space = ("x=interval(0.5,3.0)", "y=range(1,4)")
     assert run(app, *IN_ONE_PROCESS, *space, "hydra.sweeper.n_trials=2").returncode == 0
@@ -112,6 +115,7 @@ def test_the_same_command_goes_on_with_the_study(app: Path) -> None:
 
 
 @installed
+@pytest.mark.long
 def test_a_trial_that_cannot_run_is_not_started(app: Path) -> None:
     """The random sampler with seed 1 draws 0.42, 0.72, 0.0001, 0.30 of the way: the third x is negative."""
     drawn = ("hydra.sweeper.sampler=RandomSampler", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
@@ -170,6 +174,7 @@ def test_a_grid_names_the_sweeper_that_takes_intervals(app: Path) -> None:
 
 
 @installed
+@pytest.mark.long
 def test_ctrl_c_ends_a_study_and_says_how_to_go_on(app: Path) -> None:
     process = start(app, *STUDY, "hydra.sweeper.n_trials=3", "behaviour=hang", "x=interval(1.0,2.0)")
     wait_for(app, "outputs/toy-*/hanging")

@@ -133,6 +133,7 @@ def test_remedies_are_those_that_are_left(tmp_path):
     assert "lower objective.broken.weight=3" in refusal
 
 
+@pytest.mark.long
 def test_all_ranks_stop_when_one_is_broken(tmp_path):
     objective = {"fine": runs.term(plain), "broken": runs.term(FromStep)}
     objective["broken"]["loss"]["rank"] = 1
