@@ -38,8 +38,11 @@ def direction(cfg: DictConfig) -> str:
 
 
 def objective(cfg: DictConfig, folder: RunFolder) -> float | None:
-    """The monitored value of a run that is done: of the weights that it evaluates, the last or the best; or None."""
-    values = [value for value in logged_values(folder.path, cfg.checkpoint.monitor) if math.isfinite(value)]
+    """The monitored value of a run that is done: of the weights that it evaluates, the last or the best; or None.
+
+    A validation before the first step is of no weights that are kept.
+    """
+    values = [value for value in logged_values(folder.path, cfg.checkpoint.monitor, since=1) if math.isfinite(value)]
     if not values or cfg.checkpoint.use == "last":
         return values[-1] if values else None
     return max(values) if monitored(cfg).higher_is_better else min(values)

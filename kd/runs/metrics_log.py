@@ -23,8 +23,8 @@ def last_value(folder: str | os.PathLike[str], metric: str) -> float | None:
     return values[-1] if values else None
 
 
-def logged_values(folder: str | os.PathLike[str], metric: str) -> list[float]:
-    """The logged values of `split/name`, in the order of steps.
+def logged_values(folder: str | os.PathLike[str], metric: str, since: int = 0) -> list[float]:
+    """The values of `split/name` that were logged at step `since` and later, in the order of steps.
 
     Raises ValueError if the run is DONE and its metrics.csv is not as it was then.
     """
@@ -35,7 +35,8 @@ def logged_values(folder: str | os.PathLike[str], metric: str) -> list[float]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [float(row["value"]) for row in rows if (row["split"], row["name"]) == (split, name)]
+    found = [row for row in rows if (row["split"], row["name"]) == (split, name)]
+    return [float(row["value"]) for row in found if int(row["step"]) >= since]
 
 
 class TidyLogger(Logger):

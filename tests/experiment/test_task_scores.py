@@ -69,6 +69,16 @@ def test_the_best_weights_are_those_of_the_best_score(tmp_path, higher):
     del parts
 
 
+def test_a_validation_before_the_first_step_is_no_result(tmp_path):
+    """No checkpoint holds the weights that it measured."""
+    folder = tmp_path / "run-0123456789ab"
+    folder.mkdir()
+    rows = ["step,split,name,value", "0,toy,letters,0.9", "2,toy,letters,0.4", "4,toy,letters,0.6", "6,toy,letters,0.5"]
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    found = [objective(lengths(True, f"checkpoint.use={use}"), RunFolder(folder)) for use in ("best", "last")]
+    assert found == [0.6, 0.5]
+
+
 def test_another_metric_of_the_skill(tmp_path):
     folder = tmp_path / "run-0123456789ab"
     cfg = lengths(True, metric="exact_match")
