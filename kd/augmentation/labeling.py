@@ -86,7 +86,7 @@ class Labeling(Stage):
 
     def path(self, records: Sequence[Record], *, model: str, seed: int) -> Path:
         """The file of the responses of the model of this name. Greedy text is the same for all seeds."""
-        asked = {
+        content = {
             "code": versions(__name__, type(self.generator).__module__),
             "samples": self.decoding.samples,
             "max_new_tokens": self.decoding.max_new_tokens,
@@ -97,8 +97,8 @@ class Labeling(Stage):
             "records": [[r.skill, r.id, [dict(message) for message in r.prompt], r.control_tokens] for r in records],
         }
         if self.generator.settings:
-            asked["generator"] = dict(self.generator.settings)
-        return cache_root() / "augmentation" / f"{key(asked)}.jsonl"
+            content["generator"] = dict(self.generator.settings)
+        return cache_root() / "augmentation" / f"{key(content)}.jsonl"
 
     def _rows(self, records: Sequence[Record], model: Teacher | None, named: str, seed: int) -> list[dict[str, Any]]:
         path, meter = self.path(records, model=named, seed=seed), Meter()

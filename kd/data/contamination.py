@@ -36,9 +36,9 @@ def overlapping(train: Sequence[Record], items: Sequence[Record], *, n: int = N,
 
 def _pieces(record: Record, n: int) -> Iterator[tuple[str, ...]]:
     """All runs of `n` words; a prompt that has fewer, whole."""
-    said = " ".join(str(message["content"]) for message in record.prompt if message["role"] != "system")
-    prompt = rouge_tokens(said)
+    text = " ".join(str(message["content"]) for message in record.prompt if message["role"] != "system")
+    prompt = rouge_tokens(text)
     if len(prompt) < n:
-        yield (" ".join(said.lower().split()),)
+        yield (" ".join(text.lower().split()),)
     words = prompt + rouge_tokens(record.responses[0].text if record.responses else "")
     yield from (tuple(words[i : i + n]) for i in range(len(words) - n + 1))

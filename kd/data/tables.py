@@ -44,7 +44,7 @@ def rows(path: Path) -> Iterator[Row]:
             yield from reader(path, file)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-16 ({error.reason}), as its first bytes say; convert it to UTF-8"
+            f"{path} is no UTF-16 ({error.reason}), as its first bytes claim; convert it to UTF-8"
         ) from error
     except (EOFError, lzma.LZMAError, gzip.zlib.error, OSError) as error:  # type: ignore[attr-defined]
         raise ValueError(f"{path} cannot be read ({error}); write or download it again") from error

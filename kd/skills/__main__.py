@@ -62,8 +62,8 @@ def show(console: Console, record: Record) -> None:
     console.rule(record.id)
     parts = [(message["role"], message["content"]) for message in record.prompt]
     parts += [(response.source, response.text) for response in record.responses]
-    for who, text in parts:
-        console.print(f"[bold]{who}[/]\n{escape(text)}", highlight=False, soft_wrap=True)
+    for role, text in parts:
+        console.print(f"[bold]{role}[/]\n{escape(text)}", highlight=False, soft_wrap=True)
     console.print(f"[dim]{escape(str(dict(record.meta)))}[/]", highlight=False, soft_wrap=True)
 
 

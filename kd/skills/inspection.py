@@ -13,7 +13,7 @@ from kd.types import Record, Skill, Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 READ = 2000  # records of each split whose tokens are counted
-LETTERS = 20  # of a text whose language is told
+LETTERS = 20  # of a text whose language is determined
 UNBOUNDED = 1 << 30
 WIDTH = 80
 ROWS, LINES = 3, 12  # rows that are printed, and lines of each at most

@@ -1,4 +1,4 @@
-"""Problems that a generator draws without end: how many a split wants, and how distinct ones are taken."""
+"""Problems that a generator draws without end: the number in each split, and how distinct ones are taken."""
 
 from collections.abc import Callable, Iterator, Set
 from random import Random

@@ -43,7 +43,7 @@ REFUSED = {
 UNTOLD = {"ab", "acre", "aiw", "family_relationships", "game_of_life", "modulo_grid", "self_reference"}
 BOOKKEEPING = {"source_dataset", "source_index", "difficulty"}  # of metadata: where and how it was drawn
 
-PRIORITY: tuple[Split, ...] = ("test", "validation", "train")  # who keeps a problem that two streams draw
+PRIORITY: tuple[Split, ...] = ("test", "validation", "train")  # the split that keeps a problem which two streams draw
 CHUNK = 1000  # problems per generator object: some tasks lay out their whole `size` at construction
 
 

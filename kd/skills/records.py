@@ -12,7 +12,7 @@ from kd.types import Message, Record, Skill, Split
 
 
 def load(skill: Skill, split: Split) -> list[Record]:
-    """The records of one split. A skill whose `control_tokens` is true has its records say so, too.
+    """The records of one split. Those of a skill whose `control_tokens` is true have it true as well.
 
     Raises:
         ValueError: a record cannot be read as text; the sentence names the record, the field, and what to do.
