@@ -18,6 +18,7 @@ from kd.metrics.table import METRICS, Metric, of_results
 from kd.reports.grid import Grid, number, share, with_interval
 from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.table import lacking
+from kd.reports.transfer import transfer_grid
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 APART = ("family", "versions")  # facts that, beside overrides, separate rows of means
@@ -102,7 +103,7 @@ def grids_of(jobs: Sequence[Job]) -> list[Grid]:
     costs = [OF_TRAINING] if _finished(jobs) else []
     alike = [*_same_digests(jobs), *_mixed_code(jobs)]
     grids = [_jobs_grid(jobs, [ITEM_INTERVALS, *costs, *alike, *notes, *_omissions(jobs)])]
-    grids += [seeds] if seeds else []
+    grids += [grid for grid in (seeds, transfer_grid(jobs)) if grid]
     last = grids[-1]
     return [*grids[:-1], replace(last, notes=[*last.notes, *problems(jobs)])]
 
