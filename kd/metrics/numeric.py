@@ -53,7 +53,8 @@ def math_judge() -> Callable[[str, str], bool]:
     def equal(answer: str, text: str) -> bool:
         # a bare formula is parsed between dollars alone
         right = parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None)
-        return bool(verify(right, parse(text, parsing_timeout=None), timeout_seconds=None))
+        given = parse(text.rstrip(" .!\n"), parsing_timeout=None)  # "25/3." is read as another number
+        return bool(verify(right, given, timeout_seconds=None))
 
     equal("$\\frac{1}{2}$", "so it is $0.5$")  # imports and caches of the first use
     return equal

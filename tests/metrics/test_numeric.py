@@ -12,6 +12,8 @@ from kd.metrics.numeric import Numeric
         ("The answer is $1,200.00.", "1200", 1),
         ("The answer is 12/5.", "12", 0),  # the first number after "answer is" is not the answer
         ("The answer is 1/2.", "0.5", 1),
+        ("The answer is 25/3.", "25/3", 1),
+        ("The answer is 25/3.", "25", 0),
         ("so \\boxed{\\frac{3}{4}}", "0.75", 1),
         ("It is $x^2 + 2x + 1$", "(x+1)^2", 1),
         ("-3", "3", 0),

@@ -14,6 +14,7 @@ from kd.pages import skills as page
 from kd.skills.__main__ import build, read
 from kd.skills.dataset import Dataset
 from kd.skills.grid import HUB, LEAVES, entries, notes, tables
+from kd.skills.readers.python_functions import of_module
 from kd.types import Skill
 
 OPEN = {"dataset", "mixture", "reasoning_gym"}  # of which a setting has no value yet
@@ -110,6 +111,40 @@ def test_terms_are_printed_once(tmp_path, capsys):
     for _ in range(2):
         Dataset(str(path), name="bound", leaf="nlu", terms="no wagers").load("test")
     assert capsys.readouterr().err.count("bound: terms of the data: no wagers") == 1
+
+
+def test_functions_whose_examples_test_nothing_are_left_out():
+    source = '''
+def doubled(x):
+    """
+    >>> doubled(2)
+    4
+    """
+    return 2 * x
+
+def skipped(x):
+    """
+    >>> skipped(2)  # doctest: +SKIP
+    4
+    """
+    return 2 * x
+
+def silent(x):
+    """
+    >>> y = silent(2)
+    """
+    return 2 * x
+
+def elsewhere(x):
+    """
+    >>> 2 * 2
+    4
+    """
+    return 2 * x
+'''
+    (row,) = of_module("package/module.py", source)
+    assert row["id"] == "package.module.doubled"
+    assert row["response"] == "```python\ndef doubled(x):\n    return 2 * x\n```"
 
 
 # ---- with their archives ---------------------------------------------------------------------------------------------

@@ -159,6 +159,8 @@ def made(folder: Path) -> dict[str, Any]:
         page = json.loads((run_folder / "results.json").read_text())
         for measured in ("seconds", "peak_memory_bytes"):
             page["budget"].pop(measured)
+        for one in page["efficiency"].values():
+            one.pop("tokens_per_second")
         weights = (run_folder / "student" / "model.safetensors").read_bytes()
         pages[run_folder.name] = {**page, "weights": hashlib.sha256(weights).hexdigest()}
     return pages

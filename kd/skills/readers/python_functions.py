@@ -1,6 +1,7 @@
 """Python functions with a docstring: the signature and docstring to complete, and the function that does."""
 
 import ast
+import doctest
 import gzip
 import json
 import zipfile
@@ -66,7 +67,8 @@ def of_wheel(path: Path) -> Iterator[Row]:
     """The public functions of a wheel's modules that have doctests: `signature` (with docstring), `response`, `module`,
     `entry_point`, `package` and `id` (module and name).
 
-    Left out: decorated functions, functions that are nothing but a docstring, tests, and those of `FAILING`.
+    Left out: decorated functions, functions that are nothing but a docstring, tests, those of `FAILING`, and those that
+    no example calls and compares (`# doctest: +SKIP`), for any answer would pass.
     """
     with zipfile.ZipFile(path) as wheel:
         for member in sorted(wheel.namelist()):
@@ -92,5 +94,17 @@ def of_module(member: str, source: str) -> Iterator[Row]:
 
 
 def _wanted(node: ast.FunctionDef) -> bool:
-    tested = ">>>" in (ast.get_docstring(node) or "")
-    return tested and len(node.body) > 1 and not node.decorator_list and not node.name.startswith("_")
+    plain = len(node.body) > 1 and not node.decorator_list and not node.name.startswith("_")
+    return plain and any(_tests(example, node.name) for example in _examples(node))
+
+
+def _examples(node: ast.FunctionDef) -> list[doctest.Example]:
+    try:
+        return doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+    except ValueError:  # a docstring that doctest cannot read
+        return []
+
+
+def _tests(example: doctest.Example, name: str) -> bool:
+    """Return whether an example calls the function and compares what is printed; others hold for any function."""
+    return name in example.source and bool(example.want) and not example.options.get(doctest.SKIP)
