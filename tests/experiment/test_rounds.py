@@ -9,6 +9,7 @@ import kd.elicit
 from kd.augmentation import Resources
 from kd.components.instantiation import instantiate
 from kd.composition.check import check
+from kd.doctor.subject import composed
 from kd.experiment.elicitation import elicit
 from kd.experiment.launch import check_launch
 from kd.experiment.loading import load_exported, load_student
@@ -43,6 +44,19 @@ def test_a_round_of_a_longer_loop_is_the_run_of_a_shorter_one() -> None:
     restart, on = Plan.of(loop(2)), Plan.of(loop(2, "loop.student=continue"))
     assert on.folder.config_hash != restart.folder.config_hash
     assert on.before.folder.config_hash == restart.before.folder.config_hash  # the first round starts alike
+
+
+@pytest.mark.parametrize(("start", "steps"), [("restart", 7), ("continue", 21)])
+def test_the_baseline_learns_for_as_many_steps_as_the_student_has(start: str, steps: int) -> None:
+    """A student that goes on has learnt in all three rounds; one that restarts, in the last alone."""
+    words = ["teacher=tiny", "student=tiny", "teacher.prepare=null", "skill=spell_backward", "skill.train=8"]
+    words += ["skill.validation=4", "skill.test=4", "augmentation=rest_em", "optim.steps=7", "trainer=cpu"]
+    with composed([*words, "loop.rounds=3", f"loop.student={start}"]) as cfg:
+        plan = Plan.of(cfg)
+    assert plan.cfg.optim.steps == 7
+    assert plan.beside.cfg.optim.steps == steps
+    assert plan.beside.cfg.loop.rounds == 1
+    assert plan.beside.before is None
 
 
 def test_a_loop_without_the_students_text_is_refused() -> None:
