@@ -102,6 +102,18 @@ def test_reports_read_run_folders_only(path):
     assert rooms_imported(path) <= RUN_FOLDER | STATISTICS
 
 
+def test_the_composed_config_is_passed_to_few_rooms():
+    """Below experiment and the commands, whatever is made of a config takes its own section, or plain arguments."""
+    seen = set()
+    for path in files("kd"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                taken = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                seen |= {module_name(path) for one in taken if one.arg == "cfg"}
+    above = ("kd.experiment", "kd.composition", "kd.doctor", "kd.cache", "kd.elicit", "kd.command")
+    assert {name for name in seen if not name.startswith(above)} == {"kd.training.trainer", "kd.training.observers"}
+
+
 def test_reading_reports_loads_no_training_code():
     names = [module_name(path) for path in files("kd/reports") if path.stem != "__main__"]
     if not names:

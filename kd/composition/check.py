@@ -20,7 +20,7 @@ from kd.components.instantiation import calls, check_code, instantiate
 from kd.components.signatures import check_call, joined, located, suggestion
 from kd.composition.formula import composed
 from kd.composition.groups import check_margins
-from kd.composition.interfaces import check_interfaces, made_by
+from kd.composition.interfaces import check_interfaces, interface_of, made_by
 from kd.composition.lacks import Lack
 from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides
@@ -31,8 +31,7 @@ from kd.composition.sections import check_sections, check_trainer, prepared_role
 from kd.composition.suggestions import flattened
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective
-from kd.generators.options import Options, check_known
-from kd.generators.transformers import Transformers
+from kd.generators import Generator
 from kd.objectives.reduction import Reduction
 from kd.training.observers import check_observers, supplied
 
@@ -181,9 +180,8 @@ def _check_node(path: str, node: Mapping[str, Any]) -> None:
     check_call(path, node, callee, besides=AXES[place].beside if place in AXES else frozenset())
     if callee.__module__ == "kd.models.networks":
         _check_network(path, node)
-    if callee is Transformers:
-        check_known(joined(path, "options"), node["options"])
-        check_call(joined(path, "options"), node["options"], Options, name="the generator")
+    if interface_of(path) is Generator:
+        made_by(path, node).check_node(path, node)
 
 
 def _check_network(path: str, node: Mapping[str, Any]) -> None:

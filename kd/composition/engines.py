@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from kd.components.instantiation import instantiate
 from kd.components.signatures import located
 from kd.composition.interfaces import made_by
-from kd.generators.external_engine import ExternalEngine
 from kd.generators.settings import Decoding
-from kd.generators.torch import Torch
-from kd.generators.transformers import Transformers
 
 Node = Mapping[str, Any]
 DECODING = tuple(field.name for field in fields(Decoding))  # settings that an engine takes from its user
@@ -18,12 +18,12 @@ DECODING = tuple(field.name for field in fields(Decoding))  # settings that an e
 
 def check_generator(config: Node) -> None:
     """Raises ValueError where no part of the run generates with the engine, or one needs a decoding that it lacks."""
-    generator = located("generator", config["generator"]["_target_"])
+    generator = made_by("generator", config["generator"])
     writers = dict(_writers(config))
     for path, node in writers.items():
         _check_writer(path, node)
         _check_weights(path, node, config["teacher"])
-    if generator is Torch or any(node["generator"] == config["generator"] for node in writers.values()):
+    if generator.is_default or any(node["generator"] == config["generator"] for node in writers.values()):
         return
     rollout = made_by("rollout", config["rollout"])
     takes = any("generator" in inspect.signature(located(at, n["_target_"])).parameters for at, n in _wrapped(config))
@@ -56,8 +56,8 @@ def _check_weights(path: str, node: Node, teacher: Node) -> None:
     """Refuses an external engine for a teacher that provides text alone and has no weights here."""
     if teacher.get("_target_") is None or "teacher" not in made_by(path, node).requires:
         return
-    generator, found = located(f"{path}.generator", node["generator"]["_target_"]), made_by("teacher", teacher)
-    if generator is not Torch and not found.has_weights:
+    generator, found = made_by(f"{path}.generator", node["generator"]), made_by("teacher", teacher)
+    if not generator.is_default and not found.has_weights:
         raise ValueError(
             f"generator {generator.__qualname__} generates with a teacher's weights, but teacher {found.__qualname__} "
             f"gives text alone; set {path}.generator=null"
@@ -65,18 +65,18 @@ def _check_weights(path: str, node: Node, teacher: Node) -> None:
 
 
 def _check_writer(path: str, node: Node) -> None:
-    generator: Any = located(f"{path}.generator", node["generator"]["_target_"])
-    if path.startswith("augmentation") and isinstance(generator, type) and issubclass(generator, ExternalEngine):
+    generator = made_by(f"{path}.generator", node["generator"])
+    if path.startswith("augmentation") and generator.holds_weights:
         raise ValueError(
             f"generator {generator.__qualname__} would be given the teacher's weights for {path}, and then the "
             f"student's; set {path}.generator=null, so that our own engine generates there"
         )
-    if generator is not Transformers:
+    if generator.is_default or generator.holds_weights:
         return
     parameters = inspect.signature(located(path, node["_target_"])).parameters
     found = {name: node.get(name, parameters[name].default) for name in DECODING if name in parameters}
     try:
-        Transformers(options=node["generator"]["options"]).check(Decoding(**found))
+        instantiate(OmegaConf.create({"generator": node["generator"]}).generator).check(Decoding(**found))
     except ValueError as error:
         raise ValueError(
             f"{path}: {error}; or set {path}.generator=null, so that our own engine generates there"

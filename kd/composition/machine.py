@@ -5,7 +5,6 @@ servers, accounts; and that the parts of a run can be made of their arguments.
 import netrc
 import os
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from omegaconf import DictConfig
 
 from kd.components.axes import AXES, sections
 from kd.components.instantiation import instantiate
-from kd.components.signatures import located, shown, suggestion
+from kd.components.signatures import shown, suggestion
+from kd.composition.interfaces import made_by
 from kd.composition.places import check_folder, check_name
 from kd.composition.targets import kept
-from kd.generators.vllm_server import Server
 from kd.sources.addresses import cache_root
 from kd.training.observers import try_observers
 
@@ -40,7 +39,7 @@ def check_machine(config: Node) -> None:
         check_devices(config["trainer"])
     if config["logger"].get("wandb") is not None:
         check_wandb(config["logger"]["wandb"])
-    check_server(config["generator"])
+    made_by("generator", config["generator"]).check_reachable("generator", config["generator"])
 
 
 def check_parts(cfg: DictConfig) -> None:
@@ -128,22 +127,3 @@ def _logged_in() -> bool:
         return netrc.netrc(str(file)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def check_server(generator: Node) -> None:
-    """Raises ValueError where no server listens at `generator.url`, unless the run has to save its weights first."""
-    if generator.get("_target_") is None or located("generator", generator["_target_"]) is not Server:
-        return
-    url = str(generator["url"])
-    place = urlsplit(url)
-    if place.scheme not in ("http", "https") or not place.hostname:
-        raise ValueError(f"generator.url={url} is no address of a server; give one like http://localhost:8000")
-    if generator.get("staleness") is not None and not Path(str(generator["weights"])).exists():
-        return  # the first start saves them, and its message names the server's command
-    try:
-        with socket.create_connection((place.hostname, place.port or {"http": 80, "https": 443}[place.scheme]), 5):
-            return
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"generator.url={url}: no server listens there ({error}); start vLLM, or correct the address"
-        ) from None

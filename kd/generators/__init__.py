@@ -3,7 +3,7 @@
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from kd.generators.account import Row, charge_generation, shared
 from kd.generators.settings import Decoding
@@ -15,7 +15,25 @@ __all__ = ["Generator", "Row", "shared"]
 
 @runtime_checkable
 class Generator(Protocol):
-    """An engine that generates responses to prompts. A subclass has `generate`; a call of it also charges its cost."""
+    """An engine that generates responses to prompts. A subclass has `generate`; a call of it also charges its cost.
+
+    Abilities, read from the class before any object is made:
+
+    is_default: whether a config that names no engine has it. It generates for rollouts that choose each token with
+        several models together, too, and stands unread where a text-only teacher generates by itself.
+    holds_weights: whether it keeps a copy of one model's weights, so that it cannot generate for two models in turn.
+    """
+
+    is_default: ClassVar[bool] = False
+    holds_weights: ClassVar[bool] = False
+
+    @classmethod
+    def check_node(cls, path: str, node: Mapping[str, Any]) -> None:
+        """Raises ValueError for settings of the config's node at `path` that the constructor's signature lets pass."""
+
+    @classmethod
+    def check_reachable(cls, path: str, node: Mapping[str, Any]) -> None:
+        """Raises ValueError where what the engine needs beside this process (a server) is not there."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -66,6 +66,8 @@ class ExternalEngine(Generator):
         exactness: largest distance of one token's log-probability after a transfer, in nats; None: `EXACTNESS`
             of the model's precision.
     """
+
+    holds_weights: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Our own engine: the model itself, in this process (`kd.generators.generation`)."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from kd.generators import Generator
 from kd.generators.generation import decode
@@ -11,6 +12,8 @@ from kd.types import Source, Written
 
 class Torch(Generator):
     """Generation with the weights that learn, so that they are never behind and no response is scored again."""
+
+    is_default: ClassVar[bool] = True
 
     def generate(
         self,

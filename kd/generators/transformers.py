@@ -9,11 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig
 
+from kd.components.signatures import check_call
 from kd.eval_mode import eval_mode
 from kd.generators import Generator, Row
 from kd.generators.generation import check_prompts, end_ids
 from kd.generators.logits_processors import RecordingProcessors
-from kd.generators.options import Options
+from kd.generators.options import Options, check_known
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
@@ -40,6 +41,12 @@ class Transformers(Generator):
         self.options = Options(**options)
         self._steps: list[int] = []  # of the last search for each prompt
         self._read_again = False  # whether the responses of the last search were scored again
+
+    @classmethod
+    def check_node(cls, path: str, node: Mapping[str, Any]) -> None:
+        """See `kd.generators.Generator`: options that are set by another key, unknown, or of another type."""
+        check_known(f"{path}.options", node["options"])
+        check_call(f"{path}.options", node["options"], Options, name="the generator")
 
     @property
     def settings(self) -> dict[str, Any]:

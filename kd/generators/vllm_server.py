@@ -1,9 +1,12 @@
 """A vLLM server, over HTTP: OpenAI's completions, in token ids, and vLLM's method of loading new weights."""
 
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import torch
@@ -91,6 +94,23 @@ class Server(ExternalEngine):
         self._session.trust_env = False  # a proxy of the environment cannot reach this machine's ports
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
+
+    @classmethod
+    def check_reachable(cls, path: str, node: Mapping[str, Any]) -> None:
+        """Raises ValueError where no server listens at `url`, unless the run has to save its weights first."""
+        url = str(node["url"])
+        place = urlsplit(url)
+        if place.scheme not in ("http", "https") or not place.hostname:
+            raise ValueError(f"{path}.url={url} is no address of a server; give one like http://localhost:8000")
+        if node.get("staleness") is not None and not Path(str(node["weights"])).exists():
+            return  # the first start saves them, and its message names the server's command
+        try:
+            with socket.create_connection((place.hostname, place.port or {"http": 80, "https": 443}[place.scheme]), 5):
+                return
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path}.url={url}: no server listens there ({error}); start vLLM, or correct the address"
+            ) from None
 
     def open(self, model: LanguageModel) -> None:
         """Reads the served model and its maximum length. Raises ValueError if the requested model is not served."""
