@@ -2,7 +2,7 @@
 # make test-long; make test-all is both.   ARGS="objective=rkl" is passed on to any of them.
 # make vllm: install vLLM for a CPU beside, and run the generator against it.
 # .ci/run: lint, run and test, with empty HOME and caches.   .ci/full: test-long.
-# make docs: write docs/objectives.md and docs/methods.md anew from docstrings and conf.
+# make docs: write docs/objectives.md, methods.md, grid.md and coverage.md anew from docstrings, conf and kd/pages/leaves.py.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 VLLM ?= .vllm
@@ -54,6 +54,7 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	$(VENV)/bin/python -m kd.pages.objectives
 	$(VENV)/bin/python -m kd.pages.skills
+	$(VENV)/bin/python -m kd.pages.coverage
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -30,10 +30,12 @@ class Generator(Protocol):
     @classmethod
     def check_node(cls, path: str, node: Mapping[str, Any]) -> None:
         """Raises ValueError for settings of the config's node at `path` that the constructor's signature lets pass."""
+        return None
 
     @classmethod
     def check_reachable(cls, path: str, node: Mapping[str, Any]) -> None:
         """Raises ValueError where what the engine needs beside this process (a server) is not there."""
+        return None
 
     @property
     def settings(self) -> Mapping[str, Any]:

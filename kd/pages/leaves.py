@@ -1,0 +1,194 @@
+"""The leaves of the two surveys, as data: the command that runs each, the test that does, and what is missing.
+
+A: Xu et al. 2024 (arXiv 2402.13116), figures 1 and 3. B: Yang et al. 2024 (arXiv 2407.01885), figure 1. The leaves of
+skills and verticals are those of `kd.skills.grid`, and are not repeated here.
+"""
+
+from typing import NamedTuple
+
+METHODS = "tests/methods/test_files.py::test_every_method_runs_on_the_tiny_pair"
+OBJECTIVES = "tests/composition/test_composition.py::test_every_objective_is_a_run"
+DIVERGENCE = "tests/objectives/test_divergence.py"
+FEATURES = "tests/objectives/test_features.py"
+LABELING = "tests/augmentation/test_labeling.py"
+EARLIER = "encoders with a classifier's head, which the survey names as earlier work"
+
+
+class Leaf(NamedTuple):
+    """A leaf, or a method that a survey names in one.
+
+    words: the overrides of `python run.py`; empty: it cannot be run.
+    test: the test that runs it, `path::name`.
+    missing: the part of it that is not there, in a phrase; empty: none is known.
+    """
+
+    name: str
+    words: str = ""
+    test: str = ""
+    missing: str = ""
+
+
+PARTS: dict[str, tuple[Leaf, ...]] = {
+    "A · elicitation: labeling": (
+        Leaf(
+            "Labels of the teacher (SeqKD, LLaMA-GPT4, Vicuna)",
+            "augmentation=labeling",
+            f"{LABELING}::test_the_teachers_text_replaces_the_references",
+            "texts of an endpoint",
+        ),
+        Leaf(
+            "Several samples for each prompt",
+            "augmentation=sampling",
+            f"{LABELING}::test_samples_are_drawn_from_the_seed",
+        ),
+        Leaf("Explanations by a system message (Orca, Orca 2)", missing="prompts of stages"),
+        Leaf("Rationales as a second task (distilling step-by-step)", missing="prompts of stages"),
+        Leaf("Programs of thought that are executed (MAmmoTH)", missing="the stage; the sandbox is there"),
+        Leaf("Few-shot annotation (AnnoLLM)", missing="demonstrations in a stage's prompt"),
+    ),
+    "A · elicitation: expansion": (
+        Leaf("Self-Instruct, Alpaca", missing="the stage"),
+        Leaf("Evol-Instruct (WizardLM, WizardCoder, WizardMath)", missing="the stage"),
+        Leaf("Paraphrase (AugGPT)", missing="the stage"),
+        Leaf("Targeted subgroups (TDG)", missing="the stage"),
+    ),
+    "A · elicitation: curation": (
+        Leaf("Topics and self-chat (UltraChat, Baize)", missing="the stage"),
+        Leaf("Textbooks (phi)", missing="the stage"),
+        Leaf("Snippets as seeds (OSS-Instruct)", missing="the stage"),
+        Leaf("Label-conditioned texts (ZeroGen), queries of documents (InPars)", missing="the stage"),
+    ),
+    "A · elicitation: feature": (
+        Leaf(
+            "Distributions of one teacher (MiniLLM, GKD)",
+            "objective=fkl",
+            f"{DIVERGENCE}::test_forward_kl_by_hand",
+        ),
+        Leaf("Mean of two teachers' logits (BabyLlama)", "method=babyllama student=tiny", METHODS),
+        Leaf("Text of the full-precision model itself (LLM-QAT)", missing="quantised students"),
+        Leaf("Fused distributions of several tokenizers (FuseLLM)", missing="fusion across tokenizers"),
+    ),
+    "A · elicitation: feedback": (
+        Leaf(
+            "The teacher's distribution on the student's responses (GKD)",
+            "method=gkd",
+            "tests/methods/test_samples.py::test_gkds_coin_falls_for_the_student_in_a_share_of_steps",
+        ),
+        Leaf("Critique and revision (constitutional AI)", missing="the stage"),
+        Leaf("Scores of aspects (UltraFeedback)", missing="a judge that scores responses for training"),
+        Leaf("Pairwise judging with a swap (RLAIF)", missing="a judge that orders responses for training"),
+        Leaf("Hard examples (Lion)", missing="the stage; loops are there"),
+        Leaf("Repair after execution (PERsD)", missing="the stage; the sandbox is there"),
+        Leaf("Rewards of steps (WizardMath)", missing="scores of steps"),
+    ),
+    "A · elicitation: self-knowledge": (
+        Leaf(
+            "Accepted samples of the student's own, in rounds (ReST-EM, RFT)",
+            "augmentation=rest_em loop.rounds=2",
+            "tests/experiment/test_rounds.py::test_the_second_round_elicits_with_the_student_of_the_first",
+        ),
+        Leaf(
+            "Rationales that lead to the answer (STaR)",
+            "augmentation=rest_em loop.rounds=3",
+            "tests/augmentation/test_verification.py::test_what_stays",
+            "rationalisation, the hint of the answer where none was right",
+        ),
+        Leaf(
+            "Self-play against earlier rounds (SPIN)",
+            "method=spin",
+            "tests/methods/test_samples.py::test_spins_opponent_is_the_student_of_before",
+        ),
+        Leaf("Majority of paths (LMSI)", missing="the stage"),
+        Leaf("Self-rewarding", missing="the student as judge; loops are there"),
+        Leaf("Context distillation (Self-Align)", missing="prompts of stages"),
+        Leaf("Contrastive prompts (RLCD)", missing="prompts of stages"),
+    ),
+    "A · distillation": (
+        Leaf(
+            "Supervised fine-tuning",
+            "objective=sft",
+            "tests/methods/test_divergences.py::test_sft_knows_the_label_alone",
+        ),
+        Leaf("Forward KL", "objective=fkl", f"{DIVERGENCE}::test_forward_kl_by_hand"),
+        Leaf("Reverse KL", "objective=rkl", f"{DIVERGENCE}::test_reverse_kl_by_hand"),
+        Leaf("Jensen-Shannon", "objective=jsd", f"{DIVERGENCE}::test_jsd_by_hand_and_beta_weights_the_teacher"),
+        Leaf(
+            "Total variation",
+            "objective=tvd",
+            f"{DIVERGENCE}::test_total_variation_by_hand_and_as_the_largest_difference_over_events",
+        ),
+        Leaf("Similarity: L2", "objective=hidden_mse", f"{FEATURES}::test_by_hand"),
+        Leaf("Similarity: L1", "objective=hidden_l1", f"{FEATURES}::test_by_hand"),
+        Leaf("Similarity: cross-entropy", "objective=hidden_cross_entropy", f"{FEATURES}::test_by_hand"),
+        Leaf("Similarity: maximum mean discrepancy", "objective=hidden_mmd", f"{FEATURES}::test_mmd_by_hand"),
+        Leaf("Task-aware layers (TED)", "objective=ted", OBJECTIVES),
+        Leaf(
+            "Reinforcement learning: reward model",
+            "objective=reward_model rollout=paired",
+            OBJECTIVES,
+        ),
+        Leaf(
+            "Reinforcement learning: PPO, GRPO",
+            "objective=grpo rollout=on_policy rollout.samples=4 reward=verifier",
+            "tests/objectives/test_policy.py::test_grpo_by_hand",
+        ),
+        Leaf(
+            "Ranking: DPO",
+            "objective=dpo rollout=paired",
+            "tests/objectives/test_preference.py::test_values_against_another_model",
+        ),
+        Leaf("Ranking: RRHF", "objective=rrhf rollout=on_policy rollout.samples=4 reward=verifier", OBJECTIVES),
+        Leaf("Ranking: PRO", "objective=pro rollout=on_policy rollout.samples=4 reward=verifier", OBJECTIVES),
+    ),
+    "B · white-box: logits": (
+        Leaf("Soft labels at a temperature", "method=kd", METHODS),
+        Leaf(
+            "DistilBERT: a student of the teacher's layers",
+            "student=pruned objective=[soft_ce,hidden_cosine]",
+            OBJECTIVES,
+        ),
+        Leaf("MiniLLM", "method=minillm", METHODS),
+        Leaf("GKD", "method=gkd", METHODS),
+        Leaf("f-Distill", "method=fdistill", METHODS),
+        Leaf("MiniMA: pruned students", "student=pruned objective=fkl", OBJECTIVES),
+        Leaf("PD: a student trained on text first", "method=kd", METHODS, "student.prepare on a corpus of plain text"),
+        Leaf("DistilBiLSTM, MixKD, ReAugKD", missing=EARLIER),
+    ),
+    "B · white-box: hints": (
+        Leaf("PKD", "method=pkd", "tests/methods/test_layers.py::test_pkd_compares_directions_below_the_last_layer"),
+        Leaf(
+            "TinyBERT",
+            "method=tinybert",
+            "tests/methods/test_layers.py::test_tinybert_compares_scores_before_softmax_and_every_layer",
+        ),
+        Leaf(
+            "MiniLM",
+            "method=minilm",
+            "tests/methods/test_layers.py::test_minilm_compares_distributions_and_relations_of_values",
+        ),
+        Leaf("TED", "objective=ted", OBJECTIVES),
+        Leaf("MetaDistil, AD-KD, XtremeDistil, MobileBERT, HomoDistil", missing=EARLIER),
+    ),
+    "B · black-box": (
+        Leaf(
+            "In-context learning: few-shot prompts",
+            "skill=asdiv skill.few_shot=2 student=tiny teacher=tiny",
+            "tests/skills/test_dataset.py::test_prompts_have_a_system_text_demonstrations_and_a_form",
+            "soft labels of in-context outputs",
+        ),
+        Leaf("Chain of thought (Fine-tune-CoT, MCC-KD, SOCRATIC)", missing="prompts of stages"),
+        Leaf(
+            "Instruction following",
+            "augmentation=labeling objective=sft",
+            f"{LABELING}::test_the_teachers_text_replaces_the_references",
+            "texts of an endpoint",
+        ),
+    ),
+    "B · evaluation": (
+        Leaf(
+            "Fidelity beside generalisation",
+            "evaluation=default",
+            "tests/evaluation/test_agreement.py::test_divergences_are_those_of_the_objectives",
+        ),
+    ),
+}
