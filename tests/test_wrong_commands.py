@@ -112,8 +112,12 @@ CHECKED = {  # by the task, from the composed config
     "rollout=on_policy generator=vllm_colocated generator.memory=2.5": ("generator.memory=2.5",),
     "reward=reward_model rollout=on_policy objective=reinforce": ("reward.folder",),
     "teacher.model.source={address:local:/no/such}": ("teacher.model.source",),
-    "student=pretrained student.model.source={address:local:/no/such}": ("/no/such",),
-    "student=pretrained student.model.source={address:ftp:x}": ("ftp:x",),
+    "student=pretrained student.source=local:/no/such": ("local:/no/such",),
+    "student=pretrained student.source=ftp:x": ("ftp:x",),
+    "student=pretrained student.model.source={address:ftp:x}": (
+        "set student.source=...",
+        "instead of student.model.source",
+    ),
 }
 SWEPT = {  # before job 0, with the job that cannot run
     "-m optim.lr=1,fast": ("job 1", "optim.lr=fast", "no job was started"),

@@ -155,6 +155,11 @@ def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> 
     user, owner = path.partition(".")[0], missing[0].partition(".")[0]
     if not {user, owner} <= set(sections()):
         return ValueError(f"{fact}; {suggestion(missing[0], known)}")
+    key = path.rpartition(".")[2]
+    below = f"{user}.model.{key}"  # which the files fill in from the key above
+    given = {name: one for name, one in known.items() if name == below or name.startswith(f"{below}.")}
+    if below != path and given and given.get(below) != f"${{..{key}}}":
+        return ValueError(f"{fact}; set {path}=..., which {below} is filled in from, instead of {below}")
     without = [name for name in choices(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
     having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
     return Lack(fact, {user: without, owner: having})
