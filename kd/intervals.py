@@ -129,13 +129,12 @@ def resampled(
     """
     n = len(rows)
     value = float(total(rows)) if n else NAN
-    members = _members(n, groups)
-    count = len(members)
+    parts = _Parts(n, groups)
+    count = len(parts.sizes)
     if count < 2 or not np.isfinite(value):
         return Score(value, n, NAN, NAN)
     rng = np.random.default_rng(seed)
-    draws = (np.concatenate([members[k] for k in rng.integers(count, size=count)]) for _ in range(resamples))
-    values = np.array([total(rows[drawn]) for drawn in draws])
+    values = np.array([total(rows[parts.places(rng.integers(count, size=count))]) for _ in range(resamples)])
     tail = (1 - _expanded(confidence, count)) / 2
     low, high = np.nanquantile(values, (tail, 1 - tail)) if np.isfinite(values).any() else (NAN, NAN)
     return Score(value, n, float(low), float(high))
@@ -218,20 +217,30 @@ def _group_sums(values: Numbers, groups: Groups) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if groups is None:
         return array
+    return np.bincount(_group_numbers(groups), weights=array)
+
+
+def _group_numbers(groups: Any) -> np.ndarray:
+    """The number of each item's group, by the first item; None is no group, and has a number of its own."""
     codes, names = pd.factorize(pd.Series(list(groups), dtype=object))
-    alone = codes < 0  # None is no group
+    alone = codes < 0
     codes[alone] = len(names) + np.arange(alone.sum())
-    return np.bincount(codes, weights=array)
+    return codes
 
 
-def _members(n: int, groups: Groups) -> list[np.ndarray]:
-    """The places of each group's items; None is no group."""
-    if groups is None:
-        return [np.array([i]) for i in range(n)]
-    places: dict[Any, list[int]] = {}
-    for i, group in enumerate(groups):
-        places.setdefault(("alone", i) if group is None else ("group", group), []).append(i)
-    return [np.array(found) for found in places.values()]
+class _Parts:
+    """The items of each group."""
+
+    def __init__(self, n: int, groups: Groups):
+        numbers = np.arange(n) if groups is None else _group_numbers(groups)
+        self.order, self.sizes = numbers.argsort(kind="stable"), np.bincount(numbers)
+        self.starts = self.sizes.cumsum() - self.sizes
+
+    def places(self, chosen: np.ndarray) -> np.ndarray:
+        """The items of these groups, one group after another."""
+        sizes = self.sizes[chosen]
+        shift = self.starts[chosen] - (sizes.cumsum() - sizes)
+        return self.order[np.arange(sizes.sum()) + shift.repeat(sizes)]
 
 
 def _quotient(above: np.ndarray, below: np.ndarray, axis: int = -1) -> np.ndarray | np.float64:

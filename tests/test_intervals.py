@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kd.intervals import mean, over_seeds, proportion, ratio, wilson
+from kd.intervals import mean, over_seeds, proportion, ratio, resampled, wilson
 
 
 @pytest.mark.parametrize(("ones", "n"), [(0, 32), (1, 1), (3, 32), (16, 32), (32, 32), (250, 1000)])
@@ -113,6 +113,18 @@ def test_groups_are_resampled_whole():
     assert copied.n == 36
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
     assert ratio(np.repeat(above, 3), np.repeat(below, 3)).high < copied.high
+
+
+@pytest.mark.parametrize("groups", [None, [i * i % 7 for i in range(50)]])
+def test_a_number_of_rows_is_made_of_whole_groups(groups):
+    rows, seen = np.random.default_rng(0).normal(size=(50, 2)), list[np.ndarray]()
+    resampled(rows, lambda some: seen.append(some) or float(some.sum()), groups, resamples=20, seed=3)
+    names = dict.fromkeys(range(50) if groups is None else groups)
+    members = [[i for i in range(50) if (i if groups is None else groups[i]) == name] for name in names]
+    draw = np.random.default_rng(3)
+    for some in seen[1:]:
+        chosen = draw.integers(len(members), size=len(members))
+        assert np.array_equal(some, rows[[i for k in chosen for i in members[k]]])
 
 
 def test_same_seed_same_interval():

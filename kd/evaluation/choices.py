@@ -9,14 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.data.sequences import Encoder, answer_ids, prompt_ids
 from kd.evaluation.likelihood import nlls
-from kd.generators.continuations import continuation_logprobs
+from kd.generators.continuations import branch_logprobs, continuation_logprobs
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
 from kd.skills.answer_metrics import Evidence
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Written
 
-SHORT = 16  # tokens of the longest choice up to which a prompt is read once; beyond, whole sequences are faster
+SHORT = 16  # tokens of the longest choice up to which a model that cannot branch reads a prompt once; beyond, whole
+# sequences are faster
 
 Choice = tuple[Record, tuple[int, ...], list[tuple[int, ...]]]  # a record, its prompt and its choices, in ids
 
@@ -48,17 +49,19 @@ def score_choices(
     """One row for each item: id, and logprobs, the summed log-likelihood of each choice's tokens in nats.
 
     Args:
-        batch_size: choices that are read at a time where they are short.
-        max_tokens: of a micro-batch of whole sequences.
+        batch_size: choices that are read at a time, token by token, by a model whose rows cannot branch.
+        max_tokens: of a micro-batch.
     """
-    longest = max((len(ids) for _, _, choices in items for ids in choices), default=0)
+    prompts, choices = [prompt for _, prompt, _ in items], [choices for *_, choices in items]
+    longest = max((len(ids) for several in choices for ids in several), default=0)
     with progress_bar("choices", len(items)) as advance:
-        if isinstance(model, Ensemble) or longest > SHORT:
+        if isinstance(model, LanguageModel) and model.packs:
+            found = branch_logprobs(model, prompts, choices, max_tokens=max_tokens, progress=advance)
+        elif isinstance(model, LanguageModel) and longest <= SHORT:
+            found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=advance)
+        else:
             found = _of_sequences(model, items, max_tokens)
             advance(len(items))
-        else:
-            prompts, choices = [prompt for _, prompt, _ in items], [choices for *_, choices in items]
-            found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=advance)
     return pd.DataFrame({"id": [record.id for record, *_ in items], "logprobs": found})
 
 

@@ -18,6 +18,7 @@ from kd.skills.answer_metrics import GENERATED, LIKELIHOOD, Evidence, FunctionMe
 from kd.types import AnswerMetric, Record
 
 COLUMNS = ("metric", "id", "group", "value", "statistics")
+ANSWERED = ("text", "score", "tokens", "truncated")  # columns of answers that metrics are computed from
 
 Likelihoods = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by record: logprobs, prior logprobs
 
@@ -60,13 +61,17 @@ def requires_likelihood(metric: AnswerMetric, *, prior: bool = False) -> bool:
 
 def evidence(records: Sequence[Record], answers: pd.DataFrame | None, likelihoods: Likelihoods) -> list[Evidence]:
     """What was measured of each record: its answers, in their order, and the likelihoods of its choices."""
-    by_id = {} if answers is None else dict(tuple(answers.groupby("id", sort=False)))
-    return [_evidence(record, by_id.get(record.id), *likelihoods.get(record.id, ((), ()))) for record in records]
+    by_id: dict[str, list[tuple[Any, ...]]] = {}
+    columns = [] if answers is None else [answers[name].tolist() for name in ("id", *ANSWERED)]
+    for name, *row in zip(*columns, strict=True):
+        by_id.setdefault(name, []).append(tuple(row))
+    return [_evidence(record, by_id.get(record.id, ()), *likelihoods.get(record.id, ((), ()))) for record in records]
 
 
-def _evidence(record: Record, rows: pd.DataFrame | None, logprobs: Sequence[float], prior: Sequence[float]) -> Evidence:
-    names = ("text", "score", "tokens", "truncated")
-    texts, scores, lengths, cut = ((), (), (), ()) if rows is None else (rows[name].tolist() for name in names)
+def _evidence(
+    record: Record, rows: Sequence[tuple[Any, ...]], logprobs: Sequence[float], prior: Sequence[float]
+) -> Evidence:
+    texts, scores, lengths, cut = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Evidence(record, texts, scores, lengths, cut, logprobs, prior)
 
 
@@ -80,7 +85,7 @@ def measured(
     ids = [one.record.id for one in found]
     if isinstance(metric, FunctionMetric) and isinstance(metric.function, CorpusMetric):
         several = [metric.rows(one) for one in found]
-        rows = np.array([row for one in several for row in one])
+        rows = metric.function.coded(np.array([row for one in several for row in one]))
         owners = [group for group, one in zip(groups, several, strict=True) for _ in one]
         score = resampled(rows, metric.total, owners, **interval)._replace(n=len(found))
         values = [metric.total(np.array(one)) for one in several]

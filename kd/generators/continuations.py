@@ -1,17 +1,104 @@
 """The log-probabilities of given continuations of prompts: each prompt is read once for all of its continuations."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from kd.data.sequences import micro_batches
 from kd.eval_mode import eval_mode
 from kd.generators.decoding import Decoder
 from kd.generators.generation import openers
+from kd.kernels.chunks import CHUNK, slices
+from kd.kernels.logits import Logits
 from kd.models.language_model import LanguageModel
+from kd.types import Sequences
 
 Ids = Sequence[int]
+
+
+class _Row(NamedTuple):
+    """A prompt and all of its continuations but for their last tokens, as one text that branches after the prompt.
+
+    branches: 0 in the prompt, k in its k-th continuation. places, ids, owners: of each token of each continuation, the
+        place in the row that predicts it, its id, and the number of its continuation.
+    """
+
+    tokens: list[int]
+    branches: list[int]
+    places: list[int]
+    ids: list[int]
+    owners: list[int]
+
+    @classmethod
+    def of(cls, prompt: Ids, continuations: Sequence[Ids]) -> "_Row":
+        row = cls([*prompt], [0] * len(prompt), [], [], [])
+        for k, ids in enumerate(continuations):
+            start, following = len(row.tokens), len(ids) - 1
+            row.tokens.extend(ids[:-1])
+            row.branches.extend([k + 1] * following)
+            row.places.extend([len(prompt) - 1, *range(start, start + following)])
+            row.ids.extend(ids)
+            row.owners.extend([k] * len(ids))
+        return row
+
+
+def branch_logprobs(
+    model: LanguageModel,
+    prompts: Sequence[Ids],
+    continuations: Sequence[Sequence[Ids]],
+    *,
+    max_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[float]]:
+    """The same as `continuation_logprobs` in one forward pass, of any lengths, for a model that `packs`.
+
+    Args:
+        max_tokens: of prompts and continuations that are read at a time.
+    """
+    rows = [_Row.of(prompt, several) for prompt, several in zip(prompts, continuations, strict=True)]
+    found: dict[int, list[float]] = {}
+    with eval_mode([model.network]):
+        for group in micro_batches([len(row.tokens) for row in rows], max_tokens, max_padding=1.0):
+            sums = _branch_sums(model, [rows[i] for i in group], [len(continuations[i]) for i in group])
+            found |= dict(zip(group, sums, strict=True))
+            if progress is not None:
+                progress(len(group))
+    return [found[i] for i in range(len(rows))]
+
+
+def _branch_sums(model: LanguageModel, rows: Sequence[_Row], counts: Sequence[int]) -> list[list[float]]:
+    """The summed log-probability of each of the `counts[i]` continuations in row i."""
+    tokens = pad_sequence([torch.tensor(row.tokens) for row in rows], batch_first=True)
+    branches = pad_sequence([torch.tensor(row.branches) for row in rows], batch_first=True, padding_value=-1)
+    width = tokens.shape[1]
+    flat = torch.tensor([i * width + place for i, row in enumerate(rows) for place in row.places])
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    mask.view(-1)[flat] = True
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    sequences = Sequences(tokens, tokens, mask, lengths).to(model.network.device)
+    predicting = mask.view(-1).cumsum(0)[flat] - 1  # the loss row that predicts each token
+    ids = torch.tensor([token for row in rows for token in row.ids])
+    values = _logprobs_at(model.read_branches(sequences, branches), predicting, ids)
+    starts = [sum(counts[:i]) for i in range(len(rows))]
+    owners = torch.tensor([start + k for start, row in zip(starts, rows, strict=True) for k in row.owners])
+    sums = torch.zeros(sum(counts), dtype=torch.float64).index_add(0, owners, values).tolist()
+    return [sums[start : start + count] for start, count in zip(starts, counts, strict=True)]
+
+
+def _logprobs_at(logits: Logits, rows: Int[Tensor, " m"], ids: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """log softmax(logits[rows])[ids] in float64; logits exist for a chunk of rows at a time."""
+    values = torch.empty(len(rows), dtype=torch.float64)
+    for piece in slices(logits.n, CHUNK):
+        z = logits.rows(piece)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        here = ((rows >= piece.start) & (rows < piece.stop)).nonzero()[:, 0]
+        row, column = (rows[here] - piece.start).to(z.device), ids[here].to(z.device)
+        values[here] = (z[row, column] - z.logsumexp(-1)[row]).double().cpu()
+    return values
 
 
 def continuation_logprobs(

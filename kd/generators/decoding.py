@@ -34,12 +34,14 @@ class LogitsHead:
 class Decoder(ABC):
     """Rows of text and the model's cache of them. `start` makes rows, `keep` removes or repeats some.
 
-    Padding, on the left, is there only where prompts of different lengths are read together.
+    Padding is there only where prompts of different lengths are read together: on the left, or after a beginning that
+    all of them share and that was read once.
     """
 
     def __init__(self, logits_head: LogitsHead, device: torch.device):
         self.logits_head, self.device = logits_head, device
         self.used = 0  # positions that have been read, padding included
+        self.shared = 0  # of these, the positions of the shared beginning
         self.padding: Int[Tensor, " b"] | None = None  # where there is any
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
@@ -71,7 +73,9 @@ class Decoder(ABC):
         """Positions of the last `length` tokens of each row, negative in padding; None where there is no padding."""
         if self.padding is None:
             return None
-        return torch.arange(self.used - length, self.used, device=self.device) - self.padding[:, None]
+        column = torch.arange(self.used - length, self.used, device=self.device)
+        place = column - self.padding[:, None]
+        return torch.where(column < self.shared, column, place.masked_fill(place < self.shared, -1))
 
     @abstractmethod
     def _hidden(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b D"]:

@@ -27,6 +27,7 @@ _PARTS = (
     *(nn.ModuleList, nn.ModuleDict, nn.ParameterDict, nn.Embedding, nn.Linear, nn.SiLU, SiLUActivation),
     *(LoraLinear, nn.Dropout, nn.Identity),
 )
+_WORTH_SHARING = 64  # tokens that need not be read again, for which another pass through the layers pays
 _LASTING = ("default", "linear", "llama3", "yarn")  # rotations that do not depend on how long the text becomes
 
 
@@ -78,6 +79,16 @@ class LlamaDecoder(Decoder):
         self.stores = [(Store(room), Store(room)) for _ in weights.layers]
         places = torch.arange(room, device=self.device)[None]
         self.turns: tuple[Tensor, Tensor] = weights.backbone.rotary_emb(weights.embedding[:0], places)  # [1 room d]
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
+        """See `Decoder`. A beginning that all prompts share, such as a system message, is read once."""
+        shared = _shared(prompts)
+        if shared * (len(prompts) - 1) < _WORTH_SHARING:
+            return super().start(prompts)
+        self.used = self.shared = shared
+        self._hidden(torch.tensor([list(prompts[0][:shared])], device=self.device))
+        self.keep(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
+        return super().start([prompt[shared:] for prompt in prompts])
 
     def keep(self, rows: Int[Tensor, " c"]) -> None:
         """See `Decoder`."""
@@ -142,12 +153,14 @@ class LlamaDecoder(Decoder):
         return cos[:, None], sin[:, None]
 
     def _mask(self, length: int) -> Tensor | None:
-        """The positions that the last `length` positions attend to, up to themselves; None without padding."""
+        """The positions that the last `length` positions attend to, up to themselves; None for all before them."""
         places = self._places(self.used)
-        if places is None:
+        if places is None and length in (1, self.used):
             return None
         column = torch.arange(self.used, device=self.device)
         row = column[-length:, None]
+        if places is None:
+            return (column <= row)[None, None]
         return ((column <= row) & (places >= 0)[:, None] | (column == row))[:, None]
 
 
@@ -182,6 +195,13 @@ class _Layer:
             gate_up=product(mlp.gate_proj, mlp.up_proj),
             down=product(mlp.down_proj),
         )
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """The tokens with which all prompts begin, the last of each left out, whose logits are those of `start`."""
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # by their ids: all others lie between them
+    shortest = min(map(len, prompts)) - 1
+    return next((i for i in range(shortest) if first[i] != last[i]), shortest)
 
 
 def _stacked(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

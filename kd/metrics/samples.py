@@ -8,9 +8,11 @@ Example:
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
+from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
 from kd.metrics.words import rouge_tokens
 
@@ -49,5 +51,28 @@ def self_bleu(texts: Sequence[str]) -> float:
     if len(texts) < 2:
         raise ValueError("self-BLEU compares answers to one prompt, and there is one; set evaluation.samples=4")
     bleu = BLEU(effective_order=True)
-    others = [[other for j, other in enumerate(texts) if j != i] for i in range(len(texts))]
-    return sum(bleu.sentence_score(text, rest).score for text, rest in zip(texts, others, strict=True)) / len(texts)
+    extracted = [extract_all_word_ngrams(bleu._preprocess_segment(text), 1, MAX_NGRAM_ORDER) for text in texts]
+    highest: dict[tuple[str, ...], tuple[int, int]] = {}  # of each n-gram, its two highest counts in a sample
+    for grams, _ in extracted:
+        for gram, count in grams.items():
+            first, second = highest.get(gram, (0, 0))
+            highest[gram] = max(first, count), max(second, min(first, count))
+    lengths = Counter(length for _, length in extracted)
+    return sum(_bleu_of_others(*one, highest, lengths) for one in extracted) / len(texts)
+
+
+def _bleu_of_others(
+    grams: Mapping[tuple[str, ...], int],
+    length: int,
+    highest: Mapping[tuple[str, ...], tuple[int, int]],
+    lengths: Mapping[int, int],
+) -> float:
+    """BLEU of one sample against all others, as sacrebleu's `sentence_score` has it, without reading them again."""
+    correct, total = [0] * MAX_NGRAM_ORDER, [0] * MAX_NGRAM_ORDER
+    for gram, count in grams.items():
+        first, second = highest[gram]
+        total[len(gram) - 1] += count
+        correct[len(gram) - 1] += min(count, second if count == first else first)
+    others = [other for other, count in lengths.items() if other != length or count > 1]
+    closest = min(others, key=lambda other: (abs(other - length), other))
+    return BLEU.compute_bleu(correct, total, length, closest, smooth_method="exp", effective_order=True).score

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,6 +69,15 @@ class LanguageModel(nn.Module):
             output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
             output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
         return output
+
+    def read_branches(self, sequences: Sequences, branches: Int[Tensor, "B T"]) -> HeadLogits:
+        """The logits at the True positions of the mask where several continuations of one text are read in one row.
+
+        It requires `packs`. branches: see `kd.models.packing.Packing.of`.
+        """
+        packing = Packing.of(sequences, branches)
+        last = packed_states(self.network, packing, sequences).last_hidden_state
+        return HeadLogits(packing.select(last, sequences.mask), self.head())
 
     def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
         """The wanted fields at a batch's teacher sequences (`kd.teachers.interface.Teacher.output`)."""

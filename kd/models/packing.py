@@ -5,7 +5,7 @@ one after another. Attention alone depends on where a sequence begins and ends: 
 lengths, padded, of which the real positions are kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,8 +36,12 @@ class Packing:
     groups: tuple["Group", ...]
 
     @classmethod
-    def of(cls, sequences: Sequences) -> "Packing":
-        """The packing of these sequences."""
+    def of(cls, sequences: Sequences, branches: Int[Tensor, "B T"] | None = None) -> "Packing":
+        """The packing of these sequences.
+
+        branches: of each token, 0 in the beginning of a sequence and k > 0 in the k-th of its continuations, which do
+            not attend to one another; each is at the positions after the beginning. Padding, on the right, is -1.
+        """
         known, device = sequences.lengths.tolist(), sequences.tokens.device
         order = sorted(range(len(known)), key=lambda row: (-known[row], row))
         lengths = torch.tensor([known[row] for row in order], dtype=torch.long)
@@ -48,8 +52,15 @@ class Packing:
         width = sequences.tokens.shape[1]
         shift = 0 if sequences.padding_side == "right" else (width - lengths).repeat_interleave(lengths)
         places = rows * width + positions + shift
-        groups = tuple(Group.of(lengths[group[0] : group[-1] + 1], device) for group in divided)
-        return cls((len(known), width), places.to(device), positions[None].to(device), groups)
+        groups = [Group.of(lengths[group[0] : group[-1] + 1], device) for group in divided]
+        if branches is not None:
+            branches = branches.cpu()
+            positions = _positions(branches).flatten()[places]
+            groups = [
+                replace(one, mask=_branch_mask(branches[[order[i] for i in group], : one.longest]).to(device))
+                for one, group in zip(groups, divided, strict=True)
+            ]
+        return cls((len(known), width), places.to(device), positions[None].to(device), tuple(groups))
 
     def pack(self, x: Tensor) -> Tensor:
         """`[B T ...]` -> `[1 N ...]`"""
@@ -75,6 +86,7 @@ class Group:
     count: int  # sequences
     longest: int
     slots: Int[Tensor, " n"] | None  # places of the tokens in the padded group, flat; None: it has no padding
+    mask: Bool[Tensor, "c 1 t t"] | None = None  # True where a token attends to another; None: to all before it
 
     @classmethod
     def of(cls, lengths: Int[Tensor, " c"], device: torch.device) -> "Group":
@@ -94,6 +106,20 @@ class Group:
         """The inverse of `padded`."""
         x = x.transpose(1, 2).flatten(0, 1)
         return x if self.slots is None else x.index_select(0, self.slots)
+
+
+def _positions(branches: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Of each token in the text that its branch ends."""
+    place = torch.arange(branches.shape[1]).expand_as(branches)
+    first = torch.nn.functional.pad(branches[:, 1:] != branches[:, :-1], (1, 0))
+    begin = (place * first).cummax(1).values
+    return place - begin + (branches == 0).sum(1, keepdim=True) * (branches > 0)
+
+
+def _branch_mask(branches: Int[Tensor, "c t"]) -> Bool[Tensor, "c 1 t t"]:
+    """Each token attends to itself, to those before it in its branch, and to the beginning."""
+    own, other = branches[:, :, None], branches[:, None, :]
+    return ((own == other) | (other == 0)).tril()[:, None]
 
 
 def packable(network: PreTrainedModel) -> bool:
@@ -153,13 +179,15 @@ def _attention(
     sizes = [group.tokens for group in packing.groups]
     pieces = zip(*(states[0].transpose(0, 1).split(sizes) for states in (query, key, value)), strict=True)
     outputs = [
-        group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scaling))
+        group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scaling, group.mask))
         for group, (q, k, v) in zip(packing.groups, pieces, strict=True)
     ]
     return torch.cat(outputs)[None], None
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None) -> Tensor:
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None, mask: Tensor | None
+) -> Tensor:
     """Fused attention. On CPUs its backward pass in bfloat16 is 2-4 times as slow as in float32, with rounding too."""
     with torch.autocast(query.device.type, enabled=False):
         wide = query.device.type == "cpu" and value.requires_grad
@@ -167,7 +195,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: fl
         q, k, v = (states.to(dtype) for states in (query, key, value))
         shared = q.shape[1] != k.shape[1]
         output = scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared
+            q, k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=shared
         )
         return output.to(value.dtype)
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from kd.data.chat_template import encode_prompt
 from kd.evaluation.evaluate import Evaluation
 from kd.evaluation.lm_eval import LmEval
 from kd.skills.answer_metrics import answer_metrics
-from tests.evaluation.conftest import TenIntegers, record
+from tests.evaluation.conftest import TenIntegers, greedy, record
 
 pytest.importorskip("lm_eval")
 TASK = """
@@ -23,6 +24,19 @@ target_delimiter: ""
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
   - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+ANSWERS = """
+task: ten_answers
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [], do_sample: false, max_gen_toks: 4}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 metadata: {{version: 1.0}}
 """
 ROWS = [
@@ -43,6 +57,19 @@ class Choices(TenIntegers):
     def load(self, split):
         meta = [{"choices": row["choices"], "answer_index": row["answer"]} for row in ROWS]
         return [record(str(i), row["question"], "x", **meta[i]) for i, row in enumerate(ROWS)]
+
+
+class Answered(TenIntegers):
+    """The ten integers without a system message, three of them right."""
+
+    def __init__(self, model):
+        super().__init__(model, 4, (2, 3, 7))
+
+    def _record(self, number):
+        prompt = ({"role": "user", "content": f"What is the number {number}?"},)
+        ids = greedy(self.model, encode_prompt(prompt, self.model.tokenizer), self.limit)
+        text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+        return record(f"ten/{number}", prompt[0]["content"], "x", expected=text if number in self.right else text + "?")
 
 
 @pytest.fixture
@@ -66,6 +93,21 @@ def test_it_agrees_with_our_own_score_of_the_same_task(student, encoder, folder)
     assert theirs["lm_eval-acc_norm"].value == pytest.approx(ours["choice_accuracy_length"].value)
     assert theirs["lm_eval-acc"].n == 24
     assert theirs["lm_eval-acc"].low < theirs["lm_eval-acc"].value < theirs["lm_eval-acc"].high
+
+
+def test_it_agrees_with_our_own_score_of_generated_answers(student, encoder, folder, tmp_path):
+    skill = Answered(student)
+    rows = [{"question": one.prompt[-1]["content"], "answer": one.meta["expected"]} for one in skill.load("test")]
+    data = tmp_path / "answers.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "answers.yaml").write_text(ANSWERS.format(data=data))
+    theirs = LmEval(["ten_answers"], include=folder).measure(student, batch_size=4, max_length=200)["ten_answers"]
+    settings = {"items": 0, "answers": None, "max_new_tokens": 4, "batch_size": 4}
+    session = Evaluation(**settings).session(skill=skill, train=(), test=skill.load("test"), encoder=encoder)
+    ours = session.measure(student, identity="student").scores["accuracy"]
+    assert ours.value == 0.3
+    assert theirs["lm_eval-exact_match"].value == pytest.approx(0.3)
+    assert theirs["lm_eval-exact_match"].n == ours.n == 10
 
 
 def test_a_folder_of_tasks_is_executed_only_where_it_is_allowed(tmp_path):

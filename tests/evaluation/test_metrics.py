@@ -61,7 +61,9 @@ def by_hand(model, one, choice):
 def test_the_likelihood_of_choices(student, batch_size, monkeypatch):
     right = [[by_hand(student, one, choice) for choice in one.meta["choices"]] for one in CHOICES]
     choices = encoded_choices(CHOICES, student.tokenizer)
-    for short in (100, 0):  # token by token after one reading of the prompt, and in whole sequences
+    # in one row that branches; without that, token by token after one reading of the prompt, and in whole sequences
+    for packs, short in ((True, 0), (False, 100), (False, 0)):
+        monkeypatch.setitem(student.__dict__, "packs", packs)
         monkeypatch.setattr("kd.evaluation.choices.SHORT", short)
         table = score_choices(student, choices, batch_size=batch_size, max_tokens=300)
         assert table["id"].tolist() == [one.id for one in CHOICES]

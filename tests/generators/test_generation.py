@@ -9,7 +9,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from kd.generators.generation import _filled_up, end_ids, generate
+from kd.generators.generation import _filled_up, end_ids, generate, write
+from kd.generators.llama_decoder import LlamaDecoder
+from kd.generators.sampling import Sampled
 from kd.models.language_model import LanguageModel
 from kd.seeding import seeded
 from kd.teachers.white_box import WhiteBox
@@ -67,6 +69,34 @@ def test_padding_is_told_by_length_where_it_is_the_end_token_too(model):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 def test_the_batch_size_changes_nothing(model, expected, batch_size):
     assert generate(model, prompts_of(), max_new_tokens=12, batch_size=batch_size) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("lengths", [LENGTHS, (5, 5, 5, 5, 5)])  # with and without padding after what is shared
+def test_what_all_prompts_begin_with_is_read_once(family, lengths, monkeypatch):
+    model, read, original = tiny(family=family), list[int](), LlamaDecoder._hidden
+
+    def hidden(self, tokens):
+        read.append(tokens.numel())
+        return original(self, tokens)
+
+    monkeypatch.setattr(LlamaDecoder, "_hidden", hidden)
+    (shared,) = prompts_of((17,), seed=9)
+    prompts = [shared + prompt for prompt in prompts_of(lengths)]
+    expected = [by_hand(model, prompt, 12, end_ids(model)) for prompt in prompts]
+    assert generate(model, prompts, max_new_tokens=12, batch_size=100) == expected
+    assert read[:2] == [17, len(prompts) * max(lengths)]
+    read.clear()
+    assert generate(model, [shared] * 9, max_new_tokens=3) == [by_hand(model, shared, 3, end_ids(model))] * 9
+    assert read[:2] == [16, 9]  # the last token's logits are those of each row
+
+
+def test_several_samples_of_prompts_that_begin_alike(model):
+    (shared,) = prompts_of((20,), seed=9)
+    prompts = [shared + prompt for prompt in prompts_of()]
+    written = write([model], prompts, samples=2, max_new_tokens=6, choose=Sampled(0.0), batch_size=100)
+    expected = [[by_hand(model, prompt, 6, end_ids(model))] * 2 for prompt in prompts]
+    assert [[list(one.ids) for one in two] for two in written] == expected
 
 
 def test_an_end_token_ends_a_response_and_is_its_last_id(model, expected):

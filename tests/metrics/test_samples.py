@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from sacrebleu.metrics.bleu import BLEU
 
 from kd.metrics.samples import distinct, pass_at_k, self_bleu
 
@@ -23,6 +24,19 @@ def test_too_few_samples():
         pass_at_k([1.0], k=10)
     with pytest.raises(ValueError, match=r"evaluation\.samples"):
         self_bleu(["a"])
+
+
+def test_self_bleu_is_sacrebleus_of_each_sample_against_the_others_which_are_read_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    words = ["a", "cat", "sat,", "on", "the", "mat.", "it's"]
+    samples = [" ".join(rng.choice(words, rng.integers(0, 12))) for _ in range(40)]
+    bleu = BLEU(effective_order=True)
+    theirs = [bleu.sentence_score(one, samples[:i] + samples[i + 1 :]).score for i, one in enumerate(samples)]
+    read: list[str] = []
+    original = BLEU._preprocess_segment
+    monkeypatch.setattr(BLEU, "_preprocess_segment", lambda self, text: read.append(text) or original(self, text))
+    assert self_bleu(samples) == pytest.approx(np.mean(theirs), rel=1e-12)
+    assert len(read) == len(samples)
 
 
 def test_diversity_by_hand():
