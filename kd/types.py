@@ -76,6 +76,7 @@ class Skill(Protocol):
     parts: skills that it is made of, by name, each of which is evaluated apart; none but of a mixture.
     leaf: of the grid (docs/grid.md); None: of none.
     commercial: whether the licence allows commercial use; None: not known.
+    skipped_rows: a sentence on each row of its files that could not be read and was skipped, once they are loaded.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Skill(Protocol):
     parts: "Mapping[str, Skill]" = MappingProxyType({})
     leaf: str | None = None
     commercial: bool | None = None
+    skipped_rows: Sequence[str] = ()
 
     @property
     @abstractmethod

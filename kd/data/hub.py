@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from kd.data.bad_rows import BadRows
 from kd.data.tables import Row
 
 _FORM = re.compile(r"hub:([\w.-]+(?:/[\w.-]+)?)@([^@:\s]+)(?::([^:\s]+))?")
 
 
-def hub_tables(address: str, names: Mapping[str, str]) -> dict[str | None, list[Callable[[], Iterator[Row]]]]:
+def hub_tables(address: str, names: Mapping[str, str]) -> dict[str | None, list[Callable[[BadRows], Iterator[Row]]]]:
     """The tables of a hub data set by split; its splits are called as in `names`, others are left out.
 
     Raises:
@@ -22,7 +23,7 @@ def hub_tables(address: str, names: Mapping[str, str]) -> dict[str | None, list[
             f"skill.path={address} is not of the form hub:org/name@revision or hub:org/name@revision:config"
         )
     found = _loaded(address, *match.groups())
-    tables: dict[str | None, list[Callable[[], Iterator[Row]]]] = {}
+    tables: dict[str | None, list[Callable[[BadRows], Iterator[Row]]]] = {}
     for split, data in found.items():
         if split.lower() in names:
             tables.setdefault(names[split.lower()], []).append(_table(f"{address} {split}", data))
@@ -48,5 +49,5 @@ def _loaded(address: str, name: str, revision: str, config: str | None) -> Mappi
         raise ValueError(f"{address}: {str(error).splitlines()[0]}; correct the address") from error
 
 
-def _table(place: str, data: Any) -> Callable[[], Iterator[Row]]:
-    return lambda: (Row(f"{place}: row {i}", row) for i, row in enumerate(data, start=1))
+def _table(place: str, data: Any) -> Callable[[BadRows], Iterator[Row]]:
+    return lambda bad: (Row(f"{place}: row {i}", row) for i, row in enumerate(data, start=1))

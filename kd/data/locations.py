@@ -6,13 +6,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from kd.data.bad_rows import BadRows
 from kd.data.hub import hub_tables
 from kd.data.tables import COMPRESSED, SUFFIXES, Row, is_table, rows, stem
 from kd.sources.addresses import fetch
 from kd.sources.archives import members_of
 
 Reader = Callable[[Path], Iterable[Mapping[str, Any]]]
-Table = Callable[[], Iterator[Row]]
+Table = Callable[[BadRows], Iterator[Row]]
 Tables = Mapping[str | None, Sequence[Table]]
 SPLITS = ("train", "validation", "test")
 NAMED = {
@@ -152,13 +153,17 @@ def _split_of(file: Path, base: Path) -> str | None:
 
 def _table(file: Path, reader: Reader | None) -> Table:
     if reader is None:
-        return lambda: rows(file)
+        return lambda bad: rows(file, bad)
 
-    def read() -> Iterator[Row]:
+    def read(bad: BadRows) -> Iterator[Row]:
         for i, values in enumerate(reader(file), start=1):
-            place = f"{file}: row {i} of {reader.__name__}"
-            if not isinstance(values, Mapping):
-                raise ValueError(f"{place} is {type(values).__name__}, not a mapping of columns; mend the reader")
-            yield Row(place, values)
+            if row := bad.attempt(_of_reader, f"{file}: row {i} of {reader.__name__}", values):
+                yield row
 
     return read
+
+
+def _of_reader(place: str, values: Any) -> Row:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{place} is {type(values).__name__}, not a mapping of columns; mend the reader")
+    return Row(place, values)

@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from kd.data.bad_rows import FIRST
 from kd.data.contamination import N, overlapping
 from kd.evaluation.efficiency import efficiency
 from kd.evaluation.evaluate import Session
 from kd.experiment.export import licences
 from kd.models.language_model import LanguageModel
-from kd.types import Record
+from kd.types import Record, Skill
 
 
 def disclosed(config: Mapping[str, Any], parts: Any, sessions: Mapping[str, Session]) -> dict[str, Any]:
-    """The content of `origins`, `efficiency` and `contamination` of results.json (docs/run_folder.md).
+    """The content of `origins`, `efficiency`, `contamination` and `skipped_rows` of results.json (docs/run_folder.md).
 
     config: as plain containers. sessions: the evaluation of each skill, by name; the run's own is among them.
     """
@@ -31,7 +32,14 @@ def disclosed(config: Mapping[str, Any], parts: Any, sessions: Mapping[str, Sess
         "origins": origins,
         "efficiency": costs,
         "contamination": contamination(parts.data.train, {**splits, **others}),
+        "skipped_rows": _skipped([parts.skill, *(session.skill for session in sessions.values())]),
     }
+
+
+def _skipped(skills: Sequence[Skill]) -> dict[str, Any]:
+    """By skill, how many rows of its files were skipped, and the first of them."""
+    every = {one.name: one.skipped_rows for skill in skills for one in (skill, *skill.parts.values())}
+    return {name: {"count": len(rows), "first": list(rows[:FIRST])} for name, rows in every.items() if rows}
 
 
 def _items(session: Session) -> list[Record]:

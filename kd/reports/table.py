@@ -45,6 +45,7 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
     notes += [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
     notes += [*_leaks(results.get("contamination")), *_cost(results.get("efficiency") or {})]
+    notes += _skipped(results.get("skipped_rows") or {})
     notes += [f"Caution: {caution}." for caution in results.get("cautions", ())]
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
 
@@ -76,6 +77,15 @@ def lost_records(records: Mapping[str, Mapping[str, int]] | None) -> list[str]:
         parts += [f"{truncated} of {given} have a truncated response"] if truncated else []
         sentences += [f"data.max_length, {split}: {', '.join(parts)}."] if parts else []
     return sentences
+
+
+def _skipped(found: Mapping[str, Any]) -> list[str]:
+    """A sentence for each skill of which rows were skipped."""
+    more = {name: one["count"] - len(one["first"]) for name, one in found.items()}
+    return [
+        f"Skipped rows of {name}: {one['count']}, {'; '.join(one['first'])}{' …' if more[name] else ''}."
+        for name, one in found.items()
+    ]
 
 
 def _leaks(found: Mapping[str, Any] | None) -> list[str]:

@@ -25,13 +25,14 @@ from kd.versions import code_digest
 
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
+BY_CONTENT = (".bad_rows",)  # of a skill, whose records count
 ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
 RECORDED = ("metrics.csv", "samples.jsonl", "items.csv")  # whose sha256 DONE has
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
 def config_hash(config: Mapping[str, Any], *, digests: Mapping[str, str], version: Mapping[str, int | str]) -> str:
-    """12 hex digits over the resolved config without the keys in NOT_HASHED and ENGINE, the digests and the versions.
+    """12 hex digits over the resolved config without NOT_HASHED, ENGINE and BY_CONTENT, the digests and the versions.
 
     Args:
         config: the composed config as plain, resolved containers.
@@ -49,7 +50,7 @@ def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
     return {
         key: _hashed_part(value, f"{inside}{key}.") if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if f"{inside}{key}" not in NOT_HASHED and not f"{inside}{key}".endswith(ENGINE)
+        if f"{inside}{key}" not in NOT_HASHED and not f"{inside}{key}".endswith((*ENGINE, *BY_CONTENT))
     }
 
 

@@ -168,6 +168,13 @@ class Contamination(_Page):
     splits: dict[str, Overlap]
 
 
+class SkippedRows(_Page):
+    """Rows of a skill's files that could not be read and were skipped; the first of them, with file and line."""
+
+    count: NonNegativeInt
+    first: list[str]
+
+
 class Results(_Page):
     """`results.json` of a run that reached its end."""
 
@@ -191,6 +198,7 @@ class Results(_Page):
     origins: dict[str, Origin] = {}  # by role; none: from before they were recorded
     efficiency: dict[Literal["student", "teacher"], Efficiency] = {}
     contamination: Contamination | None = None
+    skipped_rows: dict[str, SkippedRows] = {}  # by skill
     cautions: list[str] = []  # features of the run that may not be intended
 
     @field_validator("agreement")

@@ -8,15 +8,17 @@ from omegaconf import OmegaConf
 
 from kd.components.signatures import located
 from kd.data import columns as templates
+from kd.data.bad_rows import BadRows, BadRowsSetting, named
 from kd.data.divisions import divided, near_duplicates, ordered
 from kd.data.locations import tables
 from kd.data.recognition import CONTEXTS, TASKS
 from kd.data.tables import Row, stem
 from kd.metrics.table import Metric
 from kd.skills.answer_metrics import answer_metrics
-from kd.skills.examples import Item, Prompting, first_row, items
+from kd.skills.examples import Item, Prompting, first_row, items, print_skipped
 from kd.skills.licences import check_commercial, print_terms
 from kd.skills.procedural import checked_counts
+from kd.skills.records import checked
 from kd.types import Record, Skill, Split
 
 VERSION = 1
@@ -52,6 +54,9 @@ class Dataset(Skill):
         control_tokens: whether strings such as `<|im_end|>` in its texts are control tokens; else they are text.
         terms: what binds whoever uses the data; printed once, when they are read.
         commercial_only: refuse data that are not known to allow commercial use.
+        bad_rows: of rows that fit nothing, are torn or empty, or have values of the wrong kind: refuse: the first is an
+            error | skip: they are left out, counted and named. A file that cannot be read at all is an error. It counts
+            in a run's hash by the records alone.
 
     Raises:
         ValueError: an argument is of no use, or the licence is refused; `load` names the file and line of a row that
@@ -86,6 +91,7 @@ class Dataset(Skill):
         control_tokens: bool = False,
         terms: str | None = None,
         commercial_only: bool = False,
+        bad_rows: BadRowsSetting = "refuse",
     ) -> None:
         self.path, self.columns = _plain(path), _plain(columns)
         self.name = name or _name_of(self.path)
@@ -107,12 +113,18 @@ class Dataset(Skill):
             templates.check(f"skill.columns.{key}", template)
         if few_shot < 0:
             raise ValueError(f"skill.few_shot={few_shot} is no number of demonstrations; give 0 or more")
+        self._bad = BadRows(bad_rows)
         self._splits: dict[str, tuple[Record, ...]] | None = None
 
     @property
     def metric(self) -> Metric:
         """The headline: the first of `metrics`."""
         return self.metrics[0].metric
+
+    @property
+    def skipped_rows(self) -> Sequence[str]:
+        """A sentence on each row that was skipped, once the files are read."""
+        return self._bad.sentences
 
     def score(self, record: Record, text: str) -> float:
         """The headline's value of the text. Raises ValueError where it is no metric of one text."""
@@ -135,10 +147,15 @@ class Dataset(Skill):
     def _read(self) -> dict[str | None, list[Item]]:
         """The rows of each split, with their groups; under None those that are to be divided."""
         found = tables(self.path, self._reader)
-        read = {split: list(items(sources, self._example)) for split, sources in found.items()}
+        read = {split: items(sources, self._example, self._bad) for split, sources in found.items()}
+        if self._bad.skip:
+            read = {split: self._without_repeated(own) for split, own in read.items()}
+        print_skipped(self.name, sum(map(len, read.values())), self.skipped_rows)
         for split, own in read.items():
             if not own:
-                raise ValueError(f"skill.path={self.path} has no rows{f' for {split}' if split else ''}; write some")
+                skipped = f" that can be read ({named(self.skipped_rows)})" if self.skipped_rows else ""
+                of = f" for {split}" if split else ""
+                raise ValueError(f"skill.path={self.path} has no rows{of}{skipped}; write some")
             if self.leaf is None:  # a user's own data, not those of the grid
                 first_row(f"{self.name}{f' {split}' if split else ''}", own)
         return read
@@ -146,6 +163,7 @@ class Dataset(Skill):
     def _example(self, row: Row) -> Item:
         seen = templates.mapped(row, self.columns) if self.columns else row
         example = self.prompting.example(seen)
+        checked(Record(row.place, self.name, example.prompt, example.responses), place=row.place)
         group = None if self._grouped is None else self._group(row, seen)
         return Item(row, self.prompting.filled(seen, example), group, self._text(row, example))
 
@@ -162,6 +180,11 @@ class Dataset(Skill):
         values = [templates.field_value(row, "skill.columns", f) for t in made for f in templates.fields(t)]
         asked = [message["content"] for message in example.prompt if message["role"] == "user"]
         return "\n".join(map(str, values or asked))
+
+    def _without_repeated(self, own: Sequence[Item]) -> list[Item]:
+        """The rows without those whose id another one has already."""
+        places = dict[str, str]()
+        return [item for item in own if self._bad.attempt(_first_of_its_id, item, places)]
 
     # --- splits ---
 
@@ -211,16 +234,12 @@ class Dataset(Skill):
             )
         for item, group in own:
             record = self._record(item, group, shown)
-            if record.id in places:
-                raise ValueError(
-                    f"{item.row.place} has the id {record.id} of {places[record.id]}; give each row its own"
-                )
-            places[record.id] = item.row.place
+            _check_first(record.id, item.row.place, places)
             records.append(record)
         return tuple(records)
 
     def _record(self, item: Item, group: str | None, shown: Sequence[Item]) -> Record:
-        own = item.example.meta.get("id", item.row.values.get("id"))
+        own = _id_of(item)
         where = PurePosixPath(item.row.place).name.replace(": ", ":").replace(" ", "-")
         meta = dict(item.example.meta) | ({} if group is None else {self.group_key: group})
         return Record(
@@ -230,6 +249,24 @@ class Dataset(Skill):
             responses=item.example.responses,
             meta=meta,
         )
+
+
+def _id_of(item: Item) -> Any:
+    """The value of the column `id`; None where there is none."""
+    return item.example.meta.get("id", item.row.values.get("id"))
+
+
+def _first_of_its_id(item: Item, places: dict[str, str]) -> Item:
+    if (own := _id_of(item)) is not None:
+        _check_first(str(own), item.row.place, places)
+    return item
+
+
+def _check_first(name: str, place: str, places: dict[str, str]) -> None:
+    """Raises ValueError if a row before it has the id `name`; `places` by id."""
+    if name in places:
+        raise ValueError(f"{place} has the id {name} of {places[name]}; give each row its own")
+    places[name] = place
 
 
 def _answered(own: Sequence[Item]) -> bool:

@@ -1,11 +1,13 @@
 """A data set's rows as examples, all of one form, and their prompts: template, system text, demonstrations."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from kd.data.bad_rows import BadRows, named
 from kd.data.columns import check, filled
 from kd.data.conversations import with_tools
 from kd.data.locations import Table
@@ -79,18 +81,32 @@ def _unled(prompt: Sequence[Message]) -> list[Message]:
     return [message for message in prompt if message["role"] != "system"]
 
 
-def items(sources: Sequence[Table], read: Callable[[Row], Item]) -> Iterator[Item]:
-    """The rows of tables, read one by one. Raises ValueError for one of another form than the first, named by place."""
-    first: Item | None = None
-    for row in (row for source in sources for row in source()):
-        item = read(row)
-        first = first or item
-        if item.example.form != first.example.form:
-            raise ValueError(
-                f"{row.place} is read as {item.example.form}, and {first.row.place} as {first.example.form}; give it "
-                "the same columns, or leave it out"
-            )
-        yield item
+def items(sources: Sequence[Table], read: Callable[[Row], Item], bad: BadRows) -> list[Item]:
+    """The rows of tables, all of one form: that of the first, or of most where bad rows are skipped.
+
+    Raises ValueError for a row that cannot be read or is of another form, named by its place.
+    """
+    own = [item for source in sources for row in source(bad) if (item := bad.attempt(read, row))]
+    forms = Counter(item.example.form for item in (own if bad.skip else own[:1]))
+    form = next((form for form, _ in forms.most_common(1)), "")
+    first = next((item for item in own if item.example.form == form), None)
+    return [item for item in own if first and bad.attempt(_alike, item, first)]
+
+
+def _alike(item: Item, first: Item) -> Item:
+    if item.example.form != first.example.form:
+        raise ValueError(
+            f"{item.row.place} is read as {item.example.form}, and {first.row.place} as {first.example.form}; give it "
+            "the same columns, or leave it out"
+        )
+    return item
+
+
+def print_skipped(name: str, kept: int, sentences: Sequence[str]) -> None:
+    """Print how many rows were skipped and the first of them, once in a process, on rank zero."""
+    if sentences and is_rank_zero():
+        count, rows = len(sentences), len(sentences) + kept
+        _print(f"{name}: {count:,} of {rows:,} rows were skipped (skill.bad_rows=skip): {named(sentences)}")
 
 
 def first_row(name: str, own: Sequence[Item]) -> None:

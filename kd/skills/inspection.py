@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from kd.data.bad_rows import named
 from kd.data.divisions import near_duplicates
 from kd.data.sequences import encode
 from kd.skills.records import held, load
@@ -31,6 +32,7 @@ def inspected(skill: Skill, tokenizers: Tokenizers, max_length: int) -> Iterator
     splits = {split: load(skill, split) for split in SPLITS}
     yield f"{skill.name}, licence: {skill.licence}"
     yield from _counts(skill, splits)
+    yield from _skipped(skill)
     yield from _repeated(splits)
     yield from _languages([record for records in splits.values() for record in records])
     for role, tokenizer in tokenizers.items():
@@ -48,6 +50,14 @@ def _counts(skill: Skill, splits: Splits) -> Iterator[str]:
         yield _line(f"groups ({skill.group_key})", *map(len, groups))
     for name, count in _responses(splits).items():
         yield _line(name, *count)
+
+
+def _skipped(skill: Skill) -> Iterator[str]:
+    """The number of rows that were skipped, and the first of them."""
+    for one in (skill, *skill.parts.values()):
+        if one.skipped_rows:
+            yield _line(f"skipped rows of {one.name}" if skill.parts else "skipped rows", len(one.skipped_rows))
+            yield from textwrap.wrap(named(one.skipped_rows), WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def _responses(splits: Splits) -> dict[str, list[int]]:

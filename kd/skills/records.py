@@ -21,12 +21,12 @@ def load(skill: Skill, split: Split) -> list[Record]:
     return [checked(record, allowed) for record in skill.load(split)]
 
 
-def checked(record: Record, allowed: bool = False) -> Record:
+def checked(record: Record, allowed: bool = False, place: str | None = None) -> Record:
     """The record with texts in place of lists of text parts; `allowed`: its control tokens are control.
 
-    Raises ValueError as `load` does.
+    Raises ValueError as `load` does; the sentence begins with `place`, if it is given.
     """
-    where = f"record {record.id} of {record.skill}"
+    where = place or f"record {record.id} of {record.skill}"
     if not record.prompt:
         raise ValueError(f"{where} has an empty prompt; give it a message, or leave the record out")
     prompt = tuple(_message(message, f"{where}: message {i}") for i, message in enumerate(record.prompt))
