@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 BadRowsSetting = Literal["refuse", "skip"]
 FIRST = 3  # bad rows that are named in outputs
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from kd.metrics.final_number import final_number
 from kd.metrics.table import Metric
@@ -18,6 +18,8 @@ from kd.skills.procedural import checked_counts, take_distinct
 from kd.types import Record, Response, Skill, Split
 
 INSTRUCTION = "Think step by step. End with: The answer is N."
+Task = Literal["solve", "predict", "explain"]
+NAMES: Mapping[Task, str] = {"solve": "gsm_symbolic", "predict": "gsm_predict", "explain": "gsm_explain"}
 
 # Of the 100 templates the package itself leaves out 15; these are left out here, each for what 300 draws showed.
 DEFECTIVE = {
@@ -67,6 +69,10 @@ class GsmSymbolic(Skill):
         test: number of test records, over 10 other templates.
         metrics: others of the same answers, names of files in `conf/metric`.
         seed: draws other problems from the same templates in the same splits.
+        task: solve: the response is the rationale, which ends with the answer | predict, explain: the two tasks of
+            distilling step by step (Hsieh et al. 2023, arXiv 2305.02301), with its prefixes `predict:` and `explain:`.
+            The response is the answer alone, or the rationale, which here ends with the answer, by which it is scored.
+            Both are of the same problems, so that `skill=step_by_step` has each of them twice.
         commercial_only: as for every skill; whether the templates allow commercial use is open, so it is refused.
     """
 
@@ -85,8 +91,12 @@ class GsmSymbolic(Skill):
         test: int,
         metrics: Sequence[str | Mapping[str, Any]] = (),
         seed: int = 0,
+        task: Task = "solve",
         commercial_only: bool = False,
     ) -> None:
+        if task not in NAMES:
+            raise ValueError(f"skill.task={task} is none of {', '.join(NAMES)}; take one of them")
+        self.name, self.task = NAMES[task], task
         check_commercial(self.name, self.licence, self.commercial, commercial_only=commercial_only)
         self.counts = checked_counts(self.name, train=train, validation=validation, test=test)
         self.metrics = answer_metrics(metrics)
@@ -122,7 +132,7 @@ class GsmSymbolic(Skill):
         records = take_distinct(self._draws(members), wanted)
         if len(records) < wanted:
             raise ValueError(
-                f"gsm_symbolic has about {len(records)} distinct problems in its {len(members)} {split} templates, "
+                f"{self.name} has about {len(records)} distinct problems in its {len(members)} {split} templates, "
                 f"fewer than {split}={wanted}; lower {split}."
             )
         return tuple(records)
@@ -136,12 +146,14 @@ class GsmSymbolic(Skill):
         """One problem, or None if its reference fails the verifier (template 24 can give a negative age)."""
         rng = Random(f"{self.seed} {template} {draw}")
         entry = self._verifier.generators[template](rng, 1.0)
-        response = Response(reference(entry["metadata"]["answer_cot"], entry["answer"]))
+        rationale = reference(entry["metadata"]["answer_cot"], entry["answer"])
+        solved, question = self.task == "solve", entry["question"]
+        prompt = f"{question}\n{INSTRUCTION}" if solved else f"{self.task}: {question}"
         record = Record(
             id=f"{self.name}/{self.seed}/{template}/{draw}",
             skill=self.name,
-            prompt=({"role": "user", "content": f"{entry['question']}\n{INSTRUCTION}"},),
-            responses=(response,),
+            prompt=({"role": "user", "content": prompt},),
+            responses=(Response(entry["answer"] if self.task == "predict" else rationale),),
             meta={"answer": entry["answer"], "template": template},
         )
-        return record if self.score(record, response.text) == 1.0 else None
+        return record if self.score(record, rationale) == 1.0 else None

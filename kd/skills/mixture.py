@@ -32,6 +32,8 @@ class Mixture(Skill):
         temperature: T of weights n^(1/T), n the skill's training records: 1 is in proportion to n, and the larger T,
             the more equal. For a list of names.
         train, validation, test: numbers of records of the mixture; None: as many as there are until one skill runs out.
+        name: the name under which the whole is reported.
+        leaf: of the grid.
 
     Raises:
         ValueError: there is no such skill, fewer than two are named, or a weight is not above 0.
@@ -52,7 +54,10 @@ class Mixture(Skill):
         train: int | None = None,
         validation: int | None = None,
         test: int | None = None,
+        name: str = "mixture",
+        leaf: str | None = None,
     ) -> None:
+        self.name, self.leaf = name, leaf
         given: Any = OmegaConf.to_container(of, resolve=True) if OmegaConf.is_config(of) else of
         self.of = given if isinstance(given, Mapping) else dict.fromkeys(given)
         if len(self.of) < 2:

@@ -3,11 +3,16 @@
 Run: python -m pytest tests/metrics/test_instructions.py
 """
 
+import json
+from pathlib import Path
+
 import pytest
+from nltk.tokenize import NLTKWordTokenizer
 
 from kd.metrics.instructions import ifbench, ifeval
 from kd.metrics.instructions.followed import CHECKS, instructions_followed
 from kd.metrics.instructions.sentences import sentences
+from kd.metrics.instructions.treebank import tokens
 
 ENGLISH = "the cat is on the mat and it is very happy there"
 FOLLOWED = {  # instruction: (settings, an answer that follows it, one that does not)
@@ -78,7 +83,7 @@ FOLLOWED = {  # instruction: (settings, an answer that follows it, one that does
     "ratio:overlap": ({"percentage": 50, "reference_text": "abcd"}, "abcdxy", "abcd"),
     "ratio:sentence_balance": ({}, "One. Two? Three!", "One. Two?"),
     "ratio:sentence_type": ({}, "One. Two. Three?", "One. Two?"),
-    "ratio:sentence_words": ({}, "One a. Two b. Six c.", "One a. Two b. Three c."),
+    "ratio:sentence_words": ({}, "One as. Two by. Six in.", "One as. Two by. Three in."),
     "ratio:stop_words": ({"percentage": 50}, "the cat", "the cat is"),
     "repeat:repeat_change": ({"prompt_to_repeat": "Write a poem"}, "Draw a poem", "Write a poem"),
     "repeat:repeat_span": ({"prompt_to_repeat": "Write a long poem", "n_start": 1, "n_end": 3}, "a long", "long poem"),
@@ -113,6 +118,30 @@ def test_an_answer_that_follows_is_told_from_one_that_does_not(name):
     assert instructions_followed(bad, meta) == 0.0
 
 
+OFFICIAL = json.loads((Path(__file__).parent / "official_instructions.json").read_text(encoding="utf-8"))
+
+
+def test_held_answers_are_judged_as_by_the_official_code():
+    """All instructions but those that a model of languages or of sentences decides, which here is another."""
+    wrong = [
+        (case["instruction"], case["settings"], text)
+        for case in OFFICIAL["cases"]
+        for followed in (True, False)
+        for text in case["followed" if followed else "not_followed"]
+        if CHECKS[case["instruction"]](text, case["settings"]) != followed
+    ]
+    assert wrong == []
+    by_model = {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
+    held = {case["instruction"] for case in OFFICIAL["cases"]}
+    assert CHECKS.keys() - held == by_model | {"length_constraints:number_sentences"}
+
+
+def test_tokens_are_those_of_nltk():
+    nltk = NLTKWordTokenizer()
+    for text in {text for case in OFFICIAL["cases"] for text in (*case["followed"], *case["not_followed"])}:
+        assert tokens(text) == [token for sentence in sentences(text) for token in nltk.tokenize(sentence)]
+
+
 def test_levels_and_loose_reading():
     meta = {
         "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
@@ -123,6 +152,11 @@ def test_levels_and_loose_reading():
     assert instructions_followed("", meta, level="instruction") == 0.0  # an empty answer follows nothing
     assert instructions_followed('Sure, here it is:\n"no comma"', meta) == 0.0
     assert instructions_followed('Sure, here it is:\n"no comma"', meta, loose=True) == 1.0  # without the first line
+    indented = {"instruction_id_list": ["format:line_indent"], "kwargs": [{}]}
+    assert instructions_followed("  a\n   b", indented, loose=True) == 1.0  # the answer itself is not stripped
+    assert (
+        instructions_followed("  b\n a\n", indented, loose=True) == 1.0
+    )  # after the first line is removed, ' a' is left
 
 
 def test_an_unknown_instruction_is_named():

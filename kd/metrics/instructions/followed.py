@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from kd.metrics.instructions import ifbench, ifeval
 
+VERSION = 2  # sentences, tokens and oddities are those of the official code
+
 CHECKS = ifeval.CHECKS | ifbench.CHECKS
 
 
@@ -41,6 +43,6 @@ def _check(name: str) -> ifeval.Check:
 def _variants(text: str) -> Iterator[str]:
     """The eight texts of IFEval's loose accuracy."""
     lines = text.split("\n")
-    for kept in (lines, lines[1:], lines[:-1], lines[1:-1]):
-        joined = "\n".join(kept).strip()
-        yield from (joined, joined.replace("*", ""))
+    shorter = ("\n".join(kept).strip() for kept in (lines[1:], lines[:-1], lines[1:-1]))
+    for kept in (text, *shorter):
+        yield from (kept, kept.replace("*", ""))

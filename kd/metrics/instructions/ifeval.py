@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd.metrics.instructions.sentences import sentences, tokens, words
+from kd.metrics.instructions.sentences import sentences, words
+from kd.metrics.instructions.treebank import tokens
 
 Settings = Mapping[str, Any]
 Check = Callable[[str, Settings], bool]
@@ -45,10 +46,12 @@ def letter_frequency(text: str, s: Settings) -> bool:
     return at_least(text.lower().count(s["letter"].lower()), s["let_frequency"], s.get("let_relation", "at least"))
 
 
-def language(text: str) -> str:
-    """The code of a text's language, as "en"."""
+def language(text: str) -> str | None:
+    """The code of a text's language, as "en"; None for a text without letters, which counts as of any."""
     import py3langid
 
+    if not any(map(str.isalpha, text)):
+        return None
     return str(py3langid.classify(text.lower())[0])
 
 
@@ -61,18 +64,20 @@ def number_of_paragraphs(text: str, s: Settings) -> bool:
 
 
 def first_word_of_paragraph(text: str, s: Settings) -> bool:
-    """Paragraphs are divided by blank lines."""
-    found = [part for part in text.split("\n\n") if part.strip()]
+    """Paragraphs are divided by blank lines; the place counts empty ones, the number does not."""
+    found = text.split("\n\n")
+    count = sum(bool(part.strip()) for part in found)
     nth = int(s["nth_paragraph"])
-    if len(found) != s["num_paragraphs"] or not 0 < nth <= len(found):
+    if count != s["num_paragraphs"] or nth > count or not found[nth - 1].strip():
         return False
-    word = re.match(r"[^.,?!'\"]*", found[nth - 1].split()[0].lstrip("'\"").lower())
+    word = re.match(r"[^.,?!'\"]*", found[nth - 1].split()[0].lstrip("'").lstrip('"').lower())
     return word is not None and word[0] == s["first_word"].lower()
 
 
 def bullets(text: str, s: Settings) -> bool:
     """Exactly so many bullet points."""
-    return len(re.findall(r"^\s*(?:\*[^*]|-).*$", text, re.MULTILINE)) == s["num_bullets"]
+    found = (re.findall(pattern, text, re.MULTILINE) for pattern in (r"^\s*\*[^*].*$", r"^\s*-.*$"))
+    return sum(map(len, found)) == s["num_bullets"]
 
 
 def highlights(text: str, s: Settings) -> bool:
@@ -148,7 +153,7 @@ CHECKS: dict[str, Check] = {
     "keywords:frequency": keyword_frequency,
     "keywords:forbidden_words": forbidden_words,
     "keywords:letter_frequency": letter_frequency,
-    "language:response_language": lambda text, s: language(text) == s["language"],
+    "language:response_language": lambda text, s: language(text) in (s["language"], None),
     "length_constraints:number_sentences": lambda text, s: _counted(len(sentences(text)), s, "num_sentences"),
     "length_constraints:number_words": lambda text, s: _counted(len(words(text)), s, "num_words"),
     "length_constraints:number_paragraphs": number_of_paragraphs,
@@ -162,7 +167,9 @@ CHECKS: dict[str, Check] = {
     "detectable_format:number_highlighted_sections": highlights,
     "detectable_format:multiple_sections": sections,
     "detectable_format:json_format": is_json,
-    "detectable_format:title": lambda text, s: re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", text) is not None,
+    "detectable_format:title": lambda text, s: any(
+        title.lstrip("<").rstrip(">").strip() for title in re.findall(r"<<[^\n]+>>", text)
+    ),
     "combination:two_responses": two_responses,
     "combination:repeat_prompt": repeats_prompt,
     "startend:end_checker": ends,

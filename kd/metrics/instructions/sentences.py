@@ -1,4 +1,7 @@
-"""Words and sentences of an English text, by regular expressions."""
+"""Words and sentences of an English text, by regular expressions.
+
+`sentences` stands for NLTK's trained model, by which IFEval counts sentences; `divided` is the rule that IFBench uses.
+"""
 
 import re
 import string
@@ -6,9 +9,23 @@ import string
 _ABBREVIATIONS = "mr mrs ms dr st prof inc ltd jr sr co vs etc e.g i.e u.s u.k ph.d no fig cf approx"
 ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 END = re.compile(r"""[.!?\u2026\u203d]+["'\u201d\u2019)\]*_]*(?=\s|$)""")
-CLOSING = "\"'\u201d\u2019)]*_ "
 WORD = re.compile(r"\w+")
-TOKEN = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
+_STARTERS = (
+    r"(Mr|Mrs|Ms|Dr|Prof|Capt|Cpt|Lt|He\s|She\s|It\s|They\s|Their\s|Our\s|We\s|But\s|However\s|That\s|This\s|Wherever)"
+)
+_RULES = (  # of IFBench's `split_into_sentences`: <prd> stands for a mark that ends no sentence
+    (r"(Mr|St|Mrs|Ms|Dr)[.]", r"\1<prd>"),
+    (r"[.](com|net|org|io|gov|edu|me)", r"<prd>\1"),
+    (r"([0-9])[.]([0-9])", r"\1<prd>\2"),
+    (r"\s([A-Za-z])[.] ", r" \1<prd> "),
+    (rf"([A-Z][.][A-Z][.](?:[A-Z][.])?) {_STARTERS}", r"\1<stop> \2"),
+    (r"([A-Za-z])[.]([A-Za-z])[.]([A-Za-z])[.]", r"\1<prd>\2<prd>\3<prd>"),
+    (r"([A-Za-z])[.]([A-Za-z])[.]", r"\1<prd>\2<prd>"),
+    (rf" (Inc|Ltd|Jr|Sr|Co)[.] {_STARTERS}", r" \1<stop> \2"),
+    (r" (Inc|Ltd|Jr|Sr|Co)[.]", r" \1<prd>"),
+    (r" ([A-Za-z])[.]", r" \1<prd>"),
+)
+RULES = tuple((re.compile(pattern), replacement) for pattern, replacement in _RULES)
 UNMARKED = str.maketrans("", "", string.punctuation)
 
 
@@ -26,20 +43,27 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in [*found, text[start:].strip()] if sentence]
 
 
-def mark(sentence: str) -> str:
-    """The mark that ends a sentence, before quotes and brackets that close; "" where there is none."""
-    kept = sentence.rstrip(CLOSING)
-    return kept[-1] if kept and kept[-1] in ".!?" else ""
+def divided(text: str) -> list[str]:
+    """The sentences by IFBench's rules: a mark ends one wherever it stands, but for titles, websites and initials.
+
+    A mark before a quotation mark that closes is put after it.
+    """
+    text = f" {text}  ".replace("\n", " ")
+    for pattern, replacement in RULES[:3]:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"\.{2,}", lambda dots: "<prd>" * len(dots[0]) + "<stop>", text).replace("Ph.D.", "Ph<prd>D<prd>")
+    for pattern, replacement in RULES[3:]:
+        text = pattern.sub(replacement, text)
+    for inside, outside in ((".\u201d", "\u201d."), ('."', '".'), ('!"', '"!'), ('?"', '"?')):
+        text = text.replace(inside, outside)
+    text = re.sub(r"[.?!]", r"\g<0><stop>", text).replace("<prd>", ".")
+    found = [part.strip() for part in text.split("<stop>")]
+    return found if found[-1] else found[:-1]
 
 
 def words(text: str) -> list[str]:
     """Runs of letters, digits and underscores."""
     return WORD.findall(text)
-
-
-def tokens(text: str) -> list[str]:
-    """Words and marks, each a token; an apostrophe or hyphen inside of a word does not divide it."""
-    return TOKEN.findall(text)
 
 
 def plain(text: str) -> list[str]:
