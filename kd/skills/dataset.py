@@ -114,17 +114,13 @@ class Dataset(Skill):
         if few_shot < 0:
             raise ValueError(f"skill.few_shot={few_shot} is no number of demonstrations; give 0 or more")
         self._bad = BadRows(bad_rows)
+        self.skipped_rows = self._bad.sentences
         self._splits: dict[str, tuple[Record, ...]] | None = None
 
     @property
     def metric(self) -> Metric:
         """The headline: the first of `metrics`."""
         return self.metrics[0].metric
-
-    @property
-    def skipped_rows(self) -> Sequence[str]:
-        """A sentence on each row that was skipped, once the files are read."""
-        return self._bad.sentences
 
     def score(self, record: Record, text: str) -> float:
         """The headline's value of the text. Raises ValueError where it is no metric of one text."""
