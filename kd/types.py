@@ -4,9 +4,11 @@ Dimensions: B sequences (prompts x samples; the samples of one prompt are adjace
 V vocabulary, D width, n loss rows (the positions of a batch whose label belongs to a response).
 """
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -24,6 +26,18 @@ WRITERS: tuple[Source, ...] = ("reference", "teacher", "student")  # `written_by
 
 
 @dataclass(frozen=True)
+class Image:
+    """An image as the bytes of a file that pillow reads; two are equal where these are."""
+
+    data: bytes = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the content."""
+        return hashlib.sha256(self.data).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
 class Response:
     """One answer to a prompt. `source` is where it comes from; `score` is the skill's or a judge's, if any."""
 
@@ -37,6 +51,7 @@ class Record:
     """A prompt and its responses: one for supervised tuning, two for a preference, G for a group.
 
     control_tokens: whether strings such as `<|im_end|>` in its texts are control tokens; else they are text.
+    images: those of its prompt, in order; the character U+FFFC stands for each in the messages' texts.
     """
 
     id: str
@@ -46,6 +61,7 @@ class Record:
     provenance: tuple[str, ...] = ()  # augmentation stages passed, in order
     meta: Mapping[str, Any] = field(default_factory=dict)  # what the skill's `score` needs
     control_tokens: bool = False
+    images: tuple[Image, ...] = ()
 
 
 @runtime_checkable
@@ -75,6 +91,7 @@ class Skill(Protocol):
     metrics: further metrics of the same answers; one that is named as `metric` stands for `score`.
     parts: skills that it is made of, by name, each of which is evaluated apart; none but of a mixture.
     leaf: of the grid (docs/grid.md); None: of none.
+    images: whether its prompts have images.
     commercial: whether the licence allows commercial use; None: not known.
     skipped_rows: a sentence on each row of its files that could not be read and was skipped, once they are loaded.
     """
@@ -88,6 +105,7 @@ class Skill(Protocol):
     leaf: str | None = None
     commercial: bool | None = None
     skipped_rows: Sequence[str] = ()
+    images: bool = False
 
     @property
     @abstractmethod
@@ -105,13 +123,17 @@ class Skill(Protocol):
         """
 
 
+Pixels = Mapping[str, Tensor]  # the inputs that a model's processor makes of a prompt's images, by name
+
+
 @dataclass
 class Sequences:
     """Prompts and responses in one tokenizer's tokens. The next-token shift is already made.
 
     `labels[b, t]` is the token predicted at position t; `mask[b, t]` is True where that label belongs to
     a response. All padding is on the side `padding_side`: with "right" (the default) causal attention
-    never sees it, so no attention mask is needed.
+    never sees it, so no attention mask is needed. `pixels[b]` are the images of row b, {} where it has none;
+    without any in the batch it is ().
     """
 
     tokens: Int[Tensor, "B T"]
@@ -119,6 +141,7 @@ class Sequences:
     mask: Bool[Tensor, "B T"]
     lengths: Int[Tensor, " B"]  # real tokens of each row
     padding_side: Literal["right", "left"] = "right"
+    pixels: tuple[Pixels, ...] = ()
 
     @property
     def real(self) -> Bool[Tensor, "B T"]:
@@ -131,14 +154,27 @@ class Sequences:
     def at(self, rows: Int[Tensor, " b"] | Sequence[int] | slice) -> "Sequences":
         """The sequences `rows`, in that order, at the same width."""
         names = ("tokens", "labels", "mask", "lengths")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        found: dict[str, Any] = {name: getattr(self, name)[rows] for name in names}
+        if self.pixels:
+            found["pixels"] = tuple(self.pixels[i] for i in torch.arange(len(self.pixels))[rows].tolist())
+        return replace(self, **found)
 
     def to(self, device: torch.device) -> "Sequences":
         """The sequences on `device`."""
         waiting = device.type == "cpu"  # else what is read next could be read too early
         names = ("tokens", "labels", "mask", "lengths")
         there = {name: getattr(self, name).to(device, non_blocking=not waiting) for name in names}
-        return replace(self, **there)
+        return replace(self, **there, pixels=_moved(self.pixels, device))
+
+
+def _moved(pixels: Iterable[Pixels], device: torch.device) -> tuple[Pixels, ...]:
+    """The images on `device`; those of several rows, as of the samples of one prompt, once."""
+    there: dict[int, Pixels] = {}
+    rows = list(pixels)
+    for row in rows:
+        if id(row) not in there:
+            there[id(row)] = {name: tensor.to(device) for name, tensor in row.items()}
+    return tuple(there[id(row)] for row in rows)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from kd.artifacts import Cost, cache_root, key, once
 from kd.augmentation import Resources, Stage
+from kd.data.images import digest
 from kd.generators import Generator
 from kd.generators.account import Meter, Spent, charge, metered
 from kd.generators.settings import Decoding
@@ -94,7 +95,7 @@ class Labeling(Stage):
             "top_p": self.decoding.top_p,
             "teacher": model,
             "seed": seed if self.decoding.temperature else None,
-            "records": [[r.skill, r.id, [dict(message) for message in r.prompt], r.control_tokens] for r in records],
+            "records": [_key(record) for record in records],
         }
         if self.generator.settings:
             content["generator"] = dict(self.generator.settings)
@@ -153,6 +154,11 @@ class SelfLabeling(Labeling):
 
     def _model(self, resources: Resources) -> tuple[Teacher | None, str]:
         return resources.student, f"student {resources.student_id}"
+
+
+def _key(record: Record) -> list[Any]:
+    own = [record.skill, record.id, [dict(message) for message in record.prompt], record.control_tokens]
+    return [*own, digest(record.images)] if record.images else own
 
 
 def _row(record: Record, answers: Answers) -> dict[str, Any]:

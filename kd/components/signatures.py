@@ -176,7 +176,8 @@ def _annotation(parameter: Parameter, callee: Callable) -> Any:
 
 def _adapter(annotation: Any) -> TypeAdapter | None:
     try:
-        return TypeAdapter(annotation)
+        made = TypeAdapter(annotation)
+        return made if made.pydantic_complete else None
     except (PydanticUserError, PydanticUndefinedAnnotation):  # a tensor, a model, a protocol
         return None
 

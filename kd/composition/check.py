@@ -204,7 +204,6 @@ def _check_network(path: str, node: Mapping[str, Any]) -> None:
 
 def _check_architecture(path: str, fields: Mapping[str, Any]) -> None:
     """Check names of fields: transformers silently accepts a misspelt one, and uses the default of the right one."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     name = str(fields.get("model_type"))
@@ -213,6 +212,29 @@ def _check_architecture(path: str, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"{path}.model_type={name}: transformers has no such model; {near}")
     config = CONFIG_MAPPING[name]
     given = {key: value for key, value in fields.items() if key != "model_type"}
+    for key in given.keys() & config.sub_configs.keys():
+        if isinstance(given[key], Mapping):
+            _check_part(joined(path, key), given[key], config.sub_configs[key])
+    _check_fields(path, given, config)
+
+
+def _check_part(path: str, fields: Mapping[str, Any], usual: type) -> None:
+    """Check a part of an architecture, of its `model_type`; `usual`: the class of a part without one."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    name = fields.get("model_type")
+    if name is None and usual is AutoConfig:
+        raise ValueError(f"{path} has no model_type; name one, as model_type: llama")
+    if name is not None and name not in CONFIG_MAPPING:
+        near = suggestion(name, CONFIG_MAPPING)
+        raise ValueError(f"{path}.model_type={name}: transformers has no such model; {near}")
+    given = {key: value for key, value in fields.items() if key != "model_type"}
+    _check_fields(path, given, usual if name is None else CONFIG_MAPPING[name])
+
+
+def _check_fields(path: str, given: Mapping[str, Any], config: Any) -> None:
+    from huggingface_hub.errors import StrictDataclassError
+
     check_call(path, given, config, besides=config.attribute_map.keys())  # aliases, as hidden_size of gpt2's n_embd
     check_counts(path, given)
     try:

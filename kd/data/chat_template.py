@@ -6,8 +6,8 @@ other added tokens (`<think>` of Qwen3) are ordinary words of the vocabulary, in
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +15,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from kd.types import Message
+from kd.data.conversations import strings
+from kd.data.images import as_text_parts, expanded, vision_of, with_parts
+from kd.data.token_ids import MARKS, TextError, anchored, any_of, decode, ids_of, spelling
+from kd.types import Image, Message
 
 _QUESTION, _ANSWER = "Question?", "Answer."  # the conversation that a template is tried on
-_MARKS = mark_control_tokens("x", re.compile("x")).split("x")  # around a control token that is text
-
-
-class TextError(ValueError):
-    """A text that cannot be encoded. Its sentence lacks its subject, which is the record (`kd.data.sequences`)."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,20 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> s
 
 
 def encode_prompt(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: bool = False,
+    images: Sequence[Image] = (),
 ) -> list[int]:
     """Ids of the rendered prompt; special tokens are the template's alone, unless `control_tokens` allows others.
 
     Raises:
-        TextError: the template refuses the conversation, or the tokenizer cannot write it as text.
+        TextError: the template refuses the conversation, or the tokenizer cannot write it as text, or its images.
     """
     marked = messages if control_tokens else _marked(messages, tokenizer)
-    return _ids(render(marked, tokenizer), tokenizer)
+    [ids] = _shown([ids_of(render(_with(marked, images), tokenizer), tokenizer)], images, tokenizer)
+    return ids
 
 
 def encode_answer(
@@ -100,22 +103,32 @@ def encode_answer(
     body = _written(messages, text, tokenizer, turn) if tokenizer.chat_template else text
     if not ended:
         body = body.removesuffix(turn.closing)
-    return [*_anchored(body, tokenizer, turn.anchor), *([turn.end] if ended else [])]
+    return [*anchored(body, tokenizer, turn.anchor), *([turn.end] if ended else [])]
 
 
 def encode_conversation(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: bool = False,
+    images: Sequence[Image] = (),
 ) -> list[int]:
     """Ids of a conversation whose last message is the assistant's, as the template writes it in one piece.
 
     Raises:
         TextError: see `encode_prompt`.
     """
-    return _ids(_applied(messages if control_tokens else _marked(messages, tokenizer), tokenizer), tokenizer)
+    marked = messages if control_tokens else _marked(messages, tokenizer)
+    [ids] = _shown([ids_of(_applied(_with(marked, images), tokenizer), tokenizer)], images, tokenizer)
+    return ids
 
 
 def encode_turns(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    control_tokens: bool = False,
+    images: Sequence[Image] = (),
 ) -> list[Piece]:
     """The prompt in pieces: each answer of the assistant, encoded apart as the last one is, and the text around it.
 
@@ -124,9 +137,9 @@ def encode_turns(
     Raises:
         TextError: see `encode_prompt`; or an answer cannot be found in what the template writes.
     """
-    marked = messages if control_tokens else _marked(messages, tokenizer)
+    marked = _with(messages if control_tokens else _marked(messages, tokenizer), images)
     whole, turn = render(marked, tokenizer), turn_of(tokenizer)
-    end, pieces, done = _spelling(turn.end, tokenizer), list[Piece](), 0
+    end, pieces, done = spelling(turn.end, tokenizer), list[Piece](), 0
     for i, message in enumerate(marked):
         if message["role"] != "assistant" or i == 0:
             continue
@@ -137,11 +150,33 @@ def encode_turns(
                 f"has an assistant's message (number {i}) that is not found in what the chat template writes of it; "
                 "take data.loss_on=last, or set chat_template of the model"
             )
-        answer = _anchored(whole[start:stop], tokenizer, turn.anchor)
-        pieces.append(Piece(tuple(_ids(whole[done:start], tokenizer)), learnt=False))
+        answer = anchored(whole[start:stop], tokenizer, turn.anchor)
+        pieces.append(Piece(tuple(ids_of(whole[done:start], tokenizer)), learnt=False))
         pieces.append(Piece((*answer, turn.end), learnt=True))
         done = stop + len(end)
-    return [*pieces, Piece(tuple(_ids(whole[done:], tokenizer)), learnt=False)]
+    pieces.append(Piece(tuple(ids_of(whole[done:], tokenizer)), learnt=False))
+    ids = _shown([piece.ids for piece in pieces], images, tokenizer)
+    return [replace(piece, ids=tuple(own)) for piece, own in zip(pieces, ids, strict=True)]
+
+
+def _with(messages: Sequence[Message], images: Sequence[Image]) -> Sequence[Message]:
+    return with_parts(messages) if images else messages
+
+
+def _shown(
+    pieces: Sequence[Sequence[int]], images: Sequence[Image], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """The ids of the parts of a prompt with those of its images. Raises TextError where a model does not read them."""
+    if not images:
+        return [list(ids) for ids in pieces]
+    if (vision := vision_of(tokenizer)) is None:
+        raise TextError("has an image, which a model of text does not read; take a vision-language model")
+    if (written := sum(list(ids).count(vision.token) for ids in pieces)) != len(images):
+        raise TextError(
+            f"has {len(images)} images, but the chat template writes {written}; set chat_template of the model"
+        )
+    left = iter(images)
+    return [expanded(ids, left, vision) for ids in pieces]
 
 
 def _start_of(messages: Sequence[Message], i: int, whole: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -153,13 +188,13 @@ def _start_of(messages: Sequence[Message], i: int, whole: str, tokenizer: PreTra
     content = str(messages[i].get("content") or "").strip()
     if not content or not whole.startswith(before):
         return -1
-    stop = _find_control(whole, _spelling(turn_of(tokenizer).end, tokenizer), len(before))
+    stop = _find_control(whole, spelling(turn_of(tokenizer).end, tokenizer), len(before))
     return whole.rfind(content, len(before), stop)  # the last match: a letter may occur in the template's header, too
 
 
 def _find_control(whole: str, token: str, start: int) -> int:
     """The position of the first control token from `start` on that is the template's and no text; -1 without one."""
-    found = re.compile(f"(?<!{re.escape(_MARKS[0])}){re.escape(token)}").search(whole, max(start, 0))
+    found = re.compile(f"(?<!{re.escape(MARKS[0])}){re.escape(token)}").search(whole, max(start, 0))
     return found.start() if found else -1
 
 
@@ -169,9 +204,9 @@ def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str
     Spaces are not tidied up.
     """
     turn = turn_of(tokenizer)
-    before = _ids(turn.anchor, tokenizer) if turn.anchor == "\n" else []
-    text = _decode([*before, *ids], tokenizer).removeprefix("\n" if before else "")
-    text = text.removeprefix(_decode(_ids(turn.opening, tokenizer), tokenizer)) if turn.opening else text
+    before = ids_of(turn.anchor, tokenizer) if turn.anchor == "\n" else []
+    text = decode([*before, *ids], tokenizer).removeprefix("\n" if before else "")
+    text = text.removeprefix(decode(ids_of(turn.opening, tokenizer), tokenizer)) if turn.opening else text
     return text.removesuffix(turn.closing) if len(ids) and ids[-1] == turn.end else text
 
 
@@ -224,19 +259,19 @@ def _first_control(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The first special token in the text; where there is none, the first added one."""
     tokens = tokenizer.added_tokens_decoder.values()
     for kind in ([t.content for t in tokens if t.special], [t.content for t in tokens if not t.content.isspace()]):
-        if kind and (match := _pattern(tuple(kind)).search(text)):
+        if kind and (match := any_of(tuple(kind)).search(text)):
             return match[0]
     return None
 
 
 def _anchor(before: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    alone, later = _ids("a", tokenizer), _anchored("a", tokenizer, "\n")
+    alone, later = ids_of("a", tokenizer), anchored("a", tokenizer, "\n")
     if not later or later == alone:
         return ""
     special = next((t for t in _control(tokenizer) if t and before.endswith(t)), None)
     if special is None:
         return "\n"
-    return "" if _anchored("a", tokenizer, special) == alone else special
+    return "" if anchored("a", tokenizer, special) == alone else special
 
 
 def _written(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase, turn: Turn) -> str:
@@ -254,8 +289,9 @@ def _written(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokeni
 
 
 def _applied(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    plain = [dict(m) for m in messages] if vision_of(tokenizer) is None else as_text_parts(messages)
     try:
-        text = str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
+        text = str(tokenizer.apply_chat_template(plain, tokenize=False, **options))
     except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise TextError(
@@ -274,25 +310,13 @@ def _applied(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, **
 
 def control_tokens_in(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The control tokens that texts hold as strings."""
-    pattern = _pattern(_control(tokenizer))
+    pattern = any_of(_control(tokenizer))
     return {found for text in texts for found in pattern.findall(text)}
-
-
-def strings(value: Any) -> Iterator[str]:
-    """All texts in a message, or in a list of them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from strings(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from strings(each)
 
 
 def _marked(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Texts whose control tokens are marked as text; a value without any stays the same object."""
-    pattern = _pattern(_control(tokenizer))
+    pattern = any_of(_control(tokenizer))
     if not any(pattern.search(text) for text in strings(value)):
         return value
     plain = [dict(message) for message in value] if not isinstance(value, str) else value
@@ -308,43 +332,3 @@ def _controls(tokenizer: PreTrainedTokenizerBase, size: int, template: str, eos:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     end = _first_control(_around(tokenizer)[1], tokenizer)
     return tuple(sorted(special | ({end} if end else set()) | ({tokenizer.eos_token} if eos is not None else set())))
-
-
-@lru_cache(maxsize=8)
-def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of the tokens, longer ones first."""
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of rendered text, in which control tokens that are marked are text."""
-    marked = any(mark in text for mark in _MARKS)
-    try:
-        return tokenizer(text, add_special_tokens=False, **({"sanitize_control_tokens": True} if marked else {}))[
-            "input_ids"
-        ]
-    except (UnicodeEncodeError, TypeError) as error:
-        raise TextError(f"holds text that is no valid Unicode ({error}); remove its lone surrogates") from error
-    except ValueError as error:
-        if not marked:
-            raise
-        raise TextError(f"holds a control token as text ({error}); remove it, or allow control_tokens") from error
-
-
-def _anchored(text: str, tokenizer: PreTrainedTokenizerBase, anchor: str) -> list[int]:
-    """Ids of a text that follows `anchor`."""
-    if not anchor:
-        return _ids(text, tokenizer)
-    for other in (anchor, "\0"):  # the second for a tokenizer with tokens that begin with a newline
-        before, both = _ids(other, tokenizer), _ids(other + text, tokenizer)
-        if both[: len(before)] == before:
-            return both[len(before) :]
-    return _ids(text, tokenizer)
-
-
-def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _spelling(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.convert_ids_to_tokens(token))

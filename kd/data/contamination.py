@@ -4,7 +4,8 @@ An item overlaps if N words in a row of its prompt and reference stand in a trai
 (arXiv 2005.14165, appendix C), whose rule for text that many documents have is taken over as well: what more than 10
 training records hold is a template and is ignored. Words are compared in lower case without punctuation; where a
 language is written without spaces each character is one. A prompt of fewer than N words overlaps if a training record
-has the same one, but for case and spaces: of "3 + 4" and "3 - 4" the signs count.
+has the same one, but for case and spaces: of "3 + 4" and "3 - 4" the signs count. A prompt with images overlaps if a
+training record has one of them, whatever the words around it.
 
     >>> from kd.types import Record
     >>> a = Record(id="a", skill="s", prompt=({"role": "user", "content": "Spell: Tree"},))
@@ -35,7 +36,10 @@ def overlapping(train: Sequence[Record], items: Sequence[Record], *, n: int = N,
 
 
 def _pieces(record: Record, n: int) -> Iterator[tuple[str, ...]]:
-    """All runs of `n` words; a prompt that has fewer, whole."""
+    """All runs of `n` words; a prompt that has fewer, whole; of one with images, each image."""
+    if record.images:
+        yield from ((image.digest,) for image in record.images)
+        return
     text = " ".join(str(message["content"]) for message in record.prompt if message["role"] != "system")
     prompt = rouge_tokens(text)
     if len(prompt) < n:

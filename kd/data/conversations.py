@@ -1,7 +1,7 @@
 """Conversations as files keep them, as messages: OpenAI's, and ShareGPT's; tools and their calls as text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kd.data.tables import LONGEST
@@ -124,3 +124,15 @@ def with_tools(prompt: Sequence[Message], tools: Any, system: str = "") -> list[
     parts = [part for part in (system, own, TOOLS.format(tools=shown) if shown else "") if part]
     rest = prompt[1:] if own else prompt
     return [{"role": "system", "content": "\n\n".join(parts)}, *rest]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All texts in a message, or in a list of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from strings(each)

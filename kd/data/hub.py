@@ -50,4 +50,13 @@ def _loaded(address: str, name: str, revision: str, config: str | None) -> Mappi
 
 
 def _table(place: str, data: Any) -> Callable[[BadRows], Iterator[Row]]:
-    return lambda bad: (Row(f"{place}: row {i}", row) for i, row in enumerate(data, start=1))
+    return lambda bad: (Row(f"{place}: row {i}", row) for i, row in enumerate(undecoded(data), start=1))
+
+
+def undecoded(data: Any) -> Any:
+    """The data set with its images as the bytes of their files."""
+    from datasets import Image
+
+    for name in [name for name, feature in data.features.items() if isinstance(feature, Image)]:
+        data = data.cast_column(name, Image(decode=False))
+    return data

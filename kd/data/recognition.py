@@ -7,11 +7,12 @@ a row has is read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kd.data.conversations import from_sharegpt, is_conversation, is_sharegpt, split_answer, text_of, with_tools
-from kd.types import Message, Response
+from kd.data.images import PLACE
+from kd.types import Image, Message, Response
 
 TASKS = ("instruction", "question", "query", "prompt")  # the text of a prompt
 CONTEXTS = ("input", "context", "passage")  # that stands beside it
@@ -35,12 +36,28 @@ class Example:
         prompt: the messages before the response.
         responses: best first where they bear scores.
         meta: the columns that were not read, and what metrics read (`choices`, `answer_index`, `references`).
+        images: those of the prompt, in their order.
     """
 
     form: str
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[Image, ...] = ()
+
+    def showing(self, images: tuple[Image, ...]) -> "Example":
+        """The example with images: before the text of its last message where its messages have no places for them."""
+        parts = [message["content"] for message in self.prompt]
+        if not images or any(PLACE in part if isinstance(part, str) else _holds_image(part) for part in parts):
+            return replace(self, images=images)
+        *before, last = self.prompt
+        content, shown = last["content"], PLACE * len(images)
+        content = shown + content if isinstance(content, str) else [shown, *content]
+        return replace(self, prompt=(*before, {**last, "content": content}), images=images)
+
+
+def _holds_image(parts: Sequence[Any]) -> bool:
+    return any(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
 @dataclass

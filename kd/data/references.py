@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kd.data.images import seen
 from kd.data.sequences import Encoded, Encoder
 from kd.types import Record, Response
 
@@ -50,9 +51,9 @@ def row_slices(encoder: Encoder, records: Sequence[Record]) -> dict[str, slice]:
 
 
 def content(encoder: Encoder, records: Sequence[Record]) -> list:
-    """The content that a likelihood depends on: ids, tokens, the prompt's length, bytes of the reference."""
+    """The content that a likelihood depends on: ids, tokens, the prompt's length, bytes of the reference, images."""
     rows = ((record, _row(encoder, record)) for record in records)
-    return [[record.id, row.ids, row.prompt, size(record)] for record, row in rows]
+    return [[record.id, row.ids, row.prompt, size(record), *seen(row.view)] for record, row in rows]
 
 
 def size(record: Record) -> int:

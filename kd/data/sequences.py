@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,80 +12,24 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kd.data.chat_template import (
-    Piece,
     TextError,
     encode_answer,
     encode_prompt,
-    encode_turns,
     end_id,
     response_text,
     turn_of,
 )
-from kd.types import WRITERS, Batch, Message, Record, Response, Sequences, Written
-
-MAX_PADDING = 0.1  # share of a window's tokens
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt with one response. `ids[prompt:]` is the response and its end token.
-
-    truncated: whether `max_length` cut off the end token, or more.
-    earlier: begin and end of each answer inside the prompt that is learnt, too.
-    """
-
-    ids: tuple[int, ...]
-    prompt: int
-    written: Written | None = None  # the response, where it was given as ids
-    teacher: "Encoded | None" = None  # the teacher's own row, where it differs
-    truncated: bool = False
-    earlier: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def longest(self) -> int:
-        """Ids of the row, or of the teacher's, whichever has more."""
-        return max(len(self.ids), 0 if self.teacher is None else len(self.teacher.ids))
+from kd.data.images import Prompt, settings_of, view_of
+from kd.data.rows import MAX_PADDING, Encoded, collate, encode, micro_batches, view
+from kd.types import WRITERS, Batch, Message, Record, Response, Written
 
 
-def encode(
-    messages: Sequence[Message],
-    response: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    *,
-    ended: bool = True,
-    control_tokens: bool = False,
-    every_turn: bool = False,
-) -> Encoded | None:
-    """Prompt, response and end token; cut on the right at `max_length` (then without the end token).
-
-    ended: False for a response that was truncated when it was generated, which has no end token in any tokenizer.
-    control_tokens: whether control tokens that stand in the texts as strings are control tokens.
-    every_turn: whether the assistant's messages in the prompt are learnt, too.
-
-    None if the prompt alone fills `max_length`: nothing would be learnt.
-    """
-    pieces = [Piece(tuple(encode_prompt(messages, tokenizer, control_tokens=control_tokens)), learnt=False)]
-    if every_turn:
-        pieces = encode_turns(messages, tokenizer, control_tokens=control_tokens)
-    prompt = [i for piece in pieces for i in piece.ids]
-    if len(prompt) >= max_length:
-        return None
-    answer = encode_answer(messages, response, tokenizer, control_tokens=control_tokens, ended=ended)
-    ids = tuple(prompt + answer)
-    return Encoded(ids[:max_length], len(prompt), truncated=len(ids) > max_length, earlier=_learnt(pieces))
-
-
-def _learnt(pieces: Sequence[Piece]) -> tuple[tuple[int, int], ...]:
-    """The begin and end of each piece that is learnt."""
-    ends = list(accumulate(len(piece.ids) for piece in pieces))
-    return tuple((end - len(piece.ids), end) for piece, end in zip(pieces, ends, strict=True) if piece.learnt)
-
-
-def prompt_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_ids(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int] | Prompt:
     """Ids of the record's prompt. Raises ValueError, which names the record, for one that cannot be encoded."""
     with naming(record):
-        return encode_prompt(record.prompt, tokenizer, control_tokens=record.control_tokens)
+        ids = encode_prompt(record.prompt, tokenizer, control_tokens=record.control_tokens, images=record.images)
+    shown = view(record.images, tokenizer)
+    return ids if shown is None else Prompt(ids, shown)
 
 
 def answer_ids(record: Record, text: str, tokenizer: PreTrainedTokenizerBase, *, ended: bool) -> list[int]:
@@ -101,45 +45,6 @@ def naming(record: Record) -> Iterator[None]:
         yield
     except TextError as error:
         raise ValueError(f"record {record.id} of {record.skill} {error}") from error
-
-
-def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", multiple: int = 1) -> Sequences:
-    """`[B T]` tensors: tokens without their last, labels without their first, True where a response is predicted."""
-    longest = max(len(row.ids) for row in rows) - 1
-    width = -(-longest // multiple) * multiple
-    tokens = torch.full((len(rows), width), pad)
-    labels, mask = tokens.clone(), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        length = len(row.ids) - 1
-        start = 0 if padding_side == "right" else width - length
-        ids = torch.tensor(row.ids)
-        tokens[i, start : start + length] = ids[:-1]
-        labels[i, start : start + length] = ids[1:]
-        for begin, end in (*row.earlier, (row.prompt, len(row.ids))):
-            mask[i, start + begin - 1 : start + end - 1] = True
-    lengths = torch.tensor([len(row.ids) - 1 for row in rows])
-    return Sequences(tokens, labels, mask, lengths, padding_side)  # type: ignore[arg-type]
-
-
-def micro_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = MAX_PADDING) -> list[list[int]]:
-    """Indices grouped by length, longest first, so that memory peaks early.
-
-    A group grows while longest x count stays within `max_tokens`, and padding within the share `max_padding` of
-    all tokens so far. A row longer than `max_tokens` is a group of its own.
-    """
-    groups: list[list[int]] = []
-    tokens = padded = 0  # of the rows, and of the rows as wide as their group's longest
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        tokens += lengths[i]
-        longest = lengths[groups[-1][0]] if groups else 0
-        fits = bool(groups) and longest * (len(groups[-1]) + 1) <= max_tokens
-        if fits and tokens >= (1 - max_padding) * (padded + longest):
-            groups[-1].append(i)
-            padded += longest
-        else:
-            groups.append([i])
-            padded += lengths[i]
-    return groups
 
 
 class Encoder:
@@ -203,7 +108,7 @@ class Encoder:
         prompts = teacher_prompts or [record.prompt for record in records]
         for record, answers, teacher_prompt in zip(records, responses, prompts, strict=True):
             shown = replace(record, prompt=teacher_prompt)
-            own, other = (tuple(prompt_ids(each, self.student)) for each in (record, shown))
+            own, other = (prompt_ids(each, self.student) for each in (record, shown))
             room = self.max_length - max(len(own), 0 if self.teacher else len(other))
             if room < 1:
                 continue
@@ -239,13 +144,14 @@ class Encoder:
         self,
         record: Record,
         answers: Sequence[Written],
-        own: tuple[int, ...],
-        other: tuple[int, ...],
+        own: Sequence[int],
+        other: Sequence[int],
         teacher_prompt: tuple[Message, ...],
     ) -> list[Encoded] | None:
-        rows = [Encoded(own + answer.ids, len(own), answer) for answer in answers]
+        rows = [Encoded((*own, *answer.ids), len(own), answer, view=view_of(own)) for answer in answers]
         if self.teacher is None and other != own:
-            return _beside(rows, [Encoded(other + answer.ids, len(other)) for answer in answers])
+            shown = view_of(other)
+            return _beside(rows, [Encoded((*other, *answer.ids), len(other), view=shown) for answer in answers])
         if self.teacher is None:
             return rows
         ended = [not answer.truncated for answer in answers]
@@ -287,7 +193,7 @@ class Encoder:
         if any(response.source == "student" for response in record.responses):  # never seen again
             return self._tokenized(record, tokenizer)
         texts = [[*map(dict, record.prompt)], [response.text for response in record.responses]]
-        key = (tokenizer is self.student, json.dumps(texts, default=repr), record.control_tokens)
+        key = (tokenizer is self.student, json.dumps(texts, default=repr), record.control_tokens, record.images)
         if key not in self._rows:
             self._rows[key] = self._tokenized(record, tokenizer) or []
         return self._rows[key] or None
@@ -300,7 +206,8 @@ class Encoder:
                 f"record {record.id} of {record.skill} has {len(record.responses)} responses, so that data.loss_on=all "
                 "would count what was answered before them as often; take data.loss_on=last"
             )
-        allowed = {"control_tokens": record.control_tokens, "every_turn": self.every_turn}
+        allowed: dict[str, Any] = {"control_tokens": record.control_tokens, "every_turn": self.every_turn}
+        allowed["images"] = record.images
         with naming(record):
             rows = [
                 encode(record.prompt, response.text, tokenizer, self.max_length, ended=whole, **allowed)
@@ -344,4 +251,5 @@ def same_text(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
         a.get_vocab() == b.get_vocab()
         and (turn_of(a), a.eos_token_id) == (turn_of(b), b.eos_token_id)
         and encode_prompt(probe, a) == encode_prompt(probe, b)
+        and settings_of(a) == settings_of(b)
     )

@@ -17,6 +17,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from kd.data.blocks import Blocks
+from kd.data.images import seen
 from kd.data.references import references, with_reference
 from kd.data.sequences import Encoder
 from kd.seeding import permutation
@@ -187,12 +188,13 @@ class Data(lightning.LightningDataModule):
         return Ahead(windows, self.trainer.lightning_module.step_count, self.workers)
 
     def order_digest(self) -> str:
-        """A hash of the tokens of each step's records: jobs with the same hash saw the same data in the same order.
+        """A hash of each step's records, as tokens and images: jobs with the same hash saw the same in the same order.
 
         Plain text, which some terms learn on besides, is not in it.
         """
         windows = self.windows()
-        rows = [[row.ids for row in windows.encoder.encode(record) or ()] for record in windows.records]
+        encoded = [windows.encoder.encode(record) or () for record in windows.records]
+        rows = [[[row.ids, *seen(row.view)] if row.view else row.ids for row in group] for group in encoded]
         order = [rows, [windows.indices(step) for step in range(self.steps)]]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from kd.data.images import PLACE
 from kd.data.sequences import Encoder, answer_ids, prompt_ids
 from kd.evaluation.likelihood import nlls
 from kd.generators.continuations import branch_logprobs, continuation_logprobs
@@ -19,7 +20,7 @@ from kd.types import Record, Written
 SHORT = 16  # tokens of the longest choice up to which a model that cannot branch reads a prompt once; beyond, whole
 # sequences are faster
 
-Choice = tuple[Record, tuple[int, ...], list[tuple[int, ...]]]  # a record, its prompt and its choices, in ids
+Choice = tuple[Record, Sequence[int], list[tuple[int, ...]]]  # a record, its prompt and its choices, in ids
 
 
 def encoded_choices(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Choice]:
@@ -33,14 +34,15 @@ def encoded_choices(records: Sequence[Record], tokenizer: PreTrainedTokenizerBas
         choices = [tuple(answer_ids(record, c, tokenizer, ended=False)) for c in Evidence(record).choices]
         if not all(choices):
             raise ValueError(f"record {record.id} of {record.skill} has an empty choice; leave it out")
-        found.append((record, tuple(prompt_ids(record, tokenizer)), choices))
+        found.append((record, prompt_ids(record, tokenizer), choices))
     return found
 
 
 def without_question(record: Record) -> Record:
-    """The record with an empty text as the last message of its prompt."""
+    """The record with an empty text, after its images, as the last message of its prompt."""
     *before, last = record.prompt
-    return replace(record, prompt=(*before, {**last, "content": ""}))
+    images = PLACE * last["content"].count(PLACE) if record.images else ""
+    return replace(record, prompt=(*before, {**last, "content": images}))
 
 
 def score_choices(

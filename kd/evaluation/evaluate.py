@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
+from kd.data.images import seen, view_of
 from kd.data.references import content, references, with_reference
 from kd.data.sequences import Encoder, prompt_ids, same_text
 from kd.evaluation.answers import judged, write_answers
@@ -258,13 +259,15 @@ class Session:
         self, system: LanguageModel | Ensemble, identity: str, records: Sequence[Record]
     ) -> tuple[list[Any], float]:
         choices = encoded_choices(records, system.tokenizer)
-        key = {"system": _named(system, identity), "choices": [[one.id, *ids] for one, *ids in choices]}
+        listed = [[one.id, prompt, ids, *seen(view_of(prompt))] for one, prompt, ids in choices]
+        key = {"system": _named(system, identity), "choices": listed}
         settings = {"batch_size": self.evaluation.decoding.batch_size, "max_tokens": self.encoder.max_tokens}
         table, seconds = remembered("choices", key, partial(score_choices, system, choices, **settings))
         return table["logprobs"].tolist(), seconds
 
     def _prompts(self, tokenizer: PreTrainedTokenizerBase) -> list:
-        return [[record.id, prompt_ids(record, tokenizer)] for record in self.prompts]
+        prompts = [(record.id, prompt_ids(record, tokenizer)) for record in self.prompts]
+        return [[name, prompt, *seen(view_of(prompt))] for name, prompt in prompts]
 
     def _measured(
         self,

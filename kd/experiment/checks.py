@@ -146,7 +146,7 @@ def round_trip(reader: Reader, records: Sequence[Record]) -> Finding:
 def conversation_ids(record: Record, response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The whole conversation by the tokenizer's template; control tokens in its texts are text, as in training."""
     messages = [*map(dict, record.prompt), {"role": "assistant", "content": response}]
-    return encode_conversation(messages, tokenizer, control_tokens=record.control_tokens)
+    return encode_conversation(messages, tokenizer, control_tokens=record.control_tokens, images=record.images)
 
 
 def _difference(ours: list[int], theirs: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,9 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kd.components.axes import AXES
-from kd.components.instantiation import instantiate
+from kd.components.instantiation import calls, instantiate
+from kd.composition.interfaces import interface_of, made_by
 from kd.composition.targets import bears_zeros
-from kd.experiment.identity import content_digests, sources
+from kd.experiment.identity import content_digests, load_skill, sources
+from kd.generators import Generator
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable
 from kd.seeding import seeded
@@ -32,11 +34,15 @@ def check_models(cfg: DictConfig) -> None:
     that need not be at hand.
     """
     nodes = [cfg.student.model, cfg.teacher]
+    if images := load_skill(cfg.skill).images:
+        check_images(cfg)
     if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
         return
     losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
     contents: Any = [OmegaConf.to_container(node, resolve=True) for node in nodes]
     student, teacher = _laid_out(contents[0]), _laid_out(described(contents[1]))
+    if images:
+        check_readers(cfg.skill._target_, {"student": student, "teacher": teacher})
     check_mergeable(student)
     check_positions(cfg.data.max_length, {"student": student, "teacher": teacher})
     if teacher is not None:
@@ -48,6 +54,37 @@ def check_models(cfg: DictConfig) -> None:
         if sized(loss) and hook(loss, "starts_from") is None:  # that copies weights
             with seeded(0, "objective", name):
                 introduce(loss, student, teacher)
+
+
+def check_images(cfg: DictConfig) -> None:
+    """Raises ValueError for a component of a config that leaves out the images of its skill's prompts."""
+    if cfg.get("targets", {}).get("cached"):
+        raise ValueError(
+            "targets.cached=true keeps targets by the ids of texts, which the images of the skill's prompts are not "
+            "part of; take targets.cached=false"
+        )
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    for path, node in calls("", plain):
+        if interface_of(path) is Generator and not (engine := made_by(path, node)).reads_images:
+            raise ValueError(
+                f"{path}: {engine.__name__} passes on no images, which the skill's prompts have; take generator=torch "
+                "or generator=transformers"
+            )
+
+
+def check_readers(skill: str, models: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model of text alone where the skill's prompts have images.
+
+    models: by role; None and a teacher that is made of the student have none of their own.
+    """
+    for role, model in models.items():
+        for part in (part for part in model.modules() if isinstance(part, LanguageModel)) if model else ():
+            if part.vision is None:
+                raise ValueError(
+                    f"the prompts of skill {skill.rpartition('.')[2]} have images, which the {role} "
+                    f"({type(part.network).__name__}) does not read; take {role}=tiny_vision, or {role}=pretrained "
+                    "with a vision-language checkpoint"
+                )
 
 
 def check_positions(max_length: int, models: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from kd.augmentation import Resources
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
+from kd.data.images import from_plain, plain
 from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
@@ -190,6 +191,7 @@ def _lines(records: Iterable[Record], given: Sequence[Record]) -> Iterator[str]:
     for record in records:
         row = {field.name: getattr(record, field.name) for field in fields(record)}
         row["responses"] = [asdict(response) for response in record.responses]
+        row |= {"images": plain(images)} if (images := row.pop("images")) else {}
         if (origin := place.get(id(record.meta))) is not None:
             row["meta"], row["origin"] = None, origin
         elif not _is_json(record.meta):
@@ -215,5 +217,6 @@ def _record(line: str, given: Sequence[Record]) -> Record:
             "responses": tuple(Response(**response) for response in row["responses"]),
             "provenance": tuple(row["provenance"]),
             "meta": meta,
+            "images": from_plain(row.get("images", ())),
         }
     )

@@ -11,7 +11,6 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerBase,
@@ -24,6 +23,7 @@ from kd.eval_mode import eval_mode
 from kd.metrics.table import METRICS
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
+from kd.models.vision import attach_processor, auto_model, save_tokenizer
 from kd.sources.addresses import keys_of, pinned
 from kd.sources.licences import stated_licence
 
@@ -45,7 +45,7 @@ def export(model: LanguageModel, folder: Path, card: str) -> list[str]:
     student = merged(model)
     with torch.no_grad():
         student.network.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    save_tokenizer(model.tokenizer, folder)
     _end_turns(student, folder)
     found = differences(model, folder)
     loading = ["", "## Loading", "", *(f"- {sentence}" for sentence in found)] if found else []
@@ -68,15 +68,18 @@ def _end_turns(model: LanguageModel, folder: Path) -> None:
 def differences(model: LanguageModel, folder: Path) -> list[str]:
     """Differences of what `AutoTokenizer` and `AutoModelForCausalLM` read in `folder` from `model`, and how to load it.
 
+    A vision-language model is read by `AutoModelForImageTextToText`, with its processor beside the tokenizer.
+
     The tokenizer is tried on `TEXTS` and on a conversation, the network on their ids.
     """
     return [*_of_tokenizer(model.tokenizer, folder), *_of_network(model, folder)]
 
 
 def _of_network(model: LanguageModel, folder: Path) -> list[str]:
-    ours, by = model.network, f"`AutoModelForCausalLM` of transformers {transformers.__version__}"
+    ours, kind = model.network, auto_model(model.network.config)
+    by = f"`{kind.__name__}` of transformers {transformers.__version__}"
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(folder)
+        read: Any = kind.from_pretrained(folder)
         read = read.to(ours.device).eval()
     except Exception as error:  # whatever the library raises, the student is trained and its weights are saved
         return [f"{by} cannot read this folder ({_first_line(error)}); load it with `{type(ours).__name__}`"]
@@ -110,6 +113,7 @@ def _of_tokenizer(ours: PreTrainedTokenizerBase, folder: Path) -> list[str]:
     by = f"`AutoTokenizer` of transformers {transformers.__version__}"
     try:
         read = AutoTokenizer.from_pretrained(folder)
+        attach_processor(folder, read)
         if _written(ours) == _written(read):
             return []
         fact = f"{by} reads a {type(read).__name__}, which writes other ids than the student was trained on"
@@ -149,7 +153,7 @@ def rehearse(model: LanguageModel, folder: Path, card: str, checkpoints: int) ->
             model.network.config.save_pretrained(place)
             if model.network.can_generate():
                 model.network.generation_config.save_pretrained(place)
-            model.tokenizer.save_pretrained(place)
+            save_tokenizer(model.tokenizer, place)
         except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(

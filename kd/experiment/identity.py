@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
 from kd.sources.addresses import digest, keys_of
 from kd.training.observers import counted
-from kd.types import Skill, Split
+from kd.types import Record, Skill, Split
 from kd.versions import versions
 
 TRAINING = ("kd.experiment.build",)
@@ -139,7 +139,14 @@ def skill_node(name: str) -> dict[str, Any]:
 def _records_digest(node: str) -> str:
     mixed = _skill(node)
     every = [(split, r) for skill in (mixed, *mixed.parts.values()) for split in SPLITS for r in skill.load(split)]
-    return texts_sha256(json.dumps([split, _plain(asdict(record))]) for split, record in every)
+    return texts_sha256(json.dumps([split, _plain(_content(record))]) for split, record in every)
+
+
+def _content(record: Record) -> dict[str, Any]:
+    """The record's fields; its images by content, where it has any."""
+    own = asdict(replace(record, images=()))
+    del own["images"]
+    return own | ({"images": [image.digest for image in record.images]} if record.images else {})
 
 
 def check_records(node: Any) -> None:

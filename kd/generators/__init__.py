@@ -22,10 +22,12 @@ class Generator(Protocol):
     is_default: whether a config that names no engine has it. It generates for rollouts that choose each token with
         several models together, too, and stands unread where a text-only teacher generates by itself.
     holds_weights: whether it keeps a copy of one model's weights, so that it cannot generate for two models in turn.
+    reads_images: whether it passes on a prompt's images (`kd.data.images.view_of`).
     """
 
     is_default: ClassVar[bool] = False
     holds_weights: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     @classmethod
     def check_node(cls, path: str, node: Mapping[str, Any]) -> None:

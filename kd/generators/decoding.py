@@ -11,9 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from kd.data.images import view_of
 from kd.kernels.logits import HeadLogits, finish
 from kd.kernels.packed import Product
 from kd.models.language_model import LanguageModel
+from kd.types import Pixels
 
 
 class LogitsHead:
@@ -43,6 +45,7 @@ class Decoder(ABC):
         self.used = 0  # positions that have been read, padding included
         self.shared = 0  # of these, the positions of the shared beginning
         self.padding: Int[Tensor, " b"] | None = None  # where there is any
+        self.images: dict[str, Tensor] = {}  # of the prompts, until these are read
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
         """Reads the prompts, one row each, and returns the logits of the next tokens."""
@@ -50,7 +53,9 @@ class Decoder(ABC):
         missing = [width - len(prompt) for prompt in prompts]
         self.padding = torch.tensor(missing, device=self.device) if any(missing) else None
         rows = [[0] * padding + list(prompt) for padding, prompt in zip(missing, prompts, strict=True)]
-        return self._read(torch.tensor(rows, device=self.device))
+        tokens = torch.tensor(rows, device=self.device)
+        self.images = self._shown(tokens, [{} if view is None else view.pixels() for view in map(view_of, prompts)])
+        return self._read(tokens)
 
     def step(self, ids: Int[Tensor, " b"]) -> Float[Tensor, "b V"]:
         """Reads one more token in each row, and returns the logits of the next tokens."""
@@ -60,6 +65,10 @@ class Decoder(ABC):
         """Replaces row i by row `rows[i]`."""
         if self.padding is not None:
             self.padding = self.padding[rows]
+
+    def _shown(self, tokens: Int[Tensor, "b t"], pixels: Sequence[Pixels]) -> dict[str, Tensor]:
+        """The network's inputs for the prompts' images; none in a model of text."""
+        return {}
 
     @abstractmethod
     def copy(self) -> "Decoder":
@@ -91,6 +100,7 @@ class CachedDecoder(Decoder):
 
     def __init__(self, model: LanguageModel, logits_head: LogitsHead, *, room: int):
         super().__init__(logits_head, model.network.device)
+        self.model = model
         self.backbone: Any = getattr(model.network, model.network.base_model_prefix)
         accepted = inspect.signature(self.backbone.forward).parameters
         self.cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"  # Mamba
@@ -102,6 +112,10 @@ class CachedDecoder(Decoder):
         super().keep(rows)
         self.cache.reorder_cache(rows)
 
+    def _shown(self, tokens: Int[Tensor, "b t"], pixels: Sequence[Pixels]) -> dict[str, Tensor]:
+        """See `Decoder`."""
+        return {name: tensor.to(self.device) for name, tensor in self.model.images(tokens, pixels).items()}
+
     def copy(self) -> "CachedDecoder":
         """See `Decoder`."""
         other = copy.copy(self)
@@ -109,7 +123,8 @@ class CachedDecoder(Decoder):
         return other
 
     def _hidden(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b D"]:
-        inputs: dict[str, Any] = {"input_ids": tokens, self.cache_name: self.cache, "use_cache": True}
+        inputs: dict[str, Any] = {"input_ids": tokens, self.cache_name: self.cache, "use_cache": True, **self.images}
+        self.images = {}
         places = self._places(self.used)
         if places is not None:  # without padding the library makes no mask
             inputs["attention_mask"] = (places >= 0).long()

@@ -39,9 +39,9 @@ def write(
     All readers read the same ids, prompts and responses, each with a cache of its own. A prompt is read once for all
     its samples; a row ends at an end token of any reader and is removed from the batch. A checkpoint's saved generation
     settings are ignored, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
-    never generated. The networks are in eval mode meanwhile, and their modes are restored; no gradient is recorded, and
-    the tensors may be used in training, under `torch.inference_mode` too. The cost is added to every open meter
-    (`kd.generators.account`).
+    never generated, nor is the token of an image. The networks are in eval mode meanwhile, and their modes are
+    restored; no gradient is recorded, and the tensors may be used in training, under `torch.inference_mode` too. The
+    cost is added to every open meter (`kd.generators.account`).
 
     Args:
         readers: models with the same ids. The first one's own log-probabilities are the responses' `old_logprobs`.
@@ -96,7 +96,9 @@ def decode(
     responses: dict[int, list[Written]] = {}
     with eval_mode([reader.network for reader in readers]):
         steps = max_new_tokens * math.ceil(len(prompts) * samples / batch_size)
-        batches = _Batches(openers(readers, steps=steps), ends, max_new_tokens, choose, source)
+        images = sorted({reader.vision.token for reader in readers if reader.vision is not None})
+        banned = torch.tensor(images, device=ends.device) if images else None
+        batches = _Batches(openers(readers, steps=steps), ends, max_new_tokens, choose, source, banned)
         for start in range(0, len(order), together):
             group = order[start : start + together]
             written = batches.write([prompts[i] for i in group], samples, batch_size)
@@ -204,9 +206,10 @@ class _Batches:
         max_new_tokens: int,
         choose: Choose,
         source: Source,
+        banned: Tensor | None,
     ):
         self.openers, self.ends, self.max_new_tokens = openers, ends, max_new_tokens
-        self.choose, self.source = choose, source
+        self.choose, self.source, self.banned = choose, source, banned
 
     def write(self, prompts: Sequence[Sequence[int]], samples: int, batch_size: int) -> list[list[Written]]:
         """`samples` responses to each prompt, at most `batch_size` at a time; several batches only for one prompt."""
@@ -228,8 +231,9 @@ class _Batches:
         """One response per row. logits: of the token after its prompt."""
         sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
         for place in range(self.max_new_tokens):
-            ids, behaviour = self.choose(logits)
-            own = behaviour if self.choose.untempered else logprobs_of(logits[0], ids)
+            ids, behaviour = self.choose(self._allowed(logits))
+            untempered = self.choose.untempered and self.banned is None
+            own = behaviour if untempered else logprobs_of(logits[0], ids)
             going = sheet.put(place, ids, behaviour, own)
             if not len(going) or place + 1 == self.max_new_tokens:
                 break
@@ -239,6 +243,12 @@ class _Batches:
                     decoder.keep(going)
             logits = [decoder.step(ids) for decoder in decoders]
         return sheet.responses(self.source)
+
+    def _allowed(self, logits: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The logits without ids that are never generated: a token of an image would be read as one."""
+        if self.banned is None:
+            return logits
+        return [each.index_fill(-1, self.banned, -torch.inf) for each in logits]
 
 
 class _Sheet:

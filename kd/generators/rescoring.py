@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kd.data.images import view_of
 from kd.data.sequences import Encoded, collate, pad_id
 from kd.eval_mode import eval_mode
 from kd.generators.sampling import Sampled, logprobs_of, nucleus
@@ -41,7 +42,7 @@ def read_responses(
 def _read(
     model: LanguageModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], sampled: Sampled
 ) -> list[Reading]:
-    rows = [Encoded((*prompt, *response), len(prompt)) for prompt, response in pairs]
+    rows = [Encoded((*prompt, *response), len(prompt), view=view_of(prompt)) for prompt, response in pairs]
     sequences = collate(rows, pad_id(model.tokenizer)).to(model.network.device)
     labels = sequences.labels[sequences.mask]
     logits = model(sequences, frozenset({"logits"})).logits

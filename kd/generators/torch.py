@@ -14,6 +14,7 @@ class Torch(Generator):
     """Generation with the weights that learn, so that they are never behind and no response is scored again."""
 
     is_default: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = True
 
     def generate(
         self,

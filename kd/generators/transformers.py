@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from kd.components.signatures import check_call
+from kd.data.images import view_of
 from kd.eval_mode import eval_mode
 from kd.generators import Generator, Row
 from kd.generators.generation import check_prompts, end_ids
@@ -36,6 +37,8 @@ class Transformers(Generator):
     Args:
         options: see `kd.generators.options.Options`.
     """
+
+    reads_images: ClassVar[bool] = True
 
     def __init__(self, *, options: Mapping[str, Any]):
         self.options = Options(**options)
@@ -110,6 +113,8 @@ class Transformers(Generator):
         drawn = decoding.temperature > 0
         how = {"temperature": float(decoding.temperature), "top_p": float(decoding.top_p), "top_k": 0} if drawn else {}
         settings = {**how, **self.options.chosen}
+        if model.vision is not None:  # a token of an image would be read as one
+            settings["suppress_tokens"] = [*(settings.get("suppress_tokens") or ()), model.vision.token]
         if "repetition_penalty" in settings:  # the library refuses an int
             settings["repetition_penalty"] = float(settings["repetition_penalty"])
         return GenerationConfig(
@@ -199,8 +204,11 @@ def _generate(
         search = type(network)._beam_search if beams > 1 else type(network)._sample
         return search(network, input_ids, recorded, stopping_criteria, generation_config, **rest)
 
+    pixels = [{} if view is None else view.pixels() for view in map(view_of, prompts)]
+    images = {name: x.to(network.device) for name, x in model.images(tokens, pixels).items()}
     sequences = network.generate(
         tokens.to(network.device),
+        **images,
         attention_mask=mask.long().to(network.device),
         generation_config=config,
         custom_generate=decode,

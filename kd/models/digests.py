@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kd.data.images import settings_of
+
 # Fields of a transformers config that describe the origin of a model, not its computation.
 _ORIGIN = ("_name_or_path", "architectures", "transformers_version", "use_cache")
 
@@ -55,6 +57,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         rules.pop(of_a_batch, None)
     words = sorted(tokenizer.get_vocab().items())
     content = [words, rules, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template]
+    content += [settings] if (settings := settings_of(tokenizer)) is not None else []
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

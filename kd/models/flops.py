@@ -2,7 +2,8 @@
 
 2 per weight and token forward, as much again for each of the two gradients; the head per row that meets it; causal
 attention. Of a mixture's experts only those that a token is routed to count, beside its router and its shared experts.
-Norms, rotations, softmaxes and the scans of state-space layers are left out (below 2 %).
+Norms, rotations, softmaxes and the scans of state-space layers are left out (below 2 %). So is what a vision-language
+model computes of an image before its language model reads it: the tower and the connector count nothing.
 """
 
 import re
@@ -78,9 +79,10 @@ def _backbone(model: LanguageModel) -> list[tuple[nn.Parameter, int]]:
     network: Any = model.network
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
     apart = {module.weight.data_ptr() for module in ends if not isinstance(module, nn.Identity)}
-    experts = _experts(network)
+    read = network if model.vision is None else network.get_decoder()
+    experts = _experts(read)
     found = []
-    for name, parameter in network.named_parameters():
+    for name, parameter in read.named_parameters():
         if parameter.data_ptr() not in apart:
             inside = (share for prefix, share in experts.items() if name.startswith(prefix))
             routed, of = next(inside, (1, 1))

@@ -1,6 +1,7 @@
 """A causal language model of `transformers` as one call from sequences and wanted fields to a `ModelOutput`."""
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kd.data.images import Vision, joined, vision_of
 from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
 from kd.models.digests import network_digest
 from kd.models.packing import Packing, backbone, packable, packed_states
-from kd.types import QKV, Batch, Head, ModelOutput, Sequences, Shape
+from kd.types import QKV, Batch, Head, ModelOutput, Pixels, Sequences, Shape
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +45,46 @@ class LanguageModel(nn.Module):
         known = 1 + max(self.tokenizer.get_vocab().values())  # len() would miss the last ones if ids have holes
         return min(known, self.network.config.get_text_config().vocab_size)
 
+    @property
+    def vision(self) -> Vision | None:
+        """The processor of images; None for a model of text alone."""
+        return vision_of(self.tokenizer)
+
+    def images(self, tokens: Int[Tensor, "B T"], pixels: Sequence[Pixels]) -> dict[str, Tensor]:
+        """The network's inputs for the images of sequences, or of prompts.
+
+        Raises ValueError for images that the model does not read, or tokens of images without them.
+        """
+        if self.vision is None:
+            if any(pixels):
+                raise ValueError(f"{type(self.network).__name__} reads no images; take a vision-language model")
+            return {}
+        if any(pixels):
+            return joined(pixels, self.network.dtype)
+        if (tokens == self.vision.token).any():
+            raise ValueError(
+                f"{type(self.network).__name__} was given the tokens of images without the images; "
+                "take rollout=offline or on_policy and generator=torch, which keep them"
+            )
+        return {}
+
     def identity(self) -> str:
         """The digest of weights and configuration as they are now (`kd.models.digests`)."""
         return network_digest(self.network)
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Compute hidden states once, then the wanted fields."""
+        images = self.images(sequences.tokens, sequences.pixels)
         packing = Packing.of(sequences) if self._reads_packed(wanted) else None
-        out, qkv = self._read(sequences, packing, wanted)
+        out, qkv = self._read(sequences, packing, wanted, images)
         output = ModelOutput()
         if "hidden" in wanted:
             output.hidden = tuple(x if packing is None else packing.unpack(x) for x in out.hidden_states)
         if "attentions" in wanted:
             output.attentions = self._of_each_layer("attentions", tuple(out.attentions or ()))
-        if "qkv" in wanted:
-            output.qkv = self._of_each_layer("qkv", tuple(qkv))
+        if "qkv" in wanted:  # a vision tower's layers come first
+            own = qkv if self.vision is None else qkv[-self.shape.layers :]
+            output.qkv = self._of_each_layer("qkv", tuple(own))
         if "embeddings" in wanted:
             output.embeddings = effective_weight(self.network.get_input_embeddings())[: self.vocabulary]
         if "head" in wanted:
@@ -85,8 +112,11 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def packs(self) -> bool:
-        """True if sequences can be read without padding; tried on two, and again by `recheck_packing`."""
-        return packable(self.network)
+        """True if sequences can be read without padding; tried on two, and again by `recheck_packing`.
+
+        A vision-language model reads rows, for its images belong to them.
+        """
+        return self.vision is None and packable(self.network)
 
     def recheck_packing(self) -> None:
         """Tests packing on two sequences again, as the result may depend on the weights, which have changed.
@@ -117,14 +147,16 @@ class LanguageModel(nn.Module):
         recomputed = torch.is_grad_enabled() and self.network.is_activation_checkpointing
         return not wanted & WHOLE_ROWS and not recomputed and self.packs
 
-    def _read(self, sequences: Sequences, packing: Packing | None, wanted: frozenset[str]) -> tuple[Any, list[QKV]]:
+    def _read(
+        self, sequences: Sequences, packing: Packing | None, wanted: frozenset[str], images: dict[str, Tensor]
+    ) -> tuple[Any, list[QKV]]:
         """The backbone's output, and its layers' queries, keys and values if they are wanted."""
         hidden, attentions, qkv = (name in wanted for name in ("hidden", "attentions", "qkv"))
         if packing is not None:
             return packed_states(self.network, packing, sequences, output_hidden_states=hidden), []
         named = {"output_hidden_states": hidden, "output_attentions": attentions}
         with watched(self.network, attentions=attentions, qkv=qkv) as seen:
-            return backbone(self.network)(**_inputs(sequences), use_cache=False, **named), seen
+            return backbone(self.network)(**_inputs(sequences), **images, use_cache=False, **named), seen
 
     def _of_each_layer(self, name: str, found: tuple) -> tuple:
         if len(found) == self.shape.layers and not any(item is None for item in found):

@@ -13,13 +13,14 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from kd.data.images import vision_of
 from kd.models.language_model import LanguageModel, check_head
-from kd.models.tokenizers import byte_tokenizer, set_template
+from kd.models.tokenizers import load_tokenizer, tokenizer_of_bytes
+from kd.models.vision import auto_model, config_fields, is_vision
 from kd.sources.addresses import keys_of, model_folder
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -44,7 +45,7 @@ def pretrained(
     too.
     """
     folder = model_folder(**keys_of(source))
-    tokenizer = _load_tokenizer(folder, chat_template, template_kwargs)
+    tokenizer = load_tokenizer(folder, chat_template, template_kwargs)
     return _finish(_load(folder, dtype), tokenizer, lora)
 
 
@@ -66,7 +67,7 @@ def pruned(
     largest product of weight norms. chat_template, template_kwargs: see `pretrained`.
     """
     folder = model_folder(**keys_of(source))
-    tokenizer = _load_tokenizer(folder, chat_template, template_kwargs)
+    tokenizer = load_tokenizer(folder, chat_template, template_kwargs)
     network = _load(folder, dtype)
     if not hasattr(network.config, "num_hidden_layers"):
         raise ValueError(
@@ -91,20 +92,22 @@ def scratch(
 ) -> LanguageModel:
     """Random weights. `architecture` is a transformers config: `model_type` and its fields (vocabulary is filled in).
 
-    tokenizer: "bytes", or the address or {address, ...} of a checkpoint whose tokenizer is used. chat_template,
-    template_kwargs: see `pretrained`.
+    tokenizer: "bytes", or the address or {address, ...} of a checkpoint whose tokenizer is used; a vision-language
+    architecture takes its processor of images, too. chat_template, template_kwargs: see `pretrained`.
     """
     if tokenizer == "bytes":
-        words: PreTrainedTokenizerBase = set_template(byte_tokenizer(), chat_template, template_kwargs)
+        words = tokenizer_of_bytes(architecture, chat_template, template_kwargs)
     else:
-        words = _load_tokenizer(model_folder(**keys_of(tokenizer)), chat_template, template_kwargs)
+        words = load_tokenizer(model_folder(**keys_of(tokenizer)), chat_template, template_kwargs)
     fields = {
         "pad_token_id": words.pad_token_id,
         "bos_token_id": words.bos_token_id,
         "eos_token_id": words.eos_token_id,
     }
-    config = AutoConfig.for_model(**{**fields, "vocab_size": len(words), **architecture})
-    return _finish(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)), words, lora)
+    known = config_fields(architecture, {**fields, "vocab_size": len(words)}, words)
+    config = AutoConfig.for_model(**known)
+    _check_kind(config, words)
+    return _finish(auto_model(config).from_config(config, dtype=getattr(torch, dtype)), words, lora)
 
 
 def kept_layers(depth: int, layers: int | Sequence[int], rule: Rule) -> list[int]:
@@ -130,19 +133,19 @@ def _load(folder: Path, dtype: DType) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     _check_causal(config, folder)
     if _is_outline():
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        return auto_model(config).from_config(config, dtype=getattr(torch, dtype))
+    network = auto_model(config).from_pretrained(folder, dtype=getattr(torch, dtype))
     _check_finite(network, folder)
     return network
 
 
 def _check_causal(config: Any, folder: Path) -> None:
     """Raises ValueError for a checkpoint that `transformers` has no language model for, which reads left to right."""
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or is_vision(config):
         return
     if getattr(config, "vision_config", None) is not None:
-        what = "is a vision-language model, of which only text could be distilled here"
-        remedy = "save its language model in a folder of its own (save_pretrained), or take another checkpoint"
+        what = "is a model of images that generates no text from them"
+        remedy = "take a vision-language checkpoint (SmolVLM, Idefics3, LLaVA)"
     elif config.is_encoder_decoder:
         what, remedy = "is an encoder-decoder", "take a decoder-only checkpoint (Llama, Qwen, Gemma, ...)"
     else:
@@ -165,18 +168,15 @@ def _is_outline() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def _load_tokenizer(
-    folder: Path, chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
-) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0][:120]
+def _check_kind(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError for an architecture that reads images without a processor, or the other way round."""
+    if is_vision(config) != (vision_of(tokenizer) is not None):
+        shown = is_vision(config)
+        reads, has = ("reads images", "no processor of them") if shown else ("reads no images", "one of them")
         raise ValueError(
-            f"{folder} holds no tokenizer that transformers can read ({type(error).__name__}: {reason}); copy "
-            "tokenizer.json and tokenizer_config.json of the checkpoint there"
-        ) from error
-    return set_template(tokenizer, chat_template, template_kwargs)
+            f"architecture.model_type={config.model_type} {reads}, but its tokenizer's checkpoint has {has}; take "
+            "tokenizer=bytes, or that of a checkpoint of the same kind"
+        )
 
 
 def _finish(

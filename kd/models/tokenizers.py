@@ -6,10 +6,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kd.components.choices import choices, content
 from kd.components.signatures import suggestion
+from kd.models.vision import attach_processor, read_tokenizer, with_images
 from kd.sources.addresses import keys_of, model_folder
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -35,6 +36,28 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def tokenizer_of_bytes(
+    architecture: Mapping[str, Any], chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer over bytes for an architecture, with what images need where it has a `vision_config`."""
+    words: PreTrainedTokenizerBase = byte_tokenizer()
+    if architecture.get("vision_config") is not None:
+        words = with_images(words, architecture)
+    return set_template(words, chat_template, template_kwargs)
+
+
+def load_tokenizer(
+    folder: Path, chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; that of a vision-language model has its processor of images (`kd.data.images`).
+
+    Raises ValueError where either cannot be read.
+    """
+    tokenizer = set_template(read_tokenizer(folder), chat_template, None)
+    attach_processor(folder, tokenizer, own_template=chat_template is not None)
+    return set_template(tokenizer, None, template_kwargs)
 
 
 def tokenizers_of(*, student: str | None, teacher: str | None) -> dict[str, PreTrainedTokenizerBase]:
@@ -67,8 +90,10 @@ def _tokenizer(where: str, node: Any) -> PreTrainedTokenizerBase:
     source = model.get("tokenizer") or model.get("source")
     if source is None:
         raise ValueError(f"{where} names no model with a tokenizer of its own; give another file, or an address")
-    own = byte_tokenizer() if source == "bytes" else AutoTokenizer.from_pretrained(model_folder(**keys_of(source)))
-    return set_template(own, model.get("chat_template"), model.get("template_kwargs"))
+    template = model.get("chat_template"), model.get("template_kwargs")
+    if source == "bytes":
+        return tokenizer_of_bytes(model.get("architecture") or {}, *template)
+    return load_tokenizer(model_folder(**keys_of(source)), *template)
 
 
 def set_template(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kd.data.images import from_plain
+from kd.data.images import plain as plain_images
 from kd.data.sequences import Encoder, micro_batches, pad_id
 from kd.types import Batch, Record, Response, Sequences
 
@@ -169,6 +171,8 @@ def _stacked(parts: Sequence[Sequences], filler: int) -> Sequences:
     fill = {"tokens": filler, "labels": filler, "mask": 0, "lengths": 0}
     joined = {name: [_wide(getattr(part, name), width, filler) for part in parts] for name, filler in fill.items()}
     whole: dict[str, Any] = {name: torch.cat(pieces) for name, pieces in joined.items()}
+    if any(part.pixels for part in parts):
+        whole["pixels"] = tuple(row for part in parts for row in part.pixels or ({},) * len(part.tokens))
     return replace(parts[0], **whole)
 
 
@@ -192,17 +196,26 @@ def without_logprobs(batch: Batch) -> Batch:
 def _plain(batch: Batch) -> dict[str, Any]:
     shared = batch.teacher is batch.student
     return {
-        "student": {name: getattr(batch.student, name) for name in TENSORS},
-        "teacher": None if shared else {name: getattr(batch.teacher, name) for name in TENSORS},
+        "student": _plain_sequences(batch.student),
+        "teacher": None if shared else _plain_sequences(batch.teacher),
         "record": _plain_record(batch.records[0]),
         "group_size": batch.group_size,
         "signals": signals_of(batch),
     }
 
 
+def _plain_sequences(sequences: Sequences) -> dict[str, Any]:
+    images = [{name: x.detach().cpu() for name, x in row.items()} for row in sequences.pixels]
+    return {**{name: getattr(sequences, name) for name in TENSORS}, "pixels": images}
+
+
+def _sequences(kept: dict[str, Any]) -> Sequences:
+    return Sequences(**{**kept, "pixels": tuple(kept.get("pixels", ()))})
+
+
 def _batch(kept: dict[str, Any]) -> Batch:
-    student = Sequences(**kept["student"])
-    teacher = student if kept["teacher"] is None else Sequences(**kept["teacher"])
+    student = _sequences(kept["student"])
+    teacher = student if kept["teacher"] is None else _sequences(kept["teacher"])
     return Batch(student, teacher, (_record(kept["record"]),), kept["group_size"], **kept["signals"])
 
 
@@ -210,6 +223,7 @@ def _plain_record(record: Record) -> dict[str, Any]:
     """The record with its dataclasses and mappings as dicts."""
     plain = {f.name: getattr(record, f.name) for f in fields(Record)}
     plain["responses"] = [asdict(response) for response in record.responses]
+    plain["images"] = plain_images(record.images)
     return plain | {
         "prompt": [dict(message) for message in record.prompt],
         "provenance": list(record.provenance),
@@ -224,5 +238,6 @@ def _record(plain: dict[str, Any]) -> Record:
             "prompt": tuple(plain["prompt"]),
             "responses": tuple(Response(**response) for response in plain["responses"]),
             "provenance": tuple(plain["provenance"]),
+            "images": from_plain(plain.get("images", ())),
         }
     )

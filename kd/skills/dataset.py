@@ -10,6 +10,7 @@ from kd.components.signatures import located
 from kd.data import columns as templates
 from kd.data.bad_rows import BadRows, BadRowsSetting, named
 from kd.data.divisions import divided, near_duplicates, ordered
+from kd.data.images import image_in
 from kd.data.locations import tables
 from kd.data.recognition import CONTEXTS, TASKS
 from kd.data.tables import Row, stem
@@ -19,10 +20,11 @@ from kd.skills.examples import Item, Prompting, first_row, items, print_skipped
 from kd.skills.licences import check_commercial, print_terms
 from kd.skills.procedural import checked_counts
 from kd.skills.records import checked
-from kd.types import Record, Skill, Split
+from kd.types import Image, Record, Skill, Split
 
 VERSION = 1
 PROMPTS = ("prompt", "messages", *TASKS, *CONTEXTS)
+IMAGES = {"image", "images"}  # columns of images
 CLUSTER = "near_duplicates"  # the group key where the user names none
 
 
@@ -35,7 +37,8 @@ class Dataset(Skill):
             ..., test: ...}` of these (`kd.data.locations`). A split that is not given is cut from train.
         name: the skill's name in records and results; None: that of the file or folder.
         columns: templates that make the columns which are recognised (`kd.data.recognition`) and those that go into
-            `meta`, such as `{question: "{passage}\\n{query}", answer: "{labels[0]}"}`; None: the file's own.
+            `meta`, such as `{question: "{passage}\\n{query}", answer: "{labels[0]}"}`; None: the file's own. `image`
+            or `images` are the prompt's images: files as seen from that of the rows, or their bytes (docs/images.md).
         reader: the dotted name of a function (path) -> mappings, for files that are no tables.
         metrics: names of files in `conf/metric`; the first is the skill's own, its headline.
         prompt: a template of the last message, of the row's columns and `{prompt}`, as it was recognised.
@@ -104,6 +107,7 @@ class Dataset(Skill):
         self._grouped, self.group_key = group_key, group_key or CLUSTER
         counts = {"train": train, "validation": validation, "test": test}
         checked_counts(self.name, **{split: count or 0 for split, count in counts.items()})
+        self.images = bool(IMAGES & (self.columns or {}).keys())
         self.counts = {split: counts[split] for split in ("test", "validation", "train")}
         self._metrics = answer_metrics([metrics] if isinstance(metrics, str) else _plain(metrics))
         self.metrics = self._metrics
@@ -158,10 +162,25 @@ class Dataset(Skill):
 
     def _example(self, row: Row) -> Item:
         seen = templates.mapped(row, self.columns) if self.columns else row
-        example = self.prompting.example(seen)
-        checked(Record(row.place, self.name, example.prompt, example.responses), place=row.place)
+        images = self._images(row, seen)
+        if images:
+            seen = Row(seen.place, {key: value for key, value in seen.values.items() if key not in IMAGES})
+        example = self.prompting.example(seen).showing(images)
+        checked(Record(row.place, self.name, example.prompt, example.responses, images=images), place=row.place)
         group = None if self._grouped is None else self._group(row, seen)
-        return Item(row, self.prompting.filled(seen, example), group, self._text(row, example))
+        text = " ".join(image.digest for image in images) if images else self._text(row, example)
+        return Item(row, self.prompting.filled(seen, example).showing(images), group, text)
+
+    def _images(self, row: Row, seen: Row) -> tuple[Image, ...]:
+        """The images of the columns that the user named; Raises ValueError, which names the row's place."""
+        if not self.images:
+            return ()
+        named = [seen.values[key] for key in sorted(IMAGES & seen.values.keys())]
+        each = [value for one in named for value in (one if isinstance(one, list | tuple) else [one])]
+        try:
+            return tuple(image_in(value, Path(row.place.rpartition(":")[0]).parent) for value in each)
+        except ValueError as error:
+            raise ValueError(f"{row.place} {error}") from error
 
     def _group(self, row: Row, seen: Row) -> str:
         """The value of the group key, a column of the file or of `columns`, or a template of several."""
@@ -244,6 +263,7 @@ class Dataset(Skill):
             prompt=self.prompting.prompt(item.example, [other.example for other in shown]),
             responses=item.example.responses,
             meta=meta,
+            images=tuple(image for one in (*shown, item) for image in one.example.images),
         )
 
 

@@ -3,12 +3,13 @@
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from kd.data.bad_rows import named
 from kd.data.divisions import near_duplicates
-from kd.data.sequences import encode
+from kd.data.sequences import Encoded, encode, naming
 from kd.skills.records import held, load
 from kd.types import Record, Skill, Split
 
@@ -97,8 +98,8 @@ def _repeated(splits: Splits) -> Iterator[str]:
 
 
 def question(record: Record) -> str:
-    """The last message, by which two prompts are the same."""
-    return str(record.prompt[-1]["content"])
+    """The last message, by which two prompts are the same, after the digest of the images."""
+    return " ".join([*(image.digest for image in record.images), str(record.prompt[-1]["content"])])
 
 
 def _languages(records: Sequence[Record]) -> Iterator[str]:
@@ -134,10 +135,16 @@ def _sizes(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int
 
 def _encoded(record: Record, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
     texts = [response.text for response in record.responses] or [""]
-    rows = [encode(record.prompt, text, tokenizer, max_length, control_tokens=record.control_tokens) for text in texts]
+    rows = [_row(record, text, tokenizer, max_length) for text in texts]
     whole = [row for row in rows if row is not None]
     answers = [len(row.ids) - row.prompt for row in whole] if record.responses else []
     return [whole[0].prompt, *answers]
+
+
+def _row(record: Record, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded | None:
+    read: dict[str, Any] = {"control_tokens": record.control_tokens, "images": record.images}
+    with naming(record):
+        return encode(record.prompt, text, tokenizer, max_length, **read)
 
 
 def _quantile(sizes: Sequence[int], share: float) -> object:
@@ -172,7 +179,7 @@ def _seen(record: Record, tokenizer: PreTrainedTokenizerBase | None, max_length:
         turns = [f"{message['role']}: {message['content']}" for message in record.prompt]
         return "\n".join([*turns, *(f"→ {response.text}" for response in record.responses)])
     text = record.responses[0].text if record.responses else ""
-    row = encode(record.prompt, text, tokenizer, max_length, control_tokens=record.control_tokens)
+    row = _row(record, text, tokenizer, max_length)
     if row is None:
         return f"(left out: its prompt alone fills data.max_length={max_length})"
     return str(tokenizer.decode(list(row.ids if record.responses else row.ids[: row.prompt])))

@@ -72,6 +72,7 @@ class Mixture(Skill):
         self.parts = {skill.name: skill for skill in self._files.values()}
         if len(self.parts) < len(self.of):
             raise ValueError(f"skill.of={given}: two of these have one name; give one of them another `name`")
+        self.images = any(skill.images for skill in self.parts.values())
         self.licence = "; ".join(f"{name}: {skill.licence}" for name, skill in self.parts.items())
         self._splits: dict[str, tuple[Record, ...]] = {}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kd.data.chat_template import control_tokens_in, strings
+from kd.data.chat_template import control_tokens_in
+from kd.data.conversations import strings
+from kd.data.images import PLACE, places
 from kd.types import Message, Record, Skill, Split
 
 
@@ -29,28 +31,34 @@ def checked(record: Record, allowed: bool = False, place: str | None = None) -> 
     where = place or f"record {record.id} of {record.skill}"
     if not record.prompt:
         raise ValueError(f"{where} has an empty prompt; give it a message, or leave the record out")
-    prompt = tuple(_message(message, f"{where}: message {i}") for i, message in enumerate(record.prompt))
+    shown = bool(record.images)
+    prompt = tuple(_message(message, f"{where}: message {i}", shown) for i, message in enumerate(record.prompt))
     responses = tuple(
         replace(response, text=_text(response.text, f"{where}: the text of response {i}"))
         for i, response in enumerate(record.responses)
     )
     _check_unicode(prompt, f"{where}: its prompt")
+    if record.images and (count := places(prompt)) != len(record.images):
+        raise ValueError(
+            f"{where} has {len(record.images)} images and {count} places for them; write a part {{type: image}} in a "
+            "message's content for each"
+        )
     return replace(record, prompt=prompt, responses=responses, control_tokens=record.control_tokens or allowed)
 
 
-def _message(message: Message, where: str) -> dict[str, Any]:
+def _message(message: Message, where: str, shown: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"{where} is {_short(message)}, without a role; write {{role: user, content: text}}")
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
-    return {**message, "content": _text(content, f"{where} ({message['role']}): its content")}
+    return {**message, "content": _text(content, f"{where} ({message['role']}): its content", shown)}
 
 
-def _text(value: Any, where: str) -> str:
-    """The text, or that of a list of text parts, one after another."""
+def _text(value: Any, where: str, shown: bool = False) -> str:
+    """The text, or that of a list of parts, one after another: texts and, with `shown`, the places of images."""
     if isinstance(value, list | tuple):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+        parts = [_part(part, shown) for part in value]
         odd = next((part for part, text in zip(value, parts, strict=True) if not isinstance(text, str)), None)
         if odd is not None:
             raise ValueError(f"{where} has a part that is no text ({_short(odd)}); leave the record out, or its part")
@@ -59,6 +67,13 @@ def _text(value: Any, where: str) -> str:
         raise ValueError(f"{where} is {_short(value)}, which is no text; write a text, or leave the record out")
     _check_unicode(value, where)
     return value
+
+
+def _part(part: Any, shown: bool) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    text = part.get("text")
+    return PLACE if shown and part.get("type") == "image" and text is None else text
 
 
 def _check_unicode(value: Any, where: str) -> None:

@@ -30,7 +30,12 @@ ENDS = ".ends"
 
 
 def keys_of(sequences: Sequences) -> list[bytes]:
-    """A key of each sequence's content: its ids and which of them belong to a response; padding does not count."""
+    """A key of each sequence's content: its ids and which of them belong to a response; padding does not count.
+
+    Raises ValueError for sequences with images, of which the ids alone would be the key.
+    """
+    if sequences.pixels:
+        raise ValueError("targets of sequences with images are not kept; take targets.cached=false")
     width = sequences.tokens.shape[1]
     rows = zip(*(x.cpu() for x in (sequences.tokens, sequences.labels, sequences.mask)), strict=True)
     keys = []

@@ -41,7 +41,7 @@ def test_every_file_builds_without_its_data(name):
 def test_every_leaf_has_embedded_data_and_the_usual_hub_sets_are_there():
     found = entries()
     held = {entry.leaf for entry in found if not entry.name.startswith(HUB) and entry.leaf}
-    assert LEAVES.keys() - held == {"multimodal"}  # a vision student is not built yet
+    assert LEAVES.keys() == held
     assert sum(not entry.name.startswith(HUB) for entry in found) >= 40
     assert sum(entry.name.startswith(HUB) for entry in found) >= 25
 
