@@ -46,7 +46,7 @@ def test_the_commands_are_runs(words: str) -> None:
 
 def test_every_skill_leaf_is_there() -> None:
     named = {leaf.name for leaf in parts()["A and B · skills and verticals"]}
-    assert set(LEAVES.values()) - {"Multimodality"} <= named  # a vision student is not built yet
+    assert set(LEAVES.values()) <= named
 
 
 def test_what_the_surveys_name_and_a_file_runs_is_not_called_missing() -> None:

@@ -29,7 +29,7 @@ def encoded_choices(records: Sequence[Record], tokenizer: PreTrainedTokenizerBas
     Raises:
         ValueError: a record has no choices, or one of no token.
     """
-    found = []
+    found = list[Choice]()
     for record in records:
         choices = [tuple(answer_ids(record, c, tokenizer, ended=False)) for c in Evidence(record).choices]
         if not all(choices):

@@ -51,7 +51,7 @@ def efficiency(model: LanguageModel, records: Sequence[Record]) -> Efficiency:
     )
 
 
-def _timed(model: LanguageModel, prompts: Sequence[list[int]]) -> tuple[int, float]:
+def _timed(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[int, float]:
     """Tokens and seconds of generation, after one token that warms up kernels and caches."""
     if not prompts:
         return 0, 0.0

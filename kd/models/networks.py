@@ -20,7 +20,7 @@ from transformers import (
 from kd.data.images import vision_of
 from kd.models.language_model import LanguageModel, check_head
 from kd.models.tokenizers import load_tokenizer, tokenizer_of_bytes
-from kd.models.vision import auto_model, config_fields, is_vision
+from kd.models.vision import auto_model, check_inputs, config_fields, is_vision
 from kd.sources.addresses import keys_of, model_folder
 
 DType = Literal["float32", "bfloat16", "float64"]
@@ -182,6 +182,7 @@ def _check_kind(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def _finish(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Mapping[str, Any] | None
 ) -> LanguageModel:
+    check_inputs(network)
     if not _is_outline():
         check_head(network)
     if lora is not None:

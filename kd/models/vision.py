@@ -1,5 +1,6 @@
 """Vision-language models: which checkpoints are, their processors, and one over bytes that needs no training."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from kd.data.images import attach, vision_of
 
 SPECIAL = ("<fake_token_around_image>", "<global-img>", "<image>")  # of Idefics3's processor
+KINDS = {"mm_token_type_ids", "token_type_ids"}  # of tokens: text, or an image
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|end|>{% endfor %}"
@@ -35,6 +38,16 @@ def is_vision(config: Any) -> bool:
 def auto_model(config: Any) -> Any:
     """The class of `transformers` that makes a config's network with its head."""
     return AutoModelForImageTextToText if is_vision(config) else AutoModelForCausalLM
+
+
+def check_inputs(network: PreTrainedModel) -> None:
+    """Raises ValueError for a network that requires the kinds of its tokens beside them, as Qwen2.5-VL does."""
+    taken = inspect.signature(getattr(network, network.base_model_prefix).forward).parameters
+    if is_vision(network.config) and (kinds := sorted(KINDS & taken.keys())):
+        raise ValueError(
+            f"{type(network).__name__} requires {kinds[0]} beside the ids of a prompt with images, which is not "
+            "supported; take an Idefics3, SmolVLM or LLaVA checkpoint"
+        )
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from kd.skills.grid import HUB, OWN, Entry, by_leaf
 
 PAGE = CONF.parent / "docs" / "coverage.md"
 SKILLS = "tests/skills/test_grid.py::test_every_skill_accepts_its_references_and_refuses_others"
+VISION_SKILLS = "tests/skills/test_vision_skills.py::test_an_image_is_in_one_split_alone_and_the_same_at_every_call"
 HEAD = """\
 # Coverage of the surveys
 
@@ -67,7 +68,9 @@ def _of_skills(title: str, entries: Sequence[Entry]) -> Leaf:
     if not free:
         return Leaf(title, missing="embedded data")
     told = [one for one in free if "prompts alone" not in one.what]
-    return Leaf(title, f"skill={(told or free)[0].name}", SKILLS)
+    first = (told or free)[0]
+    models = "teacher=tiny_vision student=tiny_vision " if first.images else ""
+    return Leaf(title, f"{models}skill={first.name}", VISION_SKILLS if first.images else SKILLS)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from kd.components.allowed import KEY
 from kd.components.choices import choices, content, file_of
 from kd.components.signatures import located
 from kd.metrics.table import of_skill
+from kd.skills.dataset import IMAGES
 
 LEAVES = {
     "instruction_following": "Instruction following",
@@ -58,6 +59,7 @@ class Entry(NamedTuple):
     counts: str
     sources: tuple[str, ...]
     hub: str | None
+    images: bool = False
 
 
 def entries() -> list[Entry]:
@@ -87,6 +89,7 @@ def _entry(name: str) -> Entry:
         licence=config.get("licence") or kind.licence,
         commercial=config.get("commercial", kind.commercial),
         group_key=config.get("group_key") or kind.group_key,
+        images=kind.images or bool(IMAGES & (config.get("columns") or {}).keys()),
         **facts,
     )
 

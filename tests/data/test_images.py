@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.image_utils import SizeDict
 
 from kd.data.contamination import overlapping
 from kd.data.images import PLACE, decoded, drawn, from_plain, image_in, plain, view_of, vision_of
@@ -16,7 +18,7 @@ from kd.data.windows import Data
 from kd.skills.records import checked
 from kd.types import Image, Record, Response
 from tests.tiny import record, tiny
-from tests.vision import noise, seen, tiny_vision
+from tests.vision import SIDE, noise, seen, tiny_vision
 
 WORDS = tiny_vision().tokenizer
 VISION = vision_of(WORDS)
@@ -27,14 +29,14 @@ def encoder(max_length: int = 200, **settings: float) -> Encoder:
     return Encoder(WORDS, None, max_length=max_length, max_tokens=10_000, max_padding=1.0, **settings)
 
 
-def by_the_processor(item: Record) -> dict:
+def by_the_processor(item: Record, words: PreTrainedTokenizerBase = WORDS) -> dict:
     """The conversation by the library alone: its template, then its processor."""
     [message] = item.prompt
     content = [{"type": "image"}] * len(item.images) + [{"type": "text", "text": message["content"].replace(PLACE, "")}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": item.responses[0].text}]}
-    text = WORDS.apply_chat_template([{"role": "user", "content": content}, answer], tokenize=False)
+    text = words.apply_chat_template([{"role": "user", "content": content}, answer], tokenize=False)
     shown = [decoded(image) for image in item.images]
-    return VISION.processor(text=[text], images=[shown], add_special_tokens=False, return_tensors="pt")
+    return vision_of(words).processor(text=[text], images=[shown], add_special_tokens=False, return_tensors="pt")
 
 
 @pytest.mark.parametrize("item", RECORDS, ids=["one", "two images", "long answer"])
@@ -45,6 +47,20 @@ def test_ids_and_pixels_are_those_of_the_processor(item):
     assert pixels.keys() == {"pixel_values", "pixel_attention_mask"}
     assert all(torch.equal(pixels[name], theirs[name]) for name in pixels)
     assert list(prompt_ids(item, WORDS)) == list(row.ids[: row.prompt])
+
+
+def test_an_image_in_several_pieces_has_the_ids_of_all():
+    """As SmolVLM reads large images: tiles, with their places as text between them, and the whole once more."""
+    words = tiny_vision().tokenizer
+    images = vision_of(words).processor.image_processor
+    images.do_image_splitting, images.size = True, SizeDict(longest_edge=2 * SIDE)
+    wide = drawn(np.random.default_rng(0).integers(0, 256, (8, 32, 3)))
+    item = replace(RECORDS[1], images=(noise(0), wide))
+    [row] = Encoder(words, None, max_length=500, max_tokens=1000).encode(item)
+    theirs = by_the_processor(item, words)
+    assert list(row.ids) == theirs["input_ids"][0].tolist()
+    assert row.ids.count(VISION.token) == 4 * (5 + 3)
+    assert torch.equal(row.view.pixels()["pixel_values"], theirs["pixel_values"])
 
 
 def test_tokens_of_images_are_read_and_never_labels():

@@ -7,6 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from kd.data.images import view_of, vision_of
 from kd.data.sequences import Encoder, prompt_ids
@@ -18,12 +28,16 @@ from kd.generators.transformers import Transformers
 from kd.models.digests import tokenizer_digest
 from kd.models.flops import reading_flops
 from kd.models.networks import pretrained, scratch
+from kd.models.tokenizers import byte_tokenizer
+from kd.models.vision import CHAT_TEMPLATE, check_inputs
 from kd.rollouts.buffer import _batch, _plain
+from kd.seeding import seeded
 from tests.data.test_images import RECORDS, by_the_processor
 from tests.tiny import record, tiny
-from tests.vision import IDEFICS3, noise, seen, tiny_vision
+from tests.vision import IDEFICS3, SIDE, noise, seen, tiny_vision
 
 MODEL = tiny_vision()
+GREEDY = Decoding(max_new_tokens=6, temperature=0.0, batch_size=4)
 LOGPROBS = frozenset({"logprobs"})
 
 
@@ -31,12 +45,14 @@ def encoder(**settings: float) -> Encoder:
     return Encoder(MODEL.tokenizer, None, max_length=200, max_tokens=10_000, max_padding=1.0, **settings)
 
 
-def their_loss(items) -> torch.Tensor:
+def their_loss(items, model=MODEL) -> torch.Tensor:
     """-log p of all answers with their end tokens by the library's forward pass, each conversation alone."""
-    total = torch.zeros((), dtype=torch.float64)
+    total, words = torch.zeros((), dtype=torch.float64), model.tokenizer
     for item in items:
-        [row], inputs = encoder().encode(item), by_the_processor(item)
-        logits = MODEL.network(**inputs).logits[0, :-1].log_softmax(-1)
+        [row] = Encoder(words, None, max_length=200, max_tokens=10_000).encode(item)
+        inputs = by_the_processor(item, words)
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        logits = model.network(**inputs).logits[0, :-1].log_softmax(-1)
         labels = inputs["input_ids"][0, 1:]
         total = total - logits.gather(-1, labels[:, None])[row.prompt - 1 : len(row.ids) - 1].sum()
     return total
@@ -52,10 +68,48 @@ def test_loss_and_gradient_are_those_of_the_library():
     [batch] = encoder().batches(RECORDS)
     ours = -MODEL(batch.student, LOGPROBS).logprobs.sum()
     theirs = their_loss(RECORDS)
-    assert abs(float(ours - theirs)) < 1e-9 * float(theirs)
+    assert abs((ours - theirs).item()) < 1e-9 * theirs.item()
     for a, b in zip(gradients(ours), gradients(theirs), strict=True):
         assert torch.allclose(a, b, atol=1e-9)
     assert any(p.grad.abs().max() > 0 for p in MODEL.network.model.vision_model.parameters() if p.grad is not None)
+
+
+def llava(folder) -> None:
+    """A tiny LLaVA over bytes, with a tower of CLIP: another architecture, and other shapes of pixels."""
+    words = byte_tokenizer()
+    words.add_tokens(["<image>"], special_tokens=True)
+    words.chat_template = CHAT_TEMPLATE
+    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    tower = CLIPVisionConfig(**sizes, num_hidden_layers=1, image_size=SIDE, patch_size=4, projection_dim=16)
+    text = LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=len(words), initializer_range=0.3, pad_token_id=256)
+    kept = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    config = LlavaConfig(
+        vision_config=tower, text_config=text, image_token_index=words.convert_tokens_to_ids("<image>"), **kept
+    )
+    with seeded(0, "llava"):
+        LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor = LlavaProcessor(
+        images, words, patch_size=4, vision_feature_select_strategy="full", num_additional_image_tokens=1
+    )
+    processor.save_pretrained(folder)
+
+
+def test_another_architecture_is_read_by_the_same_path(tmp_path):
+    llava(tmp_path)
+    model = pretrained(source=f"local:{tmp_path}", dtype="float64").eval()
+    [batch] = Encoder(model.tokenizer, None, max_length=200, max_tokens=10_000, max_padding=1.0).batches(RECORDS)
+    with torch.no_grad():
+        ours, theirs = -model(batch.student, LOGPROBS).logprobs.sum(), their_loss(RECORDS, model)
+    assert abs(float(ours - theirs)) < 1e-9 * float(theirs)
+    [written] = Torch()(model, [prompt_ids(RECORDS[1], model.tokenizer)], decoding=GREEDY)
+    assert len(written[0].ids) == 6
+
+
+def test_a_network_that_requires_kinds_of_tokens_is_told():
+    config = AutoConfig.for_model("qwen2_5_vl")
+    with torch.device("meta"), pytest.raises(ValueError, match="requires mm_token_type_ids beside the ids"):
+        check_inputs(AutoModelForImageTextToText.from_config(config))
 
 
 def test_padding_and_neighbours_change_nothing():
@@ -77,8 +131,6 @@ def test_hidden_states_and_queries_are_those_of_the_language_model():
 
 
 # ---- generation ------------------------------------------------------------------------------------------------------
-
-GREEDY = Decoding(max_new_tokens=6, temperature=0.0, batch_size=4)
 
 
 def test_engines_generate_what_the_library_does():
@@ -147,6 +199,8 @@ def test_an_exported_model_is_read_again_with_its_processor(tmp_path):
     [batch] = Encoder(again.tokenizer, None, max_length=200, max_tokens=10_000, max_padding=1.0).batches(RECORDS)
     [own] = encoder().batches(RECORDS)
     assert torch.equal(again(batch.student, LOGPROBS).logprobs, MODEL(own.student, LOGPROBS).logprobs)
+    adapted = pretrained(source=f"local:{tmp_path}", dtype="float64", lora={"r": 2, "target_modules": "all-linear"})
+    assert torch.equal(adapted.eval()(batch.student, LOGPROBS).logprobs, again(batch.student, LOGPROBS).logprobs)
     (tmp_path / "processor_config.json").unlink()
     with pytest.raises(ValueError, match="a vision-language model whose processor"):
         pretrained(source=f"local:{tmp_path}")
