@@ -25,7 +25,7 @@ MODEL = {
 }
 STUDENT = {"model": MODEL, "prepare": None}
 TEACHER = {"_target_": "kd.teachers.white_box.WhiteBox", "model": MODEL, "prepare": None, "licence": None}
-DIGITS = {"_target_": "kd.skills.digits.Digits", "train": 24, "validation": 8, "test": 8}
+DIGITS = {"_target_": "kd.skills.vision.digits.Digits", "train": 24, "validation": 8, "test": 8}
 ON_POLICY = {"_target_": "kd.rollouts.on_policy.OnPolicy", "max_new_tokens": 4, "batch_size": 4}
 REPLAY = {"_target_": "kd.rollouts.replay.Replay", "writer": ON_POLICY, "uses": 3, "capacity": 8, "max_age": 4}
 ROLLOUTS = {"offline": None, "on_policy": ON_POLICY, "replay": {**REPLAY, "importance_bound": 1.5}}
@@ -75,10 +75,10 @@ def test_what_would_leave_images_out_is_refused_before_weights_are_read(words, n
 @pytest.mark.parametrize(
     ("skill", "steps", "least"),
     [
-        ({"_target_": "kd.skills.digits.Digits", "train": 1200, "validation": 8, "test": 200}, 150, 0.3),
+        ({"_target_": "kd.skills.vision.digits.Digits", "train": 1200, "validation": 8, "test": 200}, 150, 0.3),
         (
             {
-                "_target_": "kd.skills.shapes.Shapes",
+                "_target_": "kd.skills.vision.shapes.Shapes",
                 **{"train": 2000, "validation": 8, "test": 200, "questions": ["colour", "presence"]},
             },
             250,

@@ -16,9 +16,9 @@ from kd.data.hub import undecoded
 from kd.data.images import PLACE, decoded, drawn, image_in
 from kd.experiment.identity import _content, _records_digest, _skill
 from kd.skills.dataset import Dataset
-from kd.skills.digits import Digits
 from kd.skills.records import load
-from kd.skills.shapes import CELL, COLOURS, Shapes
+from kd.skills.vision.digits import Digits
+from kd.skills.vision.shapes import CELL, COLOURS, Shapes
 from kd.types import Record, Response
 
 SPLITS = ("train", "validation", "test")

@@ -1,0 +1,1 @@
+"""Skills whose prompts have images."""
