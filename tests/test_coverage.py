@@ -17,6 +17,7 @@ from kd.skills.grid import LEAVES
 ROOT = Path(__file__).parents[1]
 EVERY = [leaf for leaves in parts().values() for leaf in leaves]
 RUN = {leaf.words: leaf for leaf in EVERY if leaf.words}
+FAST = ("objective=fkl", "method=pkd", "objective=grpo rollout=on_policy rollout.samples=4 reward=verifier")
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -36,7 +37,9 @@ def test_the_tests_exist(test: str) -> None:
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("words", RUN)
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, marks=[] if words in FAST else pytest.mark.long) for words in RUN]
+)
 def test_the_commands_are_runs(words: str) -> None:
     start, *overrides = shlex.split(command(RUN[words]).removeprefix("python "))
     assert start == "run.py"

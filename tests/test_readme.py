@@ -24,7 +24,7 @@ LONG = (
     *("student=lora", "experiment=", "-m method=", "rollout=offline,on_policy", "method=seqkd", "teacher=ensemble"),
     *("objective=ab,akl,taid,minilm2", "rollout=ranked", "rollout=replay", "skill=reasoning_gym", "start: 1, end: 0"),
     *("alignment=spans", "targets.tail=tail_bucket", "skill=mixture", "objective=rkl,fkl", "kd.doctor", "logger=wandb"),
-    *("objective=[fkl,sft]", "objective.jsd.loss.beta=0.9", "kd.cache", "kd.elicit"),
+    *("trainer=ddp_cpu", "objective=[fkl,sft]", "objective.jsd.loss.beta=0.9", "kd.cache", "kd.elicit"),
 )
 ENSEMBLE = ("first", "second")  # the members of conf/teacher/ensemble.yaml
 
@@ -102,6 +102,7 @@ def test_command_runs(command: str, tmp_path: Path, cache: Path) -> None:
         assert (folder / "student" / "model.safetensors").exists()
 
 
+@pytest.mark.long
 def test_reports_of_runs_are_their_tables(tmp_path: Path, cache: Path) -> None:
     """A root's table names its runs, a run's the systems that it measured."""
     assert REPORTS in COMMANDS

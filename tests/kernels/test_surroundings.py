@@ -88,6 +88,7 @@ def rank_main(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_two_ranks_are_one(tmp_path):
     torch.manual_seed(0)

@@ -387,6 +387,7 @@ def gguf_wheel(shelf: Path) -> dict[str, str]:
     return {**wheel(shelf, {"tiny.gguf": (shelf.parent / "tiny.gguf").read_bytes()}), "member": "tiny.gguf"}
 
 
+@pytest.mark.long
 def test_processes_that_ask_at_once_for_a_pinned_model_convert_it_once(shelf):
     keys = gguf_wheel(shelf)
     both = "import sys; sys.stderr = sys.stdout"

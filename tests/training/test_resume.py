@@ -295,8 +295,9 @@ def test_stopped_and_killed_processes_go_on_as_if_nothing_was(tmp_path):
 
 @pytest.mark.parametrize(
     "rollout",
-    [pytest.param("mixed", marks=pytest.mark.long), "adaptive", pytest.param("replay", marks=pytest.mark.long)],
+    ["mixed", "adaptive", "replay"],
 )
+@pytest.mark.long
 def test_a_killed_process_goes_on_with_what_its_rollout_knew(tmp_path, rollout):
     """SIGKILL at a moment drawn at random, after the first checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
