@@ -17,6 +17,7 @@ from kd.experiment.preparation import prepared
 from kd.experiment.rounds import after_round, round_before
 from kd.kernels.allocation import keep_freed_memory
 from kd.reports.grid import console
+from kd.reports.render import print_grid
 from kd.reports.table import lost_records, rounds_grid
 from kd.runs.folder import RunFolder, is_rank_zero
 from kd.runs.results import validated
@@ -47,7 +48,7 @@ def run(cfg: DictConfig, job: Job) -> float | None:
         force=cfg.run.force,
     )
     if plan.before is not None and is_rank_zero():
-        console().print(rounds_grid([one.folder.results() for one in plan]).rich())
+        print_grid(rounds_grid([one.folder.results() for one in plan]), console())
     return objective(cfg, plan.folder)
 
 

@@ -103,6 +103,7 @@ class Evaluated:
         return {
             "seed": self.cfg.seed,
             "family": self.family,
+            "baseline": None if baseline is None else baseline["config_hash"],
             "scores": tables,
             "gap_closed": gaps,
             "metrics": {name: metric.facts() for name, metric in metrics.items()},

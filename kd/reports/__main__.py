@@ -1,48 +1,89 @@
-"""`python -m kd.reports PATH... [--out DIR]`: the tables of runs, sweeps or an outputs folder.
+"""`python -m kd.reports PATH...`: tables of runs, sweeps or an outputs folder, from their files alone.
+
+A finished run alone is shown with all its systems. Several are compared: each run, means over seeds, a pivot, paired
+differences to the run beside each, transfer between skills; --tables chooses among runs, means, pivot, differences,
+ranks, pareto, gaps, transfer, augmentation, samples and tidy (the scores, one a row).
 
 Exit code 0; 1 where there is nothing to read, or something could not be read: the tables of the rest are shown, and
 what could not be read is named under them.
 """
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence
+from kd.reports.corrections import CORRECTIONS
+from kd.reports.frame import frame_of, identity
 from kd.reports.grid import Grid, console
-from kd.reports.runs import Job, is_run, problems, read_jobs, tidy
-from kd.reports.sweep import grids_of
+from kd.reports.render import markdown, print_grid, rendered
+from kd.reports.runs import Job, is_run, problems, read_jobs
+from kd.reports.sweep import TABLES, Choices, tables_of
 from kd.reports.table import run_grid
 
+FORMATS = ("terminal", "markdown", "latex", "csv", "json")
 
-def grids(path: Path, jobs: Sequence[Job]) -> list[Grid]:
-    """A finished run's own table; else one row per job or run."""
-    if is_run(path) and (results := jobs[0].results):
-        grid = run_grid(results, title=path.resolve().name)
-        return [replace(grid, notes=[*grid.notes, *problems(jobs)])]
-    return grids_of(jobs)
+
+def grids(found: Mapping[str, Sequence[Job]], choices: Choices) -> list[Grid]:
+    """The tables of all runs together, and a finished run's own where it is named alone or beside other folders.
+
+    found: the jobs by path, as these were named.
+    """
+    runs = [path for path, jobs in found.items() if is_run(Path(path)) and jobs[0].results is not None]
+    if choices.tables or (len(runs) == len(found) and len(runs) > 1):
+        runs = []
+    together = replace(choices, paths=[path for path in found if path not in runs])
+    jobs = list({identity(job): job for path in together.paths for job in found[path]}.values())
+    return [*(tables_of(frame_of(jobs), together) if jobs else []), *(_own(path, found[path][0]) for path in runs)]
+
+
+def _own(path: str, job: Job) -> Grid:
+    """The table of a finished run."""
+    grid = run_grid(job.results or {}, Path(path).resolve().name, job.config)
+    command = shlex.join(["python", "-m", "kd.reports", path])
+    return replace(grid, notes=[*grid.notes, *problems([job])], command=command)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    found = argparse.ArgumentParser(
+        prog="python -m kd.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("paths", nargs="+", metavar="PATH", help="run, sweep or outputs folder")
+    found.add_argument("--tables", default="", metavar="NAME,…", help=f"of {', '.join(TABLES)}")
+    found.add_argument("--pivot", metavar="ROWS,COLUMNS", help="two settings, as objective,skill")
+    found.add_argument("--metric", help="of pivot, differences, ranks, pareto, gaps; default: each skill's own")
+    found.add_argument("--system", default="after", help="whose scores: after (default), before, sft, teacher, floor")
+    found.add_argument("--baseline", metavar="KEY=VALUE,…", help="settings of the arm that others are compared with")
+    found.add_argument("--correction", choices=list(CORRECTIONS), default="holm", help="of p-values (default: holm)")
+    found.add_argument("--samples", type=int, default=3, help="answers of each arm in --tables samples (default: 3)")
+    found.add_argument("--format", choices=FORMATS, default="terminal", help="csv alone has the tidy scores")
+    found.add_argument("--out", type=Path, help="also write tables.md and the tidy runs.csv into this folder")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables; write tables.md and the tidy runs.csv only with `--out`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kd.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run, sweep or outputs folder")
-    parser.add_argument("--out", type=Path, help="also write tables.md and runs.csv into this folder")
-    options = parser.parse_args(arguments)
+    """Print the tables; write tables.md and runs.csv only with `--out`."""
+    options = parser().parse_args(arguments)
+    names = tuple(filter(None, options.tables.split(","))) or (("tidy",) if options.format == "csv" else ())
+    same = ("paths", "pivot", "metric", "system", "baseline", "correction", "samples")
+    choices = Choices(tables=names, **{name: getattr(options, name) for name in same})
     with in_one_sentence():
         found = {path: read_jobs(path) for path in options.paths}
+        tables = grids(found, choices)
         jobs = [job for of_path in found.values() for job in of_path]
-        tables = [grid for path, of_path in found.items() for grid in grids(path, of_path)]
-        for grid in tables:
-            console().print(grid.rich())
+        if options.format == "terminal":
+            for grid in tables:
+                print_grid(grid, console())
+        else:
+            sys.stdout.write(rendered(tables, options.format))
         if options.out is not None:
-            write_atomically(options.out / "tables.md", "\n".join(grid.markdown() for grid in tables))
-            write_atomically(options.out / "runs.csv", tidy(jobs).to_csv(index=False))
+            write_atomically(options.out / "tables.md", "\n".join(map(markdown, tables)))
+            write_atomically(options.out / "runs.csv", frame_of(jobs, beside=False).tidy().to_csv(index=False))
     sys.exit(1 if problems(jobs) else 0)
 
 

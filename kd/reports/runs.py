@@ -1,20 +1,17 @@
 """Finding and reading run folders and the job records of sweeps (`docs/run_folder.md`)."""
 
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
+from kd.runs.composed import LOADER, read_config
 from kd.runs.job_record import read_record
 from kd.runs.results import read_results
-
-TIDY = ("run", "config_hash", "seed", "skill", "metric", "system", "value", "n", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Job:
     """A run as a report sees it: a job of a sweep, or a run folder by itself.
 
     `status` is done, skipped, failed, interrupted, waiting, unfinished or unreadable; `results` is there for the first
-    two. `problem` is a sentence on the part that could not be read.
+    two. `problem` is a sentence on the part that could not be read, `config` the composed config by section.
     """
 
     label: str
@@ -33,6 +30,7 @@ class Job:
     folder: Path | None = None
     results: Mapping[str, Any] | None = None
     problem: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_sweep(path: Path) -> bool:
@@ -69,28 +67,9 @@ def read_jobs(path: str | PathLike[str]) -> list[Job]:
     """The jobs of a sweep folder in their order, or the runs that `path` stands for."""
     path = Path(path)
     if is_run(path) or not is_sweep(path):
-        return [_from_folder(folder) for folder in run_folders(path)]
+        return [read_folder(folder) for folder in run_folders(path)]
     files = sorted((path / "jobs").glob("*.json"), key=lambda file: (len(file.name), file.name))  # 2 before 10
     return [_from_record(file, path) for file in files]
-
-
-def read_runs(paths: Iterable[str | PathLike[str]]) -> pd.DataFrame:
-    """One row per finished run × skill × metric × system, with the columns of TIDY.
-
-    Agreement with the teacher is the metrics top1, forward_kl and reverse_kl of the empty skill.
-    """
-    folders = dict.fromkeys(folder for path in paths for folder in run_folders(path))
-    jobs = [_from_folder(folder) for folder in folders]
-    for problem in problems(jobs):
-        warnings.warn(problem, stacklevel=2)
-    return tidy(jobs)
-
-
-def tidy(jobs: Iterable[Job]) -> pd.DataFrame:
-    """The frame of `read_runs` from what was read, each run once."""
-    finished = {job.folder: job.results for job in jobs if job.folder is not None and job.results is not None}
-    rows = [row for folder, results in finished.items() for row in _tidy_rows(folder.name, results)]
-    return pd.DataFrame(rows, columns=list(TIDY))
 
 
 def problems(jobs: Iterable[Job]) -> list[str]:
@@ -98,21 +77,14 @@ def problems(jobs: Iterable[Job]) -> list[str]:
     return [f"Not read: {job.problem}." for job in jobs if job.problem is not None]
 
 
-def _tidy_rows(run: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for skill, metrics in (*results["scores"].items(), ("", results["agreement"] or {})):
-        for metric, systems in metrics.items():
-            for system, estimate in systems.items():
-                if estimate is not None:
-                    found = {"run": run, "config_hash": results["config_hash"], "seed": results["seed"]}
-                    yield {**found, "skill": skill, "metric": metric, "system": system, **estimate}
-
-
-def _from_folder(folder: Path) -> Job:
+def read_folder(folder: Path) -> Job:
+    """The run of a folder, finished or not, whatever of it can be read."""
     results, problem = None, None
     done = (folder / "DONE").exists()
     if done or (folder / "results.json").exists():
         results, problem = _read(read_results, folder)
     overrides, unreadable = _read(_overrides, folder)
+    config, torn = _read(read_config, folder) if (folder / "config.yaml").exists() else ({}, None)
     failed = results is not None and results["status"] == "failed"
     finished = done and results is not None and not failed
     status = "done" if finished else "failed" if failed else "unreadable" if problem else "unfinished"
@@ -124,7 +96,8 @@ def _from_folder(folder: Path) -> Job:
         seconds=results["budget"]["seconds"] if finished and results else None,
         folder=folder,
         results=results if finished else None,
-        problem=problem or unreadable,
+        problem=problem or unreadable or torn,
+        config=config or {},
     )
 
 
@@ -135,6 +108,8 @@ def _from_record(file: Path, sweep: Path) -> Job:
     folder = None if record["run_folder"] is None else (sweep / record["run_folder"]).resolve()
     finished = record["status"] in ("done", "skipped") and folder is not None
     results, problem = _read(read_results, folder) if finished and folder else (None, None)
+    composed = folder is not None and (folder / "config.yaml").exists()
+    config, torn = _read(read_config, folder) if composed and folder else ({}, None)
     if results is not None and record["omits"] is not None:  # skipped: another method's run may have written them
         results["omits"] = record["omits"]
     return Job(
@@ -145,7 +120,8 @@ def _from_record(file: Path, sweep: Path) -> Job:
         seconds=record["seconds"],
         folder=folder,
         results=results,
-        problem=problem,
+        problem=problem or torn,
+        config=config or {},
     )
 
 
@@ -160,7 +136,7 @@ def _read(reader: Callable[[Path], Any], path: Path) -> tuple[Any, str | None]:
 def _overrides(folder: Path) -> list[str]:
     path = folder / "overrides.yaml"
     try:
-        found = (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
+        found = (yaml.load(path.read_text(encoding="utf-8"), LOADER) or []) if path.exists() else []
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is torn ({error})") from None
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):

@@ -4,10 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from kd.metrics.table import Metric, of_results
-from kd.reports.grid import Grid, share, with_interval_and_n
+from kd.reports.grid import Cell, Grid, share, with_interval_and_n
 from kd.runs.results import SYSTEMS
 
 NAMES = {
@@ -29,16 +27,17 @@ COSTS = {  # of running a model, and their units
 NEAR_WORST = 0.05  # of the way from a metric's worst value to its best
 
 
-def run_table(results: Mapping[str, Any]) -> Table:
-    """The table for the terminal, from the content of a finished run's results.json."""
-    return run_grid(results).rich()
+def run_grid(
+    results: Mapping[str, Any], title: str = "Held-out scores", config: Mapping[str, Any] | None = None
+) -> Grid:
+    """Rows: the systems that were measured. Columns: bits per byte, agreement, skill metrics.
 
-
-def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid:
-    """Rows: the systems that were measured. Columns: bits per byte, agreement, skill metrics."""
+    config: the composed config of the run by section, by which the trained student is named.
+    """
     columns = _columns(results)
+    names = NAMES | {"after": student_name(config or {})}
     rows = [
-        [NAMES.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, _ in columns)]
+        [names.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, _ in columns)]
         for system in _systems([column for _, column, _ in columns])
     ]
     rows.append(["gap closed", *(gap for _, _, gap in columns)])
@@ -50,6 +49,19 @@ def run_grid(results: Mapping[str, Any], title: str = "Held-out scores") -> Grid
     return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
 
 
+def student_name(config: Mapping[str, Any]) -> str:
+    """The words for the trained student: `student, distilled`, or the objective where no teacher took part.
+
+    That is so in a run on the references alone (`sft`), as the one beside a run, and in one without a teacher.
+    """
+    terms = list(config.get("objective") or ())
+    stages = (config.get("augmentation") or {}).get("stages")
+    rollout = str((config.get("rollout") or {}).get("_target_") or "")
+    references = terms == ["sft"] and not stages and rollout.endswith(".Offline")
+    alone = bool(terms) and not (config.get("teacher") or {}).get("_target_")
+    return f"student, {'+'.join(terms)}" if references or alone else NAMES["after"]
+
+
 def rounds_grid(rounds: Sequence[Mapping[str, Any]]) -> Grid:
     """Rows: the student after each round of a loop, from the results of these runs. Columns: as in `run_grid`."""
     tables = [_columns(results) for results in rounds]
@@ -57,7 +69,7 @@ def rounds_grid(rounds: Sequence[Mapping[str, Any]]) -> Grid:
         [
             f"{i}",
             f"{results['records']['train']['given']}",
-            *(with_interval_and_n(c.get("after")) for _, c, _ in columns),
+            *(_cell(c.get("after")) for _, c, _ in columns),
         ]
         for i, (results, columns) in enumerate(zip(rounds, tables, strict=True), start=1)
     ]
@@ -113,6 +125,11 @@ def _of(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, key: str)
 def lacking(name: str, omits: Sequence[str]) -> list[str]:
     """One sentence on the parts of its paper that `name` omits; none where nothing is omitted."""
     return [f"{name} omits of its paper: {'; '.join(omits)}."] if omits else []
+
+
+def _cell(estimate: Mapping[str, Any] | None) -> Cell:
+    found = Cell.of(estimate)
+    return Cell(with_interval_and_n(estimate), found.value, found.low, found.high, found.n)
 
 
 def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ Units, ranges and directions of metrics are in the file itself (`metrics`); the 
 that does not exist (NaN, infinite) is null.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -183,6 +184,7 @@ class Results(_Page):
     config_hash: ConfigHash
     seed: int
     family: ConfigHash | None = None  # shared by runs that differ in their seed alone; None: not recorded
+    baseline: ConfigHash | None = None  # the run beside it (`compare`); None: there was none, or it was not recorded
     scores: dict[str, dict[str, SystemScores]]
     gap_closed: dict[str, dict[str, float | None]]
     metrics: dict[str, MetricFacts] = {}  # of each metric; none: from before they were recorded
@@ -243,7 +245,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     try:
-        page = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if (found := _whole(text)) is not None:
+            _check_hash(folder, found["config_hash"], text)
+            return found
+        page = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except OSError as error:  # a folder of that name, no permission
@@ -257,8 +263,16 @@ def read_results(folder: Path) -> dict[str, Any]:
         page = _checked(Failure if page.get("status") == "failed" else Results, page)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    _check_hash(folder, page["config_hash"])
+    _check_hash(folder, page["config_hash"], text)
     return page
+
+
+def _whole(text: bytes) -> dict[str, Any] | None:
+    """The content of a finished run's file; None where it is anything else."""
+    try:
+        return Results.model_validate_json(text).model_dump()
+    except ValidationError:
+        return None
 
 
 def check_page(folder: Path, name: str) -> None:
@@ -279,7 +293,7 @@ def _marks(folder: Path) -> list[str]:
     return done.read_text(encoding="utf-8", errors="replace").split() if done.is_file() else []
 
 
-def _check_hash(folder: Path, found: str) -> None:
+def _check_hash(folder: Path, found: str, text: bytes) -> None:
     """Against the folder's name, where that ends with a hash, and its DONE, which has the sha256 of the file, too."""
     path = folder / "results.json"
     named = re.search(r"-([0-9a-f]{12})(\.old-\d+)?$", folder.absolute().name)
@@ -287,7 +301,7 @@ def _check_hash(folder: Path, found: str) -> None:
     for where, expected in (("the folder's name", named[1] if named else found), ("DONE", "".join(marks[:1]))):
         if expected != found:
             raise ValueError(f"{path} is of the run {found}, and {where} of {expected or 'none'}")
-    if len(marks) > 1 and marks[1] != file_sha256(path):
+    if len(marks) > 1 and marks[1] != hashlib.sha256(text).hexdigest():
         raise ValueError(f"{path} was changed or damaged since the run ended")
 
 

@@ -82,7 +82,8 @@ class SweepReport(Callback):
         from kd.reports.sweep import sweep_table, write_sweep  # pandas and scipy, which jobs do without
 
         write_sweep(sweep)
-        console().print(sweep_table(sweep))
+        terminal = console()
+        terminal.print(sweep_table(sweep, terminal.width))
         print(f"Written to {sweep}/sweep.md and sweep.csv", flush=True)
         return all(job.status in ("done", "skipped") for job in jobs.values())
 

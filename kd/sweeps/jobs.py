@@ -26,7 +26,9 @@ from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence, sentence
 from kd.orphans import end_with_parent
 from kd.reports.grid import console
-from kd.reports.table import run_table
+from kd.reports.render import print_grid
+from kd.reports.table import run_grid
+from kd.runs.composed import sections
 from kd.runs.folder import RunFolder, is_rank_zero
 from kd.runs.job_record import Status as RecordedStatus
 from kd.runs.job_record import read_record
@@ -106,7 +108,8 @@ class Job:
             if force:
                 folder.set_aside()
             results = self._stored(folder, omits) if folder.done else self._worked(folder, work, config_yaml)
-        console().print(run_table(results))
+        grid = run_grid(results, f"Held-out scores of {folder.path.name}", sections(config_yaml))
+        print_grid(grid, console())
         return results
 
     def _stored(self, folder: RunFolder, omits: Sequence[str]) -> Mapping[str, Any]:

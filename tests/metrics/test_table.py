@@ -166,7 +166,7 @@ def test_means_over_seeds_stay_within_the_range_of_a_foreign_metric(tmp_path):
         folder.finish(foreign(WRONG, after=after, seed=seed))
     _, means = sweep_grids(tmp_path)
     # those of shares (tests/reports/test_reports.py), in percent; a t interval would end at 178
-    assert means.rows[0][means.header.index("sums.wrong_letters")] == "70.0 [7.55, 98.5]"
+    assert means.rows[0][means.header.index("letters wrong (%)")] == "70.0 [7.55, 98.5]"
 
 
 def test_results_from_before_hold_shares():

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kd.reports.runs import read_jobs, read_runs
+from kd.reports.frame import read_runs
+from kd.reports.runs import read_jobs
 from kd.reports.sweep import sweep_grids, write_sweep
 from kd.runs.folder import RunFolder
 from kd.runs.results import read_results

@@ -1,0 +1,146 @@
+"""Run folders as the program writes them, whose scores and answers are drawn: reports are tested without training."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from kd.artifacts import key
+from kd.intervals import Score, mean, ratio
+from kd.runs.folder import RunFolder
+from kd.runs.metrics_log import csv_text
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+SYSTEMS = {"before": 0.0, "sft": 0.3, "after": 0.5, "teacher": 0.9}
+ITEMS = 32
+FACTS = {
+    "accuracy": {
+        "heading": "accuracy",
+        "unit": "share",
+        "low": 0.0,
+        "high": 1.0,
+        "higher_is_better": True,
+        "of": "answers",
+    },
+    "bits_per_byte": {
+        "heading": "bits per byte",
+        "unit": "bits per byte",
+        "low": 0.0,
+        "high": None,
+        "higher_is_better": False,
+        "of": "references",
+    },
+}
+
+
+def config(objective: str = "fkl", skill: str = "sums", seed: int = 1, **sections: Any) -> dict[str, Any]:
+    """A composed config; `sections` replace whole ones."""
+    terms = {
+        name: {"weight": 1.0, "kind": "divergence", "loss": {"_target_": f"kd.objectives.divergence.{name}", **own}}
+        for name, own in (
+            (name, {"beta": 0.5} if name == "jsd" else {"temperature": 1.0}) for name in objective.split("+")
+        )
+    }
+    found = {
+        "name": f"{skill}-{objective}-s{seed}",
+        "seed": seed,
+        "compare": None if objective == "sft" else "sft",
+        "optim": {"steps": 40, "lr": 0.001},
+        "skill": {"_target_": "kd.skills.reasoning_gym.ReasoningGym", "task": skill, "seed": 0},
+        "objective": terms,
+        "rollout": {"_target_": "kd.rollouts.offline.Offline"},
+        "teacher": {"_target_": "kd.teachers.white_box.WhiteBox", "model": {"_target_": "kd.models.networks.scratch"}},
+        "student": {"model": {"_target_": "kd.models.networks.scratch", "source": "tiny"}},
+        "augmentation": {"stages": {}},
+        "run": {"root": "outputs"},
+    }
+    return {**found, **sections}
+
+
+def write_run(
+    root: Path,
+    objective: str = "fkl",
+    skill: str = "sums",
+    seed: int = 1,
+    *,
+    right: float | None = None,
+    overrides: Sequence[str] = (),
+    baseline: RunFolder | None = None,
+    spent: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Any] | None = None,
+    metrics: str = "",
+) -> RunFolder:
+    """A finished run on ITEMS items; `right`: the share that the trained student answers rightly."""
+    page = config(objective, skill, seed, **(sections or {}))
+    digest = key({"config": page})[:12]
+    folder = RunFolder.of(root, page["name"], digest)
+    folder.start(yaml.safe_dump(page, sort_keys=False), list(overrides))
+    shares = SYSTEMS | ({} if right is None else {"after": right})
+    scores, items, samples = _measured(skill, {name: s for name, s in shares.items() if name != "sft"}, seed, objective)
+    if baseline is not None:
+        scores["accuracy"]["sft"] = baseline.results()["scores"][skill]["accuracy"]["after"]
+    folder.write_samples(samples)
+    folder.write_items(csv_text(items))
+    folder.write_text("metrics.csv", metrics or "step,split,name,value\n")
+    folder.finish(
+        {
+            "seed": seed,
+            "family": key({**page, "seed": None, "name": None})[:12],
+            "baseline": None if baseline is None else baseline.config_hash,
+            "scores": {skill: scores},
+            "gap_closed": {skill: {"accuracy": scores["accuracy"]["after"]["value"] / 0.9}},
+            "metrics": FACTS,
+            "budget": {
+                **{"student_flops": 1e9, "tokens": 1000, "teacher_tokens": 0, "generated_tokens": 0, "seconds": 2.0},
+                **{"peak_memory_bytes": 10, **(spent or {})},
+            },
+            "digests": {"initial_weights": f"w{seed}", "data_order": f"o{seed}", "evaluation_items": skill},
+            "code": "c" * 16,
+            "versions": {"kd": 1},
+            "records": {split: {"given": 64, "left_out": 0} for split in ("train", "validation", "test")},
+        }
+    )
+    return folder
+
+
+def _measured(skill: str, shares: Mapping[str, float], seed: int, objective: str) -> tuple[Any, list[Any], list[Any]]:
+    """Scores by metric and system, the rows of items.csv, and those of samples.jsonl."""
+    ids = [f"{skill}/{i}" for i in range(ITEMS)]
+    easy = np.random.default_rng(0).permutation(ITEMS)  # the same items are easy for every system
+    scores: dict[str, dict[str, Any]] = {"accuracy": {}, "bits_per_byte": {}}
+    rows: list[Any] = [("skill", "system", "metric", "id", "group", "value", "statistics")]
+    samples = []
+    for system, share in shares.items():
+        own = objective if system == "after" else system
+        rng = np.random.default_rng([seed, *map(ord, own)])
+        noise = rng.normal(0, 4, ITEMS) * (0 < share < 1)
+        right = (easy + noise < share * ITEMS).astype(float)
+        size = rng.integers(4, 12, ITEMS).astype(float)
+        bits = size * (3 - 2 * share + rng.normal(0, 0.1, ITEMS))
+        scores["accuracy"][system] = _estimate(mean(right))
+        scores["bits_per_byte"][system] = _estimate(ratio(bits, size))
+        for i, name in enumerate(ids):
+            rows.append((skill, system, "accuracy", name, f"record {name}", right[i], ""))
+            pair = json.dumps([bits[i], size[i]])
+            rows.append((skill, system, "bits_per_byte", name, f"record {name}", bits[i] / size[i], pair))
+            answer = {"system": system, "skill": skill, "id": name, "prompt": f"{i} + 1 =", "reference": str(i + 1)}
+            samples.append({**answer, "response": str(i + 1) if right[i] else "?", "score": right[i], "sample": 0})
+    return scores, rows, samples
+
+
+def _estimate(score: Score) -> dict[str, Any]:
+    return score._asdict()
+
+
+def write_grid(root: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
+    """Three objectives, and sft beside them, on two skills: `fkl` is the best on both, `rkl` no better than `sft`."""
+    for skill in ("sums", "words"):
+        for seed in seeds:
+            beside = write_run(root, "sft", skill, seed, right=0.2)
+            for objective, right in {"fkl": 0.8, "jsd": 0.55, "rkl": 0.2}.items():
+                costs = {"teacher_tokens": 1000, "seconds": {"fkl": 2.0, "jsd": 3.0, "rkl": 2.5}[objective]}
+                words = [f"objective={objective}", f"skill={skill}", f"seed={seed}"]
+                write_run(root, objective, skill, seed, right=right, baseline=beside, spent=costs, overrides=words)
