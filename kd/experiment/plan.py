@@ -1,5 +1,6 @@
 """A composed config's name, hash and folder, and its baseline: determined once, read by all stages."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from kd.composition.check import check as check_config
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
 from kd.experiment.compatibility import check_models
-from kd.experiment.identity import alike, identity
+from kd.experiment.identity import alike, identity, load_skill
 from kd.experiment.monitor import monitored
 from kd.experiment.preparation import choice, variant
 from kd.experiment.rounds import of_round, round_before
@@ -81,7 +82,7 @@ def _named(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         if cfg.name is None:
-            skill = cfg.skill.get("task") or cfg.skill._target_.rpartition(".")[2].lower()
+            skill = re.sub(r"[^\w.-]+", "-", load_skill(cfg.skill).name)  # it may be that of a file
             rounds = [f"r{cfg.loop.rounds}"] if cfg.loop.rounds > 1 else []
             cfg.name = "-".join([skill, "+".join(cfg.objective), *rounds, f"s{cfg.seed}"])
     return cfg

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kd.experiment.identity import _records_digest, _skill, identity
+from kd.experiment.plan import _named
 from kd.skills.dataset import Dataset
 from kd.types import Response
 from tests import runs
@@ -208,6 +209,14 @@ def test_words_of_a_template_do_not_make_prompts_alike():
     skill = Dataset(str(path))
     assert [len(skill.load(split)) for split in ("train", "validation", "test")] == [96, 12, 12]
     assert len({record.meta["near_duplicates"] for record in skill.load("train")}) >= 90
+
+
+def test_a_run_is_called_after_its_skill(tmp_path):
+    """Else all runs of a sweep over skills that are files would have one name."""
+    path = jsonl(tmp_path / "my sums.jsonl", questions(30))
+    node = {"_target_": "kd.skills.dataset.Dataset", "_convert_": "all", "path": path}
+    assert _named(runs.config("objective=sft", skill=node)).name == "my-sums-sft-s1"
+    assert _named(runs.config("objective=sft", skill={**node, "name": "sums"})).name == "sums-sft-s1"
 
 
 def test_an_edited_file_and_another_template_are_other_runs(tmp_path):
