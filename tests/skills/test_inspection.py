@@ -11,6 +11,7 @@ from kd.models.tokenizers import byte_tokenizer, tokenizers_of
 from kd.skills.__main__ import main
 from kd.skills.dataset import Dataset
 from kd.skills.inspection import inspected
+from tests.documents import ROOT, blocks, commands
 
 FRENCH = "Le chat est assis sur la table de la cuisine et regarde les oiseaux du jardin."
 ENGLISH = "The cat sits on the kitchen table and looks at all the birds in the garden."
@@ -60,6 +61,15 @@ def test_rows_are_shown_as_the_student_reads_them(leaking):
     at = next(i for i, line in enumerate(lines) if line.startswith("── "))
     asked = leaking.load("train")[0].prompt[0]["content"]
     assert "".join(lines[at + 1 : at + 3]) == f"<|user|>{asked}<|end|><|assistant|>{ENGLISH}<|end|>"
+
+
+def test_the_page_on_own_data_shows_what_is_printed(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (shown,) = blocks(ROOT / "docs" / "own_data" / "README.md", "text")
+    (command, *_) = commands(ROOT / "docs" / "own_data" / "README.md")
+    main(command.split()[3:])
+    printed = capsys.readouterr()
+    assert (printed.err + printed.out).startswith(shown)
 
 
 def test_the_command(tmp_path, capsys):
