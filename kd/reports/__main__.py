@@ -74,15 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choices = Choices(tables=names, **{name: getattr(options, name) for name in same})
     with in_one_sentence():
         found = {path: read_jobs(path) for path in options.paths}
-        tables = grids(found, choices)
         jobs = [job for of_path in found.values() for job in of_path]
-        if options.format == "terminal":
+        plain = options.format == "csv" and choices.tables == ("tidy",)
+        tables = [] if plain else grids(found, choices)
+        if plain:
+            frame_of(jobs).tidy().to_csv(sys.stdout, index=False)
+        elif options.format == "terminal":
             for grid in tables:
                 print_grid(grid, console())
         else:
             sys.stdout.write(rendered(tables, options.format))
         if options.out is not None:
-            write_atomically(options.out / "tables.md", "\n".join(map(markdown, tables)))
+            pages = tables or grids(found, replace(choices, tables=()))
+            write_atomically(options.out / "tables.md", "\n".join(map(markdown, pages)))
             write_atomically(options.out / "runs.csv", frame_of(jobs, beside=False).tidy().to_csv(index=False))
     sys.exit(1 if problems(jobs) else 0)
 
