@@ -40,7 +40,7 @@ class Same(Alignment):
         if not same_text(student, teacher):
             raise ValueError(
                 "alignment=same needs one text, but student and teacher tokenize a conversation differently (chat "
-                "template or end token); give the student the teacher's tokenizer folder, or take "
+                "template, end token or images); give the student the teacher's tokenizer folder, or take "
                 "alignment=shared_vocabulary, which compares responses only"
             )
         if ids is not None and ids[0] != ids[1]:

@@ -4,6 +4,7 @@ Run: python -m pytest tests/experiment/test_vision.py
 """
 
 import contextlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from kd.augmentation.labeling import Labeling
 from kd.data.images import drawn
+from kd.data.references import content
+from kd.data.sequences import Encoder
 from kd.evaluation.answers import score_answers
+from kd.evaluation.evaluate import Evaluation
 from kd.experiment.compatibility import check_models
+from kd.experiment.elicitation import _lines, _record
 from tests import runs
-from tests.vision import IDEFICS3
+from tests.tiny import record
+from tests.vision import IDEFICS3, noise, seen, tiny_vision
 
 MODEL = {
     "_target_": "kd.models.networks.scratch",
@@ -71,6 +78,25 @@ def test_what_would_leave_images_out_is_refused_before_weights_are_read(words, n
         check_models(config(*words, **nodes))
 
 
+def test_what_is_kept_is_kept_by_its_images():
+    """Measurements, answers, labels and elicited records: others for another image, and for a text what they were."""
+    words = tiny_vision().tokenizer
+    encoder = Encoder(words, None, max_length=200, max_tokens=1000)
+    settings = Evaluation(items=None, answers=None, max_new_tokens=2, batch_size=2)
+    stage = Labeling(max_new_tokens=2, temperature=0.0)
+    one = seen(0)
+    found = []
+    for item in (one, replace(one, images=(noise(99),))):
+        session = settings.session(skill=runs.Toy(), train=[item], test=[item], encoder=encoder)
+        found.append((content(encoder, [item]), session._prompts(words), stage.path([item], model="m", seed=0)))
+    assert all(a != b for a, b in zip(*found, strict=True))
+    assert content(encoder, [record(0)])[0][:1] + content(encoder, [record(0)])[0][4:] == ["0"]
+    for item, kept in ((one, one.images), (record(0), ())):
+        [line] = _lines([item], [item])
+        assert ("images" in json.loads(line)) == bool(kept)
+        assert _record(line, [item]).images == kept
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("skill", "steps", "least"),
@@ -91,7 +117,8 @@ def test_a_student_learns_from_the_images(skill, steps, least, tmp_path):
     """Its answers are better than those to blank images: the paired difference's 95 % interval is above `least`."""
     small = OmegaConf.load(runs.CONF / "student" / "tiny_vision.yaml")
     words = ["objective=sft", f"optim.steps={steps}", "optim.window=32", "data.max_tokens=4096", "optim.lr=2e-3"]
-    cfg = config(*words, "checkpoint.validate=100", skill=skill, student=small)
+    teacher = {**TEACHER, "model": small.model}  # it is not read
+    cfg = config(*words, "checkpoint.validate=100", skill=skill, student=small, teacher=teacher)
     parts = runs.train(cfg, tmp_path)
     records = parts.skill.load("test")
     blank = [replace(r, images=(drawn(np.zeros((36, 36, 3))),)) for r in records]
