@@ -25,7 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {"models", "skills", "corpora"},
     {"generators"},
     {"teachers"},
-    {"rewards", "augmentation", "rollouts", "evaluation"},
+    {"rewards", "augmentation", "rollouts", "evaluation", "judges"},
     {"training"},
     {"composition", "sweeps"},
     {"experiment"},

@@ -87,6 +87,12 @@ AXES: dict[str, Axis] = {
         synonyms={"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp": "ddp", "deepspeed": "ddp"}
     ),
     "evaluation": Axis(),
+    "judge": Axis(
+        alone="none",
+        composes=True,
+        synonyms={"mt_bench": "graded", "single": "graded", "pair": "pairwise", "win_rate": "pairwise"},
+        beside=frozenset({"teacher", "source"}),
+    ),
     "logger": Axis(composes=True, synonyms={"tb": "tensorboard", "none": "csv", "all": "wandb"}),
     "method": Axis(
         section=False,

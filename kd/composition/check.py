@@ -17,7 +17,7 @@ from kd.components.allowed import check_allowing
 from kd.components.axes import AXES, sections
 from kd.components.choices import choices, file_of
 from kd.components.instantiation import calls, check_code, instantiate
-from kd.components.signatures import check_call, joined, located, suggestion
+from kd.components.signatures import check_call, joined, located, shown, suggestion
 from kd.composition.formula import composed
 from kd.composition.groups import check_margins
 from kd.composition.interfaces import check_interfaces, interface_of, made_by
@@ -26,12 +26,15 @@ from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides
 from kd.composition.records import record_checks
 from kd.composition.remedy import Line, explained, unresolved
-from kd.composition.requirements import check_other_runs, supply_checks
+from kd.composition.requirements import check_other_runs, provided, supply_checks
 from kd.composition.sections import check_sections, check_trainer, prepared_roles
 from kd.composition.suggestions import flattened
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective
 from kd.generators import Generator
+from kd.judges.judge import Judge
+from kd.judges.models import prompt_node, teacher_node
+from kd.judges.panel import NAME
 from kd.objectives.reduction import Reduction
 from kd.training.observers import check_observers, supplied
 
@@ -78,6 +81,7 @@ def misfits(config: Mapping[str, Any]) -> list[ValueError]:
         partial(_check_rounds, config),
         partial(check_targets, config),
         partial(_check_evaluation, config),
+        partial(_check_judges, config),
         partial(check_margins, "rollout", config["rollout"], config["reward"]),
         partial(check_other_runs, config),
     )
@@ -101,6 +105,55 @@ def _check_turns(config: Mapping[str, Any]) -> None:
 def _check_evaluation(config: Mapping[str, Any]) -> None:
     """Make the evaluation, whose constructor refuses samples that are all the same."""
     instantiate(OmegaConf.create({"evaluation": config["evaluation"]}).evaluation)
+
+
+def _check_judges(config: Mapping[str, Any]) -> None:
+    """Make each judge, whose constructor checks its prompt, and check that there is what it reads."""
+    for name, node in config["judge"].items():
+        path = f"judge.{name}"
+        if not isinstance(node, Mapping) or not node.get("_target_"):
+            raise ValueError(f"{path}={shown(node)}: a judge calls a class; give its _target_, or leave it out")
+        judge: Any = instantiate(OmegaConf.create({"judge": {name: prompt_node(node)}}).judge[name], _convert_="all")
+        if name == NAME:
+            raise ValueError(f"{path}: {NAME} is the name of all judges together; give this one another")
+        if not isinstance(judge, Judge):
+            raise ValueError(f"{path}: {node['_target_']} is no judge; inherit kd.judges.judge.Judge")
+        if not config["evaluation"]["answers"] and config["evaluation"]["answers"] is not None:
+            raise ValueError(f"{path} judges answers, and evaluation.answers=0 prompts are answered; raise it")
+        if "baseline" in judge.opponents and config["compare"] is None:
+            raise ValueError(
+                f"{path}.against names the baseline, and compare=null: there is none beside the run; take compare=sft, "
+                f"or {path}.against=[references]"
+            )
+        _check_judging_model(path, judge, node, config)
+
+
+def _check_judging_model(path: str, judge: Judge, node: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a judge without a model, or with one that does not do what its verdicts are read from."""
+    own = node.get("teacher") or node.get("source")
+    model, where = teacher_node(node, config["teacher"]), f"{path}.teacher" if own else "teacher"
+    if "teacher" in judge.opponents:
+        there = "text" in provided("teacher", config["teacher"]) and not config["targets"]["cached"]
+        if not there or made_by("teacher", config["teacher"]).follows_student:
+            raise ValueError(
+                f"{path}.against names the teacher, and the run evaluates no text of one; take a teacher that provides "
+                f"text (teacher=smollm2_135m, targets.cached=false), or {path}.against=[references]"
+            )
+    if model.get("_target_") is None:
+        raise ValueError(
+            f"{path} is judged by the run's teacher, and teacher=none; set {path}.source to the address of a model's "
+            "weights"
+        )
+    found = made_by(where, model)
+    required = "text" if judge.verdict == "text" else "logits"
+    if required not in found.provides or found.follows_student:
+        reason = "changes with the student" if found.follows_student else f"provides no {required}"
+        raise ValueError(
+            f"{path}.verdict={judge.verdict} is read from {required} of the judge, and {where} {found.__qualname__} "
+            f"{reason}; set {path}.source to the address of a judge's weights"
+        )
+    if own and model.get("prepare") is not None:
+        raise ValueError(f"{path}.teacher.prepare: a judge is not trained; give the source of its weights")
 
 
 def _check_rounds(config: Mapping[str, Any]) -> None:
@@ -181,7 +234,8 @@ def _check_other_files(config: Mapping[str, Any]) -> None:
 
 def _check_node(path: str, node: Mapping[str, Any]) -> None:
     callee = located(path, node["_target_"])
-    place = re.sub(r"^teacher\.members\.\w+$", "teacher", path)
+    place = re.sub(r"^(teacher\.members\.\w+|judge\.[\w-]+\.teacher)$", "teacher", path)
+    place = re.sub(r"^judge\.[\w-]+$", "judge", place)
     check_call(path, node, callee, besides=AXES[place].beside if place in AXES else frozenset())
     if callee.__module__ == "kd.models.networks":
         _check_network(path, node)

@@ -19,7 +19,7 @@ from kd.types import Skill
 Node = Mapping[str, Any]
 
 INTERFACES: Mapping[str, type] = {  # by the pattern of the places where a component of the group stands
-    r"teacher(\.members\.\w+)?": Teacher,
+    r"(judge\.[\w-]+\.)?teacher(\.members\.\w+)?": Teacher,
     r"rollout(\.writer)*": Rollout,
     r"(.+\.)?generator": Generator,
     r"reward": Reward,

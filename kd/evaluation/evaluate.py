@@ -22,6 +22,7 @@ from kd.evaluation.items import (
     COLUMNS,
     Likelihoods,
     evidence,
+    generates,
     items,
     measured,
     ratio_items,
@@ -240,7 +241,7 @@ class Session:
     @property
     def _generates(self) -> bool:
         """Whether a metric is computed from generated text."""
-        return self.headline is None or any(map(requires_answers, self.metrics))
+        return generates(self.headline, self.metrics)
 
     def _likelihoods(self, system: LanguageModel | Ensemble, identity: str) -> tuple[Likelihoods, float]:
         """The likelihood of each record's choices, where a metric requires it; after an empty prompt, too."""
@@ -285,7 +286,7 @@ class Session:
             records = self.prompts if requires_answers(metric) else self.choices
             if records and (answers is not None if requires_answers(metric) else likelihoods):
                 rows = evidence(records, answers, likelihoods or {})
-                found.append((metric.metric.name, *measured(metric, rows, self._groups(records), **self._interval)))
+                found.append((metric.metric.name, *measured(metric, rows, self.groups(records), **self.interval)))
         found.sort(key=lambda one: (one[0] not in METRICS, one[0] != self.metric.name))  # the skill's own metric first
         drawn = [] if answers is None else samples(answers, self.prompts)
         rows = pd.concat([one for *_, one in found]) if found else pd.DataFrame(columns=list(COLUMNS))
@@ -294,27 +295,28 @@ class Session:
     def _own_score(self, answers: pd.DataFrame) -> tuple[Score, pd.DataFrame]:
         """The mean of the skill's own score: over the answers to each prompt, then over prompts."""
         values = answers.groupby("id", sort=False)["score"].mean()
-        groups = self._groups(self.prompts)
-        score = mean(values, groups, bounds=self.metric.bounds, **self._interval)
+        groups = self.groups(self.prompts)
+        score = mean(values, groups, bounds=self.metric.bounds, **self.interval)
         return score, items(self.metric.name, list(values.index), groups, values)
 
     def _likelihood_scores(self, table: pd.DataFrame) -> list[tuple[str, Score, pd.DataFrame]]:
-        groups, ids = self._groups(self.items), table["id"].tolist()
+        groups, ids = self.groups(self.items), table["id"].tolist()
         bits = table["nll"] / math.log(2)
         rows = ratio_items("bits_per_byte", ids, groups, bits, table["bytes"])
-        found = [("bits_per_byte", ratio(bits, table["bytes"], groups, **self._interval), rows)]
+        found = [("bits_per_byte", ratio(bits, table["bytes"], groups, **self.interval), rows)]
         if not table["top1"].isna().any():
             for name in ON_TEACHER:
                 share = METRICS[name].bounds == (0.0, 1.0)
-                score = ratio(table[name], table["tokens"], groups, share=share, **self._interval)
+                score = ratio(table[name], table["tokens"], groups, share=share, **self.interval)
                 found.append((name, score, ratio_items(name, ids, groups, table[name], table["tokens"])))
         return found
 
     @property
-    def _interval(self) -> dict[str, Any]:
+    def interval(self) -> dict[str, Any]:
+        """The coverage of its intervals, and the draws of a bootstrap."""
         return {"confidence": self.evaluation.confidence, "resamples": self.evaluation.resamples}
 
-    def _groups(self, records: Sequence[Record]) -> list[str]:
+    def groups(self, records: Sequence[Record]) -> list[str]:
         """Each record's source where its `meta` has one under the skill's group key, else the record itself."""
         sources = [(record.id, record.meta.get(self.skill.group_key)) for record in records]
         return [f"record {name}" if source is None else f"source {source}" for name, source in sources]

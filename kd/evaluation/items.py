@@ -48,6 +48,14 @@ def requires_answers(metric: AnswerMetric) -> bool:
     return not isinstance(metric, FunctionMetric) or bool(metric.requires & GENERATED)
 
 
+def generates(headline: AnswerMetric | None, metrics: Sequence[AnswerMetric]) -> bool:
+    """Return whether a skill's prompts are answered: a metric is computed from text, as is a score of its own.
+
+    headline: the metric that stands for the skill's own score; None: it has one of its own.
+    """
+    return headline is None or any(map(requires_answers, metrics))
+
+
 def requires_several(metric: AnswerMetric) -> bool:
     """Return whether it is computed from all answers to a prompt."""
     return isinstance(metric, FunctionMetric) and bool(metric.requires & {"texts", "scores"})

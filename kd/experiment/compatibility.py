@@ -15,13 +15,20 @@ from kd.components.axes import AXES
 from kd.components.instantiation import calls, instantiate
 from kd.composition.interfaces import interface_of, made_by
 from kd.composition.targets import bears_zeros
-from kd.experiment.identity import content_digests, load_skill, sources
+from kd.evaluation.items import generates
+from kd.experiment.identity import content_digests, load_skill, skill_node, sources
 from kd.generators import Generator
+from kd.judges.judge import Judge
+from kd.judges.judging import labelled_pairs
+from kd.judges.models import prompt_node, teacher_node
+from kd.metrics.table import of_skill
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable
 from kd.seeding import seeded
 from kd.signals import hook, introduce, requires, sized
+from kd.skills.records import load
 from kd.sources.addresses import model_folder
+from kd.types import Record, Skill
 
 LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
 OURS = ("kd.models.", "kd.teachers.")  # modules whose targets are instantiated from configurations alone
@@ -85,6 +92,51 @@ def check_readers(skill: str, models: Mapping[str, Any]) -> None:
                     f"({type(part.network).__name__}) does not read; take {role}=tiny_vision, or {role}=pretrained "
                     "with a vision-language checkpoint"
                 )
+
+
+def check_judges(cfg: DictConfig) -> None:
+    """Raises ValueError for a judge that could read no answer, reference or label, or not be asked for a text."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    own = load_skill(cfg.skill)
+    others = [load_skill(skill_node(name)) for name in config["evaluation"]["skills"]] if config["judge"] else []
+    for name, node in config["judge"].items():
+        path = f"judge.{name}"
+        judge: Judge = instantiate(OmegaConf.create({"judge": {name: prompt_node(node)}}).judge[name], _convert_="all")
+        for skill in (own, *own.parts.values(), *others):
+            _check_judged(path, judge, skill, config["evaluation"]["answers"])
+        labelled_by(judge)
+        model = teacher_node(node, config["teacher"])
+        words = _laid_out(described(model)).tokenizer if judge.verdict == "text" and _ours(model) else None
+        if words is not None and not words.chat_template:
+            raise ValueError(
+                f"{path} generates its verdicts, and its model has no chat template, as a base model has none; take an "
+                f"Instruct model ({path}.source), give it a chat_template, or set {path}.verdict=likelihood"
+            )
+
+
+def _check_judged(path: str, judge: Judge, skill: Skill, answers: int | None) -> None:
+    if skill.images:
+        raise ValueError(f"{path} reads text alone, and the prompts of skill {skill.name} have images; leave it out")
+    metric = of_skill(skill.metric).name
+    if not generates(next((one for one in skill.metrics if one.metric.name == metric), None), skill.metrics):
+        raise ValueError(
+            f"{path} judges answers, and skill {skill.name} is measured by likelihoods alone, so that none is "
+            "generated; add a metric of answers to skill.metrics, such as length"
+        )
+    records = load(skill, "test")[:answers] if judge.reads_reference or "references" in judge.opponents else []
+    if bare := next((one for one in records if not (one.responses or one.meta.get("references"))), None):
+        raise ValueError(
+            f"{path} reads the reference of each record, and record {bare.id} of {skill.name} has none; take a judge "
+            f"that reads none (judge=graded), or {path}.against=[teacher]"
+        )
+
+
+def labelled_by(judge: Judge) -> list[Record]:
+    """The records on which a judge's agreement is measured. Raises ValueError for a skill without any."""
+    if judge.labelled is None:
+        return []
+    skill = load_skill(skill_node(judge.labelled, "judge.labelled"))
+    return labelled_pairs(judge.labelled, load(skill, "test"))[: judge.labelled_items]
 
 
 def check_positions(max_length: int, models: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from kd.artifacts import texts_sha256
 from kd.components.choices import choices, content
 from kd.components.instantiation import instantiate
 from kd.components.signatures import suggestion
+from kd.judges.prompts import template_text as judge_prompt
 from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
@@ -112,24 +113,25 @@ def _skill(node: str) -> Skill:
 
 
 def _data_digest(config: dict[str, Any]) -> dict[str, str]:
-    """Digests of all records that the run can read, so that their source does not matter."""
+    """Digests of all records that the run can read, so that their source does not matter; of judges' labels, too."""
     node = config.get("skill")
     own = {"skill": _records_digest(json.dumps(node, sort_keys=True))} if node and node.get("_target_") else {}
-    others = (config.get("evaluation") or {}).get("skills") or ()
+    labelled = {judge["labelled"] for judge in (config.get("judge") or {}).values() if judge.get("labelled")}
+    others = dict.fromkeys([*((config.get("evaluation") or {}).get("skills") or ()), *sorted(labelled)])
     return own | {f"skill {name}": _records_digest(json.dumps(skill_node(name), sort_keys=True)) for name in others}
 
 
-def skill_node(name: str) -> dict[str, Any]:
-    """The content of conf/skill/NAME.yaml, for `evaluation.skills`.
+def skill_node(name: str, where: str = "evaluation.skills") -> dict[str, Any]:
+    """The content of conf/skill/NAME.yaml, for `evaluation.skills` or another key `where`.
 
     Raises ValueError, with the nearest name, where there is none, and for a setting that it leaves to the user.
     """
     if name not in (known := choices("skill")):
-        raise ValueError(f"evaluation.skills: conf/skill has no {name}.yaml; {suggestion(name, known)}")
+        raise ValueError(f"{where}: conf/skill has no {name}.yaml; {suggestion(name, known)}")
     node: dict[str, Any] = content("skill", name)
     if missing := [key for key, value in node.items() if value == "???"]:
         raise ValueError(
-            f"evaluation.skills: skill {name} has no value for {missing[0]}; write a file of conf/skill that gives it "
+            f"{where}: skill {name} has no value for {missing[0]}; write a file of conf/skill that gives it "
             f"(defaults: [{name}])"
         )
     return node
@@ -234,4 +236,6 @@ def _other_digests(node: Any) -> dict[str, str]:
     own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
     if isinstance(template := node.get("chat_template"), str):  # of a model; it may be the path of a file
         own[template] = texts_sha256([template_text(template)])
+    if isinstance(template := node.get("template"), str) and "{" not in template:  # the path of a judge's prompt
+        own[template] = texts_sha256([judge_prompt("template", template)])
     return own | {k: v for child in node.values() for k, v in _other_digests(child).items()}

@@ -11,7 +11,7 @@ from kd.components.axes import references_alone
 from kd.composition.check import check as check_config
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
-from kd.experiment.compatibility import check_models
+from kd.experiment.compatibility import check_judges, check_models
 from kd.experiment.identity import alike, identity, load_skill
 from kd.experiment.monitor import monitored
 from kd.experiment.preparation import choice, variant
@@ -65,6 +65,7 @@ def valid(cfg: DictConfig) -> None:
     check_machine(plain(cfg))
     check_parts(cfg)
     check_models(cfg)
+    check_judges(cfg)
     monitored(cfg)
 
 

@@ -87,7 +87,7 @@ def checkpoint_folder(cfg: DictConfig, role: str) -> Path:
     """
     recipe = _recipe(cfg, role)
     with open_dict(recipe):
-        unused = [axis for axis in references_alone() if recipe[axis].get("_target_", axis) is None]
+        unused = [axis for axis in references_alone() if not recipe[axis] or recipe[axis].get("_target_", axis) is None]
         for key in (*unused, "budget"):  # the steps are given
             recipe.pop(key)
         for key in ("lm_window", "lm_length"):

@@ -85,6 +85,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     from kd.experiment.checks import check_run
     from kd.experiment.disclosure import disclosed
     from kd.experiment.export import export_objective
+    from kd.experiment.loading import load_judges
     from kd.experiment.scores import Evaluated
     from kd.experiment.task_scores import task_scores
     from kd.training.trainer import summarise
@@ -105,7 +106,9 @@ def work(plan: Plan) -> Mapping[str, Any]:
     fit(cfg, parts, folder, task_scores(cfg, parts))
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
-    results = {**evaluation.results(beside), **disclosed(unrevealed(cfg), parts, evaluation.sessions)}
+    judges = load_judges(read, **evaluation.session.interval)
+    found = evaluation.results(beside, judges, plan.beside and plan.beside.folder)
+    results = {**found, **disclosed(unrevealed(cfg), parts, evaluation.sessions)}
     validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")
     _export_adapter(plan, read, parts, results)

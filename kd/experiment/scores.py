@@ -1,6 +1,7 @@
 """The systems of a run measured on its skill, and the content of results.json."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -11,11 +12,15 @@ from kd.components.instantiation import instantiate
 from kd.composition.cautions import cautions
 from kd.experiment.identity import code_of, family, load_skill, skill_node
 from kd.experiment.plan import plain
+from kd.intervals import Score
+from kd.judges.judging import Answered, Judging
+from kd.judges.panel import Panel, panels
 from kd.metrics.table import METRICS, ON_TEACHER, Metric
 from kd.models.language_model import LanguageModel
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
 from kd.runs.results import Budget as Cost
+from kd.runs.results import check_page
 from kd.sandbox import calls, mechanism
 from kd.skills.records import load
 from kd.types import Skill
@@ -43,6 +48,7 @@ class Evaluated:
             print(f"not measured, for the teacher has other tokens than the student: {names}", flush=True)
         self.measured: dict[str, dict[str, Any]] = {name: {} for name in self.sessions}  # by skill and system
         self.evaluation, self.outside = evaluation, dict[str, dict[str, Any]]()  # lm-eval's scores, by task and system
+        self.judged, self.judged_items = dict[str, Metric](), list[Any]()  # metrics and items of judges
         self.calls, self.family = calls(), family(cfg)
         self.initial = model_digest(parts.module.student)
 
@@ -82,8 +88,13 @@ class Evaluated:
             for metric, score in scores.items():
                 self.outside.setdefault(task, {}).setdefault(metric, {})[system] = score._asdict()
 
-    def results(self, baseline: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The content of results.json; writes samples.jsonl and items.csv."""
+    def results(
+        self, baseline: Mapping[str, Any] | None, judges: Sequence[Judging] = (), beside: RunFolder | None = None
+    ) -> dict[str, Any]:
+        """The content of results.json; writes samples.jsonl, items.csv and, of judges, verdicts.jsonl.
+
+        beside: the folder of the baseline.
+        """
         for skill, session in self.sessions.items():
             if self.parts.teacher is not None:
                 measured = session.measure(self.parts.teacher, identity=self.teacher_identity)
@@ -91,9 +102,13 @@ class Evaluated:
             if (floor := session.floor()) is not None:
                 self.measured[skill] |= {"floor": floor, "uniform": session.uniform()}
         self._measure_outside("teacher", self.parts.teacher)
+        judged = self._judge(judges, beside)
         self._write_items()
         tables, own = {name: _by_metric(systems) for name, systems in self.measured.items()}, self.parts.skill.name
         tables |= self.outside
+        for one in judged:
+            for name, scores in one.found.scores.items():
+                tables[name] |= {metric: _as_dicts(systems) for metric, systems in scores.items()}
         for name, table in tables.items():
             if baseline is not None:
                 _add_baseline(table, baseline, name, self.cfg.compare, own=name == own)
@@ -117,14 +132,35 @@ class Evaluated:
             "sandbox": mechanism() if calls() > self.calls else None,
             "verifier_errors": self._verifier_errors(),
             "cautions": cautions(plain(self.cfg)),
+            "judges": {one.name: one.facts() for one in judged},
         }
+
+    def _judge(self, judges: Sequence[Judging], beside: RunFolder | None) -> list[Judging | Panel]:
+        """Have the answers of all systems judged, those of the baseline among them; the judges, and their panel."""
+        name = self.cfg.compare
+        systems: dict[Any, str] = {"teacher": "teacher", **({"baseline": name} if beside else {})}
+        read = answers_of(beside) if judges and beside else {}
+        for skill, session in self.sessions.items() if judges else ():
+            texts = {system: _texts(one.samples) for system, one in self.measured[skill].items()}
+            texts = {**texts, **({name: read[skill]} if skill in read else {})}
+            texts = {system: texts[system] for system in ("before", name, "after", "teacher") if texts.get(system)}
+            groups = session.groups(session.prompts)
+            for judging in judges if texts else ():
+                judging.measure(Answered(skill, session.prompts, groups, texts, systems))
+        judged = [*judges, *panels(judges, **self.session.interval)]
+        for one in judged:
+            self.judged |= one.found.metrics
+            self.judged_items += one.found.rows
+        if judged:
+            self.folder.write_verdicts(row for one in judged for row in one.found.replies)
+        return judged
 
     def _metric(self, name: str, skill: str) -> Metric:
         if skill in self.outside:
             return self.evaluation.lm_eval.metric(name)
         session = self.sessions[skill]
         known = {metric.name: metric for metric in (session.metric, *(one.metric for one in session.metrics))}
-        return METRICS.get(name) or known[name]
+        return METRICS.get(name) or self.judged.get(name) or known[name]
 
     def _write_items(self) -> None:
         """Write samples.jsonl, one row for each answer, and items.csv, one for each item, system and metric."""
@@ -133,6 +169,7 @@ class Evaluated:
             {"system": name, "skill": skill, **row} for skill, name, one in every for row in one.samples
         )
         tables = [one.items.assign(skill=skill, system=name)[list(ITEMS)] for skill, name, one in every]
+        tables += [rows[list(ITEMS)] for rows in self.judged_items]
         rows = [row for table in tables for row in table.itertuples(index=False)]
         self.folder.write_items(csv_text([ITEMS, *rows]))
 
@@ -157,6 +194,26 @@ class Evaluated:
             "data_order": order,
             "evaluation_items": self.session.items_digest,
         }
+
+
+def answers_of(folder: RunFolder) -> dict[str, dict[str, str]]:
+    """By skill and record, the first answer of a finished run's student. Raises ValueError for a changed file."""
+    check_page(folder.path, "samples.jsonl")
+    found: dict[str, dict[str, str]] = {}
+    with (folder.path / "samples.jsonl").open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if row["system"] == "after" and row["sample"] == 0:
+                found.setdefault(row["skill"], {})[row["id"]] = row["response"]
+    return found
+
+
+def _texts(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The first answer to each prompt."""
+    return {row["id"]: row["response"] for row in samples if row["sample"] == 0}
+
+
+def _as_dicts(systems: Mapping[str, Score]) -> dict[str, Any]:
+    return {system: score._asdict() for system, score in systems.items()}
 
 
 def _by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Classes that a text names: macro-averaged F1."""
+"""Classes that a text names: macro-averaged F1, and agreement beyond chance."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -41,6 +41,30 @@ class MacroF1(CorpusMetric):
 @lru_cache(2**12)
 def _words(label: str) -> str:
     return " ".join(answer_tokens(label))
+
+
+class Kappa(MacroF1):
+    """Cohen's kappa of the classes that answers name with the right ones, as of a judge with people (`cohen_kappa`).
+
+    Rows are those of `MacroF1`; an answer that names no class has a class of its own, "".
+    """
+
+    def total(self, rows: np.ndarray) -> float:
+        """Kappa of rows (named, right)."""
+        return cohen_kappa(rows[:, 0], rows[:, 1])
+
+
+def cohen_kappa(one: Sequence[Any] | np.ndarray, other: Sequence[Any] | np.ndarray) -> float:
+    """Agreement of two raters of the same items beyond chance, (p_o - p_e) / (1 - p_e) (Cohen 1960).
+
+    p_o is the share of items that both put into the same class, p_e = sum_k p_k q_k what independent raters with the
+    same shares of classes would reach. NaN where p_e is 1: both know one class only, the same.
+    """
+    one, other = np.asarray(one), np.asarray(other)
+    classes = np.unique(np.concatenate([one, other]))
+    observed = (one == other).mean()
+    expected = sum((one == label).mean() * (other == label).mean() for label in classes)
+    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
 
 
 def named(text: str, labels: Sequence[str]) -> str:

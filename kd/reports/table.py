@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd.metrics.table import Metric, of_results
-from kd.reports.grid import Cell, Grid, share, with_interval_and_n
+from kd.reports.grid import Cell, Grid, share, with_interval, with_interval_and_n
 from kd.runs.results import SYSTEMS
 
 NAMES = {
@@ -37,16 +37,19 @@ def run_grid(
     columns = _columns(results)
     names = NAMES | {"after": student_name(config or {})}
     rows = [
-        [names.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, _ in columns)]
-        for system in _systems([column for _, column, _ in columns])
+        [names.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, *_ in columns)]
+        for system in _systems([column for _, column, *_ in columns])
     ]
-    rows.append(["gap closed", *(gap for _, _, gap in columns)])
+    rows.append(["gap closed", *(gap for _, _, gap, _ in columns)])
+    if results.get("judges"):
+        rows.append(["judge's agreement with labels", *(trust for *_, trust in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
     notes += [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
     notes += [*_leaks(results.get("contamination")), *_cost(results.get("efficiency") or {})]
     notes += _skipped(results.get("skipped_rows") or {})
+    notes += judge_notes(results)
     notes += [f"Caution: {caution}." for caution in results.get("cautions", ())]
-    return Grid(title, ["", *(name for name, _, _ in columns)], rows, notes)
+    return Grid(title, ["", *(name for name, *_ in columns)], rows, notes)
 
 
 def student_name(config: Mapping[str, Any]) -> str:
@@ -69,11 +72,11 @@ def rounds_grid(rounds: Sequence[Mapping[str, Any]]) -> Grid:
         [
             f"{i}",
             f"{results['records']['train']['given']}",
-            *(_cell(c.get("after")) for _, c, _ in columns),
+            *(_cell(c.get("after")) for _, c, *_ in columns),
         ]
         for i, (results, columns) in enumerate(zip(rounds, tables, strict=True), start=1)
     ]
-    header = ["round", "training\nrecords", *(name for name, _, _ in tables[-1])]
+    header = ["round", "training\nrecords", *(name for name, *_ in tables[-1])]
     return Grid(
         "The student after each round", header, rows, ["Each round is a run of its own; intervals are over items."]
     )
@@ -140,22 +143,53 @@ def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in (*SYSTEMS[:place], *others, *SYSTEMS[place:]) if name in measured]
 
 
-def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
-    """(header, estimates by system, gap closed): losses first, agreement, then the skills' own metrics."""
+def judge_notes(results: Mapping[str, Any]) -> list[str]:
+    """A sentence on each judge: its agreement with labels, its position bias, and what it gave no verdict on."""
+    return [f"Judge {name}: {'; '.join(_trust(judge))}." for name, judge in (results.get("judges") or {}).items()]
+
+
+def _trust(judge: Mapping[str, Any]) -> list[str]:
+    if judge["agreement"] is None:
+        parts = ["its agreement with labels is not measured"]
+    else:
+        n, of = judge["agreement"]["n"], judge["labelled"]
+        agreed = f"agrees with {with_interval(judge['agreement'])} of the {n} labels of {of}"
+        parts = [f"{agreed}, Cohen's kappa {with_interval(judge['kappa'])}"]
+    shares = {
+        "position_bias": "of the pairs another answer wins in the other order",
+        "shown_first": "of decided verdicts are for the answer that is shown first",
+        "longer": "of decided pairs are won by the longer answer",
+        "between": "of the verdicts of two of its judges are the same",
+        "unparsable": "of the items have no verdict that can be read",
+    }
+    parts += [f"{with_interval(judge[key])} {words}" for key, words in shares.items() if judge[key] is not None]
+    return [*parts, *([f"{judge['left_out']} items do not fit it"] if judge["left_out"] else [])]
+
+
+def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str, str]]:
+    """(header, estimates by system, gap closed, agreement of its judge): losses first, agreement with the teacher, then
+    the skills' own metrics."""
     scores = [(skill, metric) for skill, metrics in results["scores"].items() for metric in metrics]
     scores = [pair for pair in scores if of_results(results, pair[1]).of != "teacher"]  # on other skills: results.json
     scores.sort(key=lambda pair: of_answers(results, pair[1]))
     several = len(results["scores"]) > 1
 
-    def column(skill: str, metric: str) -> tuple[str, Mapping[str, Any], str]:
+    trust = {
+        metric: with_interval_and_n(judge["agreement"])
+        for judge in (results.get("judges") or {}).values()
+        for metric in judge["metrics"]
+    }
+
+    def column(skill: str, metric: str) -> tuple[str, Mapping[str, Any], str, str]:
         header = of_results(results, metric).title
         gap = results["gap_closed"].get(skill, {}).get(metric)
-        return (f"{skill}\n{header}" if several else header), results["scores"][skill][metric], share(gap)
+        named = f"{skill}\n{header}" if several else header
+        return named, results["scores"][skill][metric], share(gap), trust.get(metric, "–")
 
     losses = [column(*pair) for pair in scores if not of_answers(results, pair[1])]
     gaps: Mapping[str, float | None] = next(iter(results["gap_closed"].values()), {})
     agreement = [
-        (of_results(results, name).title, systems, share(gaps.get(name)))
+        (of_results(results, name).title, systems, share(gaps.get(name)), "–")
         for name, systems in (results["agreement"] or {}).items()
     ]
     return [*losses, *agreement, *(column(*pair) for pair in scores if of_answers(results, pair[1]))]
@@ -173,6 +207,8 @@ def _near_zero(results: Mapping[str, Any]) -> list[str]:
         for name, systems in metrics.items():
             metric = of_results(results, name)
             if metric.of != "answers" or not math.isfinite(metric.best):
+                continue
+            if all(_value(systems, name) is None for name in systems):  # of a judge that gave no verdict
                 continue
             if not any(_above(metric, _value(systems, student)) for student in ("before", "sft", "after")):
                 alone = _above(metric, _value(systems, "teacher"))

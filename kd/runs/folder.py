@@ -27,7 +27,7 @@ from kd.versions import code_digest
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
 BY_CONTENT = (".bad_rows",)  # of a skill, whose records count
 ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
-RECORDED = ("metrics.csv", "samples.jsonl", "items.csv")  # whose sha256 DONE has
+RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "verdicts.jsonl")  # whose sha256 DONE has
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
@@ -154,8 +154,15 @@ class RunFolder:
 
     def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Write samples.jsonl: one generated answer per line, with its prompt and score."""
+        return self._write_rows("samples.jsonl", rows)
+
+    def write_verdicts(self, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write verdicts.jsonl: one reply of a judge per line, with the verdict that was read from it."""
+        return self._write_rows("verdicts.jsonl", rows)
+
+    def _write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         lines = [json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) for row in rows]
-        return self.write_text("samples.jsonl", "".join(line + "\n" for line in lines))
+        return self.write_text(name, "".join(line + "\n" for line in lines))
 
     def write_items(self, table: str) -> Path:
         """Write items.csv: one row for each item, system and metric (`kd.evaluation.items`)."""

@@ -176,6 +176,33 @@ class SkippedRows(_Page):
     first: list[str]
 
 
+class Judge(_Page):
+    """How far the verdicts of a judge can be trusted (`kd.judges.judging`).
+
+    model: what its verdicts depend on of the model: digests of weights and tokenizer; of a panel, its judges. verdict:
+    how they are read.
+    version: of its prompt. metrics: those that are made of its verdicts. labelled: the skill with labels.
+    agreement, kappa: of its verdicts with the labels; none without labels. unparsable: the share of items without a
+    verdict. position_bias: the share of pairs in which another answer won in the other order. shown_first, longer: the
+    shares of decided verdicts for the answer that was shown first, and for the longer one. between: the share of equal
+    verdicts of two judges of a panel. left_out: items that do not fit the judge.
+    """
+
+    model: str
+    verdict: Literal["text", "likelihood", "majority"]
+    version: int
+    metrics: list[str]
+    labelled: str | None
+    agreement: Estimate | None
+    kappa: Estimate | None
+    unparsable: Estimate | None
+    position_bias: Estimate | None
+    shown_first: Estimate | None
+    longer: Estimate | None
+    between: Estimate | None
+    left_out: NonNegativeInt
+
+
 class Results(_Page):
     """`results.json` of a run that reached its end."""
 
@@ -201,6 +228,7 @@ class Results(_Page):
     efficiency: dict[Literal["student", "teacher"], Efficiency] = {}
     contamination: Contamination | None = None
     skipped_rows: dict[str, SkippedRows] = {}  # by skill
+    judges: dict[str, Judge] = {}  # by name
     cautions: list[str] = []  # features of the run that may not be intended
 
     @field_validator("agreement")

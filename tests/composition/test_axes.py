@@ -133,7 +133,9 @@ def test_every_axis_is_a_folder_with_what_its_row_names():
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", [name for name in AXES if name not in ("objective", "augmentation", "logger")])
+@pytest.mark.parametrize(
+    "axis", [name for name in AXES if name not in ("objective", "augmentation", "logger", "judge")]
+)
 def test_a_list_of_what_does_not_compose_is_refused(axis):
     first, second = choices(axis)[:2]
     ways = {"teacher": "teacher=ensemble", "skill": "skill=mixture 'skill.of={NAME: WEIGHT, ...}'"}

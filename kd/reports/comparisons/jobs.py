@@ -8,7 +8,7 @@ from kd.reports.comparisons.costs import COSTS, OF_TRAINING, cost_cell, shown_co
 from kd.reports.grid import Cell, Grid, share
 from kd.reports.runs import Job
 from kd.reports.settings import ABSENT, TRAINED_ON, settings_of
-from kd.reports.table import lacking
+from kd.reports.table import judge_notes, lacking
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
@@ -101,6 +101,7 @@ def _omissions(jobs: Sequence[Job]) -> list[str]:
         name = f"method={job.overrides['method']}" if "method" in job.overrides else f"Job {job.label}"
         results = job.results or {}
         named[name] = lacking(name, results.get("omits", ())) + [f"{name}: {c}." for c in results.get("cautions", ())]
+        named[name] += [f"{name}: {note}" for note in judge_notes(results)]
     return [sentence for sentences in named.values() for sentence in sentences]
 
 

@@ -55,11 +55,12 @@ def tables(path: Path) -> Iterator[Row]:
 def factual(path: Path) -> Iterator[Row]:
     """Sentences of articles with a summary that is true to it and one that is not, as a pair to choose from.
 
-    Rows have `article`, `choices` in an order that does not depend on the answer, `answer_index` and `answer`.
+    Rows have `article`, `choices` in an order that does not depend on the answer, `answer_index`, `answer` and `other`.
     """
     for row in values(path):
         right, wrong = row["correct_sent"].strip(), row["incorrect_sent"].strip()
         if right and wrong and right != wrong:
             choices = sorted([right, wrong])
             index = choices.index(right)
-            yield {"article": row["article_sent"].strip(), "choices": choices, "answer_index": index, "answer": right}
+            texts = {"article": row["article_sent"].strip(), "answer": right, "other": wrong}
+            yield {**texts, "choices": choices, "answer_index": index}
