@@ -107,7 +107,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     place(cfg, parts)  # Lightning leaves the student on the CPU
     evaluation.measure("after")
     judges = load_judges(read, **evaluation.session.interval)
-    found = evaluation.results(beside, judges, plan.beside and plan.beside.folder)
+    found = evaluation.results(beside, judges, None if plan.beside is None else plan.beside.folder)
     results = {**found, **disclosed(unrevealed(cfg), parts, evaluation.sessions)}
     validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")

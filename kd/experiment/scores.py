@@ -147,7 +147,7 @@ class Evaluated:
             groups = session.groups(session.prompts)
             for judging in judges if texts else ():
                 judging.measure(Answered(skill, session.prompts, groups, texts, systems))
-        judged = [*judges, *panels(judges, **self.session.interval)]
+        judged: list[Judging | Panel] = [*judges, *panels(judges, **self.session.interval)]
         for one in judged:
             self.judged |= one.found.metrics
             self.judged_items += one.found.rows

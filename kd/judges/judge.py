@@ -140,7 +140,10 @@ class Judge(ABC):
         """What the replies depend on: the model, its precision, the code, the prompts with both texts, the settings."""
         system, decoding = teacher.system, self.decoding
         drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "seed": self.seed}
-        by = {"text": {"longest": decoding.max_new_tokens, **drawn}, "likelihood": {"labels": list(self.labels)}}
+        by: dict[str, dict[str, Any]] = {
+            "text": {"longest": decoding.max_new_tokens, **drawn},
+            "likelihood": {"labels": list(self.labels)},
+        }
         return {
             "code": versions(__name__, type(teacher).__module__),
             "judge": [teacher.identity(), None if system is None else str(next(system.parameters()).dtype)],

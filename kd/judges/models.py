@@ -21,7 +21,8 @@ def teacher_node(node: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[st
     """The node of the model of a judge's node: `teacher` or the weights at `source`, or the run's `teacher`."""
     if node.get("source") is not None:
         whole = OmegaConf.create({"teacher": {**content("teacher", "pretrained"), "source": node["source"]}})
-        return OmegaConf.to_container(whole, resolve=True)["teacher"]  # type: ignore[index, call-overload]
+        plain: Any = OmegaConf.to_container(whole, resolve=True)
+        return plain["teacher"]
     return dict(node.get("teacher") or teacher)
 
 

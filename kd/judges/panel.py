@@ -18,8 +18,8 @@ NAME = "panel"
 def majority(outcomes: Sequence[Outcome | None]) -> Outcome | None:
     """The verdict of more than half of the judges that have one, a tie without such; None where no judge has one."""
     found = [outcome for outcome in outcomes if outcome is not None]
-    most = next((outcome for outcome in found if 2 * found.count(outcome) > len(found)), "tie")
-    return most if found else None
+    most = [outcome for outcome in found if 2 * found.count(outcome) > len(found)]
+    return most[0] if most else "tie" if found else None
 
 
 class Panel:

@@ -54,7 +54,7 @@ def filled(template: str, texts: Mapping[str, str], plain: Mapping[str, str] | N
     written = ""
     for text, name, _, _ in Formatter().parse(template):
         written += text if not written.endswith(fence) or text.startswith("\n") else f"\n{text}"
-        if name in texts:
+        if name is not None and name in texts:
             written += "" if not written or written.endswith("\n") else "\n"
             written += f"{fence}\n{texts[name]}\n{fence}"
         elif name is not None:
