@@ -163,7 +163,7 @@ class Judge(ABC):
         assert words is not None
         ended = any(a != b and b.startswith(a) for a in self.labels for b in self.labels)
         items: list[Choice] = [
-            (p, tuple(prompt_ids(p, words)), [tuple(answer_ids(p, one, words, ended=ended)) for one in self.labels])
+            (p, prompt_ids(p, words), [tuple(answer_ids(p, one, words, ended=ended)) for one in self.labels])
             for p in prompts
         ]
         table = score_choices(teacher.system, items, batch_size=self.decoding.batch_size, max_tokens=2048)
