@@ -177,15 +177,9 @@ class SkippedRows(_Page):
 
 
 class Judge(_Page):
-    """How far the verdicts of a judge can be trusted (`kd.judges.judging`).
+    """How far the verdicts of a judge can be trusted; its fields are in docs/run_folder.md.
 
-    model: what its verdicts depend on of the model: digests of weights and tokenizer; of a panel, its judges. verdict:
-    how they are read.
-    version: of its prompt. metrics: those that are made of its verdicts. labelled: the skill with labels.
-    agreement, kappa: of its verdicts with the labels; none without labels. unparsable: the share of items without a
-    verdict. position_bias: the share of pairs in which another answer won in the other order. shown_first, longer: the
-    shares of decided verdicts for the answer that was shown first, and for the longer one. between: the share of equal
-    verdicts of two judges of a panel. left_out: items that do not fit the judge.
+    model: digests of its weights and tokenizer; of a panel, its judges. metrics: those that are made of its verdicts.
     """
 
     model: str
