@@ -32,7 +32,8 @@ class Bleu(CorpusMetric):
 
     def total(self, rows: np.ndarray) -> float:
         """BLEU of the summed rows."""
-        return float(self.of._compute_score_from_stats(rows.sum(0).astype(int).tolist()).score)
+        score = self.of._compute_score_from_stats(rows.sum(0).astype(int).tolist()).score
+        return min(float(score), 100.0)  # the exponential of a mean of logarithms is rounded
 
 
 class Chrf(CorpusMetric):

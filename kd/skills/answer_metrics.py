@@ -5,6 +5,7 @@ and what follows the `*` is set in yaml. The names are the fields and properties
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
@@ -180,13 +181,14 @@ class FunctionMetric(AnswerMetric):
         found = self.function(**{name: getattr(evidence, name) for name in self.requires}, **self.arguments)
         if isinstance(self.function, CorpusMetric):
             return tuple(found)
-        value = float(found)
-        if not self.metric.low <= value <= self.metric.high:
+        value, (low, high) = float(found), self.metric.bounds
+        inside = min(max(value, low), high)
+        if not math.isclose(value, inside, rel_tol=1e-9, abs_tol=1e-9):
             raise ValueError(
                 f"record {evidence.record.id}: metric {self.metric.name} gives {value}, which is outside of "
-                f"{self.metric.low:g} to {self.metric.high:g}; mend the function or give its file the range"
+                f"{low:g} to {high:g}; mend the function or give its file the range"
             )
-        return (value,)
+        return (inside,)  # sacrebleu's 100 is 100.00000000000003
 
     def total(self, rows: np.ndarray) -> float:
         """The metric of rows `[n k]`: of a corpus metric its `total`, else the mean."""

@@ -61,3 +61,4 @@ def test_bleu_by_hand():
     rows = np.array([Bleu()("the cat sat on it", ["the cat sat on mats"])])
     assert Bleu().total(rows) == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
     assert Bleu().total(np.array([Bleu()("", ["a b"])])) == 0
+    assert Bleu().total(np.array([Bleu()("a b c d e", ["a b c d e"])])) == 100  # and not by rounding more

@@ -35,6 +35,11 @@ def test_a_mean_over_samples():
     assert one.rows(Evidence(record("a b"), texts=("a b", "c"))) == [(0.5,)]
 
 
+def test_a_value_that_rounding_puts_outside_of_the_range_is_its_end():
+    (one,) = answer_metrics(["self_bleu"])
+    assert one.rows(Evidence(record("x"), texts=("the cat sat on it",) * 3)) == [(100.0,)]  # 100.00000000000004
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
