@@ -169,7 +169,7 @@ def distillation(
         seed=0,
         log_every=1,
     )
-    if reads_packed(module, teacher.model):
+    if reads_packed(module):
         module.encoder.max_padding = 1.0  # as run.py has it
     return module
 
