@@ -1,4 +1,4 @@
-"""Checks of the generation engine against its users: rollouts, and stages of the augmentation."""
+"""Checks of the generation engine against its users: rollouts, stages of the augmentation, and the evaluation."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ from kd.composition.interfaces import made_by
 from kd.generators.settings import Decoding
 
 Node = Mapping[str, Any]
+EVALUATION = "evaluation"
 DECODING = tuple(field.name for field in fields(Decoding))  # settings that an engine takes from its user
 
 
@@ -22,7 +23,8 @@ def check_generator(config: Node) -> None:
     writers = dict(_writers(config))
     for path, node in writers.items():
         _check_writer(path, node)
-        _check_weights(path, node, config["teacher"])
+        if path != EVALUATION:  # which measures no teacher without weights
+            _check_weights(path, node, config["teacher"])
     if generator.is_default or any(node["generator"] == config["generator"] for node in writers.values()):
         return
     rollout = made_by("rollout", config["rollout"])
@@ -39,7 +41,7 @@ def check_generator(config: Node) -> None:
 def _writers(config: Node) -> Iterator[tuple[str, Node]]:
     """The parts of the config that have an engine, by path."""
     stages = ((f"augmentation.stages.{name}", stage) for name, stage in config["augmentation"]["stages"].items())
-    for path, node in (*_wrapped(config), *stages):
+    for path, node in (*_wrapped(config), *stages, (EVALUATION, config["evaluation"])):
         if isinstance(node.get("generator"), Mapping):
             yield path, node
 
@@ -70,6 +72,11 @@ def _check_writer(path: str, node: Node) -> None:
         raise ValueError(
             f"generator {generator.__qualname__} would be given the teacher's weights for {path}, and then the "
             f"student's; set {path}.generator=null, so that our own engine generates there"
+        )
+    if path == EVALUATION and generator.holds_weights and node["generator"].get("staleness", 0) is None:
+        raise ValueError(
+            f"{path}.generator.staleness=null never transfers weights, but an evaluation measures several models; set "
+            f"generator.staleness=0, or {path}.generator=null, so that our own engine generates there"
         )
     if generator.is_default or generator.holds_weights:
         return

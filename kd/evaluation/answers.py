@@ -7,7 +7,8 @@ import pandas as pd
 
 from kd.data.chat_template import response_text
 from kd.data.sequences import prompt_ids
-from kd.generators.generation import end_ids, write
+from kd.evaluation.engines import Engine
+from kd.generators.generation import end_ids
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.progress import progress_bar
@@ -25,24 +26,24 @@ def score_answers(
 
 
 def write_answers(
-    model: LanguageModel, records: Sequence[Record], decoding: Decoding, *, seed: int = 0
+    model: LanguageModel,
+    records: Sequence[Record],
+    decoding: Decoding,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    identity: str = "",
 ) -> pd.DataFrame:
     """`decoding.samples` answers per record, in its order: id, text, tokens (end token included), truncated (no end
     token was generated).
 
     seed: of the random numbers; the records and the decoding have streams of their own.
+    engine: None: our own. identity: the model's, for an engine that holds weights.
     """
+    engine = engine or Engine()
     prompts = [prompt_ids(record, model.tokenizer) for record in records]
     with progress_bar("answers", len(records)) as advance, seeded(seed, "evaluation"):
-        written = write(
-            [model],
-            prompts,
-            samples=decoding.samples,
-            max_new_tokens=decoding.max_new_tokens,
-            choose=decoding.sampled,
-            batch_size=decoding.batch_size,
-            progress=advance,
-        )
+        written = engine(model, prompts, decoding, identity=identity, progress=advance)
     answers = [list(answer.ids) for group in written for answer in group]
     ends = end_ids(model)
     return pd.DataFrame(

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from kd.data.sequences import Encoder, prompt_ids, same_text
 from kd.evaluation.answers import judged, write_answers
 from kd.evaluation.cache import content_key, remembered, uncached
 from kd.evaluation.choices import encoded_choices, score_choices, without_question
+from kd.evaluation.engines import Engine
 from kd.evaluation.floor import Unconditional, uniform, unigram
 from kd.evaluation.items import (
     COLUMNS,
@@ -29,15 +29,18 @@ from kd.evaluation.items import (
     requires_answers,
     requires_likelihood,
 )
-from kd.evaluation.likelihood import score_references, tabulate
+from kd.evaluation.likelihood import score_references, score_teacher
 from kd.evaluation.lm_eval import LmEval
-from kd.evaluation.measured import Measured, samples
+from kd.evaluation.measured import Measured, by_definition, named, samples
 from kd.evaluation.teacher_rows import Rows, rows_of
+from kd.evaluation.variants import variants as variants_of
+from kd.generators import Generator
 from kd.generators.generation import end_ids
 from kd.generators.settings import Decoding, Nucleus, Samples
 from kd.intervals import NAN, Score, mean, ratio
 from kd.metrics.table import METRICS, ON_TEACHER, of_skill
 from kd.models.language_model import LanguageModel
+from kd.skills.scoring import at_limit
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Skill
 
@@ -62,6 +65,10 @@ class Evaluation:
         temperature, top_p: of the distribution that each token is drawn from; at temperature 0 decoding is greedy.
         seed: of the random numbers of sampling.
         skills: files of `conf/skill` beside the run's own, on whose test splits the systems are measured, too.
+        variants: files of `conf/variant`: changes of the items, each measured beside the items as they are.
+        excess_error: answers of each model to each prompt, drawn at temperature 1, from which the student's excess
+            accumulated error is estimated (`kd.evaluation.excess_error`); 0: it is not measured.
+        generator: the engine that generates the answers (`kd.evaluation.engines.Engine`); None: our own.
         lm_eval: the arguments of `kd.evaluation.lm_eval.LmEval`.
 
     Raises:
@@ -83,15 +90,20 @@ class Evaluation:
         top_p: Nucleus = 1.0,
         seed: NonNegativeInt = 0,
         skills: Sequence[str] = (),
+        variants: Sequence[str | Mapping[str, Any]] = (),
+        excess_error: NonNegativeInt = 0,
+        generator: Generator | None = None,
         lm_eval: Mapping[str, Any] | None = None,
     ):
         self.items, self.answers, self.baseline = items, answers, baseline
         self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
         self.seed, self.skills = seed, tuple(skills)
         self.confidence, self.resamples = confidence, resamples
+        self.variants, self.excess_error = variants_of(variants), excess_error
+        self.engine = Engine(generator)
         self.lm_eval = LmEval(**(lm_eval or {}))
         try:
-            self.decoding.check()
+            self.decoding.check() if generator is None else generator.check(self.decoding)
         except ValueError as error:
             raise ValueError(f"evaluation.{error}") from None
 
@@ -143,12 +155,12 @@ class Session:
         self.prompts = [record for record in chosen if encoder.takes(record)]
         self.prompts_left_out = len(chosen) - len(self.prompts)  # those that leave no room for an answer
         self.teacher = teacher if encoder.teacher is None else None
-        self.teacher_name = _named(self.teacher, teacher_identity) if self.teacher and teacher_identity else None
+        self.teacher_name = named(self.teacher, teacher_identity) if self.teacher and teacher_identity else None
 
     @cached_property
     def items_digest(self) -> str:
         """Hash of all references and prompts: runs are comparable if their hashes agree."""
-        prompts = self._prompts(self.encoder.student)
+        prompts = self.prompt_contents(self.encoder.student)
         return content_key({"items": content(self.encoder, self.items), "prompts": prompts})
 
     @cached_property
@@ -169,7 +181,7 @@ class Session:
         answers, more_seconds = self._answers(system, identity)
         likelihoods, choice_seconds = self._likelihoods(system, identity)
         found = self._measured(table, answers, seconds + more_seconds + choice_seconds, likelihoods)
-        return _by_definition(found) if _named(system, identity) == self.teacher_name else found
+        return by_definition(found) if named(system, identity) == self.teacher_name else found
 
     def task_scores(self, system: LanguageModel) -> dict[str, Score]:
         """The scores of answers and choices of a system whose weights change: nothing is cached."""
@@ -198,12 +210,12 @@ class Session:
 
     def _system_references(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
         """Score the references in the system's own tokens; compare with the teacher if these are the student's."""
-        encoder, teacher, name = self.encoder, self.teacher_name, _named(system, identity)
+        encoder, teacher, name = self.encoder, self.teacher_name, named(system, identity)
         if not same_text(encoder.student, system.tokenizer):
             # references that fit the student are scored, however long they are in these tokens
             encoder = Encoder(system.tokenizer, None, max_length=sys.maxsize, max_tokens=encoder.max_tokens)
             teacher = None
-        score = _score_teacher if name == teacher else partial(score_references, system)
+        score = score_teacher if name == teacher else partial(score_references, system)
         return self._references(name, teacher, encoder, score)
 
     def _unconditional(self, system: Unconditional) -> Measured:
@@ -224,22 +236,28 @@ class Session:
 
     def _answers(self, system: LanguageModel | Ensemble, identity: str) -> tuple[pd.DataFrame | None, float]:
         """Scores of the system's texts. Only texts are cached, so that a corrected scorer takes effect at once."""
-        if not self.prompts or isinstance(system, Ensemble) or not self._generates:
+        if not self.prompts or isinstance(system, Ensemble) or not self.generates:
             return None, 0.0
         decoding, seed = self.evaluation.decoding, self.evaluation.seed
-        settings = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
+        settings: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
         if decoding.temperature:
             drawn = ("samples", "temperature", "top_p")
             settings |= {name: vars(decoding)[name] for name in drawn} | {"seed": seed}
-        prompts, ends = self._prompts(system.tokenizer), sorted(end_ids(system))
-        key = {"system": _named(system, identity), "prompts": prompts, "ends": ends, **settings}
-        texts, seconds = remembered("answers", key, partial(write_answers, system, self.prompts, decoding, seed=seed))
+        engine = self.evaluation.engine
+        if generator := engine.settings(system):
+            settings |= {"generator": dict(generator)}
+        prompts, ends = self.prompt_contents(system.tokenizer), sorted(end_ids(system))
+        key = {"system": named(system, identity), "prompts": prompts, "ends": ends, **settings}
+        compute = partial(
+            write_answers, system, self.prompts, decoding, seed=seed, engine=engine, identity=key["system"]
+        )
+        texts, seconds = remembered("answers", key, compute)
         if self.headline is not None and not self.headline.of_text:
             return texts.assign(score=NAN, error=None), seconds
         return judged(texts, self.skill, self.prompts), seconds
 
     @property
-    def _generates(self) -> bool:
+    def generates(self) -> bool:
         """Whether a metric is computed from generated text."""
         return generates(self.headline, self.metrics)
 
@@ -261,12 +279,13 @@ class Session:
     ) -> tuple[list[Any], float]:
         choices = encoded_choices(records, system.tokenizer)
         listed = [[one.id, prompt, ids, *seen(view_of(prompt))] for one, prompt, ids in choices]
-        key = {"system": _named(system, identity), "choices": listed}
+        key = {"system": named(system, identity), "choices": listed}
         settings = {"batch_size": self.evaluation.decoding.batch_size, "max_tokens": self.encoder.max_tokens}
         table, seconds = remembered("choices", key, partial(score_choices, system, choices, **settings))
         return table["logprobs"].tolist(), seconds
 
-    def _prompts(self, tokenizer: PreTrainedTokenizerBase) -> list:
+    def prompt_contents(self, tokenizer: PreTrainedTokenizerBase) -> list:
+        """What the answers to the prompts depend on: ids, tokens, and digests of images."""
         prompts = [(record.id, prompt_ids(record, tokenizer)) for record in self.prompts]
         return [[name, prompt, *seen(view_of(prompt))] for name, prompt in prompts]
 
@@ -297,7 +316,8 @@ class Session:
         values = answers.groupby("id", sort=False)["score"].mean()
         groups = self.groups(self.prompts)
         score = mean(values, groups, bounds=self.metric.bounds, **self.interval)
-        return score, items(self.metric.name, list(values.index), groups, values)
+        lost = answers["error"].map(at_limit).groupby(answers["id"], sort=False).sum()
+        return score, items(self.metric.name, list(values.index), groups, values, undecided=lost.astype(int).tolist())
 
     def _likelihood_scores(self, table: pd.DataFrame) -> list[tuple[str, Score, pd.DataFrame]]:
         groups, ids = self.groups(self.items), table["id"].tolist()
@@ -320,21 +340,3 @@ class Session:
         """Each record's source where its `meta` has one under the skill's group key, else the record itself."""
         sources = [(record.id, record.meta.get(self.skill.group_key)) for record in records]
         return [f"record {name}" if source is None else f"source {source}" for name, source in sources]
-
-
-def _named(system: LanguageModel | Ensemble, identity: str) -> str:
-    """The identity with the precision: the same weights in another precision are another system."""
-    return f"{identity} {next(system.parameters()).dtype}"
-
-
-def _by_definition(teacher: Measured) -> Measured:
-    """The teacher's agreement with itself without an interval: it is the same on all problems."""
-    exact = {name: teacher.scores[name]._replace(low=NAN, high=NAN) for name in ON_TEACHER if name in teacher.scores}
-    return replace(teacher, scores={**teacher.scores, **exact})
-
-
-def _score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: Rows) -> pd.DataFrame:
-    """The teacher's own table, without another forward pass: with itself it agrees everywhere."""
-    pairs = ((batch, teacher_rows.of(batch.records)) for batch in encoder.batches(items))
-    table = tabulate(items, pairs)
-    return table.assign(top1=table["tokens"].astype(float), forward_kl=0.0, reverse_kl=0.0)

@@ -2,7 +2,8 @@
 
 Columns: metric; id, of the record; group, whose items an interval draws together; value, of the item alone; statistics,
 in json, of what the score is made where it is no mean of the values: numerator and denominator of a ratio, or the rows
-of a `kd.metrics.corpus.CorpusMetric`.
+of a `kd.metrics.corpus.CorpusMetric`; undecided, how many answers had no verdict, as the sandbox reached a limit, and
+count as the worst.
 """
 
 import json
@@ -14,10 +15,11 @@ import pandas as pd
 
 from kd.intervals import Score, mean, resampled
 from kd.metrics.corpus import CorpusMetric
+from kd.sandbox import NoVerdict
 from kd.skills.answer_metrics import GENERATED, LIKELIHOOD, Evidence, FunctionMetric
 from kd.types import AnswerMetric, Record
 
-COLUMNS = ("metric", "id", "group", "value", "statistics")
+COLUMNS = ("metric", "id", "group", "value", "statistics", "undecided")
 ANSWERED = ("text", "score", "tokens", "truncated")  # columns of answers that metrics are computed from
 
 Likelihoods = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by record: logprobs, prior logprobs
@@ -29,10 +31,12 @@ def items(
     groups: Sequence[str],
     values: Sequence[float] | pd.Series | np.ndarray,
     statistics: Sequence[Any] | None = None,
+    undecided: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """The rows of one metric."""
     texts = [None] * len(ids) if statistics is None else [json.dumps(one) for one in statistics]
-    return pd.DataFrame(dict(zip(COLUMNS, (metric, list(ids), list(groups), list(values), texts), strict=True)))
+    lost = [0] * len(ids) if undecided is None else list(undecided)
+    return pd.DataFrame(dict(zip(COLUMNS, (metric, list(ids), list(groups), list(values), texts, lost), strict=True)))
 
 
 def ratio_items(
@@ -98,9 +102,18 @@ def measured(
         score = resampled(rows, metric.total, owners, **interval)._replace(n=len(found))
         values = [metric.total(np.array(one)) for one in several]
         return score, items(metric.metric.name, ids, groups, values, several)
-    if isinstance(metric, FunctionMetric):
-        values = [metric.rows(one)[0][0] for one in found]
-    else:
-        values = [float(np.mean([metric.score(one.record, text) for text in one.texts])) for one in found]
+    pairs = [metric.value(one) if isinstance(metric, FunctionMetric) else _scores(metric, one) for one in found]
+    values = [value for value, _ in pairs]
     score = mean(values, groups, bounds=metric.metric.bounds, **interval)
-    return score, items(metric.metric.name, ids, groups, values)
+    return score, items(metric.metric.name, ids, groups, values, undecided=[lost for _, lost in pairs])
+
+
+def _scores(metric: AnswerMetric, evidence: Evidence) -> tuple[float, int]:
+    """The same as `FunctionMetric.value` of another metric of answers."""
+    found: list[float | None] = []
+    for text in evidence.texts:
+        try:
+            found.append(metric.score(evidence.record, text))
+        except NoVerdict:
+            found.append(None)
+    return float(np.mean([metric.metric.worst if one is None else one for one in found])), found.count(None)

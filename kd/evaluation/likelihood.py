@@ -47,6 +47,12 @@ def score_references(
         return tabulate(items, pairs, teacher_rows=teacher_rows, chunk=chunk)
 
 
+def score_teacher(encoder: Encoder, items: Sequence[Record], *, teacher_rows: Rows) -> pd.DataFrame:
+    """The teacher's own table, without another forward pass: with itself it agrees everywhere."""
+    table = tabulate(items, ((batch, teacher_rows.of(batch.records)) for batch in encoder.batches(items)))
+    return table.assign(top1=table["tokens"].astype(float), forward_kl=0.0, reverse_kl=0.0)
+
+
 def tabulate(
     items: Sequence[Record],
     pairs: Iterable[tuple[Batch, Logits]],
@@ -85,6 +91,20 @@ def nlls(model: LanguageModel | Ensemble, batches: Sequence[Batch], *, chunk: in
             mask = batch.student.mask
             values = _row_values(logits, None, batch.student.labels[mask], chunk)[:, 0].split(mask.sum(1).tolist())
             found |= {record.id: float(one.sum()) for record, one in zip(batch.records, values, strict=True)}
+    return found
+
+
+def forward_kls(
+    model: LanguageModel, teacher: LanguageModel, batches: Sequence[Batch], *, chunk: int = CHUNK
+) -> dict[str, float]:
+    """KL(teacher || model) at the tokens of the response of each record, by its id, in nats, summed."""
+    found: dict[str, float] = {}
+    with reading(model), reading(teacher):
+        for (batch, logits), (_, theirs) in zip(read(model, batches), read(teacher, batches), strict=True):
+            mask = batch.student.mask
+            values = _row_values(logits, theirs, batch.student.labels[mask], chunk)[:, SUMS.index("forward_kl")]
+            rows = values.split(mask.sum(1).tolist())
+            found |= {record.id: float(one.sum()) for record, one in zip(batch.records, rows, strict=True)}
     return found
 
 

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from kd.intervals import Score
+from kd.intervals import NAN, Score
+from kd.metrics.table import ON_TEACHER
+from kd.models.language_model import LanguageModel
+from kd.teachers.ensemble import Ensemble
 from kd.types import Record
 
 
@@ -44,6 +47,25 @@ class Measured:
     def verifier_errors(self) -> int:
         """Answers for which the verifier returned no score; they count as wrong."""
         return 0 if self.answers is None else int(self.answers["error"].notna().sum())
+
+    @property
+    def undecided(self) -> dict[str, int]:
+        """By metric, the answers on which a sandbox reached a limit, where there are any: they count as the worst."""
+        if self.items.empty:
+            return {}
+        counts = self.items.groupby("metric", sort=False)["undecided"].sum()
+        return {str(name): int(count) for name, count in counts.items() if count}
+
+
+def named(system: LanguageModel | Ensemble, identity: str) -> str:
+    """The identity with the precision: the same weights in another precision are another system."""
+    return f"{identity} {next(system.parameters()).dtype}"
+
+
+def by_definition(teacher: Measured) -> Measured:
+    """The teacher's agreement with itself without an interval: it is the same on all problems."""
+    exact = {name: teacher.scores[name]._replace(low=NAN, high=NAN) for name in ON_TEACHER if name in teacher.scores}
+    return replace(teacher, scores={**teacher.scores, **exact})
 
 
 def gap_closed(

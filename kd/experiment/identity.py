@@ -25,7 +25,7 @@ from kd.types import Record, Skill, Split
 from kd.versions import versions
 
 TRAINING = ("kd.experiment.build",)
-STAGES = (*TRAINING, "kd.evaluation.evaluate")
+STAGES = (*TRAINING, "kd.evaluation.evaluate", "kd.evaluation.variants.robustness", "kd.evaluation.excess_error")
 SOURCE = ("address", "member", "sha256", "adapter")  # the keys of a source
 MODELS = ("source", "tokenizer")  # keys of a model whose value may be an address alone
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -45,11 +45,13 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
         ValueError, FileNotFoundError: something that the run reads is not there or is damaged.
     """
     config = counted(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    metrics = _metric_nodes(config)
+    named = {"metrics": _metric_nodes(config), "variants": _variant_nodes(config)}
     found = content_digests(config) | _data_digest(config) | _corpus_digest(config)
-    found |= {"metrics": texts_sha256(json.dumps(node, sort_keys=True) for node in metrics)} if metrics else {}
+    found |= {
+        key: texts_sha256(json.dumps(node, sort_keys=True) for node in nodes) for key, nodes in named.items() if nodes
+    }
     digests = {masked(name): content for name, content in found.items()}
-    version = code_of({**config, "metrics": metrics}, (*stages, *_part_classes(config.get("skill"))))
+    version = code_of({**config, **named}, (*stages, *_part_classes(config.get("skill"))))
     return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=version)
 
 
@@ -60,6 +62,12 @@ def _metric_nodes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     skills = [_skill(json.dumps(node, sort_keys=True)) for node in [own, *named] if node and node.get("_target_")]
     every = [one for skill in skills for one in (skill, *skill.parts.values())]
     return [metric.node for skill in every for metric in skill.metrics]
+
+
+def _variant_nodes(config: Mapping[str, Any]) -> list[Any]:
+    """The content of the files of `conf/variant` that the evaluation names; not read where no result depends on it."""
+    names = (config.get("evaluation") or {}).get("variants") or ()
+    return [content("variant", name) if isinstance(name, str) else name for name in names]
 
 
 def _part_classes(node: Any) -> set[str]:

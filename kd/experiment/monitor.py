@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd.components.signatures import suggestion
+from kd.evaluation.items import requires_several
 from kd.experiment.identity import load_skill
 from kd.metrics.table import METRICS, Metric, of_skill
 from kd.runs.folder import RunFolder
@@ -18,7 +19,7 @@ def monitored(cfg: DictConfig) -> Metric:
     """The metric `validation/<metric>`, or that of the run's skill, `<skill>/<metric>`.
 
     Raises:
-        ValueError: the skill has another name, or no such metric.
+        ValueError: the skill has another name, or no such metric, or validations do not log it.
     """
     name = cfg.checkpoint.monitor
     split, _, metric = name.partition("/")
@@ -26,6 +27,11 @@ def monitored(cfg: DictConfig) -> Metric:
         return METRICS[metric]
     skill = load_skill(cfg.skill)
     known = {f"{skill.name}/{one.name}": one for one in (of_skill(skill.metric), *(m.metric for m in skill.metrics))}
+    if any(requires_several(one) and name == f"{skill.name}/{one.metric.name}" for one in skill.metrics):
+        raise ValueError(
+            f"checkpoint.monitor={name} is computed from several answers to a prompt, and a validation generates one; "
+            f"monitor another metric of the skill, as {next(iter(known))}"
+        )
     if name not in known:
         raise ValueError(f"checkpoint.monitor={name} is no metric of the run's skill; {suggestion(name, known)}")
     return known[name]

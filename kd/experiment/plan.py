@@ -8,11 +8,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.components.axes import references_alone
+from kd.components.instantiation import instantiate
 from kd.composition.check import check as check_config
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
+from kd.evaluation.measurable import check_measurable
 from kd.experiment.compatibility import check_judges, check_models
-from kd.experiment.identity import alike, identity, load_skill
+from kd.experiment.identity import alike, identity, load_skill, skill_node
 from kd.experiment.monitor import monitored
 from kd.experiment.preparation import choice, variant
 from kd.experiment.rounds import of_round, round_before
@@ -67,6 +69,14 @@ def valid(cfg: DictConfig) -> None:
     check_models(cfg)
     check_judges(cfg)
     monitored(cfg)
+    check_evaluation(cfg)
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """Raises ValueError for what the evaluation names and could not measure (`kd.evaluation.measurable`)."""
+    evaluation, own = instantiate(cfg.evaluation), load_skill(cfg.skill)
+    skills = [own, *own.parts.values(), *(load_skill(skill_node(name)) for name in evaluation.skills)]
+    check_measurable(evaluation, skills, curve=cfg.checkpoint.answers, teacher=cfg.teacher._target_ is not None)
 
 
 def check(cfg: DictConfig) -> RunFolder | None:

@@ -10,12 +10,14 @@ from omegaconf import DictConfig
 
 from kd.components.instantiation import instantiate
 from kd.composition.cautions import cautions
+from kd.evaluation.excess_error import with_excess_error
+from kd.evaluation.variants.robustness import Pair, Robustness
 from kd.experiment.identity import code_of, family, load_skill, skill_node
 from kd.experiment.plan import plain
 from kd.intervals import Score
 from kd.judges.judging import Answered, Judging
 from kd.judges.panel import Panel, panels
-from kd.metrics.table import METRICS, ON_TEACHER, Metric
+from kd.metrics.table import EXCESS_ERROR, METRICS, ON_TEACHER, Metric
 from kd.models.language_model import LanguageModel
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
@@ -26,7 +28,7 @@ from kd.skills.records import load
 from kd.types import Skill
 from kd.versions import code_digest
 
-ITEMS = ("skill", "system", "metric", "id", "group", "value", "statistics")  # columns of items.csv
+ITEMS = ("skill", "system", "metric", "id", "group", "value", "statistics", "variant")  # columns of items.csv
 
 
 class Evaluated:
@@ -46,7 +48,14 @@ class Evaluated:
         if teacher is not None and parts.encoder.teacher is not None:
             names = ", ".join(ON_TEACHER)
             print(f"not measured, for the teacher has other tokens than the student: {names}", flush=True)
+        if not evaluation.engine.serves(parts.module.student, teacher):
+            print(
+                "the engine of the evaluation holds models of the student's shape; our own answers for the teacher",
+                flush=True,
+            )
         self.measured: dict[str, dict[str, Any]] = {name: {} for name in self.sessions}  # by skill and system
+        self.robustness = {name: Robustness(session) for name, session in self.sessions.items()}
+        self.varied: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sessions}
         self.evaluation, self.outside = evaluation, dict[str, dict[str, Any]]()  # lm-eval's scores, by task and system
         self.judged, self.judged_items = dict[str, Metric](), list[Any]()  # metrics and items of judges
         self.calls, self.family = calls(), family(cfg)
@@ -74,16 +83,23 @@ class Evaluated:
         """Measure the student as it is now, under the name `system`."""
         student = self.parts.module.student
         digest = self.digest(student)
-        for skill, session in self.sessions.items():
-            self.measured[skill][system] = session.measure(student, identity=digest)
-        self._measure_outside(system, student)
+        self._measure(system, student, digest)
+        self._measure_outside(system, student, digest)
 
-    def _measure_outside(self, system: str, model: Any) -> None:
+    def _measure(self, system: str, model: Any, identity: str) -> None:
+        for skill, session in self.sessions.items():
+            found = session.measure(model, identity=identity)
+            if system != "teacher":
+                found = with_excess_error(session, model, found, identity=identity)
+            self.measured[skill][system] = found
+            self.varied[skill][system] = self.robustness[skill].measure(model, found, identity=identity)
+
+    def _measure_outside(self, system: str, model: Any, identity: str | None) -> None:
         """The tasks of `evaluation.lm_eval`, which generate and read as lm-eval does."""
         if not self.evaluation.lm_eval.tasks or not isinstance(model, LanguageModel):
             return
         size, longest = self.evaluation.decoding.batch_size, self.cfg.data.max_length
-        found = self.evaluation.lm_eval.measure(model, batch_size=size, max_length=longest)
+        found = self.evaluation.lm_eval.measure(model, identity=identity, batch_size=size, max_length=longest)
         for task, scores in found.items():
             for metric, score in scores.items():
                 self.outside.setdefault(task, {}).setdefault(metric, {})[system] = score._asdict()
@@ -95,13 +111,12 @@ class Evaluated:
 
         beside: the folder of the baseline.
         """
+        if self.parts.teacher is not None and self.teacher_identity is not None:
+            self._measure("teacher", self.parts.teacher, self.teacher_identity)
         for skill, session in self.sessions.items():
-            if self.parts.teacher is not None:
-                measured = session.measure(self.parts.teacher, identity=self.teacher_identity)
-                self.measured[skill]["teacher"] = measured
             if (floor := session.floor()) is not None:
                 self.measured[skill] |= {"floor": floor, "uniform": session.uniform()}
-        self._measure_outside("teacher", self.parts.teacher)
+        self._measure_outside("teacher", self.parts.teacher, self.teacher_identity)
         judged = self._judge(judges, beside)
         self._write_items()
         tables, own = {name: _by_metric(systems) for name, systems in self.measured.items()}, self.parts.skill.name
@@ -121,6 +136,7 @@ class Evaluated:
             "baseline": None if baseline is None else baseline["config_hash"],
             "scores": tables,
             "gap_closed": gaps,
+            "robustness": self._robustness(baseline),
             "metrics": {name: metric.facts() for name, metric in metrics.items()},
             "agreement": agreement or None,
             "budget": self._budget(),
@@ -131,6 +147,7 @@ class Evaluated:
             "records": self.records,
             "sandbox": mechanism() if calls() > self.calls else None,
             "verifier_errors": self._verifier_errors(),
+            "undecided": self._undecided(),
             "cautions": cautions(plain(self.cfg)),
             "judges": {one.name: one.facts() for one in judged},
         }
@@ -155,21 +172,45 @@ class Evaluated:
             self.folder.write_verdicts(row for one in judged for row in one.found.replies)
         return judged
 
+    def _robustness(self, baseline: Mapping[str, Any] | None) -> dict[str, Any]:
+        """By skill and variant the counts of items and, by metric and system, the pairs."""
+        table: dict[str, Any] = {}
+        for skill, found in self.robustness.items():
+            for variant in found.sessions:
+                systems = {name: one[variant].pairs for name, one in self.varied[skill].items()}
+                pairs = _turned({name: {m: _asdict(pair) for m, pair in one.items()} for name, one in systems.items()})
+                if baseline is not None:
+                    known = (baseline.get("robustness") or {}).get(skill, {}).get(variant, {})
+                    for metric, theirs in known.get("metrics", {}).items():
+                        pairs.get(metric, {})[self.cfg.compare] = theirs.get("after")
+                table.setdefault(skill, {})[variant] = {**found.counts(variant), "metrics": pairs}
+        return table
+
     def _metric(self, name: str, skill: str) -> Metric:
         if skill in self.outside:
             return self.evaluation.lm_eval.metric(name)
         session = self.sessions[skill]
         known = {metric.name: metric for metric in (session.metric, *(one.metric for one in session.metrics))}
-        return METRICS.get(name) or self.judged.get(name) or known[name]
+        standing = {**METRICS, EXCESS_ERROR.name: EXCESS_ERROR, **self.judged}
+        return standing.get(name) or known[name]
 
     def _write_items(self) -> None:
         """Write samples.jsonl, one row for each answer, and items.csv, one for each item, system and metric."""
-        every = [(skill, name, one) for skill, systems in self.measured.items() for name, one in systems.items()]
+        every: list[tuple[str, str, str | None, Any]]
+        every = [(s, name, None, one) for s, systems in self.measured.items() for name, one in systems.items()]
+        every += [
+            (s, name, variant, one.measured)
+            for s, systems in self.varied.items()
+            for name, by_variant in systems.items()
+            for variant, one in by_variant.items()
+        ]
         self.folder.write_samples(
-            {"system": name, "skill": skill, **row} for skill, name, one in every for row in one.samples
+            {"system": name, "skill": s, "variant": variant, **row}
+            for s, name, variant, one in every
+            for row in one.samples
         )
-        tables = [one.items.assign(skill=skill, system=name)[list(ITEMS)] for skill, name, one in every]
-        tables += [rows[list(ITEMS)] for rows in self.judged_items]
+        tables = [one.items.assign(skill=s, system=name, variant=v)[list(ITEMS)] for s, name, v, one in every]
+        tables += [rows.assign(variant=None)[list(ITEMS)] for rows in self.judged_items]
         rows = [row for table in tables for row in table.itertuples(index=False)]
         self.folder.write_items(csv_text([ITEMS, *rows]))
 
@@ -182,6 +223,13 @@ class Evaluated:
         for name, count in found.items():
             print(f"{count} answers of {name} got no score and count as wrong; samples.jsonl has the reasons")
         return found
+
+    def _undecided(self) -> dict[str, dict[str, dict[str, int]]]:
+        """By skill, metric and system, the answers on which a sandbox reached a limit."""
+        tables = {
+            skill: _turned({n: m.undecided for n, m in systems.items()}) for skill, systems in self.measured.items()
+        }
+        return {skill: table for skill, table in tables.items() if table}
 
     def _budget(self) -> dict[str, Any]:
         spent = asdict(self.parts.module.budget)
@@ -202,7 +250,7 @@ def answers_of(folder: RunFolder) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     with (folder.path / "samples.jsonl").open(encoding="utf-8") as file:
         for row in map(json.loads, file):
-            if row["system"] == "after" and row["sample"] == 0:
+            if row["system"] == "after" and row["sample"] == 0 and row.get("variant") is None:
                 found.setdefault(row["skill"], {})[row["id"]] = row["response"]
     return found
 
@@ -217,11 +265,22 @@ def _as_dicts(systems: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _by_metric(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return _turned(
+        {system: {m: score._asdict() for m, score in one.scores.items()} for system, one in measured.items()}
+    )
+
+
+def _turned(by_system: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By metric and system what is given by system and metric."""
     table: dict[str, dict[str, Any]] = {}
-    for system, one in measured.items():
-        for metric, score in one.scores.items():
-            table.setdefault(metric, {})[system] = score._asdict()
+    for system, metrics in by_system.items():
+        for metric, found in metrics.items():
+            table.setdefault(metric, {})[system] = found
     return table
+
+
+def _asdict(pair: Pair) -> dict[str, Any]:
+    return {name: score._asdict() for name, score in pair._asdict().items()}
 
 
 def _add_baseline(

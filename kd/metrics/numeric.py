@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from kd.metrics.final_number import ANSWER, NUMBER, final_number
-from kd.sandbox import NoVerdict, mechanism, verdict
+from kd.sandbox import AT_LIMIT, NoVerdict, mechanism, verdict
 
 _ALONE = re.compile(rf"[\s*:=$]*(?:{NUMBER.pattern})[\s.*!]*")
 
@@ -15,7 +15,7 @@ class Numeric:
 
     Where both are plain decimals ("The answer is $1,200."), they are compared as such; all else ("1/2", `\\boxed{x^2}`)
     by math-verify, to six decimals, in a sandbox (docs/sandbox.md): it evaluates what a model has written. A text on
-    which it fails has no answer.
+    which it raises has no answer; one on which it reaches a limit of the sandbox has no verdict.
 
     Raises:
         ValueError: no sandbox works on this machine.
@@ -25,8 +25,17 @@ class Numeric:
         mechanism()
 
     def __call__(self, text: str, answers: Sequence[str]) -> float:
-        """1 or 0."""
-        return float(any(_equal(text, answer) for answer in answers))
+        """1 or 0. Raises NoVerdict where no answer is found equal and a comparison reached a limit of the sandbox."""
+        lost: NoVerdict | None = None
+        for answer in answers:
+            try:
+                if _equal(text, answer):
+                    return 1.0
+            except NoVerdict as error:
+                lost = error
+        if lost is not None:
+            raise lost
+        return 0.0
 
 
 def _equal(text: str, answer: str) -> bool:
@@ -35,7 +44,9 @@ def _equal(text: str, answer: str) -> bool:
         return Decimal(number) == Decimal(right)
     try:
         return verdict(math_judge, (answer, text), setup=()) is True
-    except NoVerdict:
+    except NoVerdict as error:
+        if error.status in AT_LIMIT:
+            raise
         return False
 
 

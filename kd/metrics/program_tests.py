@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from textwrap import indent
 from typing import Any
 
-from kd.sandbox import run
+from kd.sandbox import AT_LIMIT, NoVerdict, Outcome, run
 
 BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
 
@@ -19,10 +19,18 @@ def tests_passed(text: str, meta: Mapping[str, Any]) -> float:
     arXiv 2107.03374; `pass_at_k` estimates larger k from the same scores.
 
     Raises:
+        NoVerdict: the program reached a limit of the sandbox.
         ValueError: no sandbox works here.
     """
     program = f"{function(text, meta['signature'], meta['entry_point'])}\n{meta['tests']}"
-    return float(run(program).status == "ok")
+    return passed(run(program))
+
+
+def passed(outcome: Outcome) -> float:
+    """1 if a program ran to its end, 0 if it raised or exited. Raises NoVerdict where it reached a limit."""
+    if outcome.status in AT_LIMIT:
+        raise NoVerdict(outcome.status, outcome.error)
+    return float(outcome.status == "ok")
 
 
 def function(text: str, signature: str, name: str) -> str:

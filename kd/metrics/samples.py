@@ -75,4 +75,5 @@ def _bleu_of_others(
         correct[len(gram) - 1] += min(count, second if count == first else first)
     others = [other for other, count in lengths.items() if other != length or count > 1]
     closest = min(others, key=lambda other: (abs(other - length), other))
-    return BLEU.compute_bleu(correct, total, length, closest, smooth_method="exp", effective_order=True).score
+    score = BLEU.compute_bleu(correct, total, length, closest, smooth_method="exp", effective_order=True).score
+    return min(float(score), 100.0)  # but for rounding

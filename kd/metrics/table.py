@@ -103,6 +103,16 @@ _ALL = (
     ),
 )
 METRICS = {metric.name: metric for metric in _ALL}  # that every run has, where there is something to measure them on
+EXCESS_ERROR = Metric(
+    "excess_error",
+    "ExAccErr (%)",
+    unit="percent",
+    low=-100.0,
+    high=math.inf,
+    higher_is_better=False,
+    of="teacher",
+    description="excess accumulated error of the student's own prefixes, percent",
+)  # of evaluation.excess_error
 ON_TEACHER = tuple(name for name, metric in METRICS.items() if metric.of == "teacher")  # in a report's order
 
 

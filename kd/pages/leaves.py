@@ -190,5 +190,16 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "evaluation=default",
             "tests/evaluation/test_agreement.py::test_divergences_are_those_of_the_objectives",
         ),
+        Leaf(
+            "Robustness (AdvGLUE, ANLI; shifted items)",
+            "skill=mmlu 'evaluation.variants=[typos,option_order,distraction]'",
+            "tests/evaluation/test_robustness.py::test_a_system_on_changed_items",
+            "the sets themselves, which no embedded archive holds; paraphrases by a model",
+        ),
+        Leaf(
+            "Exposure bias (ExAccErr)",
+            "evaluation.excess_error=4",
+            "tests/evaluation/test_excess_error.py::test_the_sums_by_hand",
+        ),
     ),
 }

@@ -21,6 +21,7 @@ from kd.reports.corrections import CORRECTIONS
 from kd.reports.frame import frame_of, identity
 from kd.reports.grid import Grid, console
 from kd.reports.render import markdown, print_grid, rendered
+from kd.reports.robustness import robustness_grid
 from kd.reports.runs import Job, is_run, problems, read_jobs
 from kd.reports.sweep import TABLES, Choices, tables_of
 from kd.reports.table import run_grid
@@ -38,14 +39,16 @@ def grids(found: Mapping[str, Sequence[Job]], choices: Choices) -> list[Grid]:
         runs = []
     together = replace(choices, paths=[path for path in found if path not in runs])
     jobs = list({identity(job): job for path in together.paths for job in found[path]}.values())
-    return [*(tables_of(frame_of(jobs), together) if jobs else []), *(_own(path, found[path][0]) for path in runs)]
+    own = [grid for path in runs for grid in _own(path, found[path][0])]
+    return [*(tables_of(frame_of(jobs), together) if jobs else []), *own]
 
 
-def _own(path: str, job: Job) -> Grid:
-    """The table of a finished run."""
+def _own(path: str, job: Job) -> list[Grid]:
+    """The table of a finished run, and that of its variants where it has any."""
     grid = run_grid(job.results or {}, Path(path).resolve().name, job.config)
     command = shlex.join(["python", "-m", "kd.reports", path])
-    return replace(grid, notes=[*grid.notes, *problems([job])], command=command)
+    variants = robustness_grid(job.results or {})
+    return [replace(grid, notes=[*grid.notes, *problems([job])], command=command), *([variants] if variants else [])]
 
 
 def parser() -> argparse.ArgumentParser:

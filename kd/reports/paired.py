@@ -25,7 +25,8 @@ def item_table(folder: Path) -> Mapping[tuple[str, str, str], pd.DataFrame]:
     if not path.is_file():
         return {}
     try:
-        table = pd.read_csv(path, dtype={"id": str, "group": str, "statistics": str})
+        table = pd.read_csv(path, dtype={"id": str, "group": str, "statistics": str, "variant": str})
+        table = table[table["variant"].isna()] if "variant" in table else table  # the items as they are
         parts = table.groupby(["skill", "system", "metric"], sort=False)
         return {(str(s), str(y), str(m)): part.set_index("id") for (s, y, m), part in parts}
     except (KeyError, ValueError) as error:

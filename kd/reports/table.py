@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd.metrics.table import Metric, of_results
+from kd.metrics.table import ON_TEACHER, Metric, of_results
 from kd.reports.grid import Cell, Grid, share, with_interval, with_interval_and_n
 from kd.runs.results import SYSTEMS
 
@@ -38,7 +38,7 @@ def run_grid(
     names = NAMES | {"after": student_name(config or {})}
     rows = [
         [names.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, *_ in columns)]
-        for system in _systems([column for _, column, *_ in columns])
+        for system in systems_in([column for _, column, *_ in columns])
     ]
     rows.append(["gap closed", *(gap for _, _, gap, _ in columns)])
     if results.get("judges"):
@@ -48,6 +48,7 @@ def run_grid(
     notes += [*_leaks(results.get("contamination")), *_cost(results.get("efficiency") or {})]
     notes += _skipped(results.get("skipped_rows") or {})
     notes += judge_notes(results)
+    notes += _undecided(results.get("undecided") or {})
     notes += [f"Caution: {caution}." for caution in results.get("cautions", ())]
     return Grid(title, ["", *(name for name, *_ in columns)], rows, notes)
 
@@ -112,6 +113,19 @@ def _leaks(found: Mapping[str, Any] | None) -> list[str]:
     return [f"Contamination: {' and '.join(parts)} items share {shared}, with a training record."]
 
 
+def _undecided(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Sentences on the answers whose evaluation reached a limit of the sandbox."""
+    counts = [
+        (f"{skill}: {metric}", ", ".join(f"{count} of {NAMES.get(name, name)}" for name, count in systems.items()))
+        for skill, metrics in found.items()
+        for metric, systems in metrics.items()
+    ]
+    return [
+        f"{name} has no verdict on answers ({parts}): a limit of the sandbox; they count as wrong."
+        for name, parts in counts
+    ]
+
+
 def _cost(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence on the student's size and speed, relative to the teacher's where both are known."""
     if "student" not in found:
@@ -135,7 +149,7 @@ def _cell(estimate: Mapping[str, Any] | None) -> Cell:
     return Cell(with_interval_and_n(estimate), found.value, found.low, found.high, found.n)
 
 
-def _systems(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+def systems_in(columns: Sequence[Mapping[str, Any]]) -> list[str]:
     """The systems that were measured, in the order of SYSTEMS; students under other objectives follow sft."""
     measured = dict.fromkeys(name for column in columns for name, estimate in column.items() if estimate)
     others = [name for name in measured if name not in SYSTEMS]
@@ -170,7 +184,7 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], s
     """(header, estimates by system, gap closed, agreement of its judge): losses first, agreement with the teacher, then
     the skills' own metrics."""
     scores = [(skill, metric) for skill, metrics in results["scores"].items() for metric in metrics]
-    scores = [pair for pair in scores if of_results(results, pair[1]).of != "teacher"]  # on other skills: results.json
+    scores = [pair for pair in scores if pair[1] not in ON_TEACHER]  # on other skills: results.json
     scores.sort(key=lambda pair: of_answers(results, pair[1]))
     several = len(results["scores"]) > 1
 

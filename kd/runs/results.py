@@ -24,6 +24,7 @@ from pydantic import (
 
 from kd.artifacts import file_sha256
 from kd.metrics.table import ON_TEACHER, Subject
+from kd.runs.estimates import Estimate, VariantScores
 
 SCHEMA_VERSION: Final = 1
 SYSTEMS = ("uniform", "floor", "before", "sft", "after", "teacher")  # in the order of a report's rows
@@ -33,21 +34,6 @@ ConfigHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 class _Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class Estimate(_Page):
-    """A mean over `n` items (or tokens) with its interval."""
-
-    value: float | None
-    n: NonNegativeInt
-    low: float | None = None
-    high: float | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Estimate":
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"interval low={self.low} is above high={self.high}")
-        return self
 
 
 class SystemScores(_Page):
@@ -208,6 +194,7 @@ class Results(_Page):
     baseline: ConfigHash | None = None  # the run beside it (`compare`); None: there was none, or it was not recorded
     scores: dict[str, dict[str, SystemScores]]
     gap_closed: dict[str, dict[str, float | None]]
+    robustness: dict[str, dict[str, VariantScores]] = {}  # by skill and variant
     metrics: dict[str, MetricFacts] = {}  # of each metric; none: from before they were recorded
     agreement: Agreement | None = None  # without a teacher there is none
     budget: Budget
@@ -218,6 +205,7 @@ class Results(_Page):
     records: Records | None = None  # None: from before they were counted
     sandbox: Literal["bubblewrap", "landlock", "none"] | None = None  # of verifiers; None: none was needed
     verifier_errors: dict[str, NonNegativeInt] = {}  # system -> answers on which the verifier failed, counted as wrong
+    undecided: dict[str, dict[str, dict[str, NonNegativeInt]]] = {}  # skill, metric, system -> without a verdict
     origins: dict[str, Origin] = {}  # by role; none: from before they were recorded
     efficiency: dict[Literal["student", "teacher"], Efficiency] = {}
     contamination: Contamination | None = None

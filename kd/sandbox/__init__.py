@@ -1,6 +1,18 @@
 """Evaluation of model-generated text and code in a confined process (docs/sandbox.md)."""
 
-from kd.sandbox.limits import Limits, NoVerdict, Outcome, SandboxError
+from kd.sandbox.limits import AT_LIMIT, Limits, NoVerdict, Outcome, SandboxError
 from kd.sandbox.pool import CODE, VERDICT, calls, mechanism, run, verdict
 
-__all__ = ["CODE", "VERDICT", "Limits", "NoVerdict", "Outcome", "SandboxError", "calls", "mechanism", "run", "verdict"]
+__all__ = [
+    "AT_LIMIT",
+    "CODE",
+    "VERDICT",
+    "Limits",
+    "NoVerdict",
+    "Outcome",
+    "SandboxError",
+    "calls",
+    "mechanism",
+    "run",
+    "verdict",
+]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Status = Literal["ok", "raised", "exit", "timeout", "disk", "killed"]
+AT_LIMIT = frozenset({"timeout", "disk", "killed"})  # statuses with which nothing was found out about the text
 
 
 @dataclass(frozen=True)

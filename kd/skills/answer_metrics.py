@@ -16,6 +16,7 @@ from kd.components.choices import choices, content, file_of
 from kd.components.signatures import check_call, located, suggestion
 from kd.metrics.corpus import CorpusMetric
 from kd.metrics.table import Metric, of_skill
+from kd.sandbox import NoVerdict
 from kd.types import AnswerMetric, Record
 
 GROUP = "metric"
@@ -166,16 +167,31 @@ class FunctionMetric(AnswerMetric):
                 f"metric {self.metric.name} is computed from {listed}, of which a text alone gives no score; name a "
                 "metric of answers, such as exact_match, first in skill.metrics"
             )
-        return float(self.rows(Evidence(record, (text,)))[0][0])
+        return float(self._row(Evidence(record, (text,)))[0])
 
     def rows(self, evidence: Evidence) -> list[tuple[Any, ...]]:
-        """The numbers of one item: its value, the mean over the answers to it; or the rows of a corpus metric, one for
-        each answer.
+        """The numbers of one item: its value (`value`); or the rows of a corpus metric, one for each answer."""
+        if not isinstance(self.function, CorpusMetric):
+            return [(self.value(evidence)[0],)]
+        if not self.requires & GENERATED:
+            return [self._row(evidence)]
+        return [self._row(evidence.of_sample(i)) for i in range(len(evidence.texts))]
+
+    def value(self, evidence: Evidence) -> tuple[float, int]:
+        """The value of one item, the mean over the answers to it, and the number of answers without a verdict.
+
+        An answer on which a sandboxed function reached a limit has none, and counts as the worst.
         """
         if self.requires & {"texts", "scores"} or not self.requires & GENERATED:
-            return [self._row(evidence)]
-        rows = [self._row(evidence.of_sample(i)) for i in range(len(evidence.texts))]
-        return rows if isinstance(self.function, CorpusMetric) else [(float(np.mean([row[0] for row in rows])),)]
+            return self._row(evidence)[0], 0
+        found = [self._decided(evidence.of_sample(i)) for i in range(len(evidence.texts))]
+        return float(np.mean([self.metric.worst if one is None else one for one in found])), found.count(None)
+
+    def _decided(self, evidence: Evidence) -> float | None:
+        try:
+            return self._row(evidence)[0]
+        except NoVerdict:
+            return None
 
     def _row(self, evidence: Evidence) -> tuple[Any, ...]:
         found = self.function(**{name: getattr(evidence, name) for name in self.requires}, **self.arguments)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from kd.metrics.program_tests import function
+from kd.metrics.program_tests import function, passed
 from kd.sandbox import run
 from kd.sources.addresses import fetch
 
@@ -38,12 +38,12 @@ class DoctestsPassed:
         self.wheels = tuple(wheels)
 
     def __call__(self, text: str, meta: Mapping[str, Any]) -> float:
-        """The score of one answer. Raises ValueError where no sandbox works."""
+        """The score of one answer. Raises NoVerdict at a limit of the sandbox, ValueError where none works."""
         source = function(text, meta["signature"], meta["entry_point"])
         program = PROGRAM.format(
             module=meta["module"], source=source, docstring=_docstring(meta["signature"]), name=meta["entry_point"]
         )
-        return float(run(program, files=self._files[meta["package"]]).status == "ok")
+        return passed(run(program, files=self._files[meta["package"]]))
 
     @cached_property
     def _files(self) -> dict[str, dict[str, str]]:

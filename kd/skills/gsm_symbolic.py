@@ -14,7 +14,7 @@ from kd.metrics.final_number import final_number
 from kd.metrics.table import Metric
 from kd.skills.answer_metrics import answer_metrics
 from kd.skills.licences import check_commercial
-from kd.skills.procedural import checked_counts, take_distinct
+from kd.skills.procedural import checked_counts, problem, take_distinct
 from kd.types import Record, Response, Skill, Split
 
 INSTRUCTION = "Think step by step. End with: The answer is N."
@@ -35,6 +35,7 @@ DEFECTIVE = {
     99: "loses a dollar to floating point",
 }
 HELD_OUT = 10  # templates in validation, and as many in test
+REDRAWS = 20  # tries to draw a problem again with another answer
 
 
 def templates() -> dict[Split, tuple[int, ...]]:
@@ -142,7 +143,16 @@ class GsmSymbolic(Skill):
             for template in members:
                 yield self._record(template, draw)
 
-    def _record(self, template: int, draw: int) -> Record | None:
+    def redrawn(self, record: Record, seed: int) -> Record | None:
+        """See `kd.skills.procedural.Redrawing`: the record's template, with other names too where it draws them."""
+        known = {problem(one) for split in self.counts if self.counts[split] for one in self.load(split)}
+        for draw in range(REDRAWS):
+            new = self._record(record.meta["template"], f"again {seed} {record.id} {draw}")
+            if new is not None and problem(new) not in known and new.meta["answer"] != record.meta["answer"]:
+                return new
+        return None
+
+    def _record(self, template: int, draw: int | str) -> Record | None:
         """One problem, or None if its reference fails the verifier (template 24 can give a negative age)."""
         rng = Random(f"{self.seed} {template} {draw}")
         entry = self._verifier.generators[template](rng, 1.0)

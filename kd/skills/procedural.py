@@ -1,11 +1,29 @@
 """Problems that a generator draws without end: the number in each split, and how distinct ones are taken."""
 
+import re
 from collections.abc import Callable, Iterator, Set
 from random import Random
+from typing import Protocol, runtime_checkable
 
 from kd.types import Record, Split
 
 PATIENCE = 200  # fruitless draws in a row, besides ten for every problem known, before a space counts as empty
+
+
+@runtime_checkable
+class Redrawing(Protocol):
+    """A skill that draws a record's problem again with other numbers and computes the new answer."""
+
+    def redrawn(self, record: Record, seed: int) -> Record | None:
+        """Such a problem, in no split of the skill, whose reference its scorer accepts; None where there is none.
+
+        seed: of the draw; the same record and seed give the same problem.
+        """
+
+
+def without_numbers(text: str) -> str:
+    """The text with `#` in place of each number: by which two problems have the same words."""
+    return re.sub(r"\d+(?:[.,]\d+)*", "#", text)
 
 
 def checked_counts(skill: str, *, train: int, validation: int, test: int) -> dict[Split, int]:

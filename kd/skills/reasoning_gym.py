@@ -7,13 +7,14 @@ from difflib import get_close_matches
 from functools import cached_property
 from itertools import count
 from typing import Any
+from zlib import crc32
 
 from kd.metrics.table import Metric
 from kd.sandbox import NoVerdict, mechanism, verdict
 from kd.skills.answer_metrics import answer_metrics
 from kd.skills.gym_verifier import gym_verifier
 from kd.skills.licences import check_commercial
-from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct
+from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct, without_numbers
 from kd.types import Record, Response, Skill, Split
 
 NO_REFERENCE = "it gives no reference answers, only a verifier"
@@ -44,6 +45,7 @@ UNTOLD = {"ab", "acre", "aiw", "family_relationships", "game_of_life", "modulo_g
 BOOKKEEPING = {"source_dataset", "source_index", "difficulty"}  # of metadata: where and how it was drawn
 
 PRIORITY: tuple[Split, ...] = ("test", "validation", "train")  # the split that keeps a problem which two streams draw
+REDRAWS = 100  # tries to draw a problem again with the same words
 CHUNK = 1000  # problems per generator object: some tasks lay out their whole `size` at construction
 
 
@@ -125,6 +127,30 @@ class ReasoningGym(Skill):
         if not (isinstance(value, float) and 0 <= value <= 1):  # a text that is evaluated can return anything
             raise NoVerdict("range", f"the verifier returned {value!r:.40}, which is no number between 0 and 1")
         return value
+
+    def redrawn(self, record: Record, seed: int) -> Record | None:
+        """See `kd.skills.procedural.Redrawing`: a problem whose text differs from the record's in numbers alone."""
+        text = problem(record)
+        if (words := without_numbers(text)) == text:
+            return None
+        start = (stream_seed(seed, "test") + crc32(record.id.encode())) % 2**31
+        generator = self._generator(seed=start, size=REDRAWS)
+        for index in range(REDRAWS):
+            try:
+                drawn = generator[index]["question"]
+            except RuntimeError:  # as in `_record`
+                continue
+            if drawn == text or without_numbers(drawn) != words:
+                continue
+            new = self._record(generator, index, id=record.id)
+            if new is not None and not self._taken & self._names(new):
+                return new
+        return None
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        """The names of the problems of all splits."""
+        return {name for split in PRIORITY for record in self.load(split) for name in self._names(record)}
 
     @cached_property
     def _verifier(self) -> Callable[[str, Mapping[str, Any]], float]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kd.metrics.table import of_skill
-from kd.sandbox import NoVerdict, SandboxError
+from kd.sandbox import AT_LIMIT, NoVerdict, SandboxError
 from kd.types import Record, Skill
 
 
@@ -23,18 +23,25 @@ def scored(skill: Skill, record: Record, text: str, *, reference: Callable[[], s
 
     Raises:
         ValueError: names the record: the score is outside of the metric's range, or the verifier fails on the reference
-            (or on the text, and there is no reference).
+            (or raises on the text, and there is no reference).
         SandboxError: no verdict can be had from a sandbox.
     """
     outcome = _outcome(skill, record, text)
     if isinstance(outcome, float):
         return Scored(outcome)
     right = reference()
+    if right is None and at_limit(outcome):
+        return Scored(of_skill(skill.metric).worst, outcome)
     if right is None:
         raise ValueError(f"{_where(skill, record)} fails on a response, and there is no reference to try: {outcome}")
     if isinstance(again := _outcome(skill, record, right), str):
         raise ValueError(f"{_where(skill, record)} fails on the reference: {again}; mend its `score`")
     return Scored(of_skill(skill.metric).worst, outcome)
+
+
+def at_limit(error: str | None) -> bool:
+    """Whether an answer has this reason for no score since the sandbox reached a limit: nothing is known about it."""
+    return error is not None and error.partition(":")[0] in AT_LIMIT
 
 
 def _where(skill: Skill, record: Record) -> str:

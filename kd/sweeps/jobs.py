@@ -27,6 +27,7 @@ from kd.errors import in_one_sentence, sentence
 from kd.orphans import end_with_parent
 from kd.reports.grid import console
 from kd.reports.render import print_grid
+from kd.reports.robustness import robustness_grid
 from kd.reports.table import run_grid
 from kd.runs.composed import sections
 from kd.runs.folder import RunFolder, is_rank_zero
@@ -110,6 +111,8 @@ class Job:
             results = self._stored(folder, omits) if folder.done else self._worked(folder, work, config_yaml)
         grid = run_grid(results, f"Held-out scores of {folder.path.name}", sections(config_yaml))
         print_grid(grid, console())
+        if (variants := robustness_grid(results)) is not None:
+            print_grid(variants, console())
         return results
 
     def _stored(self, folder: RunFolder, omits: Sequence[str]) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ from tests import runs
 
 TINY = ("teacher=tiny", "student=tiny", "skill=spell_backward", "teacher.prepare=null")
 
-NAMED_IN_LISTS = ("metric", "lm_eval")  # folders of conf whose files keys name: skill.metrics, evaluation.lm_eval.tasks
+NAMED_IN_LISTS = ("metric", "variant", "lm_eval")  # folders of conf whose files keys name: skill.metrics and others
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -6,6 +8,7 @@ from kd.data.chat_template import encode_prompt
 from kd.evaluation.answers import judged, score_answers
 from kd.evaluation.measured import Measured, samples
 from kd.progress import progress_bar
+from kd.sandbox import NoVerdict
 from tests.evaluation.conftest import TenIntegers, greedy, tiny
 
 LIMIT = 6
@@ -101,3 +104,17 @@ def test_any_number_of_records(student, count):
     skill = TenIntegers(student, 1, right=())
     table = score_answers(student, skill, skill.load("test")[:count], max_new_tokens=1, batch_size=4)
     assert len(table) == count
+
+
+def test_a_limit_of_the_sandbox_without_a_reference_is_counted_and_no_failure_of_the_verifier(student):
+    class Slow(TenIntegers):
+        def score(self, record, text):
+            raise NoVerdict(*(("timeout", "too slow") if text == "slow" else ("raised", "broken")))
+
+    skill = Slow(student, LIMIT, right=())
+    alone = [replace(one, responses=()) for one in skill.load("test")[:1]]
+    answers = pd.DataFrame({"id": ["ten/0"], "text": ["slow"], "tokens": 1, "truncated": False})
+    table = judged(answers, skill, alone)
+    assert (table["score"].tolist(), table["error"].tolist()) == ([0.0], ["timeout: too slow"])
+    with pytest.raises(ValueError, match="there is no reference to try"):
+        judged(answers.assign(text="other"), skill, alone)

@@ -1,14 +1,15 @@
 """Tasks of lm-evaluation-harness on a model in memory agree with our own scores of the same records."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from kd.data.chat_template import encode_prompt
 from kd.evaluation.evaluate import Evaluation
-from kd.evaluation.lm_eval import LmEval
+from kd.evaluation.lm_eval import LmEval, _manager
 from kd.skills.answer_metrics import answer_metrics
-from tests.evaluation.conftest import TenIntegers, greedy, record
+from tests.evaluation.conftest import TenIntegers, greedy, record, silenced
 
 pytest.importorskip("lm_eval")
 TASK = """
@@ -83,7 +84,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_it_agrees_with_our_own_score_of_the_same_task(student, encoder, folder):
-    theirs = LmEval(["ten_choices"], include=folder).measure(student, batch_size=8, max_length=200)["ten_choices"]
+    theirs = LmEval(["ten_choices"], include=folder).measure(student, identity="student", batch_size=8, max_length=200)[
+        "ten_choices"
+    ]
     skill = Choices()
     settings = {"items": None, "answers": 0, "max_new_tokens": 1, "batch_size": 8}
     session = Evaluation(**settings).session(skill=skill, train=(), test=skill.load("test"), encoder=encoder)
@@ -101,7 +104,9 @@ def test_it_agrees_with_our_own_score_of_generated_answers(student, encoder, fol
     data = tmp_path / "answers.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "answers.yaml").write_text(ANSWERS.format(data=data))
-    theirs = LmEval(["ten_answers"], include=folder).measure(student, batch_size=4, max_length=200)["ten_answers"]
+    theirs = LmEval(["ten_answers"], include=folder).measure(student, identity="student", batch_size=4, max_length=200)[
+        "ten_answers"
+    ]
     settings = {"items": 0, "answers": None, "max_new_tokens": 4, "batch_size": 4}
     session = Evaluation(**settings).session(skill=skill, train=(), test=skill.load("test"), encoder=encoder)
     ours = session.measure(student, identity="student").scores["accuracy"]
@@ -116,7 +121,35 @@ def test_a_folder_of_tasks_is_executed_only_where_it_is_allowed(tmp_path):
 
 
 def test_an_embedded_task(student):
-    found = LmEval(["kd_spell_backward"], limit=2).measure(student, batch_size=2, max_length=200)
+    found = LmEval(["kd_spell_backward"], limit=2).measure(student, identity="student", batch_size=2, max_length=200)
     assert found["kd_spell_backward"]["lm_eval-exact_match"].value == 0.0  # of a network without training
     assert found["kd_spell_backward"]["lm_eval-exact_match"].n == 2
     assert found["kd_spell_backward"]["lm_eval-exact_match"].high == pytest.approx(0.658, abs=1e-3)  # Wilson: 0 of 2
+
+
+def test_scores_are_cached_by_what_they_depend_on(student, folder):
+    """The same tasks, documents and settings are not measured again; another document or yaml is."""
+    settings = {"identity": "student", "batch_size": 8, "max_length": 200}
+    found = LmEval(["ten_choices"], include=folder).measure(student, **settings)
+    silent = silenced(student)
+    assert LmEval(["ten_choices"], include=folder).measure(silent, **settings) == found
+    data, yaml = Path(folder) / "rows.jsonl", Path(folder) / "ten.yaml"
+    for change in (
+        lambda: LmEval(["ten_choices"], include=folder, limit=3).measure(silent, **settings),
+        lambda: LmEval(["ten_choices"], include=folder).measure(silent, **{**settings, "identity": "another"}),
+        lambda: (_rewrite(yaml, 'target_delimiter: ""', 'target_delimiter: " "'), _again(folder, silent, settings)),
+        lambda: (_rewrite(data, "Which of them is 7?", "Which of them is 8?"), _again(folder, silent, settings)),
+    ):
+        with pytest.raises(AssertionError, match="forward was called"):
+            change()
+
+
+def _again(folder, model, settings):
+    _manager.cache_clear()  # as another process reads the files
+    return LmEval(["ten_choices"], include=folder).measure(model, **settings)
+
+
+def _rewrite(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))

@@ -82,5 +82,6 @@ def read_answers(folder: Path) -> Answers:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path} is torn ({error})") from None
-        found.setdefault((row["skill"], row["id"]), {}).setdefault(row["system"], row)
+        if row.get("variant") is None:  # the items as they are
+            found.setdefault((row["skill"], row["id"]), {}).setdefault(row["system"], row)
     return found

@@ -1,0 +1,83 @@
+"""What no record can be measured by is refused in one sentence, before a model is loaded.
+
+Run: python -m pytest tests/evaluation/test_measurable.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kd.experiment.monitor import monitored
+from kd.experiment.plan import check_evaluation, valid
+from tests.runs import config
+
+
+@pytest.fixture(autouse=True)
+def allowed(monkeypatch):
+    monkeypatch.setenv("KD_ALLOW", "tests")
+
+
+def dataset(tmp_path: Path, *metrics: str, **columns) -> dict:
+    rows = [{"prompt": f"Say {i}.", "response": str(i), **columns} for i in range(6)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = {"validation": 2, "test": 2}
+    return {"_target_": "kd.skills.dataset.Dataset", "path": str(path), "metrics": list(metrics), **counts}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words", "sentence"),
+    [
+        (["exact_match", "pass_at_10"], [], r"metric pass_at_10: pass@10 requires 10 answers.*evaluation\.samples=10"),
+        (["exact_match", "self_bleu"], [], r"metric self_bleu: .*evaluation\.samples=4"),
+        (["exact_match", "choice_accuracy"], [], r"metric choice_accuracy: record rows/.* has no choices"),
+        (["exact_match", "ndcg"], [], r"metric ndcg: record rows/.* has no choices"),
+        (["exact_match", "tests_passed"], [], r"metric tests_passed: record rows/.* has no signature in its `meta`"),
+        (["exact_match"], ["evaluation.skills=[spell_backwards]"], r"conf/skill has no spell_backwards\.yaml; did you"),
+        pytest.param(
+            ["exact_match"],
+            ["evaluation.lm_eval.tasks=[kd_spell_backwards]"],
+            r"lm-eval has no task kd_spell_backwards; did you mean kd_spell_backward\?",
+            marks=pytest.mark.long,  # the names of all registered tasks are read
+        ),
+        (["exact_match"], ["evaluation.variants=[typo]"], r"conf/variant has no typo\.yaml; did you mean typos\?"),
+        (
+            ["exact_match"],
+            ["evaluation.variants=[number_changes]"],
+            r"variants=number_changes changes no evaluated item",
+        ),
+    ],
+)
+def test_what_cannot_be_measured(tmp_path, metrics, words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_evaluation(config(*words, skill=dataset(tmp_path, *metrics)))
+
+
+def test_enough_samples_and_what_is_not_measured(tmp_path):
+    several = dataset(tmp_path, "exact_match", "pass_at_10", "self_bleu")
+    check_evaluation(config("evaluation.samples=10", "evaluation.temperature=1.0", skill=several))
+    check_evaluation(config("evaluation=none", skill=several))
+    choices = dataset(tmp_path, "exact_match", "choice_accuracy")
+    check_evaluation(config("evaluation.items=0", skill=choices))  # answers alone are measured
+
+
+def test_metrics_of_the_learning_curve(tmp_path):
+    skill = dataset(tmp_path, "exact_match", "pass_at_10")
+    check_evaluation(config("evaluation=none", "checkpoint.answers=2", skill=skill))  # validations leave it out
+    broken = {**dataset(tmp_path, "exact_match", "tests_passed")}
+    with pytest.raises(ValueError, match="metric tests_passed"):
+        check_evaluation(config("evaluation=none", "checkpoint.answers=2", skill=broken))
+
+
+def test_a_metric_that_validations_do_not_log_is_not_monitored(tmp_path):
+    skill = dataset(tmp_path, "exact_match", "pass_at_10")
+    words = ("checkpoint.answers=2", "evaluation=none", "checkpoint.monitor=rows/{}")
+    assert monitored(config(*(word.format("exact_match") for word in words), skill=skill)).name == "exact_match"
+    with pytest.raises(ValueError, match=r"monitor=rows/pass_at_10 .* a validation generates one; .*rows/exact_match"):
+        monitored(config(*(word.format("pass_at_10") for word in words), skill=skill))
+
+
+def test_a_run_is_refused_before_weights_are_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"evaluation\.samples=10"):
+        valid(config("compare=null", skill=dataset(tmp_path, "exact_match", "pass_at_10")))
