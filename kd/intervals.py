@@ -65,7 +65,7 @@ def ratio(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    low, high = float(interval.low), float(interval.high)
+    low, high = sorted((float(interval.low), float(interval.high)))  # interpolation may put equal ends an ulp apart
     if share and np.isclose(low, high, rtol=1e-9, atol=0):
         low, high = wilson(float(np.clip(value, 0, 1)), count, confidence)
     return Score(float(value), n, low, high)
@@ -137,7 +137,7 @@ def resampled(
     values = np.array([total(rows[parts.places(rng.integers(count, size=count))]) for _ in range(resamples)])
     tail = (1 - _expanded(confidence, count)) / 2
     low, high = np.nanquantile(values, (tail, 1 - tail)) if np.isfinite(values).any() else (NAN, NAN)
-    return Score(value, n, float(low), float(high))
+    return Score(value, n, float(min(low, high)), float(max(low, high)))
 
 
 def over_seeds(
