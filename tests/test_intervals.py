@@ -79,7 +79,7 @@ def test_proportional_sums_have_no_spread():
 
 
 def test_the_ends_of_an_interval_without_spread_are_in_order():
-    """Five answers of nine tokens and eight bytes under 1/388: quantiles of equal draws were an ulp apart, upside down."""
+    """Five texts of nine tokens and eight bytes under 1/388: quantiles of equal draws were an ulp apart."""
     score = ratio(np.full(5, 9 * np.log2(388)), np.full(5, 8.0))
     assert score.low <= score.high == pytest.approx(score.value)
 
