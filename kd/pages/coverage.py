@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from kd.components.choices import CONF
 from kd.pages.leaves import PARTS, Leaf
-from kd.skills.grid import HUB, OWN, Entry, by_leaf
+from kd.skills.grid import HUB, OWN, PROMPTS, Entry, by_leaf
 
 PAGE = CONF.parent / "docs" / "coverage.md"
 SKILLS = "tests/skills/test_grid.py::test_every_skill_accepts_its_references_and_refuses_others"
@@ -67,10 +67,13 @@ def _of_skills(title: str, entries: Sequence[Entry]) -> Leaf:
     free = [one for one in entries if not one.name.startswith(HUB) and not any("sdist:" in s for s in one.sources)]
     if not free:
         return Leaf(title, missing="embedded data")
-    told = [one for one in free if "prompts alone" not in one.what]
-    first = (told or free)[0]
-    models = "teacher=tiny_vision student=tiny_vision " if first.images else ""
-    return Leaf(title, f"{models}skill={first.name}", VISION_SKILLS if first.images else SKILLS)
+    first = next((one for one in free if not one.name.startswith(PROMPTS)), free[0])
+    words = [f"skill={first.name}"]
+    if first.images:
+        words = ["teacher=tiny_vision", "student=tiny_vision", *words]
+    if first.name.startswith(PROMPTS):
+        words += ["rollout=on_policy", "objective=rkl"]
+    return Leaf(title, " ".join(words), VISION_SKILLS if first.images else SKILLS)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -42,7 +42,12 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             f"{LABELING}::test_samples_are_drawn_from_the_seed",
         ),
         Leaf("Explanations by a system message (Orca, Orca 2)", missing="prompts of stages"),
-        Leaf("Rationales as a second task (distilling step-by-step)", missing="prompts of stages"),
+        Leaf(
+            "Rationales as a second task (distilling step-by-step)",
+            "skill=step_by_step reduction=sequence",
+            "tests/skills/test_generated_text.py::test_each_problem_has_its_answer_and_its_rationale",
+            "rationales of a teacher; those of the data are learnt",
+        ),
         Leaf("Programs of thought that are executed (MAmmoTH)", missing="the stage; the sandbox is there"),
         Leaf("Few-shot annotation (AnnoLLM)", missing="demonstrations in a stage's prompt"),
     ),

@@ -42,6 +42,7 @@ LEAVES = {
 OWN = "Your own data and tasks"  # of no leaf
 UNCHECKED = " (upstream, unchecked)"  # after licences that no archive states
 HUB = "hub/"  # files that read the hub and were not tried offline
+PROMPTS = "prompts/"  # prompts alone, which need a rollout that generates
 WIDE = 100  # columns of a terminal from which a table has all columns
 USE = {True: "yes", False: "no", None: "?"}
 

@@ -21,7 +21,7 @@ OPEN = {"dataset", "mixture", "reasoning_gym"}  # of which a setting has no valu
 NAMES = [name for name in choices("skill") if name not in OPEN]
 EMBEDDED = [name for name in NAMES if "path" in content("skill", name) and not name.startswith(HUB)]
 OF_EACH_KIND = ("asdiv", "bfcl_simple", "translation_fr", "movielens_next", "mt_bench", "doctest_functions")
-PROMPTS_ALONE = {"do_not_answer", "harmbench", "ifbench"}
+PROMPTS_ALONE = {"prompts/do_not_answer", "prompts/harmbench", "prompts/ifbench"}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_every_leaf_has_embedded_data_and_the_usual_hub_sets_are_there():
 
 def test_a_skill_is_named_as_its_file():
     for name in [*EMBEDDED, *(name for name in NAMES if name.startswith(HUB))]:
-        assert build(read(name, [])).name == name.removeprefix(HUB)
+        assert build(read(name, [])).name == name.rpartition("/")[2]
 
 
 def test_an_archive_has_one_version_and_one_hash():
@@ -67,7 +67,7 @@ def test_an_archive_has_one_version_and_one_hash():
 def test_a_glob_chooses_the_grid_and_nothing_that_needs_a_value():
     (override,) = OverridesParser.create().parse_overrides(["skill=glob(*,exclude=[dataset,mixture,reasoning_gym])"])
     files = [path.stem for path in (CONF / "skill").glob("*.yaml")]
-    assert sorted(override.value().filter(files)) == sorted(name for name in NAMES if not name.startswith(HUB))
+    assert sorted(override.value().filter(files)) == sorted(name for name in NAMES if "/" not in name)
 
 
 def test_the_list_is_readable_at_80_columns(capsys):
