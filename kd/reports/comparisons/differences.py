@@ -18,9 +18,7 @@ METHOD = (
 SEEDS_ALONE = (
     "Where n is –, items are not paired (a metric of the whole corpus, or no items.csv): a paired t over seeds."
 )
-TWO_SEEDS = (
-    "Two seeds tell little about the variation between seeds: where it is large, these intervals are too narrow."
-)
+TWO_SEEDS = "Two seeds show little of the variation between seeds: where it is large, these intervals are too narrow."
 
 
 def difference_grid(
