@@ -153,7 +153,7 @@ def test_a_manifest_with_a_flipped_bit_lets_nothing_pass_that_differs(tmp_path, 
 
 
 @pytest.mark.parametrize("bit", range(0, 3200, 37))
-def test_no_bit_of_what_a_manifest_says_can_be_flipped(tmp_path, bit):
+def test_no_bit_of_a_manifest_can_be_flipped(tmp_path, bit):
     """Also of the cost, which is charged to every run that reads the artifact, and of what it belongs to."""
     path = tmp_path / "entry"
     store(

@@ -184,7 +184,7 @@ def test_a_response_that_is_missing_is_shown():
         parts.module.models.teacher(batch.teacher, frozenset({"logits"}))
 
 
-def test_nothing_cached_says_how():
+def test_an_empty_cache_names_the_command():
     with pytest.raises(
         FileNotFoundError, match=r"nothing was cached .* run `python -m kd.cache` with the same overrides"
     ):
@@ -221,7 +221,7 @@ def test_the_probes_of_one_skill_stay_when_another_is_written():
 
 
 @pytest.mark.parametrize("words", [("targets.audit.records=3",), ("data.max_length=40",)])
-def test_a_probe_that_is_missing_is_told_when_the_run_is_built(words):
+def test_a_probe_that_is_missing_is_reported_when_the_run_is_built(words):
     """Not at the first audit, which may be the last step. Where a response is cut, it is another sequence."""
     kd.cache.write(runs.config(*TOPK, "targets.audit.records=2"))
     kd.cache.write(runs.config(*TOPK, *words, "targets.audit=null"))
@@ -300,7 +300,7 @@ def test_beside_a_cached_teacher_with_other_tokens_the_cache_is_open_but_not_sea
     assert not parts.module.teacher_fields
 
 
-def test_a_baseline_that_asks_the_teacher_reads_what_its_neighbour_reads():
+def test_a_baseline_with_a_teacher_reads_what_its_neighbour_reads():
     cfg = runs.config(*TOPK, CACHED, "temperature=2.0", "objective=rkl", "compare=fkl")
     beside = baseline_of(cfg)
     assert beside.targets == cfg.targets
@@ -377,7 +377,7 @@ def test_summary_counts_bytes(tmp_path):
     assert "tail" not in json.loads((store.folder / "targets.json").read_text())
 
 
-def test_command_line_says_what_is_wrong(capsys):
+def test_a_wrong_command_line_is_one_sentence(capsys):
     assert kd.cache.main(["teacher=tiny", "student=tiny", "skill=spell_backward"]) == 1
     assert "targets=full keeps nothing that could be cached" in capsys.readouterr().err
     assert not list(Path.cwd().glob("targets"))

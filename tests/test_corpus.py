@@ -61,7 +61,7 @@ def declaring(folder: Path, licence: str) -> PathDistribution:
         ("License: MIT", "MIT"),
     ],
 )
-def test_a_permissive_licence_is_told_as_spdx(tmp_path, declared, licence):
+def test_a_permissive_licence_is_named_as_in_spdx(tmp_path, declared, licence):
     assert permissive_licence(declaring(tmp_path, declared)) == licence
 
 
@@ -213,7 +213,7 @@ def test_packages_that_cannot_be_read_are_refused(tmp_path, monkeypatch, argumen
         Docstrings(**{"packages": ["numpy"], "characters": 1000} | arguments)
 
 
-def test_a_bound_that_no_document_fits_is_told():
+def test_a_bound_that_no_document_fits_is_reported():
     with pytest.raises(ValueError, match=r"fits corpus.characters=10 is in omegaconf"):
         Docstrings(packages=["omegaconf"], characters=10).texts()
 
@@ -226,7 +226,7 @@ def real():
     return instantiate(config)
 
 
-def test_the_default_packages_give_as_much_text_as_asked_for(real):
+def test_the_default_packages_give_as_much_text_as_requested(real):
     texts = real.texts()
     assert 0.95 * 300_000 < sum(map(len, texts)) <= 300_000
     assert len({" ".join(each.split()) for each in texts}) == len(texts)
@@ -265,7 +265,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     assert Local(path=str(tmp_path / "one.txt")).digest != corpus.digest
 
 
-def test_text_that_is_not_there_is_told(tmp_path):
+def test_text_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"corpus.path=.*missing does not exist"):
         Local(path=str(tmp_path / "missing"))
     (tmp_path / "data.csv").write_text("1,2")
@@ -394,7 +394,7 @@ def test_too_few_blocks_are_refused():
 # --- configs ---
 
 
-def test_every_corpus_says_what_it_is(tmp_path):
+def test_every_corpus_states_what_it_is(tmp_path):
     (tmp_path / "own.txt").write_text("text")
     for path in CONF.glob("*.yaml"):
         config = OmegaConf.load(path)

@@ -140,6 +140,6 @@ def test_a_routed_run_counts_one_reader(tmp_path):
     assert budget.teacher_tokens == budget.tokens > 0
 
 
-def test_an_unknown_name_is_told_before_the_first_step():
+def test_an_unknown_name_is_named_before_the_first_step():
     with pytest.raises(ValueError, match=r"record 1 of toy names teacher 'third' in its meta.* first and second"):
         build(routed("AThird"))

@@ -44,7 +44,7 @@ def test_the_effective_number_of_items_by_hand():
     assert (score.low, score.high) == pytest.approx(wilson(0.5, 6), abs=1e-12)
 
 
-def test_groups_that_tell_nothing_change_nothing():
+def test_groups_without_a_difference_change_nothing():
     """One right and one wrong in every template: no variance between them, so all items count."""
     outcomes, groups = [1.0, 0.0] * 10, [i // 2 for i in range(20)]
     assert proportion(outcomes, groups) == proportion(outcomes)
@@ -141,7 +141,7 @@ def test_same_seed_same_interval():
 
 
 @pytest.mark.parametrize("count", [8, 30])
-def test_bootstrap_covers_as_often_as_it_says(count):
+def test_bootstrap_covers_as_often_as_it_states(count):
     """400 draws of a ratio whose truth is 2: 95 % intervals hold it 380 +- 4.4 times; plain percentiles would at 8
     records some 350 times."""
     rng = np.random.default_rng(7)

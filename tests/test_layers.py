@@ -123,7 +123,7 @@ def test_reading_reports_loads_no_training_code():
     assert loaded.stdout.split() == []
 
 
-def test_the_package_does_not_know_who_starts_it():
+def test_the_package_does_not_import_what_starts_it():
     starters = {"run", "hydra_plugins", "tests"}
     for path in files("kd"):
         assert not {name.split(".")[0] for name in imported(path)} & starters, path

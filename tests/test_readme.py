@@ -120,7 +120,7 @@ def test_reports_of_runs_are_their_tables(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "says"), REFUSED)
-def test_refusal_says_what_the_readme_shows(command: str, says: str, tmp_path: Path) -> None:
+def test_a_refusal_is_the_sentence_that_the_readme_shows(command: str, says: str, tmp_path: Path) -> None:
     done = run(command, [f"run.root={tmp_path}"], {})
     assert done.returncode == 1
     assert says.strip() in " ".join(done.stderr.replace(f"run.root={tmp_path} ", "").split())

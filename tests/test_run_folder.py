@@ -180,7 +180,7 @@ def test_more_digests_may_be_added(tmp_path: Path) -> None:
     assert folder(tmp_path).finish(results(digests=digests))["digests"]["teacher"] == "t"
 
 
-def test_a_failed_run_says_why_and_the_next_attempt_starts_clean(tmp_path: Path) -> None:
+def test_a_failed_run_states_why_and_the_next_attempt_starts_clean(tmp_path: Path) -> None:
     run = folder(tmp_path)
     run.start("", [])
     run.checkpoints.mkdir()
@@ -254,7 +254,7 @@ HOLDER = """
 """
 
 
-def test_a_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+def test_a_second_run_names_the_process_that_holds_the_folder(tmp_path: Path) -> None:
     run = folder(tmp_path)
     holder = process(HOLDER, run.path)
     assert holder.stdout is not None

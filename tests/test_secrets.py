@@ -115,7 +115,7 @@ def test_no_file_of_a_run_holds_the_secret(tmp_path):
         ["generator=vllm", "generator.url=http://user:${oc.env:KD_TEST_LOGIN}@127.0.0.1:9", "-m"],
     ],
 )
-def test_no_error_tells_the_secret(words, tmp_path):
+def test_no_error_reveals_the_secret(words, tmp_path):
     done = command(tmp_path, *words)
     assert done.returncode != 0
     assert SECRET not in done.stdout + done.stderr

@@ -76,7 +76,7 @@ def test_the_vocabulary_is_derived_from_the_nouns():
     assert not {"student", "teacher", "records", "lengths", "logits"} & SIGNALS
 
 
-def test_a_function_asks_for_what_stands_left_of_the_star():
+def test_a_function_requires_what_stands_left_of_the_star():
     assert requires(forward_kl) == {"student_logits", "teacher_logits"}
     assert requires(cross_entropy) == {"student_logprobs"}
     assert requires(policy_ratio) == {"student_logprobs", "behaviour_logprobs", "rewards", "group_size"}
@@ -89,7 +89,7 @@ def test_binding_hyperparameters_changes_nothing():
     assert is_row_wise(bound)
 
 
-def test_a_module_asks_for_what_its_forward_takes():
+def test_a_module_requires_what_its_forward_takes():
     assert requires(Annealed(rate=0.1)) == {"student_logits", "teacher_logits", "progress"}
     assert requires(Annealed.forward) == requires(Annealed())  # before anything is built
 
@@ -147,7 +147,7 @@ def test_an_unknown_signal_is_named_beside_the_known_ones():
         requires(focal)
 
 
-def test_a_hyperparameter_left_of_the_star_is_told_where_it_belongs():
+def test_a_hyperparameter_left_of_the_star_is_refused_with_its_place():
     def focal(student_logits: Tensor, gamma: float = 2.0) -> Float[Tensor, "*n"]: ...
 
     with pytest.raises(ValueError, match=r"\['gamma'\].*hyperparameters stand right of the \*"):

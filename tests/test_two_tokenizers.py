@@ -247,7 +247,7 @@ def words(vocabulary, objective, alignment) -> list[str]:
 
 
 @pytest.mark.long
-def test_the_doctor_tells_how_much_is_compared(vocabulary, capsys):
+def test_the_doctor_shows_how_much_is_compared(vocabulary, capsys):
     assert doctor([*words(vocabulary, "fkl", "spans"), "-n", "1"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "aligned tokens" in printed
@@ -255,7 +255,7 @@ def test_the_doctor_tells_how_much_is_compared(vocabulary, capsys):
 
 
 @pytest.mark.long
-def test_a_whole_run_leaves_agreement_out_and_says_so(vocabulary, tmp_path, capsys):
+def test_a_whole_run_leaves_agreement_out_and_is_reported(vocabulary, tmp_path, capsys):
     from kd.experiment.run import run
     from kd.sweeps.jobs import Job
 

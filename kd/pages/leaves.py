@@ -112,7 +112,7 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
         Leaf(
             "Supervised fine-tuning",
             "objective=sft",
-            "tests/methods/test_divergences.py::test_sft_knows_the_label_alone",
+            "tests/methods/test_divergences.py::test_sft_reads_the_label_alone",
         ),
         Leaf("Forward KL", "objective=fkl", f"{DIVERGENCE}::test_forward_kl_by_hand"),
         Leaf("Reverse KL", "objective=rkl", f"{DIVERGENCE}::test_reverse_kl_by_hand"),
@@ -190,6 +190,23 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
         ),
     ),
     "B · evaluation": (
+        Leaf(
+            "Adversarial robustness: changed items, and attacks that succeed",
+            "skill=chain_sum teacher=tiny student=tiny evaluation.variants=[typos,distraction]",
+            "tests/evaluation/test_robustness.py::test_a_system_on_changed_items",
+            "AdvGLUE and ANLI themselves",
+        ),
+        Leaf(
+            "Other distributions: a student of one skill on others",
+            "skill=asdiv evaluation.skills=[gsm_symbolic]",
+            "tests/reports/test_transfer.py::test_a_cell_is_the_mean_over_seeds_and_the_change",
+            "Flipkart and DDXPlus themselves",
+        ),
+        Leaf(
+            "A model as judge",
+            "judge=pairwise judge.pairwise.verdict=likelihood",
+            "tests/judges/test_judging.py::test_win_rate_ties_flips_and_missing_verdicts_by_hand",
+        ),
         Leaf(
             "Fidelity beside generalisation",
             "evaluation=default",

@@ -255,7 +255,7 @@ def test_none_pairs_the_first_rows_of_each_response():
 
 
 @pytest.mark.parametrize("kind", [Same, *TRANSLATING])
-def test_pairs_say_where_responses_end(kind):
+def test_pairs_give_the_ends_of_responses(kind):
     student = byte_level()
     [batch] = batches(student, None, *ANSWERS)
     alignment = learnt(kind, student, student)

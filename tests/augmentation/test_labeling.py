@@ -112,7 +112,7 @@ def test_what_it_costs_the_teacher(teacher, mute):
         assert meter.spent.teacher_tokens == cost
 
 
-def test_text_is_asked_for_again_where_a_prompt_became_other_tokens(cache):
+def test_text_is_generated_again_where_a_prompt_became_other_tokens(cache):
     """Of the same weights: under another chat template, and where control tokens in a record are tokens."""
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
     roles = ("teacher", "student")
@@ -160,7 +160,7 @@ def test_a_search_writes_what_the_teacher_finds_likelier_and_counts_its_beams(te
 
 
 @pytest.mark.parametrize("other", [None, {"num_beams": 4, "length_penalty": 0.0}, {"num_beams": 3}])
-def test_another_search_is_asked_for_anew(teacher, mute, other):
+def test_another_search_generates_again(teacher, mute, other):
     first = label(teacher, generator=Transformers(options=SEARCH))
     assert label(mute, generator=Transformers(options={**SEARCH, "top_k": 0}), seed=1) == first
     with pytest.raises(AssertionError, match="the teacher was asked"):
@@ -184,7 +184,7 @@ def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
 # --- the disk ---
 
 
-def test_the_second_call_asks_nobody(teacher, mute, cache):
+def test_the_second_call_generates_nothing(teacher, mute, cache):
     first = label(teacher, samples=2, temperature=0.8)
     assert cache_root() == cache
     assert len(list((cache / "augmentation").glob("*.jsonl"))) == 1
@@ -208,7 +208,7 @@ def test_the_second_call_asks_nobody(teacher, mute, cache):
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_other_settings_are_asked_for_anew(teacher, mute, other):
+def test_other_settings_generate_again(teacher, mute, other):
     settings = {"samples": 2, "temperature": 0.8}
     label(teacher, **settings)
     with pytest.raises(AssertionError, match="the teacher was asked"):
@@ -253,7 +253,7 @@ def test_a_text_that_was_changed_since_is_not_taught(teacher, cache):
         label(teacher)
 
 
-def test_two_who_ask_at_once_ask_the_teacher_once(teacher):
+def test_two_processes_at_once_let_the_teacher_generate_once(teacher):
     asked, results = [], []
     teacher.network.model.register_forward_pre_hook(
         lambda _, args, named: asked.append(1) if named["input_ids"].shape[1] > 1 else None, with_kwargs=True

@@ -150,7 +150,7 @@ def test_no_path_leads_around_the_list(target, monkeypatch):
     assert str(raised.value).startswith(f"rollout._target_={target}")
 
 
-def test_a_target_that_comes_from_the_environment_is_looked_at_too(monkeypatch, mark):
+def test_a_target_that_comes_from_the_environment_is_checked_too(monkeypatch, mark):
     monkeypatch.setenv("KD_TEST_TARGET", "strangers.loss")
     cfg = composed()
     cfg.objective.fkl.loss._target_ = "${oc.env:KD_TEST_TARGET}"
@@ -227,7 +227,7 @@ def test_a_job_of_a_sweep_is_refused_before_it_starts(mark):
     assert not mark.exists()
 
 
-def test_what_a_preparation_reads_is_looked_at(mark, folder):
+def test_what_a_preparation_reads_is_checked(mark, folder):
     """`prepare.skill` names a file that no one else composes."""
     conf = folder({"skill/theirs.yaml": "# x\n_target_: strange_skill.Mine\ntask: gcd\ntrain: 1\n"})
     with started(CONF, conf):
@@ -240,7 +240,7 @@ def test_what_a_preparation_reads_is_looked_at(mark, folder):
     assert not mark.exists()
 
 
-def test_what_is_made_is_looked_at_again(mark):
+def test_what_is_made_is_checked_again(mark):
     node = OmegaConf.create({"rollout": {"_target_": "strangers.loss"}}).rollout
     with pytest.raises(ValueError, match=r"rollout._target_=strangers.loss is not one of"):
         instantiate(node)
@@ -300,7 +300,7 @@ HYDRA = "# @package _global_\nhydra:\n  {}\n"
         "job_logging: {root: {handlers: ['ext://strangers']}}",
     ],
 )
-def test_the_section_that_hydra_carries_out_is_looked_at(section, mark, folder):
+def test_the_section_that_hydra_carries_out_is_checked(section, mark, folder):
     conf = folder({"experiment/theirs.yaml": HYDRA.format(section)})
     with pytest.raises(ValueError, match="hydra") as raised:
         check_overrides(["--config-dir", str(conf), "experiment=theirs"])

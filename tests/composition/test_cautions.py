@@ -70,7 +70,7 @@ def test_it_is_cautioned_against(line: str, part: str) -> None:
         "objective=tvd student.prepare={objective:sft,skill:null,steps:1}",
     ],
 )
-def test_nothing_is_told(line: str) -> None:
+def test_no_caution_is_given(line: str) -> None:
     assert cautioned(line) == []
 
 
@@ -85,7 +85,7 @@ def test_it_stands_under_the_table() -> None:
 
 
 @pytest.mark.parametrize("loss", [total_variation, alpha_beta])
-def test_the_gradient_fades_where_the_caution_says_so(loss) -> None:
+def test_the_gradient_fades_where_the_caution_is_reported(loss) -> None:
     """Of the id that the teacher is sure of: for forward KL its gradient is q - p, here -1, whatever q is."""
     teacher = torch.tensor([[20.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
 

@@ -260,7 +260,7 @@ def test_what_is_missing_is_named(missing):
     assert refused(cfg).startswith(missing)
 
 
-def test_a_required_hyperparameter_is_asked_for():
+def test_a_required_hyperparameter_is_named():
     cfg = composed("rollout=on_policy")
     OmegaConf.set_struct(cfg, False)
     del cfg.rollout.max_new_tokens
@@ -401,7 +401,7 @@ def test_a_term_has_a_name_of_its_own_in_what_is_logged(names, told):
     assert told in refused(cfg)
 
 
-def test_nobody_teaches_who_is_prepared():
+def test_a_prepared_student_has_no_teacher_yet():
     sentence = refused(composed(student__prepare={**PREPARE, "objective": "fkl"}))
     assert "student.prepare.objective=fkl needs a teacher" in sentence
     assert "take sft" in sentence
@@ -457,12 +457,12 @@ def test_a_limit_that_only_one_of_two_runs_would_reach(name):
     check(composed(f"budget.{name}=1000", "compare=null"))
 
 
-def test_a_signal_that_nobody_gives():
+def test_a_signal_that_nothing_provides():
     sentence = refused(with_loss(rewarded))
     assert "new needs rewards, but reward=none; take reward=verifier" in sentence
 
 
-def test_a_signal_that_nobody_knows():
+def test_a_signal_that_does_not_exist():
     sentence = refused(with_loss(attentive))
     assert "objective.new.loss" in sentence
     assert "student_attention" in sentence
@@ -473,7 +473,7 @@ def test_a_reduced_loss():
     assert "unreduced" in refused(with_loss(averaged))
 
 
-def test_a_module_asks_with_its_forward():
+def test_a_module_requires_by_its_forward():
     check(with_loss(Projected, width=8))
     sentence = refused(with_loss(Projected, *("teacher=none", "student=tiny"), width=8))
     assert "new needs a teacher (teacher_hidden)" in sentence
@@ -516,7 +516,7 @@ def test_a_teacher_that_cannot_be_read_deep_enough():
         ("num_nodes", 9, ["9 devices"]),
     ],
 )
-def test_what_the_trainer_is_not_told(key, value, parts):
+def test_what_the_trainer_refuses(key, value, parts):
     sentence = refused(composed(**{f"trainer__{key}": value}))
     for part in parts:
         assert part in sentence
@@ -568,7 +568,7 @@ def test_formula():
     assert describe(two).startswith(f"objective = 2.0 · {kl} + 0.5 · {nll}   (mean over responses")
 
 
-def test_the_formula_tells_hyperparameters_that_differ():
+def test_the_formula_shows_hyperparameters_that_differ():
     warm = composed(temperature=2.0, temperature_squared=True)
     assert describe(warm).startswith("objective = 1.0 · KL(p ‖ q) [fkl, T=2, T² on]   (")
 

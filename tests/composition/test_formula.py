@@ -103,7 +103,7 @@ def test_arguments_of_a_class():
     }
 
 
-def test_a_sum_is_put_in_brackets_and_its_letters_are_told():
+def test_a_sum_is_put_in_brackets_and_its_letters_are_explained():
     sum_of_two = {"s": term(squared, alpha=0.5, sharp=True), "w": term(wordy, weight=2)}
     what = "(α Σ z(v)² − ½ max(z, 1))"
     assert composed(sum_of_two) == f"1.0 · {what} [s, w = α / 2, α=0.5] + 2.0 · wordy [w]"
@@ -112,7 +112,7 @@ def test_a_sum_is_put_in_brackets_and_its_letters_are_told():
     )
 
 
-def test_a_class_tells_what_it_was_given():
+def test_the_settings_of_a_class_are_shown():
     assert composed({"h": term(Stateful, width=8, bias=False)}) == "1.0 · ‖S h − t‖² [h, width=8]"
     nested = term(squared, sharp={"_target_": f"{__name__}.squared", "_partial_": True, "alpha": 0.25})
     assert composed({"s": nested}).endswith("[s, w = α / 2, sharp=squared(α=0.25)]")
@@ -122,7 +122,7 @@ def test_a_class_tells_what_it_was_given():
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.heading)
-def test_every_objective_says_what_it_is_and_where_it_comes_from(entry):
+def test_every_objective_states_what_it_is_and_where_it_comes_from(entry):
     name = entry.callee.__qualname__
     assert formula(entry.callee), f"the docstring of {name} must begin with its formula, up to a ; or full stop"
     assert entry.papers or entry.papers_of_parts, (
@@ -138,7 +138,7 @@ def test_the_page_is_what_the_docstrings_say():
     assert PAGE.read_text(encoding="utf-8") == written(), "run make docs"
 
 
-def test_the_page_tells_every_file():
+def test_the_page_has_every_file():
     text = written()
     assert [entry.file for entry in ENTRIES] == sorted(entry.file for entry in ENTRIES)
     assert {entry.file for entry in ENTRIES} == set(choices("objective"))
@@ -147,7 +147,7 @@ def test_the_page_tells_every_file():
         assert f"    {formula(entry.callee)}\n" in text
 
 
-def test_what_the_page_says_of_jsd():
+def test_the_section_on_jsd():
     section = written().partition("### jsd\n")[2].partition("\n### ")[0]
     assert "- **Gradient**: φ′ = (1 − β) log(q/m)" in section
     assert "- **Chunked**: yes" in section

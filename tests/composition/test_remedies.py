@@ -152,7 +152,7 @@ def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
     ],
 )
 @pytest.mark.long
-def test_all_that_is_missing_is_told_at_once(line: str, told: list[str], works: str) -> None:
+def test_all_that_is_missing_is_reported_at_once(line: str, told: list[str], works: str) -> None:
     sentence = refusal(*shlex.split(line))
     for part in told:
         assert part in sentence
@@ -213,13 +213,13 @@ ASKING = {
 
 
 @pytest.mark.parametrize("lacking", Judged.lacks)
-def test_the_first_record_that_lacks_what_is_asked_is_named(lacking: str) -> None:
+def test_the_first_record_that_lacks_what_is_required_is_named(lacking: str) -> None:
     skill = {"_target_": f"{__name__}.Judged", "lacking": None}
     assert refusal(*ASKING[lacking], skill=skill) == ""
     assert "train/2" in refusal(*ASKING[lacking], skill={**skill, "lacking": lacking})
 
 
-def test_a_group_is_asked_of_records_only_where_they_are_learnt_from() -> None:
+def test_a_group_is_required_of_records_only_where_they_are_learnt_from() -> None:
     skill = {"_target_": f"{__name__}.Judged"}
     pairs = ("objective=rrhf", "reward=verifier", "rollout=mixed")
     assert refusal(*pairs, "rollout.writer.samples=2", skill=skill) == ""

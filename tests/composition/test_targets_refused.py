@@ -46,7 +46,7 @@ def test_forward_kl_goes_with_all():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_asks_no_teacher_goes_with_all(rule):
+def test_what_needs_no_teacher_goes_with_all(rule):
     check(composed(*RULES[rule], "objective=sft"))
 
 

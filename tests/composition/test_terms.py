@@ -289,7 +289,7 @@ def _by_hand(parts, batch, loss, responses):
     ],
 )
 @pytest.mark.long
-def test_responses_that_nobody_can_tell_apart_are_refused(changes, sentence):
+def test_responses_that_nothing_distinguishes_are_refused(changes, sentence):
     cfg = runs.config("objective=[gad,sft]", "reward=discriminator", "rollout=demonstrated", "corpus=docstrings")
     cfg.compare = None
     for key, value in {"sft.responses": "other", **changes}.items():
@@ -298,7 +298,7 @@ def test_responses_that_nobody_can_tell_apart_are_refused(changes, sentence):
         check(cfg)
 
 
-def test_the_header_says_whose_responses():
+def test_the_header_names_the_model_of_the_responses():
     cfg = runs.config("objective=[gad,sft]", "+objective.sft.responses=other")
     assert "[gad_kl, student responses" in describe(cfg)
     assert "−log q(y_t) [sft, other responses]" in describe(cfg)

@@ -162,7 +162,7 @@ def test_an_answer_that_was_cut_off_has_no_end():
         assert end_id(tokenizer) not in cut
 
 
-def test_an_empty_thought_is_the_prompts_where_the_template_is_told_so():
+def test_an_empty_thought_is_the_prompts_where_the_template_has_it_so():
     block = "<think>\n\n</think>\n\n"
     plain, off = TOKENIZERS["Qwen3"], TOKENIZERS["Qwen3, thinking off"]
     asked, answered = encode_prompt([USER], plain), encode_answer([USER], "esuoh", plain)
@@ -198,7 +198,7 @@ def test_variables_that_no_template_takes_are_refused(kwargs, told):
 # --- what cannot be encoded ---
 
 
-def test_a_role_that_the_template_refuses_is_told_with_the_record():
+def test_a_role_that_the_template_refuses_is_reported_with_the_record():
     refused = Record("test/3", "toy", ({"role": "system", "content": "Spell."}, USER), (Response("x"),))
     for use in (
         lambda: Encoder(gemma(), None, max_length=99, max_tokens=99).encode(refused),
@@ -208,7 +208,7 @@ def test_a_role_that_the_template_refuses_is_told_with_the_record():
             use()
 
 
-def test_a_tool_call_that_the_template_leaves_out_is_told():
+def test_a_tool_call_that_the_template_leaves_out_is_reported():
     call = {"type": "function", "function": {"name": "spell", "arguments": {"w": "abc"}}}
     talk = (USER, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "cba"})
     with pytest.raises(ValueError, match=r"^record 0 of toy has a tool call \(spell, message 1\)"):
@@ -264,7 +264,7 @@ def test_every_turn_is_learnt_whole_whatever_its_text(name, text):
     assert [i for piece in pieces for i in piece.ids] == encode_prompt(talk, tokenizer)
 
 
-def test_windows_learn_every_turn_where_the_data_say_so():
+def test_windows_learn_every_turn_where_the_data_have_it_so():
     tokenizer = byte_tokenizer()
     spoken = [Record(str(i), "toy", TALK, (Response("fgh"),)) for i in range(4)]
     encoder = Encoder(tokenizer, None, max_length=64, max_tokens=512)

@@ -366,7 +366,7 @@ def test_the_scratch_model_and_the_encoder_agree_on_ids():
 
 
 @pytest.mark.parametrize("truncated", [False, True])
-def test_a_response_that_was_cut_off_ends_for_nobody(truncated):
+def test_a_response_that_was_cut_off_has_no_end(truncated):
     """The text is the same, but where the student wrote no end token the teacher's tokens have none."""
     encoder = Encoder(BYTES, with_template("x"), max_length=256, max_tokens=1000)
     answer = ids("seven") if truncated else [*ids("seven"), BYTES.eos_token_id]
@@ -403,7 +403,7 @@ def test_a_teacher_that_is_shown_more_reads_the_same_response():
         assert (batch.teacher.lengths - batch.student.lengths).tolist() == longer
 
 
-def test_a_given_response_that_was_cut_is_truncated_and_ends_for_nobody():
+def test_a_given_response_that_was_cut_is_truncated_and_has_no_end():
     """Room for "se" of "seven", for all of it but its end token, and for the end token, too."""
     prompt = len(encode_prompt(record(0).prompt, BYTES))
     for room, truncated in ((2, True), (5, True), (6, False), (9, False)):

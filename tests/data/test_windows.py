@@ -40,7 +40,7 @@ def test_epochs_come_in_different_orders():
     assert len({tuple(stream.indices(epoch)) for epoch in range(4)}) == 4
 
 
-def test_a_window_holds_its_records_and_knows_its_step():
+def test_a_window_holds_its_records_and_its_step():
     stream = windows(7)
     for step in (0, 3, 11):
         window = stream[step]

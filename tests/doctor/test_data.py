@@ -70,7 +70,7 @@ def test_padding_is_counted():
     assert checks.padding([Batch(sequences, sequences)], read=False).verdict == "PASS"
 
 
-def test_a_length_that_cuts_is_told_with_the_one_that_does_not():
+def test_a_length_that_cuts_is_named_with_the_one_that_does_not():
     with toy("data.max_length=45") as cfg:
         code, text = diagnosis(cfg)
     found = line(text, "lengths (student)")
@@ -160,7 +160,7 @@ def test_sequences_beyond_the_models_positions_fail():
 
 
 @pytest.mark.parametrize(("licence", "verdict"), [("Apache-2.0", "PASS"), (None, "WARN"), ("CC BY-NC 4.0", "WARN")])
-def test_licences_are_told(licence, verdict, subject):
+def test_licences_are_named(licence, verdict, subject):
     finding = checks.licences(altered(subject, f"teacher.licence={licence or 'null'}"))
     assert finding.verdict == verdict
     assert finding.fact == f"data CC0-1.0, teacher {licence or 'unknown'}"

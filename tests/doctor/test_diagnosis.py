@@ -44,7 +44,7 @@ def test_the_command_line_passes_tiny_models(capsys):
     assert out.count("predicted at") == 1  # one table, as both read the same tokens
 
 
-def test_each_member_of_an_ensemble_is_looked_at():
+def test_each_member_of_an_ensemble_is_checked():
     teacher = {"members": {"a": node("teacher"), "b": node("teacher")}, "combine": "mean_logits"}
     with toy(teacher={"_target_": "kd.teachers.ensemble.Ensemble", **teacher}) as cfg:
         code, text = diagnosis(cfg)
@@ -85,7 +85,7 @@ def test_a_teacher_that_is_read_one_position_off_fails(subject, monkeypatch):
     assert shift.shift_self_test(subject.parts, subject.parts.data.train[:2]).verdict == "FAIL"
 
 
-def test_a_student_that_says_the_same_everywhere_tells_nothing(subject):
+def test_a_student_with_one_distribution_everywhere_shows_nothing(subject):
     parts = copy.deepcopy(subject.parts)
     for parameter in parts.module.student.parameters():
         parameter.data.zero_()
@@ -141,7 +141,7 @@ def test_a_config_that_cannot_be_run_is_one_line(capsys):
     assert capsys.readouterr().out.startswith("FAIL  config  local:nowhere does not exist")
 
 
-def test_a_missing_conf_is_told(tmp_path):
+def test_a_missing_conf_is_reported(tmp_path):
     with pytest.raises(ValueError, match="conf is no folder"), composed([], tmp_path / "conf"):
         pass
 

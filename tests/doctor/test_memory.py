@@ -79,7 +79,7 @@ def test_projections_have_gradients_and_moments_too(subject):
     assert "frozen features" not in plain
 
 
-def test_attention_that_is_looked_at_keeps_its_squares(subject):
+def test_attention_that_is_compared_keeps_its_squares(subject):
     """2 layers of 4 heads: the student's probabilities, for the backward pass. 4 of 4: the teacher's, for the term."""
     plain = {item.name: item.size for item in memory.estimate(subject)}
     sizes, load = sizes_of("objective=attention_kl")

@@ -27,7 +27,7 @@ def cells(table: Any, column: str) -> list[str]:
     return [str(cell) for cell in found.cells]
 
 
-def test_the_table_says_where_each_token_is_learnt():
+def test_the_table_shows_where_each_token_is_learnt():
     """<|user|> h i <|end|> <|assistant|> | o k <|end|>: the response is ids 5, 6, 7, predicted at 4, 5, 6."""
     tokenizer = byte_tokenizer()
     encoder = Encoder(tokenizer, None, max_length=99, max_tokens=999)

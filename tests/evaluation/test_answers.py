@@ -49,7 +49,7 @@ def test_an_answer_without_end_token_is_truncated(student):
     }
 
 
-def test_an_answer_that_the_verifier_fails_on_is_wrong_and_says_why(student):
+def test_an_answer_that_the_verifier_fails_on_is_wrong_and_states_why(student):
     class Picky(TenIntegers):
         def score(self, record, text):
             if text != "7":
@@ -83,7 +83,7 @@ def _always(token):
     return model
 
 
-def test_bar_is_silent_where_nobody_looks(capfd):
+def test_a_bar_is_silent_without_a_terminal(capfd):
     with progress_bar("answers", 3) as advance:
         advance(3)
     assert capfd.readouterr() == ("", "")

@@ -88,13 +88,13 @@ def test_second_time_no_model_runs(session, student, teacher):
     "change",
     [{"max_new_tokens": 3}, {"batch_size": 2}, {"test": [*RECORDS]}, {"answers": 3}, {"items": 3}, {"teacher": None}],
 )
-def test_other_settings_are_measured_anew(session, student, change):
+def test_other_settings_are_measured_again(session, student, change):
     session().measure(student, identity="student")
     with pytest.raises(AssertionError, match="forward"):
         session(**change).measure(silenced(student), identity="student")
 
 
-def test_other_systems_are_measured_anew(session, student, teacher):
+def test_other_systems_are_measured_again(session, student, teacher):
     session().measure(student, identity="student")
     with pytest.raises(AssertionError, match="forward"):
         session().measure(silenced(student), identity="another")
@@ -162,7 +162,7 @@ def test_a_measurement_that_was_changed_since_is_named(session, student, cache):
         session().measure(student, identity="student")
 
 
-def test_nothing_asked_nothing_measured(session, student, cache):
+def test_nothing_is_measured_that_was_not_requested(session, student, cache):
     measured = session(items=0, answers=0).measure(silenced(student), identity="student")
     assert (measured.scores, measured.samples, measured.tokens, measured.generated_tokens) == ({}, [], 0, 0)
     assert not list(cache.rglob("*.json"))
@@ -234,7 +234,7 @@ def test_what_fits_the_student_is_measured_for_everyone(session, student):
     assert bits.value == pytest.approx(-logs[torch.arange(10), ids].sum().item() / math.log(2) / 9)
 
 
-def test_items_digest_tells_what_is_asked(session, test_records):
+def test_the_digest_of_items_covers_the_prompts(session, test_records):
     digest = session().items_digest
     assert session(teacher=None, batch_size=1).items_digest == digest
     assert session(answers=9).items_digest != digest
@@ -275,7 +275,7 @@ CONFIGS = sorted((Path(kd.__file__).parents[1] / "conf" / "evaluation").glob("*.
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configs_say_all_that_can_be_said(path):
+def test_configs_state_all_that_can_be_set(path):
     """`none` leaves out what is not measured by default: it is in the identity of every prepared model."""
     config, parameters = OmegaConf.load(path), inspect.signature(Evaluation).parameters
     missing = parameters.keys() - config.keys()

@@ -156,7 +156,7 @@ def test_the_cards_licence_is_that_of_all(teacher, data, licence):
     assert f"| student, before | `hub:org/name@main` | {teacher or 'unknown'} |" in text
 
 
-def test_what_the_library_reads_otherwise_is_told_and_how_to_load_it(tmp_path):
+def test_what_the_library_reads_otherwise_is_reported_and_how_to_load_it(tmp_path):
     """Whatever tokenizer a Qwen2 has, `AutoTokenizer` reads one of its own, which composes letters: other ids."""
     model = tiny(model_type="qwen2", dtype="float32")
     [sentence] = export(model, tmp_path / "student", "# card\n")
@@ -169,7 +169,7 @@ def test_what_the_library_reads_otherwise_is_told_and_how_to_load_it(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["a weight", "no weights"])
-def test_weights_that_come_back_otherwise_are_told(tmp_path, damage):
+def test_weights_that_come_back_otherwise_are_reported(tmp_path, damage):
     model = tiny(dtype="float32")
     assert export(model, tmp_path / "student", "") == []
     if damage == "a weight":

@@ -141,7 +141,7 @@ def test_a_component_whose_numbers_changed_is_another_run(own, monkeypatch):
     assert identity(cfg) != before
 
 
-def test_every_component_of_the_config_is_asked_for_its_version(own, monkeypatch):
+def test_the_version_of_every_component_of_the_config_is_read(own, monkeypatch):
     _, cfg = own
     versioned: set[str] = set()
     monkeypatch.setattr(module, "versions", lambda *names: versioned.update(names) or {})

@@ -105,7 +105,7 @@ def checkpoint_of(cfg: DictConfig, role: str) -> Path:
     return Path(cfg[role].model.source.address.removeprefix("local:"))
 
 
-def test_the_config_asked_about_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_given_config_stays_as_it_is(tmp_path: Path) -> None:
     cfg = cut_out(tmp_path / "base", "pruned")
     before = cfg.copy()
     with conf():
@@ -115,7 +115,7 @@ def test_the_config_asked_about_stays_as_it_is(tmp_path: Path) -> None:
     assert OmegaConf.to_container(cfg) == OmegaConf.to_container(before)  # interpolations too
 
 
-def test_its_card_says_the_licence_of_what_it_was_made_of(tmp_path: Path) -> None:
+def test_its_card_states_the_licence_of_what_it_was_made_of(tmp_path: Path) -> None:
     """A cut student has its teacher's, under another name by now; and what is known of it makes no other checkpoint."""
     cfg = cut_out(tmp_path / "base", "pruned")
     with conf():
@@ -156,7 +156,7 @@ def config_in(cfg: DictConfig, settings: dict[str, Any]) -> DictConfig:
 
 
 @pytest.mark.long
-def test_two_processes_that_ask_at_once_get_one_checkpoint(tmp_path: Path, cache: Path) -> None:
+def test_two_processes_at_once_get_one_checkpoint(tmp_path: Path, cache: Path) -> None:
     OmegaConf.save(config(), tmp_path / "config.yaml")
     command = [sys.executable, str(ROOT / "tests/preparation_worker.py"), str(tmp_path / "config.yaml"), str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

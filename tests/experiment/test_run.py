@@ -189,7 +189,7 @@ def test_gap_closed_by_hand() -> None:
     assert _gap(systems(before=0.5, after=0.3), Metric("accuracy")) is None
 
 
-def test_the_card_of_a_prepared_pair_tells_the_config_as_it_was_composed(
+def test_the_card_of_a_prepared_pair_shows_the_config_as_it_was_composed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was prepared on the way has the licence of what it stands on, and lies in this machine's cache."""

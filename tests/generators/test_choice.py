@@ -53,7 +53,7 @@ def test_elsewhere_it_is_refused(rollout, reason):
 
 
 @pytest.mark.parametrize("rollout", ["paired", "ranked", "replay"])
-def test_it_writes_for_whoever_writes_in_the_end(rollout):
+def test_it_generates_for_the_innermost_rollout(rollout):
     reward = "verifier" if rollout == "ranked" else "none"
     check(composed(f"rollout={rollout}", "generator=transformers", f"reward={reward}"))
 
@@ -136,7 +136,7 @@ def test_options_are_checked_before_any_weight_is_loaded(words, sentence):
         ),
     ],
 )
-def test_beams_are_checked_against_whoever_has_them(choices, sentence):
+def test_beams_are_checked_against_the_part_that_has_them(choices, sentence):
     with pytest.raises(ValueError, match=sentence):
         check(composed("generator=beam_search", *choices))
 

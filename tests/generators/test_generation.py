@@ -58,7 +58,7 @@ def test_greedy_is_the_likeliest_token_each_time(family):
     assert generate(model, prompts_of(), max_new_tokens=12) == expected
 
 
-def test_padding_is_told_by_length_where_it_is_the_end_token_too(model):
+def test_padding_is_found_by_length_where_it_is_the_end_token_too(model):
     end = model.tokenizer.eos_token_id
     model.tokenizer.pad_token = model.tokenizer.eos_token
     prompts = [[end, *prompt, end, 65] for prompt in prompts_of()]  # as earlier turns of a conversation end
@@ -222,7 +222,7 @@ def test_the_die_is_not_uniform(die):
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.5])
-def test_first_tokens_come_as_often_as_their_probability_says(die, temperature):
+def test_first_tokens_come_as_often_as_their_probability_states(die, temperature):
     prompt, draws = [1, 3, 2], 6000
     with torch.no_grad():
         logits = die.network(torch.tensor([prompt])).logits[0, -1, :8]  # padded rows have no probability

@@ -52,7 +52,7 @@ def test_what_has_no_probability_is_never_drawn(monkeypatch, u, place):
 
 
 @pytest.mark.parametrize("ids", [3, 256, 700])
-def test_ids_come_as_often_as_softmax_says(ids):
+def test_ids_come_as_often_as_softmax_states(ids):
     """A right sampler fails one seed in a thousand; this seed is not one of them."""
     logits, draws = random_logits(1, ids, 1.0), 40_000
     with seeded(1, "draws"):
@@ -94,7 +94,7 @@ def test_temperature_zero_takes_the_likeliest_and_no_random_number():
 
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize(("ids", "scale"), [(7, 1.0), (300, 1.0), (5000, 4.0), (5000, 0.3)])
-def test_a_nucleus_is_what_its_definition_says(ids, scale, top_p):
+def test_a_nucleus_is_what_its_definition_states(ids, scale, top_p):
     """The last needs the whole vocabulary sorted, the others a part."""
     logits = random_logits(3, ids, scale)
     values, order = nucleus(logits.log_softmax(-1), top_p)

@@ -139,7 +139,7 @@ def by_hand(model, ids, temperature, penalty):
     return (logits / temperature).log_softmax(-1)
 
 
-def test_behaviour_is_what_was_drawn_from_and_old_what_the_model_says(die):
+def test_behaviour_is_what_was_drawn_from_and_old_what_the_model_states(die):
     prompts = [[1, 3, 2], [4], [0, 5]]  # of different lengths: padding is no text
     torch.manual_seed(0)
     written = asked(library(repetition_penalty=1.7), die, prompts, Sampled(0.8), samples=4, new=6)
@@ -153,7 +153,7 @@ def test_behaviour_is_what_was_drawn_from_and_old_what_the_model_says(die):
             torch.testing.assert_close(one.old_logprobs, torch.stack(own), atol=1e-5, rtol=1e-5)
 
 
-def test_first_tokens_come_as_often_as_their_probability_says(die):
+def test_first_tokens_come_as_often_as_their_probability_states(die):
     prompt, draws = [1, 3, 3], 4000
     with seeded(5, "draws"):
         written = asked(library(repetition_penalty=1.5), die, [prompt], SAMPLED, samples=draws, new=1, batch_size=1000)
@@ -264,7 +264,7 @@ def test_a_row_that_has_ended_may_have_nothing_left(die):
     assert len(other.ids) > 1
 
 
-def test_a_ban_of_everything_is_told(die):
+def test_a_ban_of_everything_is_reported(die):
     with pytest.raises(ValueError, match="leave no id to be written after 0 tokens; let them ban less"):
         asked(library(suppress_tokens=list(range(8))), die, [[1]], SAMPLED)
 

@@ -220,7 +220,7 @@ STATUSES = (400, 401, 403, 405, 413, 418, 422, 429, 500, 501, 502, 503, 504)
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_status_is_told_with_the_servers_words(served, student, tmp_path, monkeypatch, status):
+def test_a_status_is_reported_with_the_servers_message(served, student, tmp_path, monkeypatch, status):
     words = b"<p>no\n\n  room</p>" * 100
     monkeypatch.setattr(served, "answer", lambda path, body: (status, words))
     with pytest.raises(ValueError) as caught:  # noqa: PT011, for the sentence is looked at below
@@ -231,7 +231,7 @@ def test_a_status_is_told_with_the_servers_words(served, student, tmp_path, monk
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_and_one_in_trouble_are_asked_again(served, student, tmp_path, monkeypatch, status):
+def test_a_busy_server_and_one_in_trouble_get_the_request_again(served, student, tmp_path, monkeypatch, status):
     there, met = served.answer, []
 
     def busy_at_first(path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -252,7 +252,7 @@ def test_retries_have_an_end(served, student, tmp_path, monkeypatch):
     assert len(met) == 3
 
 
-def test_a_server_may_not_ask_for_an_hour():
+def test_a_server_cannot_request_an_hour():
     """Retry-After counts, up to a bound."""
 
     class Told:

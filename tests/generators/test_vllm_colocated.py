@@ -89,7 +89,7 @@ def test_it_writes_as_our_own_engine_and_takes_each_steps_weights(vllm, tmp_path
     assert generator._engine.calls == 2 * ["reload_weights", "reset", *asleep, *asleep]
 
 
-def test_without_the_extra_one_is_told_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_extra_its_installation_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[vllm\]', or take generator=torch"):
         Colocated(weights=str(tmp_path))

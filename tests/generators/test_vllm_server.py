@@ -149,7 +149,7 @@ def test_weights_are_given_once_for_each_step_and_the_next_text_is_theirs(connec
     assert generator.take_report()["sampler_staleness"] == (0, 3 * len(PROMPTS))
 
 
-def test_the_students_weights_may_be_ahead_and_the_distance_is_told(connect, served, student):
+def test_the_students_weights_may_be_ahead_and_the_distance_is_logged(connect, served, student):
     generator = connect(staleness=1)
     first = copy.deepcopy(student)
     asked(generator, student)
@@ -272,7 +272,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("server", "client", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_a_server_lacks_is_told(connect, served, student, server, client, said):
+def test_what_a_server_lacks_is_reported(connect, served, student, server, client, said):
     for name, value in server.items():
         setattr(served, name, value)
     with pytest.raises(ValueError, match=said):

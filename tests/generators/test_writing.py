@@ -167,7 +167,7 @@ def test_samples_differ_and_are_the_seeds():
     assert groups != ids_of(written(tiny(), prompts_of(), seed=1, samples=3))
 
 
-def test_two_tokens_come_as_often_as_the_model_says():
+def test_two_tokens_come_as_often_as_the_model_states():
     """All 16 texts of two tokens over four ids, exactly, against 8000 draws in groups; a right engine fails 1e-3."""
     model = tiny(vocab_size=4, eos_token_id=3, pad_token_id=0, bos_token_id=None)
     model.vocabulary = 4
@@ -266,7 +266,7 @@ def both_ways(model: LanguageModel, prompts: list[list[int]], steps: int, *, pac
 
 @pytest.mark.parametrize("lengths", [(9, 9, 9), (12, 3, 7)])
 @pytest.mark.parametrize("name", LEAN)
-def test_the_lean_way_says_what_the_librarys_own_forward_says(name, lengths):
+def test_the_lean_way_equals_the_librarys_own_forward(name, lengths):
     model = of(name)
     assert readable(model)
     for theirs, ours in zip(*both_ways(model, prompts_of(lengths), 7), strict=True):
@@ -287,12 +287,12 @@ def test_the_lean_way_is_as_exact_in_lower_precision(name, dtype, pack):
     assert error[1] < 1.5 * error[0]
 
 
-def test_the_lean_way_is_taken_for_what_it_knows():
+def test_the_lean_way_is_taken_for_what_it_supports():
     for name in ARCHITECTURES:
         assert readable(of(name)) is (name in LEAN)
 
 
-def test_the_lean_way_is_left_where_somebody_changed_the_network():
+def test_the_lean_way_is_left_where_the_network_was_changed():
     hooked, replaced, patched, dynamic = (tiny() for _ in range(4))
     hooked.network.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     replaced.network.model.layers[1].mlp.act_fn = torch.nn.GELU()

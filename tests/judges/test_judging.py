@@ -324,7 +324,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_and_counted():
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
-def test_replies_are_cached_by_content_and_read_anew():
+def test_replies_are_cached_by_content_and_read_again():
     judge, pair = Pairwise(template=TWO), Pair(asked(0), "9", "1")
     first = Scripted()
     (before,) = judge.compare(first, [pair])

@@ -92,7 +92,7 @@ def test_autocast_has_the_last_word():
         assert linear(x, weight).dtype == torch.bfloat16
 
 
-def test_it_lasts_as_long_as_it_is_asked_for():
+def test_it_lasts_for_the_given_time():
     x, weight = problem()[:2]
     with Calls() as calls:
         with torch.no_grad(), faster_linear(CPU):

@@ -33,12 +33,12 @@ def mixed(share: float, a, b) -> list[float]:
     return [share * x + (1 - share) * y for x, y in zip(a, b, strict=True)]
 
 
-def test_sft_knows_the_label_alone():
+def test_sft_reads_the_label_alone():
     assert term("sft", "sft")(torch.tensor([log(0.4)])).item() == pytest.approx(-log(0.4))
 
 
 @pytest.mark.parametrize("method", ["kd", "imitkd", "skd"])
-def test_kd_is_forward_kl_whoever_wrote(method):
+def test_kd_is_forward_kl_on_all_responses(method):
     assert on_three_ids(method, "fkl") == pytest.approx(FORWARD)
 
 
@@ -68,7 +68,7 @@ def test_distillms_mixture_holds_a_tenth_of_the_student():
 
 
 @pytest.mark.parametrize(("step", "beta"), [(0, 1.0), (2, 1.25), (4, 1.5), (8, 1.5)])
-def test_distillm2_asks_who_wrote_and_lets_the_students_side_grow(step, beta):
+def test_distillm2_reads_which_model_generated_and_lets_the_students_side_grow(step, beta):
     # of 8 steps beta goes from 1 to 1.5 over the first 4
     teachers = (2 - beta) * kl(P, mixed(0.1, P, Q))  # KL(p || .1 p + .9 q)
     students = beta * kl(Q, mixed(0.1, Q, P))  # KL(q || .1 q + .9 p)

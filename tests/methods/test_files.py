@@ -31,7 +31,7 @@ def test_they_are_all_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_says_whose_it_is_and_what_sets_it_apart(name):
+def test_every_method_names_its_authors_and_its_difference(name):
     first, *others = comment(name)
     assert re.search(r"arXiv \d{4}\.\d{4,5}|et al\., .*, 20\d\d\.$", first)
     assert all(block[0].isupper() and len(block) > 20 for block in (first, *others)), "a block broke in its middle"
@@ -42,7 +42,7 @@ def test_every_method_says_whose_it_is_and_what_sets_it_apart(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_says_which_code_was_read(name):
+def test_every_method_states_which_code_was_read(name):
     """A commit and files of it, or that there is none, and then no number of it is said to be from code."""
     [read] = [block for block in comment(name) if block.startswith("Read: ")]
     if found := sources_read(name):

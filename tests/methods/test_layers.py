@@ -33,7 +33,7 @@ def test_minilm_compares_distributions_and_relations_of_values():
     assert values.mean().item() == pytest.approx(sum(x * log(x / 0.5) for x in p) / 2)
 
 
-def test_minilm_asks_prompts_too():
+def test_minilm_compares_prompts_too():
     """positions=all: token 1 belongs to no response, and counts."""
     values = term("minilm", "minilm")(((ONE, 0 * ONE, ONE),), ((ONE, KEYS, ONE),), FIRST, YES)
     assert values[FIRST].mean().item() > 0.01

@@ -111,7 +111,7 @@ def test_every_check_has_a_case():
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_an_answer_that_follows_is_told_from_one_that_does_not(name):
+def test_an_answer_that_follows_is_distinguished_from_one_that_does_not(name):
     settings, good, bad = FOLLOWED[name]
     meta = {"instruction_id_list": [name], "kwargs": [settings]}
     assert instructions_followed(good, meta) == 1.0

@@ -217,7 +217,7 @@ def test_an_architecture_that_keeps_its_queries_is_refused():
         closed(some(), frozenset({"attentions"}))
 
 
-def test_real_says_where_tokens_are():
+def test_real_marks_where_tokens_are():
     right, left = some("right", 4), some("left", 4)
     assert right.real.sum(1).tolist() == left.real.sum(1).tolist() == [8, 13, 4]
     assert right.real[0].tolist() == [True] * 8 + [False] * 8

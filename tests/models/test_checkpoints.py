@@ -14,7 +14,7 @@ from tests.tiny import LLAMA, record, tiny
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "lm_head.weight"])
-def test_weights_that_are_no_numbers_are_told(tmp_path, name, value):
+def test_weights_that_are_no_numbers_are_reported(tmp_path, name, value):
     model = tiny(dtype="float32", tie_word_embeddings=False)
     model.network.get_parameter(name).data[1, 2] = value
     source = saved(model, tmp_path)
@@ -22,7 +22,7 @@ def test_weights_that_are_no_numbers_are_told(tmp_path, name, value):
         pretrained(source=source)
 
 
-def test_a_folder_without_a_tokenizer_is_told(tmp_path):
+def test_a_folder_without_a_tokenizer_is_reported(tmp_path):
     source = saved(tiny(dtype="float32"), tmp_path)
     for path in tmp_path.glob("*token*"):
         path.unlink()
@@ -42,7 +42,7 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path):
         ("vit", {}, "is no causal language model"),
     ],
 )
-def test_other_kinds_of_models_are_told_before_their_weights_are_read(tmp_path, model_type, fields, told):
+def test_other_kinds_of_models_are_reported_before_their_weights_are_read(tmp_path, model_type, fields, told):
     source = saved(tiny(dtype="float32"), tmp_path)
     AutoConfig.for_model(model_type, **fields).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=told):
@@ -70,6 +70,6 @@ def test_another_template_takes_the_place_of_the_checkpoints(tmp_path, way):
         assert render(record(0, "q").prompt, model.tokenizer) == "[q]<|end|>!"
 
 
-def test_a_template_that_is_not_there_is_told(tmp_path):
+def test_a_template_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(ValueError, match="is neither a file nor a template"):
         scratch(architecture=LLAMA, chat_template=str(tmp_path / "none.jinja"))

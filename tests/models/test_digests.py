@@ -46,7 +46,7 @@ def test_where_and_how_it_lies_in_memory_does_not_show():
     assert weights_digest(copy.deepcopy(Parts(**BASE))) == expected
 
 
-def test_views_of_one_storage_are_told_apart():
+def test_views_of_one_storage_are_distinguished():
     both = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert weights_digest(Parts(x=both, y=both.t())) == weights_digest(Parts(x=both.clone(), y=both.t().clone()))
     assert weights_digest(Parts(x=both, y=both.t())) != weights_digest(Parts(x=both, y=both))

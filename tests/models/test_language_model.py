@@ -275,7 +275,7 @@ def test_known_turns_pass_and_leave_the_mode_alone(family, dtype):
     assert all(module.training for module in network.modules())
 
 
-def test_a_white_box_teacher_says_the_same_without_learning():
+def test_a_white_box_teacher_has_the_same_outputs_without_learning():
     model, sequences = tiny(attention_dropout=0.5), collate(rows(*SHAPES), pad=0)
     expected = everything(model(sequences, ALL)).detach()
     teacher = WhiteBox(model).train()

@@ -174,7 +174,7 @@ def test_full_width_is_the_identity(model, source):
 
 
 @pytest.mark.parametrize("changes", [{}, {"mlp_bias": True}])
-def test_neurons_that_say_nothing_go_first(changes):
+def test_neurons_that_change_nothing_go_first(changes):
     network = tiny(**changes).network
     dead = torch.randperm(64, generator=torch.Generator().manual_seed(3))[:40]
     for layer in network.model.layers:
@@ -250,7 +250,7 @@ def test_scratch_with_a_checkpoints_tokenizer(source):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_weights_have_the_dtype_that_was_asked_for(source, dtype):
+def test_weights_have_the_dtype_that_was_requested(source, dtype):
     wanted = getattr(torch, dtype)
     for model in (
         scratch(architecture=LLAMA, dtype=dtype),

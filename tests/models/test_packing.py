@@ -104,7 +104,7 @@ def test_other_networks_are_read_with_padding(changes, reason):
     assert not tiny(**changes).packs, reason
 
 
-def test_windows_that_nobody_uses_do_not_matter():
+def test_windows_without_a_use_do_not_matter():
     assert tiny(model_type="mistral", sliding_window=None).packs
 
 
@@ -121,7 +121,7 @@ def test_tokens_that_meet_outside_attention_are_found_out():
     assert not packable(network)
 
 
-def test_attention_is_in_float32_only_where_a_gradient_is_asked_for(monkeypatch):
+def test_attention_is_in_float32_only_where_a_gradient_is_requested(monkeypatch):
     model, sequences, seen = tiny(dtype="float32"), some(), []
     assert model.packs
     own = packing.scaled_dot_product_attention
@@ -183,7 +183,7 @@ def test_looking_leaves_a_network_as_it_was():
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_attention_that_is_asked_for_more_is_found_out():
+def test_attention_that_looks_at_more_is_found_out():
     """As by architectures that choose what a token looks at, which with few tokens is all."""
     network = tiny().network
     layer = network.model.layers[1].self_attn

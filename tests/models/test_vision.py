@@ -106,7 +106,7 @@ def test_another_architecture_is_read_by_the_same_path(tmp_path):
     assert len(written[0].ids) == 6
 
 
-def test_a_network_that_requires_kinds_of_tokens_is_told():
+def test_a_network_that_requires_kinds_of_tokens_is_reported():
     config = AutoConfig.for_model("qwen2_5_vl")
     with torch.device("meta"), pytest.raises(ValueError, match="requires mm_token_type_ids beside the ids"):
         check_inputs(AutoModelForImageTextToText.from_config(config))
@@ -187,7 +187,7 @@ def test_images_and_their_tokens_go_together():
         ({"vision_config": {**IDEFICS3["vision_config"], "image_size": 18}}, "patch_size=4 x scale_factor=2; take 16"),
     ],
 )
-def test_an_architecture_without_a_processor_is_told(changes, told):
+def test_an_architecture_without_a_processor_is_reported(changes, told):
     with pytest.raises(ValueError, match=told):
         scratch(architecture={**IDEFICS3, **changes})
 

@@ -67,7 +67,7 @@ def test_existence_is_enough():
 
 
 @over(TERMS)
-def test_asks_for_known_signals_only(term):
+def test_requires_known_signals_only(term):
     assert requires(term.loss) <= SIGNALS
     assert requires(term.loss)
 
@@ -106,7 +106,7 @@ def test_bf16_logits_are_upcast(term):
 
 
 @over(VOCABULARY_TERMS)
-def test_vocabulary_rows_that_nobody_uses_change_nothing(term):
+def test_vocabulary_rows_without_a_token_change_nothing(term):
     given = world(vocabulary=17)
     padded = given.map_logits(lambda z: nn.functional.pad(z, (0, 5), value=-torch.inf))
     (values, gradients), (same, wider) = evaluate(term, given), evaluate(term, padded)

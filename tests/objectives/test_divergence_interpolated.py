@@ -80,7 +80,7 @@ def test_an_id_that_one_model_excludes_is_halfway_to_excluded():
             assert gradient(loss, logits_of(q), logits_of(p)).isfinite().all()
 
 
-def test_it_runs_in_chunks_and_asks_for_logits_alone():
+def test_it_runs_in_chunks_and_requires_logits_alone():
     assert is_row_wise(TAID())
     assert requires(TAID()) == {"student_logits", "teacher_logits"}
 

@@ -141,7 +141,7 @@ def test_the_hardest_by_hand(share, expected):
     assert loss(draw(5, 3), draw(5, 3)).tolist() == expected
 
 
-def test_a_share_is_no_row_more_than_it_says():
+def test_a_share_is_no_row_more_than_it_states():
     """0.07 x 100 is 7.000000000000001 in floating point."""
     loss = partial(hardest, divergence=of_rows(*range(1, 101)), share=0.07)
     assert int((loss(draw(100, 3), draw(100, 3)) > 0).sum()) == 7

@@ -151,7 +151,7 @@ def said(signals: dict, who: str) -> torch.Tensor:
     return head.scale * signals[f"{who}_hidden"][-1] @ head.weight.T
 
 
-def test_each_models_states_say_in_the_other_space_what_they_say_in_their_own():
+def test_each_models_states_have_the_same_distribution_in_both_spaces():
     """p^ = p and q^ = q, under the other's ids: the two divergences are both D(p, q), at the start."""
     signals, ids = mirrored()
     term = begun(signals, ids)
@@ -162,7 +162,7 @@ def test_each_models_states_say_in_the_other_space_what_they_say_in_their_own():
     torch.testing.assert_close(term(**signals), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_student_that_says_what_the_teacher_says_is_at_no_distance():
+def test_a_student_equal_to_the_teacher_is_at_no_distance():
     signals, ids = mirrored()
     term = begun(signals, ids)
     signals["student_hidden"] = (signals["native_teacher_hidden"][-1] @ term.to_student.weight.T,)

@@ -186,7 +186,7 @@ def test_projections_learn():
 # --- widths and layers ---
 
 
-def test_a_projection_is_there_when_widths_differ_or_when_asked_for():
+def test_a_projection_is_there_when_widths_differ_or_when_requested():
     assert [tuple(p.shape) for p in sized(HiddenMSE(layers="uniform"), 3, 5).parameters()] == [(5, 3), (5, 3)]
     assert not list(sized(HiddenMSE(), 4, 4).parameters())
     assert [tuple(p.shape) for p in sized(HiddenMSE(projection="linear"), 4, 4).parameters()] == [(4, 4)]
@@ -240,7 +240,7 @@ def test_attention_has_no_layer_of_embeddings():
         block_pairs([[0, 0]], 2, 4)
 
 
-def test_a_learned_map_begins_even_and_learns_who_is_nearest():
+def test_a_learned_map_begins_even_and_learns_which_is_nearest():
     h = states(4)
     far, near = torch.full_like(h[1], 5.0), h[2]
     teacher = (torch.zeros_like(far), far, near, far)
@@ -368,7 +368,7 @@ def test_a_run_sizes_trains_and_keeps_projections(tmp_path):
     torch.testing.assert_close(load_file(tmp_path / "objective.safetensors")[name], after)
 
 
-def test_a_run_says_both_widths(tmp_path):
+def test_a_run_states_both_widths(tmp_path):
     with pytest.raises(ValueError, match="the student's are 16 and the teacher's 32 wide"):
         build(config("objective=hidden_mse", *WIDER, "objective.hidden_mse.loss.projection=none"))
 

@@ -235,7 +235,7 @@ def test_rkd_where_there_is_little_to_relate():
     assert rkd(h, g, torch.zeros_like(mask), level="response").tolist() == [0, 0, 0]
 
 
-def test_rkd_relates_no_more_than_it_was_told():
+def test_rkd_relates_no_more_positions_than_set():
     h, g = (draw(1, 50, 4),) * 2, (draw(1, 50, 4, seed=1),) * 2
     mask = torch.ones(1, 50, dtype=torch.bool)
     kept = torch.tensor([0, 16, 32, 49])  # i 49 // 3

@@ -77,7 +77,7 @@ def test_discount_zero_is_the_gradient_of_the_single_steps(term):
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.9])
-def test_the_ratio_to_who_wrote_makes_a_single_step_unbiased(alpha):
+def test_the_ratio_to_the_behaviour_makes_a_single_step_unbiased(alpha):
     """Tokens drawn from alpha p + (1 - alpha) q, after prefixes that are drawn from it, too."""
     q, p = STUDENT.softmax(-1), TEACHER.softmax(-1)
     mixed = (alpha * p + (1 - alpha) * q).log()

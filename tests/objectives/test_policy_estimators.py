@@ -114,6 +114,6 @@ def test_it_is_refused_before_anything_is_loaded(term, estimator, reason):
     check_call("x", NODE | {"estimator": "k2"}, term)
 
 
-def test_another_name_is_told_the_three():
+def test_another_name_is_refused_with_the_three():
     with pytest.raises(ValueError, match=r"k1.*k2.*k3"):
         check_call("x", NODE | {"estimator": "k4"}, sampled_reverse_kl)

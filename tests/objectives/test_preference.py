@@ -128,7 +128,7 @@ def test_a_sure_response_has_finite_odds_and_gradient():
     assert gradient.isfinite().all()
 
 
-def test_single_responses_are_told_by_their_reward():
+def test_single_responses_are_desirable_by_their_reward():
     # z = log q/r = (-1, -2) log 2; beta = 1: sigma(z) = (1/3, 1/5)
     loss = partial(apo_zero, STUDENT, OTHER, MASK, beta=1.0)
     assert loss(torch.tensor([1.0, 0.0])).tolist() == pytest.approx([2 / 3, 1 / 5])

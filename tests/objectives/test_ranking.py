@@ -143,7 +143,7 @@ def test_listwise_by_hand():
     assert gradient.sum(-1).tolist() == pytest.approx([b - a for a, b in zip(p, q, strict=True)])
 
 
-def test_a_small_tau_hears_the_best_alone():
+def test_a_small_tau_weighs_the_best_alone():
     # P -> 1 at the teacher's best (the second), Q -> 1 at the student's (the first), tau log Q_2 -> s_2 - s_1
     tau = 0.01
     assert tau * listwise(STUDENT, TEACHER, MASK, 3, tau=tau).item() == pytest.approx(log(2), rel=1e-6)

@@ -42,7 +42,7 @@ def test_where_a_response_ends_is_left_out_on_request():
     assert (student.grad.abs().sum(1) > 0).tolist() == [True, False, False]
 
 
-def test_an_alignment_that_does_not_say_where_responses_end_is_refused():
+def test_an_alignment_that_does_not_give_the_ends_of_responses_is_refused():
     with pytest.raises(ValueError, match="end_token=false, but the alignment does not mark where a response ends"):
         universal_logit(draw(1, 3), draw(1, 3), beside([0], [0]), end_token=False)
 

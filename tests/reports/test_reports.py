@@ -189,7 +189,7 @@ def test_a_run_without_a_teacher_and_beside_another_objective(tmp_path: Path, sw
 @pytest.mark.parametrize(
     ("teacher", "words"), [(0.8, "for every student (the teacher is not)"), (0.03, "for every system")]
 )
-def test_accuracy_near_zero_is_said_plainly(teacher: float, words: str, tmp_path: Path) -> None:
+def test_accuracy_near_zero_is_remarked_on(teacher: float, words: str, tmp_path: Path) -> None:
     (note,) = run_grid(page(teacher=teacher)).notes[1:]
     assert note.startswith(f"sums: accuracy is near zero {words}")
     learned = page()
@@ -397,7 +397,7 @@ def program(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
 
 
-def test_the_program_prints_and_writes_only_when_told(tmp_path: Path, sweep: Path) -> None:
+def test_the_program_prints_and_writes_only_on_request(tmp_path: Path, sweep: Path) -> None:
     folder = add_job(sweep, 0, ["a=1"])
     add_job(sweep, 1, ["a=2"])
     before = sorted(tmp_path.rglob("*"))

@@ -65,7 +65,7 @@ def job(overrides: dict[str, str] | None = None, **sections: Any) -> Job:
     return Job("0", "done", overrides or {}, config=config(**sections))
 
 
-def test_runs_are_told_apart_by_their_config_not_by_the_spelling_of_their_overrides() -> None:
+def test_runs_are_distinguished_by_their_config_not_by_the_spelling_of_their_overrides() -> None:
     """The default spelled out, another name, root and seed are no difference; a value that is not spelled is one."""
     spelled = job({"optim.lr": "1e-3", "objective": "fkl"})
     other = {**config(seed=2), "name": "mine", "run": {"root": "elsewhere"}}
@@ -398,7 +398,7 @@ def test_a_wide_table_is_stacked_below_its_labels() -> None:
     assert all(text.count(f"{k}.{i} [0, 1]") == 1 for k in range(2) for i in range(12))
 
 
-def test_a_column_that_tells_nothing_apart_is_one_line() -> None:
+def test_a_column_that_shows_nothing_apart_is_one_line() -> None:
     grid = Grid("T", ["name", "n", "m"], [[str(i), "32", str(i)] for i in range(3)], folds=True)
     assert "In all rows: n 32." in shown(grid)
     assert shown(grid).count("32") == 1

@@ -106,7 +106,7 @@ def test_it_is_named_and_the_others_are_shown(damage: Callable, says: str, tmp_p
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGED.values(), ids=DAMAGED)
-def test_a_run_that_is_done_says_so_and_how_to_go_on(damage: Callable, says: str, tmp_path: Path) -> None:
+def test_a_run_that_is_done_is_reported_and_how_to_go_on(damage: Callable, says: str, tmp_path: Path) -> None:
     """It is neither skipped without its table nor overwritten; what the sentence says works."""
     folder = add_run(tmp_path, 2, [])
     damage(folder.path)

@@ -113,7 +113,7 @@ def test_a_gradient_of_either_reaches_its_own_parameters_alone(student, term):
     assert sum(p.grad.abs().sum() for p in student.parameters() if p.grad is not None) > 0
 
 
-def test_it_learns_to_tell_them_apart(student, term):
+def test_it_learns_to_distinguish_them(student, term):
     optimizer, batch = torch.optim.AdamW(term.parameters(), lr=1e-3), demonstrated(student)
     for _ in range(20):
         loss = value(term, batch).mean()
@@ -190,7 +190,7 @@ def test_what_it_reads_in_judging_and_in_learning_is_counted(tmp_path):
     assert parts.module.budget.judge_flops == expected
 
 
-def test_nobody_judges_offline(tmp_path):
+def test_nothing_is_judged_offline(tmp_path):
     assert runs.train(runs.config("optim.steps=2"), tmp_path).module.budget.judge_flops == 0
 
 

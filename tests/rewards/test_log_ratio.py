@@ -231,7 +231,7 @@ def test_a_teacher_with_a_longer_prompt():
 # ---- the books -------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_teacher_read_and_what_is_told():
+def test_what_the_teacher_read_and_what_is_logged():
     reward, models = LogRatio(), Models(HERE, Told(logprobs(TEACHER)))
     with metered() as meter:
         reward(cut(7, 8), models)
@@ -244,7 +244,7 @@ def test_what_the_teacher_read_and_what_is_told():
     assert reward.take_report() == {"sampled_reverse_kl": (0.0, 0.0)}
 
 
-def test_what_is_told_is_the_students_whoever_wrote():
+def test_what_is_logged_is_the_students_on_all_responses():
     """KL(q || p) of one token in expectation over b = (.5, .3, .2), where q = (.4, .4, .2) and p = (.7, .2, .1)."""
     q, p, b = (torch.tensor(x, dtype=torch.float64) for x in ((0.4, 0.4, 0.2), (0.7, 0.2, 0.1), (0.5, 0.3, 0.2)))
     mask = torch.ones(3, 1, dtype=torch.bool)

@@ -91,7 +91,7 @@ def test_it_learns_from_the_end_of_both_responses_alone():
     assert hidden.grad.abs().sum(-1).ne(0).tolist() == [[False, False, True], [False, True, False]]
 
 
-def test_training_tells_right_from_wrong(trained):
+def test_training_separates_right_from_wrong(trained):
     _, _, losses, _ = trained
     assert losses[0] == pytest.approx(math.log(2), abs=0.5)
     assert losses[-1] < 0.2

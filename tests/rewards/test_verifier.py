@@ -68,7 +68,7 @@ def test_everything_else_stays_as_it_was(skill, encoder):
     assert replace(after, rewards=None) == before
 
 
-def test_what_each_writer_got_is_told_once(encoder):
+def test_the_rewards_of_each_model_are_logged_once(encoder):
     problem = record(0, "2 + 2 = ?", "4")
     reward = Verifier(Sum())
     answers = [written(encoder, "4"), written(encoder, "5"), replace(written(encoder, "4"), source="teacher")]
@@ -143,7 +143,7 @@ def test_scores_stay_with_their_texts_when_a_rollout_encodes_them_again(encoder)
     assert found == {"0": [2.0, 0.25]}
 
 
-def test_a_response_that_nobody_judged_is_named(encoder):
+def test_a_response_without_a_reward_is_named(encoder):
     batches = encoder.written([record(7)], [[written(encoder, "5")]])
     with pytest.raises(ValueError, match="record 7 has a response by the student without a score; take"):
         RecordScores()(batches, NOBODY)

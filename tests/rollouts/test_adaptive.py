@@ -14,7 +14,7 @@ from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded, uniform
 from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
-from tests.rollouts.told import Counting, facts, steps
+from tests.rollouts.reported import Counting, facts, steps
 from tests.tiny import records, tiny
 
 GIVEN = records(8)
@@ -87,7 +87,7 @@ def test_the_scheduler_does_what_was_worked_out_by_hand(monkeypatch):
         ("increasing", 9, 0.8),
     ],
 )
-def test_the_share_that_is_written_anew(written, step, psi):
+def test_the_share_that_is_written_again(written, step, psi):
     rollout = adaptive(initial=0.8, written=written)
     for s in range(2):  # the buffer is filled
         rollout.buffer.add(Counting()(window(s), MODELS, None, ENCODER), s)
@@ -161,7 +161,7 @@ def test_groups_are_kept_whole_and_read_whole():
         assert sum(len(batch.student.lengths) for batch in batches) == 6
 
 
-def test_what_was_judged_is_kept_and_what_the_writer_alone_could_say_is_not():
+def test_rewards_are_kept_and_signals_of_the_inner_rollout_alone_are_not():
     rollout = adaptive(Counting(samples=2), initial=1.0, capacity=8)
     rollout(window(0), MODELS, Progress(0, 10), ENCODER)
     [_, kept] = rollout.buffer.groups
@@ -185,7 +185,7 @@ def test_every_branch_has_the_rewards_that_the_composition_counts_on(monkeypatch
     assert told["adaptive_replayed_share"] == (1, 4)
 
 
-def test_what_is_told(monkeypatch):
+def test_what_is_logged(monkeypatch):
     draws = {s - 1: u for s, _, u, _ in TRACE}
     monkeypatch.setattr(kd.rollouts.adaptive, "uniform", lambda seed, name, step: draws[step])
     rollout = adaptive()

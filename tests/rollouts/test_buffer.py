@@ -12,7 +12,7 @@ from kd.data.sequences import Encoder
 from kd.models.tokenizers import byte_tokenizer
 from kd.rollouts.buffer import Buffer, merge, split, without_logprobs
 from kd.types import Written
-from tests.rollouts.told import Counting, facts, learnt, texts
+from tests.rollouts.reported import Counting, facts, learnt, texts
 from tests.tiny import record, records
 
 STUDENT = byte_tokenizer()
@@ -94,7 +94,7 @@ def test_a_teacher_that_reads_otherwise_keeps_its_own_sequences():
         assert len(merge(split(batches), roomy(2 * width - 1))) == 2
 
 
-def test_a_signal_that_some_groups_lack_is_nobodys():
+def test_a_signal_that_some_groups_lack_is_left_out():
     whole = group(1, 4)
     bare = without_logprobs(whole)
     assert bare.behaviour_logprobs is bare.old_logprobs is bare.importance_weights is None
@@ -269,7 +269,7 @@ def test_what_no_checkpoint_can_hold_is_left_behind():
     assert contents(other) == contents(buffer)
 
 
-def test_the_double_says_what_it_seems_to():
+def test_the_double_is_what_it_seems_to_be():
     """Calls and variants can be told apart in what is learnt."""
     writer = Counting(samples=2)
     first, second = (writer(encoder().batches(GIVEN[:2]), None, None, encoder()) for _ in range(2))

@@ -14,7 +14,7 @@ from kd.rollouts.replay import Replay
 from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded, uniform
 from kd.types import Models, Progress
-from tests.rollouts.told import Counting, facts, learnt, steps
+from tests.rollouts.reported import Counting, facts, learnt, steps
 from tests.tiny import record, records, tiny
 
 GIVEN = records(11)
@@ -130,7 +130,7 @@ def test_another_seed_tosses_otherwise():
     assert [one.writes(GIVEN[0], now) for now in steps(30)] != [other.writes(GIVEN[0], now) for now in steps(30)]
 
 
-def test_the_writer_is_asked_even_where_this_rank_has_nothing_for_it(meter):
+def test_the_inner_rollout_is_called_even_where_this_rank_has_nothing_for_it(meter):
     """Or another rank would wait for it in a sum over ranks."""
     writer = Counting()
     rollout = mixed(1e-9, writer, per="sequence")
@@ -142,7 +142,7 @@ def test_the_writer_is_asked_even_where_this_rank_has_nothing_for_it(meter):
     assert meter.spent[:3] == (0, 0, 0)
 
 
-def test_an_engine_elsewhere_hears_of_every_step_of_every_rank():
+def test_an_external_engine_is_called_in_every_step_of_every_rank():
     """Its weights are brought by all ranks together, also by one that has nothing to ask."""
     asked = []
 
@@ -184,7 +184,7 @@ def test_the_share_that_counts_is_that_of_the_step():
     assert sum(taken[:20]) < sum(taken[40:])
 
 
-def test_what_the_writer_has_to_tell_goes_on():
+def test_the_report_of_the_inner_rollout_is_passed_on():
     rollout = mixed(1.0)
     assert isinstance(rollout, Rollout)
     rollout(ENCODER.batches(GIVEN), MODELS, NOW, ENCODER)

@@ -21,7 +21,7 @@ from kd.teachers.white_box import WhiteBox
 from kd.types import WRITERS, Models, Progress, Response
 from tests import runs
 from tests.objectives.alone import values_of
-from tests.rollouts.told import learnt
+from tests.rollouts.reported import learnt
 from tests.tiny import record, records, tiny
 
 GIVEN = records(7)
@@ -101,7 +101,7 @@ def test_the_opponent_may_be_the_students_starting_point(student, encoder):
     assert found != other
 
 
-def test_an_opponent_that_was_not_kept_is_asked_for(student, encoder):
+def test_an_opponent_that_was_not_kept_is_required(student, encoder):
     with pytest.raises(ValueError, match=r"rollout.opponent=reference: no term requires the student before training"):
         write(Paired(max_new_tokens=LENGTH, opponent="reference"), Models(student), encoder)
 

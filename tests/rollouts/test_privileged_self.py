@@ -20,7 +20,7 @@ from kd.teachers.self_teacher import Own
 from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress, Record
 from tests import runs
-from tests.rollouts.told import learnt
+from tests.rollouts.reported import learnt
 from tests.tiny import record, records, tiny
 
 GIVEN = records(7)
@@ -98,7 +98,7 @@ def test_rows_stand_side_by_side_and_numbers_come_to_the_students_positions(mode
         assert not torch.allclose(plain, aligned.logprobs, atol=0.1)  # the demonstration is heard
 
 
-def test_what_is_said_of_positions_is_left_out(models):
+def test_signals_of_positions_are_left_out(models):
     rollout = PrivilegedSelf(template=TEMPLATE, max_new_tokens=9)
     for batch in written(rollout, models, encoder_for(models)):
         assert Same()(models.teacher.read(batch, frozenset({"hidden"})), batch).hidden is None
@@ -138,7 +138,7 @@ def test_a_shorter_prompt_has_no_more_room_than_its_own_leaves(models):
         assert batch.teacher.mask.sum(1).tolist() == batch.student.mask.sum(1).tolist()
 
 
-def test_a_record_without_room_is_left_out_and_told(models):
+def test_a_record_without_room_is_left_out_and_reported(models):
     given = [record(0, "2 + 2 = ?", "4"), record(1, "2 + 2 = ?", "four, of course")]
     encoder = encoder_for(models, max_length=len(shown(given[1])))
     rollout = PrivilegedSelf(template=TEMPLATE, max_new_tokens=4)
@@ -155,7 +155,7 @@ def test_no_records_no_responses(models):
     assert PrivilegedSelf(template=TEMPLATE, max_new_tokens=4)([], models, NOW, encoder_for(models)) == []
 
 
-def test_a_record_without_a_response_is_told(models):
+def test_a_record_without_a_response_is_reported(models):
     rollout = PrivilegedSelf(template=TEMPLATE, max_new_tokens=4)
     with pytest.raises(ValueError, match="record 7 of toy has no response that could be shown"):
         rollout.privileged(Record("7", "toy", record(7).prompt))

@@ -18,7 +18,7 @@ from kd.rollouts.ranked import Ranked
 from kd.signals import FROM_ROLLOUT, separated
 from kd.types import Models, Progress
 from tests import runs
-from tests.rollouts.told import Counting, learnt
+from tests.rollouts.reported import Counting, learnt
 from tests.tiny import records, tiny
 
 NOW, NOBODY = Progress(step=0, total=10), Models(None)
@@ -126,13 +126,13 @@ def test_groups_without_a_preference_are_dropped(encoder):
 
 
 @pytest.mark.parametrize(("margin", "kept"), [(0.0, {"0", "1", "2", "3", "4"}), (0.5, {"1", "2", "3", "4"})])
-def test_a_margin_asks_for_more(encoder, margin, kept):
+def test_a_margin_requires_more(encoder, margin, kept):
     batches, _ = rank(Rewarded(alike([1.0, 0.25]) | {"0": [1.0, 0.5]}), encoder, margin=margin)
     assert learnt(batches).keys() == kept
 
 
 @pytest.mark.parametrize(("keep", "size"), [("best_and_worst", 2), ("all", 3)])
-def test_a_step_without_any_preference_keeps_a_group_that_says_nothing(encoder, keep, size):
+def test_a_step_without_any_preference_keeps_a_group_that_teaches_nothing(encoder, keep, size):
     [batch], ranked = rank(Rewarded(alike([0.0, 0.0, 0.0])), encoder, keep=keep)
     assert batch.group_size == size
     assert len(batch.records) == 1
@@ -198,7 +198,7 @@ def test_a_run_of_ties_alone_learns_nothing(tmp_path, objective):
     assert float(told["2,train,without_preference"]) == 1
 
 
-def test_what_the_writer_tells_is_passed_on(encoder):
+def test_the_report_of_the_inner_rollout_is_passed_on(encoder):
     _, ranked = rank(Rewarded(alike([0.0, 1.0])), encoder)
     assert ranked.take_report()["calls"] == (1, 1)
     assert ranked.state_dict()["writer"]["attributes"]["calls"] == 1
@@ -208,7 +208,7 @@ def test_an_empty_window_stays_empty(encoder):
     assert Ranked(Counting(2))([], NOBODY, NOW, encoder) == []
 
 
-def test_responses_that_nobody_judged_are_refused(encoder):
+def test_responses_without_rewards_are_refused(encoder):
     class Unjudged(Counting):
         def __call__(self, *args):
             batches = super().__call__(*args)

@@ -18,7 +18,7 @@ from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded
 from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
-from tests.rollouts.told import Counting, facts, learnt, steps, texts
+from tests.rollouts.reported import Counting, facts, learnt, steps, texts
 from tests.tiny import records, tiny
 
 GIVEN = records(12)
@@ -81,7 +81,7 @@ def test_a_larger_buffer_hands_out_what_it_has_in_as_many_groups():
     assert set(replayed) == {0, 1, 2}  # windows ago
 
 
-def test_what_is_too_old_is_written_anew():
+def test_what_is_too_old_is_written_again():
     """An age of one step at the most: 0 writes, 1 reads, 2 writes, 3 reads; 4 writes for the next window."""
     rollout = Replay(Counting(), uses=4, max_age=1)
     assert calls(rollout, 8, 4) == [[0] * 2, [0] * 2, [1] * 2, [1] * 2, [2] * 2, [2] * 2, [3] * 2, [3] * 2]
@@ -100,7 +100,7 @@ def test_an_age_of_nothing_writes_every_time():
     assert rollout.writer.calls == 6
 
 
-def test_staleness_is_told():
+def test_staleness_is_logged():
     """Uses of 3: ages 0, 1, 2 of two sequences each; a mean of 1."""
     rollout = Replay(Counting(), uses=3)
     calls(rollout, 3, 3)
@@ -192,7 +192,7 @@ def test_reading_for_the_weights_is_paid_for(meter):
     assert 3 * added == sum(training_flops(STUDENT, batch.student) for batch in batches)
 
 
-def test_weights_need_what_was_said_when_it_was_written():
+def test_weights_need_the_log_probabilities_of_the_behaviour():
     teacher = Models(STUDENT, WhiteBox(tiny(1)))
     rollout = Replay(ByTeacher(max_new_tokens=3), uses=2, importance_bound=2.0)
     with pytest.raises(ValueError, match=r"rollout.importance_bound=2.0 needs .* ByTeacher does not"):

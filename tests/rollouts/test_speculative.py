@@ -18,7 +18,7 @@ from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests import runs
 from tests.rollouts.pairs import Meter, at_labels, of_labels
-from tests.rollouts.told import learnt
+from tests.rollouts.reported import learnt
 from tests.tiny import records, tiny
 
 GIVEN = records(5)

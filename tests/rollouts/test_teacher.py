@@ -11,7 +11,7 @@ from kd.rollouts.wrapping import records_of
 from kd.seeding import seeded
 from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
-from tests.rollouts.told import learnt
+from tests.rollouts.reported import learnt
 from tests.tiny import records, tiny
 
 GIVEN = records(7)
@@ -35,7 +35,7 @@ def test_the_student_learns_what_the_teacher_writes():
     assert {r.source for kept in records_of(batches) for r in kept.responses} == {"teacher"}
 
 
-def test_it_is_a_rollout_that_asks_for_a_teacher():
+def test_it_is_a_rollout_that_requires_a_teacher():
     rollout = ByTeacher(max_new_tokens=3)
     assert isinstance(rollout, Rollout)
     assert rollout.requires == {"teacher"}

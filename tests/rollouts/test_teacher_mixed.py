@@ -20,7 +20,7 @@ from kd.teachers.white_box import WhiteBox
 from kd.types import Models, Progress
 from tests import runs
 from tests.rollouts.pairs import Meter, at_labels, of_labels
-from tests.rollouts.told import learnt
+from tests.rollouts.reported import learnt
 from tests.tiny import record, records, tiny
 
 GIVEN = records(5)
@@ -97,7 +97,7 @@ def test_all_of_the_share_is_the_teacher(models, encoder):
         )
 
 
-def test_first_tokens_come_as_often_as_the_mixture_says(models, encoder):
+def test_first_tokens_come_as_often_as_the_mixture_states(models, encoder):
     one = [record(0, "2 + 2 = ?")]
     rollout = TeacherMixed(alpha=0.5, max_new_tokens=1, samples=4000, batch_size=4000)
     batches = written(rollout, models, Encoder(encoder.student, None, max_length=200, max_tokens=10**6), one)

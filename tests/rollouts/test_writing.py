@@ -70,7 +70,7 @@ def test_spending_adds_up():
     assert Spent() == (0, 0, 0, 0, 0)
 
 
-def test_lengths_and_truncations_are_told():
+def test_lengths_and_truncations_are_logged():
     writing = OnPolicy(**SETTINGS)
     responses = writing.by_one(STUDENT, GIVEN, ENCODER)
     found = [length for group in lengths(responses) for length in group]
@@ -121,7 +121,7 @@ def test_nothing_is_written_beyond_the_room_there_is(room):
     assert max(len(answer.ids) for answer in group) <= room
 
 
-def test_what_the_encoder_will_cut_off_is_told_as_cut_off():
+def test_what_the_encoder_will_cut_off_is_counted_as_cut_off():
     """Written together, all are bounded by the room of the shortest prompt; a longer one has less."""
     encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + 1, max_tokens=400)
     writing = OnPolicy(samples=2, max_new_tokens=50, batch_size=12)

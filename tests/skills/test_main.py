@@ -36,7 +36,7 @@ def test_small_skills_are_small_and_have_many_problems(name):
     assert len(skill.load("train")) == 2000
 
 
-def test_each_file_says_what_it_is_in_its_first_line():
+def test_each_file_states_what_it_is_in_its_first_line():
     for path in members().values():
         assert path.read_text().startswith("# ")
         assert {"_target_", "defaults"} & OmegaConf.load(path).keys()

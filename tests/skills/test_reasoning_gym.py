@@ -74,7 +74,7 @@ def test_no_problem_comes_back_in_other_words(task, told):
 
 
 @pytest.mark.parametrize("task", ["ab", "acre", "aiw", "modulo_grid", "self_reference"])
-def test_problems_that_the_package_does_not_tell_apart_are_not_taken_for_one(task):
+def test_problems_that_the_package_does_not_distinguish_are_not_taken_for_one(task):
     """Other questions, although the answer and what is told of them are the same."""
     drawn = [r.meta for r in make(task, train=60, validation=0, test=0).load("train")]
     told = [json.dumps([m["answer"], m["metadata"].get("operation"), m["metadata"].get("target")]) for m in drawn]

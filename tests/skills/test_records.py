@@ -70,7 +70,7 @@ def test_a_tool_call_needs_no_content():
         (given({**USER, "name": "\udfff"}), r"its prompt holds \udfff at character 0"),
     ],
 )
-def test_what_is_no_text_is_told_with_record_and_field(record, told):
+def test_what_is_no_text_is_reported_with_record_and_field(record, told):
     with pytest.raises(ValueError, match=re.escape(told)) as caught:
         load(Given(record), "train")
     assert str(caught.value).startswith("record train/3 of given")

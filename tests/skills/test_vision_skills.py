@@ -105,7 +105,7 @@ def test_captions_name_every_shape():
         ({"objects": 1, "train": 200}, "fewer than skill.train=200"),
     ],
 )
-def test_settings_without_scenes_are_told(changes, told):
+def test_settings_without_scenes_are_reported(changes, told):
     with pytest.raises(ValueError, match=told):
         Shapes(**{**COUNTS, **changes}).load("train")
 

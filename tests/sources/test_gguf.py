@@ -145,7 +145,7 @@ def test_the_tokenizer_keeps_bytes_template_and_special_tokens(tiny):
 
 
 @pytest.mark.archive
-def test_the_default_teacher_speaks():
+def test_the_default_teacher_generates():
     folder = model_folder(**SMOLLM2)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters() == 134_515_008

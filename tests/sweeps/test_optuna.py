@@ -132,7 +132,7 @@ def test_a_trial_that_cannot_run_is_not_started(app: Path) -> None:
 
 
 @installed
-def test_a_study_that_cannot_begin_says_so(app: Path) -> None:
+def test_a_study_that_cannot_begin_is_reported(app: Path) -> None:
     ended = run(app, *STUDY, "x=interval(-2.0,-1.0)")
     assert ended.returncode == 1
     assert re.fullmatch(
@@ -175,7 +175,7 @@ def test_a_grid_names_the_sweeper_that_takes_intervals(app: Path) -> None:
 
 @installed
 @pytest.mark.long
-def test_ctrl_c_ends_a_study_and_says_how_to_go_on(app: Path) -> None:
+def test_ctrl_c_ends_a_study_and_states_how_to_go_on(app: Path) -> None:
     process = start(app, *STUDY, "hydra.sweeper.n_trials=3", "behaviour=hang", "x=interval(1.0,2.0)")
     wait_for(app, "outputs/toy-*/hanging")
     process.send_signal(signal.SIGINT)

@@ -88,7 +88,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     return app, run(app, "-m", "behaviour=crash,kill,ok", "x=2", RANK="0", WORLD_SIZE="2")
 
 
-def test_a_failed_and_a_killed_job_stop_nobody(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_failed_and_a_killed_job_stop_no_other(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     app, ended = grid
     (sweep,) = sweeps(app)
     assert ended.returncode == 1
@@ -173,7 +173,7 @@ def test_a_bad_combination_stops_the_sweep_before_any_job(app: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["process", "basic"])
-def test_ctrl_c_lets_the_job_save_and_says_how_to_go_on(launcher: str, app: Path) -> None:
+def test_ctrl_c_lets_the_job_save_and_states_how_to_go_on(launcher: str, app: Path) -> None:
     process = start(app, "-m", "behaviour=ok,hang,fail", f"hydra/launcher={launcher}", "run.force=true")
     wait_for(app, "outputs/toy-*/hanging")
     process.send_signal(signal.SIGINT)
@@ -416,7 +416,7 @@ def test_results_of_other_code_are_named(tmp_path: Path, capsys: pytest.CaptureF
     assert ("caution: the code of kd changed since" in capsys.readouterr().out) == (code == "another")
 
 
-def test_a_skipped_job_tells_what_its_own_method_omits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_job_shows_what_its_own_method_omits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Methods that resolve to one config share a folder, but not what they lack of their papers."""
     folder, sweep = RunFolder.of(tmp_path, "toy", "0" * 12), tmp_path / "sweeps" / "today"
     omissions = {}

@@ -104,7 +104,7 @@ def test_a_member_that_no_record_names_reads_nothing():
     assert routed.read(batch, FIELDS).logits.n == int(batch.teacher.mask.sum())
 
 
-def test_a_record_that_names_nobody_is_told():
+def test_a_record_that_names_no_member_is_named():
     encoder = Encoder(tiny().tokenizer, None, max_length=200, max_tokens=200)
     routed = ensemble(1, 2, combine="routed")
     with pytest.raises(ValueError, match=r"record 0 of toy names teacher 'z' in its meta.* are a and b; name one"):

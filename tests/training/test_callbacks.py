@@ -200,7 +200,7 @@ def test_a_checkpoint_with_a_flipped_bit_or_of_another_run_is_never_used(tmp_pat
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
-def test_progress_lines_tell_terms_rate_and_what_is_left(tmp_path, capsys):
+def test_progress_lines_show_terms_rate_and_time_left(tmp_path, capsys):
     started = time.monotonic()
     runs.train(runs.config("objective=[fkl,sft]"), tmp_path)
     took = time.monotonic() - started

@@ -241,7 +241,7 @@ def test_terms_with_parameters_are_trained_saved_and_may_have_their_own_optimize
         assert moved == pytest.approx(4 * (lr or 1e-2), rel=0.05)
 
 
-def test_no_model_speaks_that_was_not_asked(tmp_path):
+def test_no_model_generates_that_was_not_requested(tmp_path):
     """sft reads no teacher, though there is one."""
     parts = build(runs.config("objective=sft"))
     hook = parts.module.models.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher was read"))

@@ -187,7 +187,7 @@ def test_means_are_over_the_steps_since_the_last_row_though_the_interval_changed
     assert float(runs.metrics(tmp_path / "cut")["6,train,fkl"]) == pytest.approx(sum(each) / 6, rel=1e-9)
 
 
-def test_a_run_that_was_killed_before_it_saved_begins_anew(tmp_path):
+def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path):
     whole = ran(tmp_path / "whole")
     cut = ran(tmp_path / "cut", rollout=runs.scripted(tmp_path / "cut", (7, 0, "SIGTERM")))
     shutil.rmtree(cut / "checkpoints")

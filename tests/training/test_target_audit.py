@@ -110,7 +110,7 @@ def test_an_audit_changes_nothing(tmp_path):
     assert runs.finals(tmp_path / "with").keys() == runs.finals(tmp_path / "without").keys()
 
 
-def test_audits_are_made_as_the_config_says():
+def test_audits_are_made_as_the_config_states():
     from kd.training.trainer import audits
 
     assert audits(runs.config()) == []

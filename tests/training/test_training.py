@@ -43,7 +43,7 @@ def test_another_seed_is_another_start_and_another_order():
     assert order != other_order
 
 
-def test_padding_is_bounded_only_where_somebody_spends_time_on_it():
+def test_padding_is_bounded_only_where_it_costs_time():
     def bound(*changes: str) -> float:
         return build(runs.config(*changes)).encoder.max_padding
 
@@ -61,7 +61,7 @@ def test_a_reward_model_that_reads_padding_counts():
     assert not reads_packed(module)
 
 
-def test_a_term_draws_the_same_whoever_stands_beside_it():
+def test_a_term_draws_the_same_whatever_stands_beside_it():
     def drawn(*names: str) -> Tensor:
         parts = build(runs.config(objective={name: runs.term(runs.Rescaled) for name in names}))
         return parts.module.stateful["probe"].scale
@@ -246,7 +246,7 @@ def test_a_look_before_the_first_step_is_of_the_untouched_student_and_changes_no
     assert float(looked["0,validation,forward_kl"]) == pytest.approx(kl, rel=1e-9)
 
 
-def test_the_learning_rate_and_the_norm_are_told(watched):
+def test_the_learning_rate_and_the_norm_are_logged(watched):
     _, logged, _ = watched
     # after one step of warm-up the k-th learns at 1e-2 (1 + cos(pi (k - 2) / 9)) / 2: cos(pi / 9) = .939693,
     # cos(4 pi / 9) = .173648, cos(7 pi / 9) = -.766044, cos(8 pi / 9) = -.939693

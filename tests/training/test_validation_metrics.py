@@ -139,7 +139,7 @@ def test_records_without_a_response_are_no_lost_records(student):
         made.windows()
 
 
-def test_a_run_says_what_it_loses_wherever_it_is_read(tmp_path, capsys):
+def test_a_run_states_what_it_loses_wherever_it_is_read(tmp_path, capsys):
     """In what it prints, in results.json, under its table, and in the table and the file of a sweep."""
     # prompts and answers of `runs.Toy` have 1 to 39 bytes; the prompt's template has three tokens more, an answer one
     limit = 30
