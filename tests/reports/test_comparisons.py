@@ -1,6 +1,6 @@
 """Paired differences, corrections and ranks: by hand, against scipy, and by simulation.
 
-Run: python -m pytest tests/reports/test_statistics.py
+Run: python -m pytest tests/reports/test_comparisons.py
 """
 
 import math

@@ -1,6 +1,6 @@
 """The tables of `python -m kd.reports`, of run folders as the program writes them.
 
-Run: python -m pytest tests/reports/test_tables.py
+Run: python -m pytest tests/reports/test_report_tables.py
 """
 
 import csv
