@@ -261,13 +261,13 @@ def file_sha256(path: Path) -> str:
 # --- written whole ---
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole text file or leave the old one: temporary file beside it, fsync, rename."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file, a text in UTF-8, or leave the old one: temporary file beside it, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:

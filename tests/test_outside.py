@@ -31,6 +31,7 @@ LINES = (
     {**BASE, "rollout": "on_policy", "rollout.samples": "4", "objective": "reinforce", "reward": "verifier"},
     {**BASE, "method": "gkd"},
     {**BASE, "experiment": "tiny_grid"},
+    {**BASE, "judge": "graded"},
 )
 CLASS = """
 class {name}({module}.{name}):

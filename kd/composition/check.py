@@ -213,9 +213,14 @@ def _unresolved(path: str, value: str, known: Mapping[str, Any], error: str) -> 
     given = {name: one for name, one in known.items() if name == below or name.startswith(f"{below}.")}
     if below != path and given and given.get(below) != f"${{..{key}}}":
         return ValueError(f"{fact}; set {path}=..., which {below} is filled in from, instead of {below}")
-    without = [name for name in choices(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
-    having = [name for name in choices(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
+    without = [name for name in _plain(user) if missing[0] not in file_of(user, name).read_text(encoding="utf-8")]
+    having = [name for name in _plain(owner) if missing[0] in flattened({owner: OmegaConf.load(file_of(owner, name))})]
     return Lack(fact, {user: without, owner: having})
+
+
+def _plain(group: str) -> list[str]:
+    """The files of a group but those in folders, which are for skills of their own (images)."""
+    return [name for name in choices(group) if "/" not in name]
 
 
 def _check_other_files(config: Mapping[str, Any]) -> None:

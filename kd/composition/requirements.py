@@ -261,8 +261,8 @@ def _supplier(group: str, node: Node) -> Node:
 
 
 def _able(group: str, names: frozenset[str]) -> Iterator[str]:
-    """The files of `group` whose class provides `names`."""
-    for name in choices(group):
+    """The files of `group` whose class provides `names`; those in folders are for skills of their own (images)."""
+    for name in (name for name in choices(group) if "/" not in name):
         node = content(group, name)
         with suppress(ValueError, KeyError):  # a broken file is reported to the user when it is chosen
             if _supplier(group, node).get("_target_") is not None and names <= provided(group, _supplier(group, node)):

@@ -15,20 +15,13 @@ from kd.components.axes import AXES
 from kd.components.instantiation import calls, instantiate
 from kd.composition.interfaces import interface_of, made_by
 from kd.composition.targets import bears_zeros
-from kd.evaluation.items import generates
-from kd.experiment.identity import content_digests, load_skill, skill_node, sources
+from kd.experiment.identity import content_digests, load_skill, sources
 from kd.generators import Generator
-from kd.judges.judge import Judge
-from kd.judges.judging import labelled_pairs
-from kd.judges.models import prompt_node, teacher_node
-from kd.metrics.table import of_skill
 from kd.models.language_model import LanguageModel
 from kd.models.merging import check_mergeable
 from kd.seeding import seeded
 from kd.signals import hook, introduce, requires, sized
-from kd.skills.records import load
 from kd.sources.addresses import model_folder
-from kd.types import Record, Skill
 
 LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
 OURS = ("kd.models.", "kd.teachers.")  # modules whose targets are instantiated from configurations alone
@@ -43,11 +36,11 @@ def check_models(cfg: DictConfig) -> None:
     nodes = [cfg.student.model, cfg.teacher]
     if images := load_skill(cfg.skill).images:
         check_images(cfg)
-    if cfg.get("targets", {}).get("cached") or not all(_ours(node) for node in nodes):
+    if cfg.get("targets", {}).get("cached") or not all(is_ours(node) for node in nodes):
         return
     losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
     contents: Any = [OmegaConf.to_container(node, resolve=True) for node in nodes]
-    student, teacher = _laid_out(contents[0]), _laid_out(described(contents[1]))
+    student, teacher = laid_out(contents[0]), laid_out(described(contents[1]))
     if images:
         check_readers(cfg.skill._target_, {"student": student, "teacher": teacher})
     check_mergeable(student)
@@ -89,54 +82,9 @@ def check_readers(skill: str, models: Mapping[str, Any]) -> None:
             if part.vision is None:
                 raise ValueError(
                     f"the prompts of skill {skill.rpartition('.')[2]} have images, which the {role} "
-                    f"({type(part.network).__name__}) does not read; take {role}=tiny_vision, or {role}=pretrained "
+                    f"({type(part.network).__name__}) does not read; take {role}=images/tiny, or {role}=pretrained "
                     "with a vision-language checkpoint"
                 )
-
-
-def check_judges(cfg: DictConfig) -> None:
-    """Raises ValueError for a judge that could read no answer, reference or label, or not be asked for a text."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    own = load_skill(cfg.skill)
-    others = [load_skill(skill_node(name)) for name in config["evaluation"]["skills"]] if config["judge"] else []
-    for name, node in config["judge"].items():
-        path = f"judge.{name}"
-        judge: Judge = instantiate(OmegaConf.create({"judge": {name: prompt_node(node)}}).judge[name], _convert_="all")
-        for skill in (own, *own.parts.values(), *others):
-            _check_judged(path, judge, skill, config["evaluation"]["answers"])
-        labelled_by(judge)
-        model = teacher_node(node, config["teacher"])
-        words = _laid_out(described(model)).tokenizer if judge.verdict == "text" and _ours(model) else None
-        if words is not None and not words.chat_template:
-            raise ValueError(
-                f"{path} generates its verdicts, and its model has no chat template, as a base model has none; take an "
-                f"Instruct model ({path}.source), give it a chat_template, or set {path}.verdict=likelihood"
-            )
-
-
-def _check_judged(path: str, judge: Judge, skill: Skill, answers: int | None) -> None:
-    if skill.images:
-        raise ValueError(f"{path} reads text alone, and the prompts of skill {skill.name} have images; leave it out")
-    metric = of_skill(skill.metric).name
-    if not generates(next((one for one in skill.metrics if one.metric.name == metric), None), skill.metrics):
-        raise ValueError(
-            f"{path} judges answers, and skill {skill.name} is measured by likelihoods alone, so that none is "
-            "generated; add a metric of answers to skill.metrics, such as length"
-        )
-    records = load(skill, "test")[:answers] if judge.reads_reference or "references" in judge.opponents else []
-    if bare := next((one for one in records if not (one.responses or one.meta.get("references"))), None):
-        raise ValueError(
-            f"{path} reads the reference of each record, and record {bare.id} of {skill.name} has none; take a judge "
-            f"that reads none (judge=graded), or {path}.against=[teacher]"
-        )
-
-
-def labelled_by(judge: Judge) -> list[Record]:
-    """The records on which a judge's agreement is measured. Raises ValueError for a skill without any."""
-    if judge.labelled is None:
-        return []
-    skill = load_skill(skill_node(judge.labelled, "judge.labelled"))
-    return labelled_pairs(judge.labelled, load(skill, "test"))[: judge.labelled_items]
 
 
 def check_positions(max_length: int, models: Mapping[str, Any]) -> None:
@@ -175,15 +123,15 @@ def described(teacher: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _ours(node: Any) -> bool:
+def is_ours(node: Any) -> bool:
     """Return whether every target below is one of `kd.models` or `kd.teachers`."""
     if not isinstance(node, Mapping):
         return True
     own = node.get("_target_")
-    return (own is None or own.startswith(OURS)) and all(_ours(child) for child in node.values())
+    return (own is None or own.startswith(OURS)) and all(is_ours(child) for child in node.values())
 
 
-def _laid_out(content: Mapping[str, Any]) -> Any:
+def laid_out(content: Mapping[str, Any]) -> Any:
     """The model of a node's content without its weights, made once in a process while its files stay the same."""
     return _outline(json.dumps(content, sort_keys=True), json.dumps(content_digests(content)))
 

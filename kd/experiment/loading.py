@@ -13,12 +13,9 @@ from kd.artifacts import verified
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
 from kd.composition.targets import kept
-from kd.experiment.compatibility import described, labelled_by
+from kd.experiment.compatibility import described
 from kd.experiment.identity import content_digests
 from kd.experiment.preparation import targets_folder
-from kd.judges.judge import Judge
-from kd.judges.judging import Judging
-from kd.judges.models import prompt_node, teacher_node
 from kd.models.language_model import LanguageModel
 from kd.models.networks import pretrained
 from kd.seeding import seeded
@@ -58,37 +55,17 @@ def load_teacher(node: DictConfig) -> Any:
     content = OmegaConf.to_container(node, resolve=True)
     text = json.dumps(content, sort_keys=True)
     if made_by("teacher", node).follows_student:
-        return _made(text)
+        return made(text)
     return _shared_teacher(text, json.dumps(content_digests(content), sort_keys=True))
-
-
-def load_judges(cfg: DictConfig, **interval: Any) -> list[Judging]:
-    """The judges of a config of which everything is prepared; jobs of one process share a judge's own model.
-
-    interval: as in `kd.intervals`.
-    """
-    found, own = [], OmegaConf.to_container(cfg.teacher, resolve=True)
-    for name, node in OmegaConf.to_container(cfg.judge, resolve=True).items():  # type: ignore[union-attr]
-        whole = OmegaConf.create({"judge": {name: prompt_node(node)}})
-        judge: Judge = instantiate(whole.judge[name], _convert_="all")
-        model = teacher_node(node, own)  # type: ignore[arg-type]
-        text, files = json.dumps(model, sort_keys=True), json.dumps(content_digests(model), sort_keys=True)
-        teacher = load_teacher(cfg.teacher) if model == own else _shared_judge(text, files)
-        found.append(Judging(str(name), judge, teacher.to(device(cfg)), labelled_by(judge), **interval))
-    return found
-
-
-@lru_cache(maxsize=1)
-def _shared_judge(node: str, files: str) -> Any:
-    return _made(node)
 
 
 @lru_cache(maxsize=1)
 def _shared_teacher(node: str, files: str) -> Any:
-    return _made(node)
+    return made(node)
 
 
-def _made(node: str) -> Any:
+def made(node: str) -> Any:
+    """The model of a node, given as JSON; its random weights, if it has any, are the same for all seeds of a run."""
     with seeded(0, "teacher"):  # whatever the run's seed; it matters to random weights only
         return instantiate(described(json.loads(node)), _convert_="all")
 

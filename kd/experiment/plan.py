@@ -13,8 +13,9 @@ from kd.composition.check import check as check_config
 from kd.composition.machine import check_machine, check_parts
 from kd.composition.targets import asks_teacher, same_rows
 from kd.evaluation.measurable import check_measurable
-from kd.experiment.compatibility import check_judges, check_models
+from kd.experiment.compatibility import check_models
 from kd.experiment.identity import alike, identity, load_skill, skill_node
+from kd.experiment.judges import check_judges
 from kd.experiment.monitor import monitored
 from kd.experiment.preparation import choice, variant
 from kd.experiment.rounds import of_round, round_before

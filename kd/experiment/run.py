@@ -85,7 +85,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     from kd.experiment.checks import check_run
     from kd.experiment.disclosure import disclosed
     from kd.experiment.export import export_objective
-    from kd.experiment.loading import load_judges
+    from kd.experiment.judges import load_judges
     from kd.experiment.scores import Evaluated
     from kd.experiment.task_scores import task_scores
     from kd.training.trainer import summarise
@@ -199,7 +199,7 @@ def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Pat
 
 def _export_adapter(plan: Plan, read: DictConfig, parts: Any, results: Mapping[str, Any]) -> None:
     """Where the student learnt with LoRA, store the adapter alone, too (its base is in `read`), or print why not."""
-    from kd.experiment.adapter_export import adapter_lack, export_adapter
+    from kd.experiment.export import adapter_lack, export_adapter
 
     model: Any = OmegaConf.to_container(read.student.model, resolve=True)
     if not model.get("lora"):

@@ -70,7 +70,7 @@ def _of_skills(title: str, entries: Sequence[Entry]) -> Leaf:
     first = next((one for one in free if not one.name.startswith(PROMPTS)), free[0])
     words = [f"skill={first.name}"]
     if first.images:
-        words = ["teacher=tiny_vision", "student=tiny_vision", *words]
+        words = ["teacher=images/tiny", "student=images/tiny", *words]
     if first.name.startswith(PROMPTS):
         words += ["rollout=on_policy", "objective=rkl"]
     return Leaf(title, " ".join(words), VISION_SKILLS if first.images else SKILLS)

@@ -9,6 +9,7 @@ what could not be read is named under them.
 """
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence
 from kd.reports.corrections import CORRECTIONS
-from kd.reports.frame import frame_of, identity
+from kd.reports.frame import Frame, frame_of, identity
 from kd.reports.grid import Grid, console
 from kd.reports.render import markdown, print_grid, rendered
 from kd.reports.robustness import robustness_grid
@@ -51,6 +52,21 @@ def _own(path: str, job: Job) -> list[Grid]:
     return [replace(grid, notes=[*grid.notes, *problems([job])], command=command), *([variants] if variants else [])]
 
 
+def _draw(frame: Frame, choices: Choices, folder: Path, formats: Sequence[str]) -> None:
+    """Draw all figures that the runs have something for, and print their files."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--figures needs matplotlib, which is not installed; pip install -e '.[reports]'")
+    from kd.reports.figures import FORMATS as KNOWN
+    from kd.reports.figures import write_figures
+
+    if unknown := [name for name in formats if name not in KNOWN]:
+        raise ValueError(f"--figure-formats {','.join(formats)}: no format {unknown[0]!r}; take {', '.join(KNOWN)}")
+    files = write_figures(frame, choices, folder, formats)
+    names = list(dict.fromkeys(path.stem for path in files))
+    found = f"{', '.join(names)} ({', '.join(formats)})" if names else "none: the runs differ in too little"
+    print(f"Figures in {folder}: {found}", file=sys.stderr)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     found = argparse.ArgumentParser(
@@ -66,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--samples", type=int, default=3, help="answers of each arm in --tables samples (default: 3)")
     found.add_argument("--format", choices=FORMATS, default="terminal", help="csv alone has the tidy scores")
     found.add_argument("--out", type=Path, help="also write tables.md and the tidy runs.csv into this folder")
+    found.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw figures into this folder")
+    found.add_argument("--figure-formats", default="png,svg,pdf", metavar="NAME,…", help="default: png,svg,pdf")
     return found
 
 
@@ -91,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pages = tables or grids(found, replace(choices, tables=()))
             write_atomically(options.out / "tables.md", "\n".join(map(markdown, pages)))
             write_atomically(options.out / "runs.csv", frame_of(jobs, beside=False).tidy().to_csv(index=False))
+        if options.figures is not None:
+            _draw(frame_of(jobs), choices, options.figures, options.figure_formats.split(","))
     sys.exit(1 if problems(jobs) else 0)
 
 

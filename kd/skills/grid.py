@@ -125,10 +125,11 @@ def by_leaf(hub: bool = False) -> Iterator[tuple[str, list[Entry]]]:
 def tables(width: int) -> Iterator[Table]:
     """The grid for a terminal, a table for each leaf. Wide ones have the group key and all metrics, too."""
     wide = width >= WIDE
+    longest = max(len(entry.name) for _, own in by_leaf() for entry in own)
     for place, (title, own) in enumerate(by_leaf()):
         shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), width=width)
         shown.title_style, shown.show_header = "bold", place == 0
-        shown.add_column("skill", width=19, no_wrap=True)
+        shown.add_column("skill", width=longest, no_wrap=True)
         shown.add_column("metrics", ratio=3 if wide else 1, overflow="fold")
         shown.add_column("licence", ratio=2 if wide else 1)
         for column, least in (("use", 3), *((("group key", 16),) if wide else ()), ("train/val/test", 14)):

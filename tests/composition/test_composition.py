@@ -38,6 +38,7 @@ BESIDE = {
     "teacher=pretrained": ("teacher.source=local:./mine",),
     "teacher=none": NO_TEACHER,
     "teacher=tiny": TINY,
+    "teacher=images/tiny": ("student=images/tiny",),
     "teacher=ensemble": ("student=tiny",),
     "teacher=own": ("student=tiny",),
     "skill=dataset": (f"skill.path={CONF.parent / 'docs' / 'own_data' / 'numerals.jsonl'}",),

@@ -12,8 +12,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.overrides import started
-from kd.experiment.adapter_export import adapter_lack, export_adapter
-from kd.experiment.export import licences
+from kd.experiment.export import adapter_lack, export_adapter, licences
 from kd.experiment.identity import content_digests
 from kd.models.networks import pretrained
 from kd.runs.results import read_results

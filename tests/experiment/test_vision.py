@@ -66,7 +66,7 @@ TEXT = runs.config().student
         (
             [],
             {"student": TEXT},
-            "which the student .LlamaForCausalLM. does not read; take student=tiny_vision",
+            "which the student .LlamaForCausalLM. does not read; take student=images/tiny",
         ),
         ([], {"teacher": runs.config().teacher}, "which the teacher .LlamaForCausalLM. does not read"),
         (["targets=topk", "targets.cached=true"], {}, "take targets.cached=false"),
@@ -88,7 +88,7 @@ def test_what_is_kept_is_kept_by_its_images():
     found = []
     for item in (one, replace(one, images=(noise(99),))):
         session = settings.session(skill=runs.Toy(), train=[item], test=[item], encoder=encoder)
-        found.append((content(encoder, [item]), session._prompts(words), stage.path([item], model="m", seed=0)))
+        found.append((content(encoder, [item]), session.prompt_contents(words), stage.path([item], model="m", seed=0)))
     assert all(a != b for a, b in zip(*found, strict=True))
     assert content(encoder, [record(0)])[0][:1] + content(encoder, [record(0)])[0][4:] == ["0"]
     for item, kept in ((one, one.images), (record(0), ())):
@@ -115,7 +115,7 @@ def test_what_is_kept_is_kept_by_its_images():
 )
 def test_a_student_learns_from_the_images(skill, steps, least, tmp_path):
     """Its answers are better than those to blank images: the paired difference's 95 % interval is above `least`."""
-    small = OmegaConf.load(runs.CONF / "student" / "tiny_vision.yaml")
+    small = OmegaConf.load(runs.CONF / "student" / "images" / "tiny.yaml")
     words = ["objective=sft", f"optim.steps={steps}", "optim.window=32", "data.max_tokens=4096", "optim.lr=2e-3"]
     teacher = {**TEACHER, "model": small.model}  # it is not read
     cfg = config(*words, "checkpoint.validate=100", skill=skill, student=small, teacher=teacher)

@@ -9,8 +9,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from kd.data.sequences import prompt_ids
-from kd.experiment.adapter_export import export_adapter
-from kd.experiment.export import export
+from kd.experiment.export import export, export_adapter
 from kd.generators.generation import generate
 from tests.experiment.test_export import adapted, logits
 from tests.tiny import record, tiny

@@ -15,8 +15,8 @@ from kd.components.choices import CONF
 from kd.composition.check import check
 from kd.composition.overrides import started
 from kd.experiment import run as experiment
-from kd.experiment.compatibility import check_judges
 from kd.experiment.identity import identity
+from kd.experiment.judges import check_judges
 from kd.experiment.plan import Plan, baseline
 from kd.reports.table import run_grid
 from kd.skills.answer_metrics import answer_metrics

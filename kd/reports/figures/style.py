@@ -1,0 +1,57 @@
+"""What all figures share: size, type, colours that the colour-blind tell apart, and the line under the picture."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.3, 6.8  # inches: the width of one column, and of a page of two
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+MARKERS = "osD^vPX*<>"
+DASHES = ("-", "--", "-.", ":")
+TYPE: Any = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "kd",  # the same figure is the same file
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+    "figure.dpi": 200,
+}
+LINE, SIGN = 0.13, 0.049  # inches: the height of a line of the caption, and the mean width of a letter there
+
+
+class Drawn(NamedTuple):
+    """A figure and the name of its file."""
+
+    name: str
+    figure: Figure
+
+
+def drawn_with(colour: int) -> dict[str, Any]:
+    """Colour, marker and dash of the arm with this number; no two of the first 28 are alike in all three."""
+    return {
+        "color": COLOURS[colour % len(COLOURS)],
+        "marker": MARKERS[colour % len(MARKERS)],
+        "linestyle": DASHES[colour // len(COLOURS) % len(DASHES)],
+    }
+
+
+def axes(
+    width: float, height: float, caption: Sequence[str], *, rows: int = 1, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of axes, and under it the caption: n, seeds, and what the intervals are."""
+    lines = textwrap.wrap(" ".join(caption), int(width / SIGN))
+    below = LINE * (len(lines) + 0.5)
+    with rc_context(TYPE):
+        figure = Figure(figsize=(width, height + below), layout="constrained")
+        figure.get_layout_engine().set(rect=(0, below / (height + below), 1, 1 - below / (height + below)))  # type: ignore[union-attr, call-arg]
+        found = figure.subplots(rows, columns, squeeze=False)
+        figure.text(0.02, 0.01, "\n".join(lines), fontsize=6.5, va="bottom", color="#444444", linespacing=1.2)
+    return figure, list(found.flat)
