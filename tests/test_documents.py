@@ -100,7 +100,9 @@ def test_the_table_of_types_has_their_fields() -> None:
         assert set(names) <= {field.name for field in fields(getattr(types, name))}, name
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[pytest.mark.long] if "glob(*" in c else []) for c in COMMANDS]
+)
 def test_commands_in_pages_name_what_there_is(command: str) -> None:
     """Flags, choices and keys, as a command's words are checked; README and docs/extending are run as a whole."""
     if command.startswith("python run.py"):

@@ -107,17 +107,22 @@ def test_the_content_of_a_template_is_in_the_hash(tmp_path: Path) -> None:
     assert identity(composed(*words)) != before
 
 
+REFUSED = (
+    (["judge=pairwise", "compare=null"], r"judge\.pairwise\.against names the baseline, and compare=null"),
+    (["judge=graded", "evaluation.answers=0"], r"judges answers, and evaluation\.answers=0 prompts"),
+    (["judge=graded", "judge.graded.template=none.txt"], r"'none\.txt' is neither a file nor a template"),
+    (["judge=graded", "+judge.graded.verdct=text"], "takes no verdct; did you mean verdict"),
+    (["judge=pairwise", "judge.pairwise.against=[sft]"], "'baseline', 'teacher' or 'references'"),
+    (["judge=graded", "judge.graded.high=1"], "low=1 is not below high=1"),
+    (["judge=graded", "judge.graded=null"], r"judge\.graded=null: a judge calls a class"),
+)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["judge=pairwise", "compare=null"], r"judge\.pairwise\.against names the baseline, and compare=null"),
-        (["judge=graded", "evaluation.answers=0"], r"judges answers, and evaluation\.answers=0 prompts"),
-        (["judge=graded", "judge.graded.template=none.txt"], r"'none\.txt' is neither a file nor a template"),
-        (["judge=graded", "+judge.graded.verdct=text"], "takes no verdct; did you mean verdict"),
         (["judge=graded", "judge.graded.verdict=words"], "one of text, likelihood|'text' or 'likelihood'"),
-        (["judge=pairwise", "judge.pairwise.against=[sft]"], "'baseline', 'teacher' or 'references'"),
-        (["judge=graded", "judge.graded.high=1"], "low=1 is not below high=1"),
-        (["judge=graded", "judge.graded=null"], r"judge\.graded=null: a judge calls a class"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in REFUSED),
     ],
 )
 def test_what_is_refused_by_the_config(words: list[str], sentence: str) -> None:
