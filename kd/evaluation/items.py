@@ -1,9 +1,9 @@
 """One row for each item and metric of a system, and the scores that rows make together.
 
-Columns: metric; id, of the record; group, whose items an interval draws together; value, of the item alone; statistics,
-in json, of what the score is made where it is no mean of the values: numerator and denominator of a ratio, or the rows
-of a `kd.metrics.corpus.CorpusMetric`; undecided, how many answers had no verdict, as the sandbox reached a limit, and
-count as the worst.
+Columns: metric; id, of the record; group, whose items an interval draws together; value, of the item alone, NaN where
+it has none; statistics, in json, of what the score is made where it is no mean of the values: numerator and denominator
+of a ratio, or the rows of a `kd.metrics.corpus.CorpusMetric`; undecided, how many answers had no verdict, as the
+sandbox reached a limit, and count as the worst.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.intervals import Score, mean, resampled
+from kd.intervals import NAN, Score, mean, resampled
 from kd.metrics.corpus import CorpusMetric
 from kd.sandbox import NoVerdict
 from kd.skills.answer_metrics import GENERATED, LIKELIHOOD, Evidence, FunctionMetric
@@ -100,7 +100,7 @@ def measured(
         rows = metric.function.coded(np.array([row for one in several for row in one]))
         owners = [group for group, one in zip(groups, several, strict=True) for _ in one]
         score = resampled(rows, metric.total, owners, **interval)._replace(n=len(found))
-        values = [metric.total(np.array(one)) for one in several]
+        values = [metric.total(np.array(one)) if metric.function.of_one else NAN for one in several]
         return score, items(metric.metric.name, ids, groups, values, several)
     pairs = [metric.value(one) if isinstance(metric, FunctionMetric) else _scores(metric, one) for one in found]
     values = [value for value, _ in pairs]

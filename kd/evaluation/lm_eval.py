@@ -25,6 +25,7 @@ from kd.permission import ALLOW, permitted
 PREFIX = "lm_eval-"  # of the metrics' names, for their definitions are not ours
 FOLDER = CONF / "lm_eval"
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "mc1", "mc2", "em")
+ERROR_RATES = ("ter", "wer", "cer")
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,9 @@ class LmEval:
     def metric(self, name: str) -> Metric:
         """The facts of a metric `lm_eval-<name>`, by lm-eval's own names."""
         plain = name.removeprefix(PREFIX)
-        lower = any(word in plain for word in ("perplexity", "bits_per_byte", "ter", "brier"))
-        share = plain.partition("-")[0] in SHARES
+        own = plain.partition("-")[0]  # without the name of a filter
+        lower = own in ERROR_RATES or any(word in own for word in ("perplexity", "bits_per_byte", "brier"))
+        share = own in SHARES
         ends: dict[str, Any] = {} if share else {"high": float("inf"), "unit": plain, "of": "references"}
         return Metric(name, f"{plain} (lm-eval)", higher_is_better=not lower, **ends)
 

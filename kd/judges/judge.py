@@ -28,6 +28,7 @@ from kd.teachers.interface import Teacher
 from kd.types import Record
 from kd.versions import versions
 
+VERSION = 2  # preferred answers of labelled pairs are not all shown first without a swap
 Mechanism = Literal["text", "likelihood"]
 Opponent = Literal["baseline", "teacher", "references"]
 

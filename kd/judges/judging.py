@@ -208,10 +208,11 @@ class Judging:
     def _agreement(self) -> dict[str, Any]:
         """The judge's verdicts on labelled pairs beside the labels.
 
-        The preferred answer is the first of every other pair, so that labels have two classes alike. Pairs that do not
-        fit the judge are left out.
+        The preferred answer is the first of two pairs and the second of the next two, so that labels have two classes
+        alike, of which each is shown first as often as second where a judge reads pairs in one order alone. Pairs that
+        do not fit the judge are left out.
         """
-        labels: list[Outcome] = ["second" if i % 2 else "first" for i in range(len(self.labelled))]
+        labels: list[Outcome] = ["second" if i // 2 % 2 else "first" for i in range(len(self.labelled))]
         pairs = [_pair(record, label) for record, label in zip(self.labelled, labels, strict=True)]
         verdicts = self.judge.compare(self.teacher, pairs)
         self.found.labels = {

@@ -9,6 +9,7 @@ from scipy import stats
 from kd.metrics.corpus import CorpusMetric
 from kd.metrics.final_number import final_number
 
+VERSION = 2  # an answer alone has no correlation
 COEFFICIENTS = {"spearman": stats.spearmanr, "kendall": stats.kendalltau, "pearson": stats.pearsonr}
 
 
@@ -21,6 +22,8 @@ class Correlation(CorpusMetric):
     Args:
         coefficient: `spearman` (ranks), `kendall` (tau-b, of pairs), or `pearson`.
     """
+
+    of_one = False
 
     def __init__(self, *, coefficient: Literal["spearman", "kendall", "pearson"] = "spearman"):
         self.coefficient = COEFFICIENTS[coefficient]

@@ -9,6 +9,7 @@ import numpy as np
 from kd.metrics.corpus import CorpusMetric
 from kd.metrics.words import answer_tokens, normalised
 
+VERSION = 2  # an answer alone has no kappa
 _label = lru_cache(2**12)(normalised)  # the same few classes for every answer
 
 
@@ -48,6 +49,8 @@ class Kappa(MacroF1):
 
     Rows are those of `MacroF1`; an answer that names no class has a class of its own, "".
     """
+
+    of_one = False
 
     def total(self, rows: np.ndarray) -> float:
         """Kappa of rows (named, right)."""

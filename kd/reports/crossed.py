@@ -54,8 +54,9 @@ def crossed(
     if np.isnan(variance):
         return Difference(value, NAN, NAN, NAN, items, seeds)
     if variance <= 1e-24 * max(1.0, value**2):  # but for rounding
-        spread = wilson(0.0, table.size, confidence)[1] * width
-        p = 1.0 if abs(value) < 1e-12 else float(2.0 ** (1 - table.size))
+        count = table.shape[1] if table.shape[1] > 1 else seeds  # all seeds are evaluated on the same items
+        spread = wilson(0.0, count, confidence)[1] * width
+        p = 1.0 if abs(value) < 1e-12 else float(2.0 ** (1 - count))
         return Difference(value, *_within(value, spread, width), p, items, seeds)
     error = float(np.sqrt(variance))
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error

@@ -71,13 +71,14 @@ def _paired(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], width: float) ->
 
 def _values(table: pd.DataFrame) -> np.ndarray | None:
     """A value for each item, whose mean is the score."""
-    if table["statistics"].isna().all():
+    rows = [] if table["statistics"].isna().all() else [json.loads(text) for text in table["statistics"]]
+    if all(one is None or isinstance(one, str) for row in rows for one in row):  # none, or verdicts of a judge
         values = table["value"].to_numpy(dtype=float)
         return values if np.isfinite(values).all() else None
-    found = np.array([json.loads(text) for text in table["statistics"]], dtype=object)
-    if found.ndim != 2 or found.shape[1] != 2 or isinstance(found[0, 0], list):
+    if any(len(row) != 2 or isinstance(row[0], list) for row in rows):
         return None
-    return linearised(found[:, 0].astype(float), found[:, 1].astype(float))
+    above, below = np.array(rows, dtype=float).T
+    return linearised(above, below)
 
 
 # --- the baseline of an arm ---

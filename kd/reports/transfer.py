@@ -7,45 +7,51 @@ from typing import Any
 from kd.metrics.table import of_results
 from kd.reports.grid import Grid, number
 from kd.reports.runs import Job
+from kd.reports.settings import TRAINED_ON, settings_of
 from kd.reports.table import of_answers
 
-Cells = dict[tuple[str, str], list[tuple[float, float]]]  # (trained on, evaluated on) -> (before, after) of each run
+Row = tuple[str, ...]  # the skill of a run, and its other settings
+Cells = dict[tuple[Row, str], list[tuple[float, float]]]  # (row, evaluated on) -> (before, after) of each run
 
 
 def transfer_grid(jobs: Sequence[Job]) -> Grid | None:
-    """Rows: the skill of a run. Columns: the evaluated skills, by the first metric of their answers. A cell has the
-    student's mean over runs after training and, in brackets, less that before.
+    """Rows: the skill of a run, and the other settings in which runs differ. Columns: the evaluated skills, by the
+    first metric of their answers. A cell has the student's mean over seeds after training and, in brackets, less that
+    before.
 
     None where fewer than two skills were trained on, or none of them was evaluated by runs on another.
     """
-    cells, titles = _cells(jobs)
+    finished = [job for job in jobs if job.results is not None]
+    settings = settings_of(finished)
+    labels = [name for name in settings.columns if name != TRAINED_ON]
+    cells, titles = _cells(finished, [tuple(values[name] for name in labels) for values in settings.values])
     trained = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
-    shared = [column for column in columns if sum((row, column) in cells for row in trained) > 1]
-    if len(trained) < 2 or not shared:
+    shared = [column for column in columns if len({row[0] for row, other in cells if other == column}) > 1]
+    if len({row[0] for row in trained}) < 2 or not shared:
         return None
-    header = ["trained on", *(f"{column}\n{titles[column]}" for column in shared)]
-    rows = [[row, *(_cell(cells.get((row, column), [])) for column in shared)] for row in trained]
+    header = [TRAINED_ON, *labels, *(f"{column}\n{titles[column]}" for column in shared)]
+    rows = [[*row, *(_cell(cells.get((row, column), [])) for column in shared)] for row in trained]
     notes = [
         "Each column is a skill that runs on several skills were evaluated on; in brackets, the change by training."
     ]
-    return Grid("Transfer and forgetting", header, rows, notes)
+    return Grid("Transfer and forgetting", header, rows, notes, labels=1 + len(labels))
 
 
-def _cells(jobs: Sequence[Job]) -> tuple[Cells, dict[str, str]]:
+def _cells(jobs: Sequence[Job], settings: Sequence[Row]) -> tuple[Cells, dict[str, str]]:
     cells: Cells = {}
     titles: dict[str, str] = {}
-    for results in (job.results for job in jobs if job.results is not None):
+    for job, others in zip(jobs, settings, strict=True):
+        results = job.results or {"scores": {}}
         own = next(iter(results["scores"]), None)  # a run's own skill comes first
         for skill, metrics in results["scores"].items():
             name = _headline(results, metrics)
             if own is None or name is None:
                 continue
-            systems = metrics[name]
-            if systems.get("before") is not None and systems.get("after") is not None:
+            before, after = ((metrics[name].get(system) or {}).get("value") for system in ("before", "after"))
+            if before is not None and after is not None:
                 titles.setdefault(skill, of_results(results, name).title)
-                pair = (systems["before"]["value"], systems["after"]["value"])
-                cells.setdefault((own, skill), []).append(pair)
+                cells.setdefault(((own, *others), skill), []).append((before, after))
     return cells, titles
 
 

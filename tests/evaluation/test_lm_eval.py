@@ -12,6 +12,13 @@ from kd.skills.answer_metrics import answer_metrics
 from tests.evaluation.conftest import TenIntegers, greedy, record, silenced
 
 pytest.importorskip("lm_eval")
+
+
+def test_the_name_of_a_filter_is_no_direction():
+    for name, higher in (("exact_match-get_letter", True), ("ter", False), ("word_perplexity", False)):
+        assert LmEval().metric(f"lm_eval-{name}").higher_is_better == higher
+
+
 TASK = """
 task: ten_choices
 dataset_path: json

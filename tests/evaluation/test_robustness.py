@@ -4,6 +4,7 @@ Run: python -m pytest tests/evaluation/test_robustness.py
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,21 @@ def test_a_metric_of_the_corpus_drops_as_a_whole():
     assert pair.drop.value == pytest.approx(clean.value - varied.value)
     assert pair.drop.n == 3
     assert pair.flipped.value == pytest.approx(2 / 3)
+
+
+def test_answers_that_have_no_value_alone_do_not_flip():
+    """Kappa and a correlation are of all answers: of one there is none, whether it changes or not."""
+    for name, texts in (("kappa", ["yes", "no", "no"]), ("spearman", ["1", "3", "2"])):
+        [metric] = answer_metrics([name])
+        records = [record(str(i), "?", one) for i, one in enumerate(texts)]
+        records = [replace(one, meta={"choices": ["yes", "no"]}) for one in records]
+        found = [Evidence(one, (text,)) for one, text in zip(records, texts, strict=True)]
+        score, rows = measured(metric, found, ["0", "1", "2"], resamples=20)
+        pair = paired(metric.metric, rows, rows, metric.total, resamples=20)
+        assert (pair.clean.value, pair.varied.value, pair.drop.value) == pytest.approx((1, 1, 0))
+        assert score.value == pytest.approx(1)
+        assert (pair.flipped.n, pair.attack_success.n) == (0, 0)
+        assert math.isnan(pair.flipped.value)
 
 
 SETTINGS = {"items": None, "answers": None, "max_new_tokens": 4, "batch_size": 5, "baseline": None}

@@ -160,12 +160,21 @@ def test_agreement_with_labels_by_hand():
     pairs = [("9", "1"), ("8", "2"), ("7", "3"), ("4", "4"), ("1", "5"), ("?", "2")]
     records = [asked(i, *pair) for i, pair in enumerate(pairs)]
     facts = Judging("pairwise", Pairwise(template=TWO, labelled="mine"), Scripted(), records, **SETTINGS).facts()
-    labels = ["first", "second"] * 3
-    verdicts = ["first", "second", "first", "tie", "second", "none"]
+    labels = ["first", "first", "second", "second", "first", "first"]
+    verdicts = ["first", "first", "second", "tie", "second", "none"]
     assert (facts["agreement"]["value"], facts["agreement"]["n"], facts["labelled"]) == (3 / 6, 6, "mine")
     assert facts["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, verdicts))
-    # p_o = 1/2; p_e = 3/6 * 2/6 + 3/6 * 2/6 = 1/3
+    # p_o = 1/2; p_e = 4/6 * 2/6 + 2/6 * 2/6 = 1/3
     assert facts["kappa"]["value"] == pytest.approx((1 / 2 - 1 / 3) / (1 - 1 / 3))
+
+
+def test_a_judge_that_goes_by_place_agrees_with_half_of_the_labels():
+    """With and without a swap: of the pairs that it reads once, half have the preferred answer first."""
+    records = [asked(i, "9", "1") for i in range(8)]
+    for swap, agreed in ((True, 0), (False, 1 / 2)):  # in both orders each pair is a tie
+        judge = Pairwise(template=TWO, labelled="mine", swap=swap)
+        facts = Judging("pairwise", judge, Scripted(bias=100), records, **SETTINGS).facts()
+        assert (facts["agreement"]["value"], facts["kappa"]["value"]) == (agreed, 0)
 
 
 def test_a_panel_by_hand():

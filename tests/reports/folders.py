@@ -16,6 +16,7 @@ from kd.runs.metrics_log import csv_text
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SYSTEMS = {"before": 0.0, "sft": 0.3, "after": 0.5, "teacher": 0.9}
 ITEMS = 32
+WIN_RATE = "win_rate-pairwise-teacher"
 FACTS = {
     "accuracy": {
         "heading": "accuracy",
@@ -72,8 +73,12 @@ def write_run(
     spent: Mapping[str, Any] | None = None,
     sections: Mapping[str, Any] | None = None,
     metrics: str = "",
+    wins: Sequence[float] = (),
 ) -> RunFolder:
-    """A finished run on ITEMS items; `right`: the share that the trained student answers rightly."""
+    """A finished run on ITEMS items; `right`: the share that the trained student answers rightly.
+
+    wins: a judge's verdicts on its answers beside the teacher's, each the same in both orders.
+    """
     page = config(objective, skill, seed, **(sections or {}))
     digest = key({"config": page})[:12]
     folder = RunFolder.of(root, page["name"], digest)
@@ -82,6 +87,10 @@ def write_run(
     scores, items, samples = _measured(skill, {name: s for name, s in shares.items() if name != "sft"}, seed, objective)
     if baseline is not None:
         scores["accuracy"]["sft"] = baseline.results()["scores"][skill]["accuracy"]["after"]
+    if wins:
+        scores[WIN_RATE] = dict.fromkeys(("before", "after"), _estimate(mean(wins)))
+        own = [(f"{skill}/{i}", win, json.dumps(["first" if win else "second"] * 2)) for i, win in enumerate(wins)]
+        items += [(skill, "after", WIN_RATE, name, f"record {name}", win, orders) for name, win, orders in own]
     folder.write_samples(samples)
     folder.write_items(csv_text(items))
     folder.write_text("metrics.csv", metrics or "step,split,name,value\n")
@@ -92,7 +101,7 @@ def write_run(
             "baseline": None if baseline is None else baseline.config_hash,
             "scores": {skill: scores},
             "gap_closed": {skill: {"accuracy": scores["accuracy"]["after"]["value"] / 0.9}},
-            "metrics": FACTS,
+            "metrics": FACTS | ({WIN_RATE: FACTS["accuracy"]} if wins else {}),
             "budget": {
                 **{"student_flops": 1e9, "tokens": 1000, "teacher_tokens": 0, "generated_tokens": 0, "seconds": 2.0},
                 **{"peak_memory_bytes": 10, **(spent or {})},

@@ -103,6 +103,11 @@ def test_no_difference_at_all_is_no_certainty() -> None:
     assert always.p == pytest.approx(2.0**-15)  # of the test of signs: all 16 are alike
 
 
+def test_seeds_of_the_same_items_are_no_more_of_them() -> None:
+    assert crossed(np.ones((5, 2)), width=1.0) == crossed(np.ones((1, 2)), width=1.0)._replace(seeds=5)
+    assert over_seeds_alone([1.0] * 5).p == pytest.approx(2.0**-4)
+
+
 def test_a_ratio_is_linearised() -> None:
     """The mean is the ratio of sums, and the variance that of the delta method: of (a - r b) / mean(b)."""
     above, below = np.array([2.0, 3.0, 10.0]), np.array([1.0, 3.0, 4.0])

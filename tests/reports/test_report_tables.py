@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from kd.intervals import over_seeds
 from kd.reports.frame import Frame, frame_of
@@ -28,7 +29,7 @@ from kd.reports.settings import ABSENT, TRAINED_ON, settings_of
 from kd.reports.sweep import Choices, tables_of
 from kd.reports.table import run_grid
 from kd.runs.composed import _section, read_config
-from tests.reports.folders import ITEMS, config, write_grid, write_run
+from tests.reports.folders import ITEMS, WIN_RATE, config, write_grid, write_run
 from tests.reports.test_reports import program
 
 
@@ -280,6 +281,16 @@ def test_differences_are_those_of_the_items_and_corrected(root: Path) -> None:
     plain = table(frame(root), "differences", correction="none")
     for row, uncorrected in zip(grid.rows, plain.rows, strict=True):
         assert row[3].value >= uncorrected[3].value  # type: ignore[attr-defined]
+
+
+def test_verdicts_of_a_judge_are_paired_by_items(tmp_path: Path) -> None:
+    for objective, count in (("fkl", 24), ("rkl", 8)):
+        write_run(tmp_path, objective, wins=[1.0] * count + [0.0] * (32 - count))
+    grid = table(frame(tmp_path), "differences", baseline="objective=rkl", metric=WIN_RATE)
+    (row,) = grid.rows
+    test = stats.ttest_1samp([1.0] * 16 + [0.0] * 16, 0.0)
+    assert (row[1].value, row[3]) == (0.5, "32")  # type: ignore[attr-defined]
+    assert row[1].low == pytest.approx(test.confidence_interval().low)  # type: ignore[attr-defined]
 
 
 def test_a_baseline_is_chosen_by_its_settings(root: Path) -> None:

@@ -7,8 +7,8 @@ from kd.reports.sweep import grids_of
 from kd.reports.transfer import transfer_grid
 
 
-def run(own: str, **scores: tuple[float, float]) -> Job:
-    """A finished run on `own`; the accuracy before and after of each skill, its own first."""
+def run(own: str, *words: str, **scores: tuple[float | None, float | None]) -> Job:
+    """A finished run on `own`; the accuracy before and after of each skill, its own first. words: other overrides."""
     pairs = {own: scores[own], **scores}
     found: dict[str, Any] = {
         skill: {
@@ -20,7 +20,8 @@ def run(own: str, **scores: tuple[float, float]) -> Job:
     costs = ("student_flops", "tokens", "teacher_tokens", "generated_tokens", "seconds", "peak_memory_bytes")
     digests = {"initial_weights": "a", "data_order": "b", "evaluation_items": "c"}
     results = {"seed": 1, "scores": found, "gap_closed": {}, "agreement": None, "digests": digests}
-    return Job("0", "done", {"skill": own}, results={**results, "budget": dict.fromkeys(costs, 1)})
+    overrides = {"skill": own, **dict(word.split("=") for word in words)}
+    return Job("0", "done", overrides, results={**results, "budget": dict.fromkeys(costs, 1)})
 
 
 def test_a_cell_is_the_mean_over_seeds_and_the_change() -> None:
@@ -44,6 +45,35 @@ def test_a_skill_that_one_run_alone_was_evaluated_on_is_left_out() -> None:
     assert grid is not None
     assert list(grid.header) == ["trained on", "words\naccuracy"]
     assert [list(row) for row in grid.rows] == [["sums", "0.00 (+0.00)"], ["words", "1.00 (+1.00)"]]
+
+
+def test_runs_of_several_objectives_are_not_averaged() -> None:
+    jobs = [
+        run(own, f"objective={objective}", **{own: (0.0, score), other: (0.0, 0.0)})
+        for own, other in (("sums", "words"), ("words", "sums"))
+        for objective, score in (("fkl", 0.5), ("rkl", 1.0))
+    ]
+    grid = transfer_grid(jobs)
+    assert grid is not None
+    assert list(grid.header[:2]) == ["trained on", "objective"]
+    assert [list(row[:3]) for row in grid.rows] == [
+        ["sums", "fkl", "0.500 (+0.500)"],
+        ["sums", "rkl", "1.00 (+1.00)"],
+        ["words", "fkl", "0.00 (+0.00)"],
+        ["words", "rkl", "0.00 (+0.00)"],
+    ]
+
+
+def test_a_run_without_a_value_is_left_out() -> None:
+    """A coefficient that is not defined for the answers is null in results.json."""
+    jobs = [
+        run("sums", sums=(None, 0.5), words=(0.0, None)),
+        run("sums", sums=(0.0, 0.25), words=(0.25, 0.0)),
+        run("words", words=(0.0, 1.0), sums=(0.0, 0.0)),
+    ]
+    grid = transfer_grid(jobs)
+    assert grid is not None
+    assert list(grid.rows[0]) == ["sums", "0.250 (+0.250)", "0.00 (−0.250)"]
 
 
 def test_without_runs_on_several_skills_there_is_none() -> None:

@@ -29,9 +29,9 @@ class Pair(NamedTuple):
     """One metric of one system on the same items, as they are and changed.
 
     drop: how much worse the changed ones are, clean - varied where higher is better, else varied - clean; its interval
-        is of the differences of the pairs. flipped: the share of items whose value changes. attack_success: of the
-        items with the best value as they are, the share without it once changed (ASR of Wang et al. 2023, arXiv
-        2302.12095).
+        is of the differences of the pairs. flipped: the share of items whose value changes, of those that have one.
+        attack_success: of the items with the best value as they are, the share without it once changed (ASR of Wang et
+        al. 2023, arXiv 2302.12095).
     """
 
     clean: Score
@@ -126,7 +126,8 @@ def paired(
     groups = clean["group"].tolist()
     before, after = (table["value"].to_numpy(dtype=float) for table in (clean, varied))
     sign = 1.0 if metric.higher_is_better else -1.0
-    flipped = mean((before != after).astype(float), groups, **interval)
+    known = ~np.isnan(before) & ~np.isnan(after)
+    flipped = _share(before != after, known, groups, **interval)
     if total is None:
         width = metric.bounds[1] - metric.bounds[0]
         own, other = (mean(values, groups, bounds=metric.bounds, **interval) for values in (before, after))
@@ -136,9 +137,13 @@ def paired(
     else:
         own, other, drop = _of_corpus(total, sign, clean, varied, groups, interval)
     right = before == metric.best if math.isfinite(metric.best) else np.zeros(len(before), dtype=bool)
-    rights = [group for group, one in zip(groups, right, strict=True) if one]
-    lost = mean((after[right] != metric.best).astype(float), rights, **interval) if right.any() else NOTHING
-    return Pair(own, other, drop, flipped, lost)
+    return Pair(own, other, drop, flipped, _share(after != metric.best, right, groups, **interval))
+
+
+def _share(outcomes: np.ndarray, chosen: np.ndarray, groups: Sequence[str], **interval: Any) -> Score:
+    """The share of true outcomes among the chosen items."""
+    own = [group for group, one in zip(groups, chosen, strict=True) if one]
+    return mean(outcomes[chosen].astype(float), own, **interval) if own else NOTHING
 
 
 def _of_corpus(
