@@ -139,10 +139,21 @@ def pivot_grid(
     header = [*labels, *(_title(name, _of(cells, name), names) for name in across)]
     facts = frame.arms[0].metric(names[arm_id(frame.arms[0])])
     title = f"{facts.title if metric else 'Scores'} by {' × '.join((row, column))}"
-    said = [f"{BETTER[facts.higher_is_better].capitalize()}. {items_note(list(found.values()))}"]
+    said = [f"{_directions(frame, names)}. {items_note(list(found.values()))}"]
     if system != "after":
         said.append(f"System: {system}.")
     return Grid(title, header, body, [*said, *interval_notes(frame.arms), *notes, *frame.notes], labels=len(labels))
+
+
+def _directions(frame: Frame, names: Mapping[int, str]) -> str:
+    """Which direction is better, by metric where they differ."""
+    found = {
+        arm.metric(names[arm_id(arm)]).title: BETTER[arm.metric(names[arm_id(arm)]).higher_is_better]
+        for arm in frame.arms
+    }
+    if len(set(found.values())) == 1:
+        return next(iter(found.values())).capitalize()
+    return "; ".join(f"{title}: {better}" for title, better in found.items())
 
 
 def _of(cells: Mapping[tuple[str, ...], Mapping[str, Arm]], column: str) -> list[Arm]:
