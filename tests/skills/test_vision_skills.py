@@ -15,6 +15,7 @@ from datasets import Image as Feature
 from kd.data.hub import undecoded
 from kd.data.images import PLACE, decoded, drawn, image_in
 from kd.experiment.identity import _content, _records_digest, _skill
+from kd.skills.__main__ import build, read
 from kd.skills.dataset import Dataset
 from kd.skills.records import load
 from kd.skills.vision.digits import Digits
@@ -52,6 +53,13 @@ def test_an_image_is_in_one_split_alone_and_the_same_at_every_call(skill):
     assert fewer.load("test") == skill.load("test")
     assert fewer.load("train") == skill.load("train")[:10]
     assert all(r.meta[skill.group_key] for r in splits[0])
+
+
+@pytest.mark.parametrize("name", ["images/digits", "images/shapes_vqa", "images/shapes_caption"])
+def test_the_numbers_in_a_skills_file_are_there(name):
+    settings = read(name, [])
+    skill = build(settings)
+    assert [len(skill.load(split)) for split in SPLITS] == [settings[split] for split in SPLITS]
 
 
 def test_digits_are_what_they_look_like():
