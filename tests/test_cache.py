@@ -259,6 +259,7 @@ def baseline_of(cfg: DictConfig) -> DictConfig:
         return baseline(cfg)
 
 
+@pytest.mark.long
 def test_a_cached_run_beside_sft(tmp_path):
     """At another temperature than 1 and on responses that this run alone has: sft reads no teacher."""
     nodes = {"skill": {"_target_": "tests.runs.Toy"}, **SHOUTED}

@@ -50,6 +50,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 @pytest.mark.usefixtures("conf")
+@pytest.mark.long
 def test_a_member_is_the_teacher_that_it_is_alone():
     """Its checkpoint is shared with runs where it teaches alone; the other differs by its seed."""
     cfg = composed()

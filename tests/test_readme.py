@@ -23,7 +23,15 @@ REPORTS = "python -m kd.reports outputs"  # run on outputs that are there
 LONG = (
     *("student=lora", "experiment=", "-m method=", "rollout=offline,on_policy", "method=seqkd", "teacher=ensemble"),
     *("objective=ab,akl,taid,minilm2", "rollout=ranked", "rollout=replay", "skill=reasoning_gym", "start: 1, end: 0"),
-    *("alignment=spans", "targets.tail=tail_bucket", "skill=mixture", "objective=rkl,fkl", "kd.doctor", "logger=wandb"),
+    *(
+        "alignment=spans",
+        "targets.tail=tail_bucket",
+        "skill=mixture",
+        "skill.path=docs",
+        "objective=rkl,fkl",
+        "kd.doctor",
+        "logger=wandb",
+    ),
     *("trainer=ddp_cpu", "objective=[fkl,sft]", "objective.jsd.loss.beta=0.9", "kd.cache", "kd.elicit"),
 )
 ENSEMBLE = ("first", "second")  # the members of conf/teacher/ensemble.yaml

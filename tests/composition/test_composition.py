@@ -402,6 +402,7 @@ def test_a_term_has_a_name_of_its_own_in_what_is_logged(names, told):
     assert told in refused(cfg)
 
 
+@pytest.mark.long
 def test_a_prepared_student_has_no_teacher_yet():
     sentence = refused(composed(student__prepare={**PREPARE, "objective": "fkl"}))
     assert "student.prepare.objective=fkl needs a teacher" in sentence

@@ -60,6 +60,7 @@ def test_two_trials_a_best_and_a_table(app: Path) -> None:
 
 
 @installed
+@pytest.mark.long
 def test_a_metric_of_which_more_is_better_is_maximised(app: Path) -> None:
     words = ("hydra.sweeper.n_trials=3", "x=interval(0.5,3.0)", "seed=7", "+checkpoint.monitor=validation/top1")
     ended = run(app, *IN_ONE_PROCESS, *words)

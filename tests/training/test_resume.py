@@ -251,6 +251,7 @@ def test_a_piece_of_a_rollout_that_is_missing_is_missed(rolled, tmp_path, rollou
     assert any(difference.startswith(("last.state_dict", "last.distillation.rollout")) for difference in found), found
 
 
+@pytest.mark.long
 def test_an_engine_that_is_behind_goes_on_with_the_weights_that_it_had(tmp_path):
     """Given at steps 0 and 3; after step 5 it holds those of step 3, and neither server nor folder outlives the run."""
 
