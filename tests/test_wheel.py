@@ -57,7 +57,9 @@ def run(kd: Path, words: list[str], where: Path, **environment: str) -> subproce
 
 def test_the_wheel_holds_all_yamls_and_modules(wheel: Path) -> None:
     tracked = subprocess.check_output(["git", "ls-files", "kd", "conf", "hydra_plugins"], cwd=ROOT, text=True)
-    files = [re.sub("^conf/", "kd/conf/", path) for path in tracked.splitlines()]
+    numbers = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/*/published.yaml")]
+    files = [re.sub("^(conf|experiments)/", r"kd/\1/", path) for path in [*tracked.splitlines(), *numbers]]
+    assert numbers
     assert len(files) > 300
     assert set(files) <= set(ZipFile(wheel).namelist())
 

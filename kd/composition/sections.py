@@ -15,6 +15,7 @@ from kd.components.signatures import check_call, shown, suggestion
 from kd.components.synonyms import KEYS, NOTHING
 from kd.objectives.divergence import Positive
 from kd.objectives.reduction import Reduction
+from kd.reports.papers.published import read_published
 from kd.training.budget import Limits
 from kd.training.observers import MONITORED
 from kd.training.optimization import Optimization, Rate
@@ -63,6 +64,7 @@ class Settings:
     log_every: PositiveInt
     name: Text | None = None
     omits: Sequence[Text] = ()
+    paper: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def _check_top(config: Mapping[str, Any]) -> None:
         near = f"did you mean {KEYS[key]}?" if key in KEYS else suggestion(key, own | sections)
         raise ValueError(f"{key}: the config has no such key; {near}")
     check_call("", {key: value for key, value in config.items() if key in own}, Settings, name="the config")
+    if config.get("paper") is not None:
+        read_published(config["paper"])
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

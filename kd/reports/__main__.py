@@ -2,7 +2,8 @@
 
 A finished run alone is shown with all its systems. Several are compared: each run, means over seeds, a pivot, paired
 differences to the run beside each, transfer between skills; --tables chooses among runs, means, pivot, differences,
-ranks, pareto, gaps, transfer, augmentation, samples and tidy (the scores, one a row).
+ranks, pareto, gaps, transfer, augmentation, samples, tidy (the scores, one a row) and paper (--paper NAME: the
+published numbers of experiments/NAME beside ours).
 
 Exit code 0; 1 where there is nothing to read, or something could not be read: the tables of the rest are shown, and
 what could not be read is named under them.
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--baseline", metavar="KEY=VALUE,…", help="settings of the arm that others are compared with")
     found.add_argument("--correction", choices=list(CORRECTIONS), default="holm", help="of p-values (default: holm)")
     found.add_argument("--samples", type=int, default=3, help="answers of each arm in --tables samples (default: 3)")
+    found.add_argument("--paper", metavar="NAME", help="published numbers beside ours: a folder of experiments/")
     found.add_argument("--format", choices=FORMATS, default="terminal", help="csv alone has the tidy scores")
     found.add_argument("--out", type=Path, help="also write tables.md and the tidy runs.csv into this folder")
     found.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw figures into this folder")
@@ -87,11 +89,17 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def _default_tables(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.paper is not None:
+        return ("paper",)
+    return ("tidy",) if options.format == "csv" else ()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables; write tables.md and runs.csv only with `--out`."""
     options = parser().parse_args(arguments)
-    names = tuple(filter(None, options.tables.split(","))) or (("tidy",) if options.format == "csv" else ())
-    same = ("paths", "pivot", "metric", "system", "baseline", "correction", "samples")
+    names = tuple(filter(None, options.tables.split(","))) or _default_tables(options)
+    same = ("paths", "pivot", "metric", "system", "baseline", "correction", "samples", "paper")
     choices = Choices(tables=names, **{name: getattr(options, name) for name in same})
     with in_one_sentence():
         found = {path: read_jobs(path) for path in options.paths}

@@ -4,14 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from kd.reports.crossed import Difference, crossed, linearised, over_seeds_alone
-from kd.reports.frame import Arm, Frame
+from kd.reports.frame import Arm, Estimate, Frame
 from kd.reports.settings import TRAINED_ON
 from kd.runs.results import check_page
+
+Table = tuple[np.ndarray, Sequence[str | None]]  # differences [seeds, items], groups of the items
 
 
 @lru_cache(maxsize=512)
@@ -33,40 +36,96 @@ def item_table(folder: Path) -> Mapping[tuple[str, str, str], pd.DataFrame]:
         raise ValueError(f"{path} is torn ({error})") from None
 
 
+class Side(NamedTuple):
+    """The scores of a system of an arm, by one metric on one skill."""
+
+    arm: Arm
+    skill: str
+    metric: str
+    system: str = "after"
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds with a score."""
+        return set(self.estimates())
+
+    def estimates(self) -> dict[int, Estimate]:
+        """Its estimates by seed."""
+        return self.arm.estimates(self.skill, self.metric, self.system)
+
+    def width(self) -> float:
+        """The width of the metric's range."""
+        low, high = self.arm.metric(self.metric).bounds
+        return high - low
+
+
+Pair = tuple[Side, Side, float]  # one, the other, and a factor
+
+
 def difference(one: Arm, other: Arm, skill: str, metric: str, system: str = "after") -> Difference | None:
     """`one` less `other`, over the seeds that both have and the items of all of these; None where there are none.
 
     Of metrics of the whole corpus, and of runs without items.csv, seeds alone are compared.
     """
-    seeds = sorted(one.estimates(skill, metric, system).keys() & other.estimates(skill, metric, system).keys())
+    return mean_difference([(Side(one, skill, metric, system), Side(other, skill, metric, system), 1.0)])
+
+
+def mean_difference(pairs: Sequence[Pair]) -> Difference | None:
+    """The mean over pairs of one side less the other, times its factor, over the seeds that all of them have.
+
+    Items of each pair are drawn apart; seeds are the same. None without a seed, and where items are not known seeds
+    alone are compared, as in `difference`.
+    """
+    seeds = sorted(set.intersection(*(side.seeds for *sides, _ in pairs for side in sides))) if pairs else []
     if not seeds:
         return None
-    low, high = one.metric(metric).bounds
-    pairs = [tuple(_items(arm, seed, skill, metric, system) for arm in (one, other)) for seed in seeds]
-    if all(table is not None for pair in pairs for table in pair):
-        found = _paired([(a, b) for a, b in pairs if a is not None and b is not None], high - low)
-        if found is not None:
-            return found
-    values = [arm.estimates(skill, metric, system) for arm in (one, other)]
-    return over_seeds_alone([values[0][s]["value"] - values[1][s]["value"] for s in seeds], width=high - low)
+    width = sum(abs(factor) * one.width() for one, _, factor in pairs) / len(pairs)
+    found = [_table([(_items(one, seed), _items(other, seed)) for seed in seeds]) for one, other, _ in pairs]
+    tables = [table for table in found if table is not None]
+    if len(tables) == len(pairs):
+        return crossed(*_joined(tables, [factor for *_, factor in pairs]), width=width)
+    values = [(one.estimates(), other.estimates(), factor) for one, other, factor in pairs]
+    over = [sum(f * (a[seed]["value"] - b[seed]["value"]) for a, b, f in values) / len(pairs) for seed in seeds]
+    return over_seeds_alone(over, width=width)
 
 
-def _items(arm: Arm, seed: int, skill: str, metric: str, system: str) -> pd.DataFrame | None:
-    folder = arm.runs[seed].folder
-    return None if folder is None else item_table(folder).get((skill, system, metric))
+def _joined(tables: Sequence[Table], factors: Sequence[float]) -> Table:
+    """One table of differences whose mean is that of the tables' means.
+
+    Items vary about the mean of their own table, whose number is not drawn.
+    """
+    scaled = [differences * factor for (differences, _), factor in zip(tables, factors, strict=True)]
+    if len(tables) == 1:
+        return scaled[0], tables[0][1]
+    means = [one.mean() for one in scaled]
+    total = sum(one.shape[1] for one in scaled)
+    weights = [total / (len(scaled) * one.shape[1]) for one in scaled]
+    parts = [(one - mean) * weight for one, mean, weight in zip(scaled, means, weights, strict=True)]
+    names = [[None if n is None else f"{i} {n}" for n in groups] for i, (_, groups) in enumerate(tables)]
+    return np.concatenate(parts, axis=1) + np.mean(means), [name for part in names for name in part]
 
 
-def _paired(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], width: float) -> Difference | None:
-    """None where no item is in all tables, or the score is no mean and no ratio of sums."""
-    ids = pairs[0][0].index
-    for table in (table for pair in pairs for table in pair):
+def _items(side: Side, seed: int) -> pd.DataFrame | None:
+    folder = side.arm.runs[seed].folder
+    return None if folder is None else item_table(folder).get((side.skill, side.system, side.metric))
+
+
+def _table(pairs: Sequence[tuple[pd.DataFrame | None, pd.DataFrame | None]]) -> Table | None:
+    """The differences [seeds, items] and the items' groups.
+
+    None where a table is missing, no item is in all tables, or the score is no mean and no ratio of sums.
+    """
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if len(known) < len(pairs):
+        return None
+    ids = known[0][0].index
+    for table in (table for pair in known for table in pair):
         ids = ids[ids.isin(table.index)]
-    rows = [[_values(table.loc[ids]) for table in pair] for pair in pairs]
+    rows = [[_values(table.loc[ids]) for table in pair] for pair in known]
     if not len(ids) or any(values is None for row in rows for values in row):
         return None
-    groups = pairs[0][0].loc[ids, "group"].astype(object)
-    names = groups.where(groups.notna(), None).tolist()
-    return crossed(np.stack([one - other for one, other in rows]), names, width=width)  # type: ignore[operator]
+    groups = known[0][0].loc[ids, "group"].astype(object)
+    return np.stack([one - other for one, other in rows]), groups.where(groups.notna(), None).tolist()  # type: ignore[operator]
 
 
 def _values(table: pd.DataFrame) -> np.ndarray | None:

@@ -59,6 +59,12 @@ def settings_of(jobs: Sequence[Job]) -> Settings:
     return Settings(columns, [rows[id(one)] for one in found], along)
 
 
+def every_setting(jobs: Sequence[Job]) -> list[Mapping[str, str]]:
+    """All settings of each job by dotted name, whether they tell jobs apart or not."""
+    flat = _Flattening(jobs)
+    return [{key: value for key, (_, value) in flat.settings(job).items()} for job in jobs]
+
+
 def _place(key: str) -> tuple[int, str]:
     return (ORDER.index(key) if key in ORDER else len(ORDER), key)
 
@@ -83,7 +89,9 @@ class _Flattening:
 
     def text(self, section: Any) -> str:
         """The content of a section as text."""
-        return self.texts.setdefault(id(section), _text(section)) if isinstance(section, Mapping) else _text(section)
+        return (
+            self.texts.setdefault(id(section), text_of(section)) if isinstance(section, Mapping) else text_of(section)
+        )
 
     def settings(self, job: Job) -> Flat:
         """The settings of a job."""
@@ -128,7 +136,7 @@ def _walk(name: str, node: Any, scope: str, found: Flat, label: str | None = Non
     if name in BESIDE or name.endswith(ENGINE):
         return
     if not isinstance(node, Mapping):
-        found[name] = (scope, _text(node))
+        found[name] = (scope, text_of(node))
         return
     label = _composed(name, node) or label or (_short(node["_target_"]) if "_target_" in node else None)
     if label is not None:
@@ -154,7 +162,8 @@ def _short(target: Any) -> str:
     return module if name.lower() == module.replace("_", "") else name
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as reports show it: `0.001`, `null`, `true`, a list as JSON."""
     if value is None:
         return "null"
     if isinstance(value, bool):

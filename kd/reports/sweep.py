@@ -22,6 +22,7 @@ from kd.reports.comparisons.samples import samples_grids
 from kd.reports.frame import Frame, frame_of
 from kd.reports.grid import Cell, Grid
 from kd.reports.paired import parsed
+from kd.reports.papers.tables import paper_grids
 from kd.reports.render import markdown, terminal
 from kd.reports.runs import Job, problems, read_jobs
 from kd.reports.transfer import transfer_grid
@@ -40,6 +41,7 @@ class Choices:
         baseline: as `objective=sft`; none: the run beside each (`compare`).
         correction: of p-values, a name of `kd.reports.corrections`.
         samples: answers that are shown of each arm.
+        paper: a folder of `experiments/`, whose published numbers the table `paper` shows beside ours.
     """
 
     paths: Sequence[str] = ()
@@ -50,6 +52,7 @@ class Choices:
     baseline: str | None = None
     correction: str = "holm"
     samples: int = 3
+    paper: str | None = None
 
     def command(self, table: str) -> str | None:
         """The command that prints one table."""
@@ -76,6 +79,12 @@ def _differences(frame: Frame, choices: Choices) -> list[Grid]:
     baseline = None if choices.baseline is None else parsed(choices.baseline)
     grid = difference_grid(frame, baseline, metric=choices.metric, system=choices.system, correction=choices.correction)
     return [grid] if grid else []
+
+
+def _paper(frame: Frame, choices: Choices) -> list[Grid]:
+    if choices.paper is None:
+        return []
+    return paper_grids(frame, choices.paper, metric=choices.metric, correction=choices.correction)
 
 
 def _some(grid: Grid | None) -> list[Grid]:
@@ -108,12 +117,13 @@ TABLES: dict[str, Callable[[Frame, Choices], list[Grid]]] = {
     "augmentation": lambda frame, choices: _some(augmentation_grid(frame)),
     "samples": lambda frame, choices: samples_grids(frame, choices.samples),
     "tidy": _tidy,
+    "paper": _paper,
 }
 USES: dict[str, Sequence[str]] = {  # the choices that a table depends on
     **dict.fromkeys(TABLES, ()),
     **{"pivot": ("pivot", "metric", "system", "correction"), "pareto": ("metric",), "gaps": ("metric",)},
     **{"differences": ("baseline", "metric", "system", "correction"), "ranks": ("metric", "system")},
-    "samples": ("samples",),
+    **{"samples": ("samples",), "paper": ("paper", "metric", "correction")},
 }
 NEEDS = {
     "means": "needs runs that differ in their seed alone",
@@ -125,8 +135,9 @@ NEEDS = {
     "transfer": "needs runs on two skills that were evaluated on one another (evaluation.skills)",
     "augmentation": "needs a run with a stage of augmentation",
     "samples": "needs runs that answered prompts",
+    "paper": "needs --paper NAME, a folder of experiments/",
 }
-DEFAULT = ("runs", "means", "pivot", "differences", "transfer")
+DEFAULT = ("runs", "means", "pivot", "differences", "transfer", "paper")
 
 
 def tables_of(frame: Frame, choices: Choices) -> list[Grid]:
@@ -138,16 +149,22 @@ def tables_of(frame: Frame, choices: Choices) -> list[Grid]:
         raise ValueError(f"--tables {','.join(unknown)}: there are {', '.join(TABLES)}")
     means = any(len(arm.runs) > 1 for arm in frame.arms)
     asked = {"pivot": choices.pivot, "differences": choices.baseline}
-    grids = []
+    grids: list[Grid] = []
+    unmade = []
     for name in choices.tables or DEFAULT:
         if name == "pivot" and not (choices.tables or choices.pivot or means):
             continue  # of one seed each, the table of runs has it all
-        found = TABLES[name](frame, choices)
+        try:
+            found = TABLES[name](frame, choices)
+        except ValueError as error:
+            if name != "paper" or choices.tables:
+                raise
+            found, unmade = [], [f"No table of {choices.paper}: {error}."]  # the other tables are shown
         if not found and (choices.tables or asked.get(name)):
             raise ValueError(f"--tables {name} {NEEDS[name]}")
         grids += [replace(grid, command=choices.command(name)) for grid in found]
     last = grids[-1]
-    return [*grids[:-1], replace(last, notes=[*last.notes, *problems(frame.jobs)])]
+    return [*grids[:-1], replace(last, notes=[*last.notes, *unmade, *problems(frame.jobs)])]
 
 
 def grids_of(jobs: Sequence[Job]) -> list[Grid]:
@@ -160,9 +177,9 @@ def sweep_grids(path: str | PathLike[str], choices: Choices | None = None) -> li
     return tables_of(frame_of(read_jobs(path)), choices or Choices())
 
 
-def sweep_table(path: str | PathLike[str], width: int) -> Group:
-    """The tables of a sweep folder for a terminal of `width` characters."""
-    grids = sweep_grids(path, Choices(paths=[_near(Path(path))]))
+def sweep_table(path: str | PathLike[str], width: int, paper: str | None = None) -> Group:
+    """The tables of a sweep folder for a terminal of `width` characters; `paper`: with the published numbers."""
+    grids = sweep_grids(path, Choices(paths=[_near(Path(path))], paper=paper))
     return Group(*(terminal(grid, width) for grid in grids))
 
 
@@ -171,10 +188,10 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def write_sweep(sweep: Path) -> None:
+def write_sweep(sweep: Path, paper: str | None = None) -> None:
     """Write sweep.csv (numbers) and sweep.md (the tables) into the sweep folder, each atomically."""
     jobs = read_jobs(sweep)
-    grids = tables_of(frame_of(jobs), Choices(paths=[_near(sweep)]))
+    grids = tables_of(frame_of(jobs), Choices(paths=[_near(sweep)], paper=paper))
     write_atomically(sweep / "sweep.csv", sweep_frame(jobs).to_csv(index=False))
     write_atomically(sweep / "sweep.md", "\n".join(map(markdown, grids)))
 

@@ -24,7 +24,7 @@ from kd.runs.results import Failure, finite, read_results, validated
 from kd.versions import code_digest
 
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
-NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits")
+NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits", "paper")
 BY_CONTENT = (".bad_rows",)  # of a skill, whose records count
 ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
 RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "verdicts.jsonl")  # whose sha256 DONE has

@@ -31,6 +31,7 @@ class SweepReport(Callback):
     """Hydra callback: makes the sweep folder, and ends with the table on the terminal and in files."""
 
     sweep: ClassVar[Path | None] = None  # of this process, between its start and its conclusion
+    paper: ClassVar[str | None] = None  # whose published numbers its table ends with
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take a new sweep folder.
@@ -48,7 +49,7 @@ class SweepReport(Callback):
             (sweep / "jobs").mkdir(parents=True)
         except FileExistsError:
             sys.exit(f"sweep folder {sweep} exists already; leave hydra.sweep.dir to its default or name a new one")
-        SweepReport.sweep = sweep
+        SweepReport.sweep, SweepReport.paper = sweep, config.get("paper")
         own()
         signal.signal(signal.SIGTERM, _stop)  # else only the launcher's process would end, without a table
 
@@ -81,9 +82,9 @@ class SweepReport(Callback):
                 job.end("interrupted")
         from kd.reports.sweep import sweep_table, write_sweep  # pandas and scipy, which jobs do without
 
-        write_sweep(sweep)
+        write_sweep(sweep, cls.paper)
         terminal = console()
-        terminal.print(sweep_table(sweep, terminal.width))
+        terminal.print(sweep_table(sweep, terminal.width, cls.paper))
         print(f"Written to {sweep}/sweep.md and sweep.csv", flush=True)
         return all(job.status in ("done", "skipped") for job in jobs.values())
 

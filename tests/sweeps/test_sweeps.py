@@ -78,6 +78,53 @@ def wait_for(app: Path, pattern: str) -> None:
         time.sleep(0.05)
 
 
+# --- a paper's numbers -----------------------------------------------------------------------------------------
+
+PAPER = """
+paper: Squares, Table 1
+source: https://example.org/squares
+setting: two numbers
+metric: bits_per_byte
+columns:
+  toy: {heading: Toy, skill: toy, higher_is_better: false}
+rows:
+  - {heading: One, arm: {x: 1}, values: {toy: 1.5}}
+  - {heading: Two, arm: {x: 2}, values: {toy: 4.5}, deviation: {toy: 1}}
+directions:
+  - {better: One, than: Two}
+"""
+
+
+def test_a_sweep_ends_with_its_numbers_beside_those_of_the_paper(app: Path) -> None:
+    """The paper is that of the sweep's own config: a run that another sweep made names another, or none."""
+    (app / "experiments" / "squares").mkdir(parents=True)
+    (app / "experiments" / "squares" / "published.yaml").write_text(PAPER)
+    line = ("-m", "x=1,2", "seed=1,2", "run.name=toy-${x}-${seed}", "paper=squares", "hydra/launcher=basic")
+    ended = run(app, *line)
+    (sweep,) = sweeps(app)
+    assert ended.returncode == 0, ended.stderr
+    for text in (ended.stdout, (sweep / "sweep.md").read_text()):
+        assert "Squares, Table 1" in text
+        assert "Directions of Squares, Table 1" in text
+    rows = [line for line in (sweep / "sweep.md").read_text().splitlines() if line.startswith(("| One", "| Two"))]
+    assert rows[0].startswith("| One | Toy | 1.00")
+    assert rows[0].split(" | ")[3:5] == ["1.5", "−0.500"]  # 1² - 1.5
+    assert rows[1].split(" | ")[3:5] == ["4.5 ± 1", "−0.500"]
+    assert rows[1].endswith("| yes |")  # 4 in 4.5 ± 1
+    assert rows[2].startswith("| One > Two | +3.00 | +3.00")  # lower is better
+
+
+def test_a_paper_that_cannot_be_shown_leaves_the_other_tables(app: Path) -> None:
+    (app / "experiments" / "squares").mkdir(parents=True)
+    (app / "experiments" / "squares" / "published.yaml").write_text(
+        PAPER.replace("x: 2", "x: 7").replace("x: 1", "x: 8")
+    )
+    ended = run(app, "-m", "x=1,2", "paper=squares", "hydra/launcher=basic")
+    assert ended.returncode == 0, ended.stderr
+    assert "2 jobs" in ended.stdout
+    assert "No table of squares: no run has the settings of a row" in " ".join(ended.stdout.split())
+
+
 # --- a process per job -----------------------------------------------------------------------------------------
 
 
