@@ -215,8 +215,8 @@ def of_answers(results: Mapping[str, Any], metric: str) -> bool:
 
 
 def _near_zero(results: Mapping[str, Any]) -> list[str]:
-    """Sentences about metrics of answers that rank no system here."""
-    notes = []
+    """Sentences about metrics of answers that rank no system here, one for those of a skill that are alike."""
+    alike: dict[tuple[str, str], list[str]] = {}
     for skill, metrics in results["scores"].items():
         for name, systems in metrics.items():
             metric = of_results(results, name)
@@ -228,11 +228,14 @@ def _near_zero(results: Mapping[str, Any]) -> list[str]:
                 alone = _above(metric, _value(systems, "teacher"))
                 near = "every student (the teacher is not)" if alone else "every system"
                 worst = "zero" if metric.worst == 0 else f"its worst value, {metric.worst:g},"
-                notes.append(
-                    f"{skill}: {name} is near {worst} for {near}, so it does not rank the students; "
-                    "bits per byte and the KLs do."
-                )
-    return notes
+                alike.setdefault((skill, f"near {worst} for {near}"), []).append(name)
+    return [_ranks_nothing(skill, names, near) for (skill, near), names in alike.items()]
+
+
+def _ranks_nothing(skill: str, names: Sequence[str], near: str) -> str:
+    *others, last = names
+    several = f"{', '.join(others)} and {last} are {near}, so they do" if others else f"{last} is {near}, so it does"
+    return f"{skill}: {several} not rank the students; bits per byte and the KLs do."
 
 
 def _above(metric: Metric, value: float | None) -> bool:

@@ -197,6 +197,14 @@ def test_accuracy_near_zero_is_remarked_on(teacher: float, words: str, tmp_path:
     assert run_grid(learned).notes[1:] == []
 
 
+def test_metrics_near_zero_of_one_skill_share_a_sentence() -> None:
+    results = page(teacher=0.03)
+    scores = results["scores"]["sums"]
+    scores |= {"exact_match": scores["accuracy"], "rouge_l": {"after": estimate(0.4), "teacher": estimate(0.5)}}
+    (note,) = run_grid(results).notes[1:]
+    assert note.startswith("sums: accuracy and exact_match are near zero for every system, so they do not rank the")
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
