@@ -53,7 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     command: str, more: list[str], environment: dict[str, str], where: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, *shlex.split(command.replace("glob(*,", "glob([jx]*,"))[1:], *more]  # two skills
+    words = [sys.executable, *shlex.split(command.replace("glob(*,", "glob([j*,x*],"))[1:], *more]  # two skills
     return subprocess.run(
         words, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, timeout=1200
     )

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from kd.components.choices import CONF, choices, content
 from kd.pages import skills as page
+from kd.sandbox import NoVerdict
 from kd.skills.__main__ import build, read
+from kd.skills.answer_metrics import Evidence
 from kd.skills.dataset import Dataset
 from kd.skills.grid import HUB, LEAVES, entries, notes, tables
 from kd.skills.readers.python_functions import of_module
@@ -21,6 +23,7 @@ OPEN = {"dataset", "mixture", "reasoning_gym"}  # of which a setting has no valu
 NAMES = [name for name in choices("skill") if name not in OPEN]
 EMBEDDED = [name for name in NAMES if "path" in content("skill", name) and not name.startswith(HUB)]
 OF_EACH_KIND = ("asdiv", "bfcl_simple", "translation_fr", "movielens_next", "mt_bench", "doctest_functions")
+PREFERENCES_ALONE = {"true_summaries"}  # no text generated is right or wrong
 PROMPTS_ALONE = {"prompts/do_not_answer", "prompts/harmbench", "prompts/ifbench"}
 
 
@@ -164,6 +167,24 @@ def check_splits(skill):
         assert not names[1] & names[2]
 
 
+def refused(skill, record, text):
+    """Whether `text` is not accepted: no verdict, of a program without end, counts as the worst."""
+    try:
+        return skill.score(record, text) < skill.metric.best
+    except NoVerdict:
+        return True
+
+
+def check_preferences(skill, records):
+    """A model to which the preferred text is likelier is right, one to which another is likelier is wrong."""
+    (metric, *_) = skill.metrics
+    for record in records:
+        texts = [response.text for response in record.responses]
+        assert len(set(texts)) == len(texts) > 1, record.id
+        assert metric.value(Evidence(record, logprobs=[-1.0, *[-9.0] * (len(texts) - 1)]))[0] == skill.metric.best
+        assert metric.value(Evidence(record, logprobs=[-9.0, *[-1.0] * (len(texts) - 1)]))[0] < skill.metric.best
+
+
 def check_verifier(skill, records):
     """Each reference is right, and the reference of another record is not, where the two differ."""
     mutated = 0
@@ -175,8 +196,8 @@ def check_verifier(skill, records):
             continue
         if text.strip().casefold() not in {*map(str.casefold, record.meta.get("references", ())), own.casefold()}:
             mutated += 1
-            assert skill.score(record, text) < skill.metric.best, record.id
-        assert skill.score(record, "") < skill.metric.best, record.id
+            assert refused(skill, record, text), record.id
+        assert refused(skill, record, ""), record.id
     assert mutated or len(records) < 3
 
 
@@ -187,7 +208,8 @@ def checked(name, most):
         assert not any(record.responses for record in skill.load("test"))
         return
     every = [record for split in ("train", "validation", "test") for record in skill.load(split)]
-    check_verifier(skill, random.Random(0).sample(every, min(most, len(every))))
+    check = check_preferences if name in PREFERENCES_ALONE else check_verifier
+    check(skill, random.Random(0).sample(every, min(most, len(every))))
 
 
 @pytest.mark.archive
