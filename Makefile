@@ -2,6 +2,7 @@
 # make test-long; make test-all is both.   ARGS="objective=rkl" is passed on to any of them.
 # make vllm: install vLLM for a CPU beside, and run the generator against it.
 # .ci/run: lint, run and test, with empty HOME and caches.   .ci/full: test-long.
+# make notebooks: execute notebooks/ and store them with their outputs.
 # make docs: write docs/objectives.md, methods.md, grid.md and coverage.md anew from docstrings, conf and kd/pages/leaves.py.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -10,7 +11,7 @@ VLLM_VERSION := 0.32.0
 ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-.PHONY: run test test-long test-all parity vllm lint docs clean
+.PHONY: run test test-long test-all parity vllm lint docs notebooks clean
 
 run: $(VENV)/installed
 	$(VENV)/bin/python run.py experiment=first_run $(ARGS)
@@ -55,6 +56,9 @@ docs: $(VENV)/installed
 	$(VENV)/bin/python -m kd.pages.objectives
 	$(VENV)/bin/python -m kd.pages.skills
 	$(VENV)/bin/python -m kd.pages.coverage
+
+notebooks: $(VENV)/installed
+	$(VENV)/bin/python -m tests.notebooks $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

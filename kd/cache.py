@@ -27,7 +27,7 @@ from kd.experiment.run import as_read
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
 from kd.locks import locked
 from kd.models.digests import model_digest
-from kd.progress import progress_bar
+from kd.progress import phase
 from kd.seeding import derive
 from kd.teachers.cached import head_tensors
 from kd.teachers.target_store import TargetStore, check_part, keep, keys_of
@@ -119,14 +119,14 @@ def _write_frame(folder: Path, teacher: Approximated) -> None:
 def _write_targets(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
     """Write a shard for every SHARD sequences, so that no more is lost when the command is stopped."""
     waiting: dict[bytes, dict[str, Tensor]] = {}
-    with progress_bar("the teacher's targets", len(batches)) as advance:
+    with phase("write the teacher's targets", len(batches), "batches") as shown:
         for batch in batches:
             if not all(key in store for key in keys_of(batch.teacher)):
                 waiting |= {key: columns for key, columns in targets_of(teacher, batch) if key not in store}
             if len(waiting) >= SHARD:
                 store.append(waiting)
                 waiting = {}
-            advance(1)
+            shown.advance(1)
     if waiting:
         store.append(waiting)
 

@@ -16,6 +16,11 @@ def own() -> None:
     os.environ[OWNER] = str(os.getpid())
 
 
+def owns() -> bool:
+    """Return whether this process is the sweep itself."""
+    return os.environ.get(OWNER) == str(os.getpid())
+
+
 def end_with_parent() -> None:
     """End this process once the one that started it is gone: by SIGTERM, so that it saves, and SIGKILL after GRACE.
 

@@ -1,4 +1,4 @@
-"""The program that this process runs: how the user typed it, and how it is started again."""
+"""The program that this process runs: how the user typed it, how it is started again, and its ranks."""
 
 import os
 import shlex
@@ -34,6 +34,21 @@ def started_by() -> list[str]:
     """The arguments of the Python interpreter that start the same program, without the program's own."""
     module = _module()
     return ["-m", module] if module else [os.path.abspath(sys.argv[0])]
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process is the one that writes, by the variables (and their order) that Lightning reads."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return True
+
+
+def ranks_started() -> int:
+    """Processes of this run that a launcher has started, by the variables Lightning reads; 1 if there is none."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # a shell in an allocation
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def _module() -> str | None:

@@ -89,7 +89,7 @@ def test_a_run(tmp_path, monkeypatch, capsys):
     cfg = composed(*SMALL, f"run.root={tmp_path}")
     experiment.run(cfg, Job([]))
     output = capsys.readouterr().out
-    assert output.count("preparing the teacher.members.") == 2
+    assert output.count("once for all runs") == 2
     assert len([folder for folder in (tmp_path / "cache/prepared").iterdir() if (folder / "config.json").exists()]) == 2
     folder = Plan.of(cfg).folder
     results = folder.results()

@@ -44,9 +44,12 @@ class CheckedSweeper(BasicSweeper):
         """
         check = get_method(self.check)
         found = [self._checked(check, self.checked + i, overrides) for i, overrides in enumerate(batch)]
+        skipped = 0
         for i, (overrides, (folder, omits)) in enumerate(zip(batch, found, strict=True)):
-            self._record(self.checked + i, list(overrides), folder, omits)
+            skipped += self._record(self.checked + i, list(overrides), folder, omits)
         self.checked += len(batch)
+        if skipped:
+            print(f"{skipped} of {len(batch)} jobs are DONE: skipped; run.force=true runs them again", flush=True)
 
     def _checked(self, check: Check, num: int, overrides: Sequence[str]) -> tuple[Any, list[str]]:
         try:
@@ -69,7 +72,8 @@ class CheckedSweeper(BasicSweeper):
         finally:
             HydraConfig.instance().cfg = outer
 
-    def _record(self, num: int, overrides: list[str], folder: Any, omits: list[str]) -> None:
+    def _record(self, num: int, overrides: list[str], folder: Any, omits: list[str]) -> bool:
+        """Write the job's record. Returns whether it is skipped."""
         from kd.runs.folder import RunFolder
         from kd.sweeps.jobs import Job  # lazy: importing a plugin must be fast
 
@@ -77,8 +81,9 @@ class CheckedSweeper(BasicSweeper):
         sweep = Path(self.config.hydra.sweep.dir).absolute()
         if isinstance(folder, RunFolder) and folder.done and folder.readable:  # else the job fails with the reason
             Job(overrides, sweep, num, "skipped", os.path.relpath(folder.path, sweep), omits=omits).write()
-        else:
-            Job(overrides, sweep, num, "waiting").write()
+            return True
+        Job(overrides, sweep, num, "waiting").write()
+        return False
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

@@ -14,7 +14,7 @@ from kd.generators import Generator
 from kd.generators.account import Meter, Spent, charge, metered
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
-from kd.progress import progress_bar
+from kd.progress import phase
 from kd.seeding import seeded
 from kd.teachers.interface import Answers, Teacher
 from kd.types import Record, Response, Source
@@ -123,9 +123,10 @@ class Labeling(Stage):
 
     def _write(self, records: Sequence[Record], model: Teacher, seed: int) -> list[dict[str, Any]]:
         log.info("the %s generates %d x %d responses", self.source, len(records), self.decoding.samples)
+        stream = (seed, "augmentation", "labeling")
         searches = 1 if self.decoding.temperature == 0 else self.decoding.samples  # one search ends in several
-        with progress_bar("labeling", searches * len(records)) as advance, seeded(seed, "augmentation", "labeling"):
-            answers = model.respond(records, decoding=self.decoding, engine=self.generator, progress=advance)
+        with phase(f"generate ({self.source})", searches * len(records), "responses") as shown, seeded(*stream):
+            answers = model.respond(records, decoding=self.decoding, engine=self.generator, progress=shown.advance)
         return [_row(record, answer) for record, answer in zip(records, answers, strict=True)]
 
     def _report_unfinished(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from kd.artifacts import cache_root, key, once
 from kd.corpora.licences import permissive_licence
 from kd.corpora.prose import Novelty, prose
-from kd.progress import activity
+from kd.progress import phase
 from kd.versions import versions
 
 VERSION = 2  # part of the cache's key: raise it when the same packages are to give other texts
@@ -72,7 +72,7 @@ class Docstrings:
         path, names = self._path(), ", ".join(package.name for package in self.packages)
 
         def write(partial: Path) -> None:
-            with activity(f"reading the documentation of {names}, once"):
+            with phase(f"read the documentation of {names}, once"):
                 partial.write_text(json.dumps(list(self._read())), encoding="utf-8")
 
         once(path, write, kind="corpus")

@@ -11,7 +11,7 @@ from kd.evaluation.engines import Engine
 from kd.generators.generation import end_ids
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
-from kd.progress import progress_bar
+from kd.progress import phase
 from kd.seeding import seeded
 from kd.skills.scoring import scored
 from kd.types import Record, Skill
@@ -42,8 +42,8 @@ def write_answers(
     """
     engine = engine or Engine()
     prompts = [prompt_ids(record, model.tokenizer) for record in records]
-    with progress_bar("answers", len(records)) as advance, seeded(seed, "evaluation"):
-        written = engine(model, prompts, decoding, identity=identity, progress=advance)
+    with phase("generate", len(records), "answers") as shown, seeded(seed, "evaluation"):
+        written = engine(model, prompts, decoding, identity=identity, progress=shown.advance)
     answers = [list(answer.ids) for group in written for answer in group]
     ends = end_ids(model)
     return pd.DataFrame(

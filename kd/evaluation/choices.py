@@ -12,7 +12,7 @@ from kd.data.sequences import Encoder, answer_ids, prompt_ids
 from kd.evaluation.likelihood import nlls
 from kd.generators.continuations import branch_logprobs, continuation_logprobs
 from kd.models.language_model import LanguageModel
-from kd.progress import progress_bar
+from kd.progress import phase
 from kd.skills.answer_metrics import Evidence
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Written
@@ -56,14 +56,14 @@ def score_choices(
     """
     prompts, choices = [prompt for _, prompt, _ in items], [choices for *_, choices in items]
     longest = max((len(ids) for several in choices for ids in several), default=0)
-    with progress_bar("choices", len(items)) as advance:
+    with phase("evaluate", len(items), "items with choices") as shown:
         if isinstance(model, LanguageModel) and model.packs:
-            found = branch_logprobs(model, prompts, choices, max_tokens=max_tokens, progress=advance)
+            found = branch_logprobs(model, prompts, choices, max_tokens=max_tokens, progress=shown.advance)
         elif isinstance(model, LanguageModel) and longest <= SHORT:
-            found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=advance)
+            found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=shown.advance)
         else:
             found = _of_sequences(model, items, max_tokens)
-            advance(len(items))
+            shown.advance(len(items))
     return pd.DataFrame({"id": [record.id for record, *_ in items], "logprobs": found})
 
 

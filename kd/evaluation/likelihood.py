@@ -1,6 +1,6 @@
 """The likelihood of the references under a model, and its divergence from the teacher at their tokens."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from kd.kernels.logits import Logits
 from kd.metrics.table import ON_TEACHER
 from kd.models.language_model import LanguageModel
 from kd.objectives.divergence import kl, log_probs
-from kd.progress import progress_bar
+from kd.progress import Phase, phase
 from kd.teachers.ensemble import Ensemble
 from kd.types import Batch, Record
 
@@ -42,8 +42,8 @@ def score_references(
     chunk: rows of the vocabulary's width that exist at a time.
     """
     items = references(encoder, records)
-    with reading(model), progress_bar("references", len(items)) as advance:
-        pairs = _advancing(read(model, encoder.batches(items)), advance)
+    with reading(model), phase("evaluate", len(items), "references") as shown:
+        pairs = _advancing(read(model, encoder.batches(items)), shown)
         return tabulate(items, pairs, teacher_rows=teacher_rows, chunk=chunk)
 
 
@@ -130,7 +130,8 @@ def _chunk_values(
     return torch.stack([value.cpu().double() for value in (nll, *agreement)], dim=-1)
 
 
-def _advancing(pairs: Iterable[tuple[Batch, Logits]], advance: Callable[[int], None]) -> Iterator[tuple[Batch, Logits]]:
+def _advancing(pairs: Iterable[tuple[Batch, Logits]], shown: Phase) -> Iterator[tuple[Batch, Logits]]:
     for batch, logits in pairs:
         yield batch, logits
-        advance(len(batch.records))
+        shown.tokens += int(batch.student.lengths.sum())
+        shown.advance(len(batch.records))

@@ -21,6 +21,7 @@ from kd.intervals import NAN, Score, wilson
 from kd.metrics.table import Metric
 from kd.models.language_model import LanguageModel
 from kd.permission import ALLOW, permitted
+from kd.progress import counted_from_bars, phase
 
 PREFIX = "lm_eval-"  # of the metrics' names, for their definitions are not ours
 FOLDER = CONF / "lm_eval"
@@ -124,7 +125,12 @@ class LmEval:
         adapter = HFLM(
             model.network, tokenizer=model.tokenizer, batch_size=batch_size, max_length=max_length, device=device
         )
-        with eval_mode([model.network]):
+        names = ", ".join(self.tasks)
+        with (
+            eval_mode([model.network]),
+            phase(f"evaluate lm-eval's {names}", unit="requests") as shown,
+            counted_from_bars(shown),
+        ):
             found: Any = simple_evaluate(
                 adapter,
                 tasks=list(self.tasks),

@@ -17,7 +17,7 @@ from kd.kernels.combined import RoutedLogits
 from kd.kernels.logits import HeadLogits, Logits
 from kd.models.digests import model_digest
 from kd.models.language_model import LanguageModel
-from kd.progress import progress_bar
+from kd.progress import part, phase
 from kd.teachers.ensemble import Ensemble
 from kd.types import Head, Record
 
@@ -109,10 +109,12 @@ def teacher_rows(teacher: LanguageModel, identity: str, encoder: Encoder, record
 def _hidden(teacher: LanguageModel, encoder: Encoder, items: Sequence[Record]) -> Float[Tensor, "n D"]:
     """The hidden states of all loss rows, in the order of `items`."""
     states: dict[str, Tensor] = {}
-    with reading(teacher), progress_bar("teacher reads references", len(items)) as advance:
+    shared = part("teacher", shared=True)  # kept for whatever is compared with it
+    with shared, reading(teacher), phase("evaluate", len(items), "references") as shown:
         for batch, logits in read(teacher, encoder.batches(items)):
             assert isinstance(logits, HeadLogits)
             pieces = logits.hidden.cpu().split(batch.student.mask.sum(1).tolist())
             states.update(zip((record.id for record in batch.records), pieces, strict=True))
-            advance(len(pieces))
+            shown.tokens += int(batch.student.lengths.sum())
+            shown.advance(len(pieces))
     return torch.cat([states[item.id] for item in items])

@@ -24,6 +24,7 @@ from kd.experiment.identity import load_skill
 from kd.experiment.loading import device, kept_teacher, load_student
 from kd.experiment.monitor import monitored
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
+from kd.progress import remark
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import TidyLogger
 from kd.schedules import Schedule
@@ -95,7 +96,7 @@ def build(cfg: DictConfig) -> Parts:
     module.budget.teacher_tokens, module.budget.generated_tokens = spent.teacher_tokens, spent.generated_tokens
     module.budget.student_flops = spent.decoding_flops
     if found := held(data.train, encoder.student):
-        rank_zero_only(print)(f"text: {found}", flush=True)
+        rank_zero_only(remark)(f"text: {found}")
     if teacher is not None:
         audited = data.validation[: max((audit.records for audit in audits(cfg)), default=0)]
         read = data.met() if module.teacher_fields else []
@@ -137,7 +138,7 @@ def _aligned(cfg: DictConfig, student: LanguageModel, words: Teacher | None) -> 
     if words is not None:
         alignment.check(student.tokenizer, words.tokenizer, (student.vocabulary, words.vocabulary))
         if alignment.summary:
-            rank_zero_only(print)(f"alignment: {alignment.summary}", flush=True)
+            rank_zero_only(remark)(f"alignment: {alignment.summary}")
         check_zeros(alignment, {name: instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()})
     theirs = None if words is None else words.tokenizer
     return alignment, Encoder(student.tokenizer, theirs, max_length=cfg.data.max_length, max_tokens=cfg.data.max_tokens)
@@ -241,7 +242,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder, scores: Callback | Non
         step = state["distillation"]["step"]
         if cfg.checkpoint.use == "best" and _has_best(state):  # found out now, not after the last step
             read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash, mmap=True)
-        rank_zero_only(print)(f"resuming {folder.path} at step {step} of {cfg.optim.steps}", flush=True)
+        rank_zero_only(remark)(f"resumed after step {step} of {cfg.optim.steps} ({folder.path.name})")
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
     observed = (monitored(cfg), scores)
@@ -255,11 +256,11 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder, scores: Callback | Non
         raise NotFinite(f"{error}{kept}") if trainer.is_global_zero else SystemExit(0) from None
     if saving.received is not None:
         step = parts.module.step_count
-        rank_zero_only(print)(f"stopped at step {step}; the same command resumes there", flush=True)
+        rank_zero_only(remark)(f"stopped after step {step}; the same command resumes there")
         # The first rank exits with the code. When another one fails, Lightning kills all.
         raise SystemExit(128 + saving.received if trainer.is_global_zero else 0)
     if parts.module.ended:
-        rank_zero_only(print)(f"a callback ended the run at step {parts.module.step_count} of {cfg.optim.steps}")
+        rank_zero_only(remark)(f"a callback ended the run at step {parts.module.step_count} of {cfg.optim.steps}")
     _check_learnt(parts.module.budget)
     if cfg.checkpoint.use == "best":
         state = read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash)["state_dict"]
@@ -280,6 +281,6 @@ def _check_learnt(spent: Budget) -> None:
             "responses of the skill, and data.max_length"
         )
     if spent.masked:
-        rank_zero_only(print)(
-            f"{spent.masked} of {spent.responses} responses had no token that counts (all positions masked)", flush=True
+        rank_zero_only(remark)(
+            f"{spent.masked} of {spent.responses} responses had no token that counts (all positions masked)"
         )

@@ -25,6 +25,7 @@ from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_exported, load_student, load_teacher
 from kd.generators.account import Spent, metered
+from kd.progress import part, remark
 from kd.skills.records import checked, load
 from kd.teachers.interface import Teacher
 from kd.teachers.white_box import StudentText
@@ -99,14 +100,19 @@ def requires(cfg: DictConfig, resource: str) -> bool:
 def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
     """Write the artifact's files. Returns their cost."""
     stages = [instantiate(stage) for stage in cfg.augmentation.stages.values()]
-    print(f"eliciting: {', '.join(cfg.augmentation.stages)} of {len(given)} records, once; then {folder}", flush=True)
+    with part("elicit", shared=True):
+        remark(f"{', '.join(cfg.augmentation.stages)} of {len(given)} records, once for all runs; kept in {folder}")
     resources = _resources(cfg)
     records = list(given)
     for model in (resources.teacher, resources.student):
         records = records if model is None else _with_room(records, model, cfg.data.max_length)
     stream: Iterable[Record] = records
     partial.mkdir()
-    with metered() as meter, (partial / "records.jsonl").open("w", encoding="utf-8") as file:
+    with (
+        part("elicit", shared=True),
+        metered() as meter,
+        (partial / "records.jsonl").open("w", encoding="utf-8") as file,
+    ):
         for name, stage in zip(cfg.augmentation.stages, stages, strict=True):
             stream = _yielded(f"augmentation.stages.{name}", stage(stream, resources))
         kept = sum(file.write(line) > 0 for line in _lines(stream, given))

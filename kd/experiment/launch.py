@@ -7,7 +7,7 @@ from kd.experiment.elicitation import is_elicited
 from kd.experiment.plan import Plan, plain
 from kd.experiment.preparation import as_prepared, unprepared
 from kd.experiment.rounds import after_round
-from kd.runs.folder import is_rank_zero, ranks_started
+from kd.program import is_rank_zero, ranks_started
 
 
 def check_launch(plan: Plan) -> None:

@@ -21,6 +21,7 @@ from kd.composition.sections import Prepare, prepared_roles
 from kd.experiment.export import licence_of
 from kd.experiment.identity import TRAINING, identity
 from kd.locks import locked
+from kd.progress import part, remark
 from kd.runs.folder import RunFolder
 from kd.secrets import unrevealed
 from kd.training.finiteness import NotFinite
@@ -28,6 +29,7 @@ from kd.training.finiteness import NotFinite
 PREPARED = "kd.models.networks.pretrained"
 MAX_TOKENS = 8192  # of a preparation's micro-batch
 TARGETS = ("kd.teachers.targets", "kd.teachers.target_store")  # the code that cached targets depend on
+_named = set[Path]()  # the checkpoints that this process made, or has stated to be there
 _composed: WeakKeyDictionary[Any, dict[tuple[str, ...], DictConfig]] = WeakKeyDictionary()  # of each start of Hydra's
 
 
@@ -36,13 +38,23 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
 
     `train(config, run_folder, export_to)` trains `config`'s student and exports it.
     """
-    return _from_checkpoints(cfg, lambda cfg, role, folder: _make(_recipe(cfg, role), folder, role, train))
+
+    def make(cfg: DictConfig, role: str, folder: Path) -> None:
+        recipe = _recipe(cfg, role)
+        if not folder.exists():
+            _make(recipe, folder, role, train)
+        elif folder not in _named:
+            with part(f"prepare {role}", shared=True):
+                remark(f"cached: {_training(recipe)}, made before")
+        _named.add(folder)
+
+    return _from_checkpoints(cfg, make)
 
 
 def unprepared(cfg: DictConfig) -> list[str]:
     """The roles whose preparation is not made yet."""
     missing: list[str] = []
-    _from_checkpoints(cfg, lambda cfg, role, folder: missing.append(role))
+    _from_checkpoints(cfg, lambda cfg, role, folder: None if folder.exists() else missing.append(role))
     return missing
 
 
@@ -51,12 +63,12 @@ def as_prepared(cfg: DictConfig) -> DictConfig:
     return _from_checkpoints(cfg, lambda cfg, role, folder: None)
 
 
-def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path], None]) -> DictConfig:
+def _from_checkpoints(cfg: DictConfig, visit: Callable[[DictConfig, str, Path], None]) -> DictConfig:
     """`cfg` with the roles read from their prepared checkpoints, one after another: a student that is cut out of the
     teacher is cut out of the prepared one, and named by it.
 
-    `missing(cfg, role, folder)` is called for a checkpoint that is not there. A role whose checkpoint is not there
-    afterwards either stays as it is.
+    `visit(cfg, role, folder)` is called for each before it is read. A role whose checkpoint is not there afterwards
+    either stays as it is.
     """
     cfg = cfg.copy()
     for role in prepared_roles(cfg):
@@ -64,8 +76,7 @@ def _from_checkpoints(cfg: DictConfig, missing: Callable[[DictConfig, str, Path]
         if node.get("prepare") is None:
             continue
         folder = checkpoint_folder(cfg, role)
-        if not folder.exists():
-            missing(cfg, role, folder)
+        visit(cfg, role, folder)
         if folder.exists():
             verified(folder)
             read_from(folder, node, lora=node.model.get("lora") if role == "student" else None)
@@ -154,6 +165,10 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     return recipe
 
 
+def _training(recipe: DictConfig) -> str:
+    return f"{recipe.optim.steps} steps of {'+'.join(recipe.objective)}"
+
+
 def _licence(cfg: DictConfig, role: str) -> str | None:
     """The licence of `role` before it is prepared."""
     teacher = OmegaConf.to_container(cfg.teacher, resolve=True)
@@ -165,11 +180,12 @@ def _make(recipe: DictConfig, folder: Path, role: str, train: Callable[[DictConf
     with locked(folder):
         if folder.exists():  # another job made it while we waited
             return
-        print(f"preparing the {role}: {recipe.optim.steps} steps of {'+'.join(recipe.objective)}, once; then {folder}")
         run = RunFolder(Path(f"{folder}.run"))
         run.start(OmegaConf.to_yaml(OmegaConf.create(unrevealed(recipe))), [])
         try:
-            store(folder, lambda partial: train(recipe, run, partial), kind=f"prepared {role.partition('.')[0]}")
+            with part(f"prepare {role}", shared=True):
+                remark(f"{_training(recipe)}, once for all runs; kept in {folder}")
+                store(folder, lambda partial: train(recipe, run, partial), kind=f"prepared {role.partition('.')[0]}")
         except NotFinite as error:  # its remedies are keys of the run; a preparation has its own
             raise NotFinite(f"{role}.prepare: {str(error).replace('optim.lr', f'{role}.prepare.lr')}") from None
         shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -16,10 +16,12 @@ from kd.experiment.plan import Plan, plain, valid
 from kd.experiment.preparation import prepared
 from kd.experiment.rounds import after_round, round_before
 from kd.kernels.allocation import keep_freed_memory
+from kd.program import is_rank_zero
+from kd.progress import part, remark
 from kd.reports.grid import console
 from kd.reports.render import print_grid
 from kd.reports.table import lost_records, rounds_grid
-from kd.runs.folder import RunFolder, is_rank_zero
+from kd.runs.folder import RunFolder
 from kd.runs.results import validated
 from kd.secrets import unrevealed
 from kd.sweeps.jobs import Job
@@ -33,9 +35,9 @@ def run(cfg: DictConfig, job: Job) -> float | None:
     plan = Plan.of(cfg)
     cfg = plan.cfg
     if is_rank_zero():
-        print(describe(cfg), flush=True)
+        remark(describe(cfg))
         for caution in cautions(plain(cfg)):
-            print(f"caution: {caution}", flush=True)
+            remark(f"caution: {caution}")
     if cfg.run.prerequisites_only:
         prerequisites(plan)
         return None
@@ -125,13 +127,13 @@ def baseline_results(plan: Plan) -> Mapping[str, Any]:
     """
     cfg, other = plan.cfg, plan.beside
     assert other is not None
-    if is_rank_zero():
-        limited = any(limit is not None for limit in cfg.budget.values())
-        equal = "an equal budget, the same data" if limited else "equal steps, data"
-        print(f"beside it, {cfg.compare} with {equal} and initial weights:", flush=True)
+    limited = any(limit is not None for limit in cfg.budget.values())
     job = Job(overrides=[f"objective={cfg.compare}", "compare=null"])
+    equal = "an equal budget" if limited else "equal steps"
+    role = f"the baseline: {cfg.compare} with {equal}, data and initial weights"
     try:
-        return job.run(other.folder, lambda folder: work(other), config_yaml=_yaml(other.cfg), wait=True)
+        with part(f"baseline {cfg.compare}"):
+            return job.run(other.folder, lambda folder: work(other), config_yaml=_yaml(other.cfg), wait=True, role=role)
     except ValueError as error:
         raise ValueError(
             f"the baseline, which compare={cfg.compare} runs beside this one in {other.folder.path}, failed: {error}; "
@@ -145,11 +147,10 @@ def finish_round(plan: Plan) -> None:
     Raises ValueError, which names its folder, where it fails or its results cannot be read.
     """
     rounds = plan.cfg.loop.rounds
-    if is_rank_zero():
-        print(f"round {rounds} of the loop:", flush=True)
-    job = Job(overrides=[f"loop.rounds={rounds}"])
+    job, role = Job(overrides=[f"loop.rounds={rounds}"]), f"round {rounds} of the loop"
     try:
-        job.run(plan.folder, lambda folder: work(plan), config_yaml=_yaml(plan.cfg), wait=True)
+        with part(f"round {rounds}"):
+            job.run(plan.folder, lambda folder: work(plan), config_yaml=_yaml(plan.cfg), wait=True, role=role)
     except ValueError as error:
         raise ValueError(f"round {rounds} of the loop, in {plan.folder.path}, failed: {error}") from error
 
@@ -170,7 +171,7 @@ def train_only(cfg: DictConfig, folder: RunFolder, export_to: Path) -> None:
 def print_lost(records: Mapping[str, Mapping[str, int]]) -> None:
     """Print how many records data.max_length leaves out or truncates, if any."""
     for sentence in lost_records(records) if is_rank_zero() else ():
-        print(sentence, flush=True)
+        remark(sentence)
 
 
 def _rehearse(cfg: DictConfig, parts: Any, folder: RunFolder) -> None:
@@ -194,7 +195,7 @@ def _export(cfg: DictConfig, parts: Any, results: Mapping[str, Any], folder: Pat
     from kd.experiment.export import export
 
     for sentence in export(parts.module.student, folder, _card(cfg, parts, results)):
-        print(f"export: {sentence}", flush=True)
+        remark(f"export: {sentence}")
 
 
 def _export_adapter(plan: Plan, read: DictConfig, parts: Any, results: Mapping[str, Any]) -> None:
@@ -213,7 +214,7 @@ def _export_adapter(plan: Plan, read: DictConfig, parts: Any, results: Mapping[s
 
         store(plan.folder.path / "adapter", write, kind="adapter")
     for sentence in found:
-        print(f"export: {sentence}", flush=True)
+        remark(f"export: {sentence}")
 
 
 def _yaml(cfg: DictConfig) -> str:

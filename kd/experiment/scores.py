@@ -19,6 +19,7 @@ from kd.judges.judging import Answered, Judging
 from kd.judges.panel import Panel, panels
 from kd.metrics.table import EXCESS_ERROR, METRICS, ON_TEACHER, Metric
 from kd.models.language_model import LanguageModel
+from kd.progress import part, remark
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
 from kd.runs.results import Budget as Cost
@@ -47,12 +48,9 @@ class Evaluated:
         self.session = self.sessions[parts.skill.name]
         if teacher is not None and parts.encoder.teacher is not None:
             names = ", ".join(ON_TEACHER)
-            print(f"not measured, for the teacher has other tokens than the student: {names}", flush=True)
+            remark(f"not measured, for the teacher has other tokens than the student: {names}")
         if not evaluation.engine.serves(parts.module.student, teacher):
-            print(
-                "the engine of the evaluation holds models of the student's shape; our own answers for the teacher",
-                flush=True,
-            )
+            remark("the engine of the evaluation holds models of the student's shape; our own answers for the teacher")
         self.measured: dict[str, dict[str, Any]] = {name: {} for name in self.sessions}  # by skill and system
         self.robustness = {name: Robustness(session) for name, session in self.sessions.items()}
         self.varied: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sessions}
@@ -83,8 +81,9 @@ class Evaluated:
         """Measure the student as it is now, under the name `system`."""
         student = self.parts.module.student
         digest = self.digest(student)
-        self._measure(system, student, digest)
-        self._measure_outside(system, student, digest)
+        with part(f"student {system}"):
+            self._measure(system, student, digest)
+            self._measure_outside(system, student, digest)
 
     def _measure(self, system: str, model: Any, identity: str) -> None:
         for skill, session in self.sessions.items():
@@ -112,11 +111,13 @@ class Evaluated:
         beside: the folder of the baseline.
         """
         if self.parts.teacher is not None and self.teacher_identity is not None:
-            self._measure("teacher", self.parts.teacher, self.teacher_identity)
+            with part("teacher"):
+                self._measure("teacher", self.parts.teacher, self.teacher_identity)
         for skill, session in self.sessions.items():
             if (floor := session.floor()) is not None:
                 self.measured[skill] |= {"floor": floor, "uniform": session.uniform()}
-        self._measure_outside("teacher", self.parts.teacher, self.teacher_identity)
+        with part("teacher"):
+            self._measure_outside("teacher", self.parts.teacher, self.teacher_identity)
         judged = self._judge(judges, beside)
         self._write_items()
         tables, own = {name: _by_metric(systems) for name, systems in self.measured.items()}, self.parts.skill.name
@@ -221,7 +222,7 @@ class Evaluated:
                 if measured.verifier_errors:
                     found[name] = found.get(name, 0) + measured.verifier_errors
         for name, count in found.items():
-            print(f"{count} answers of {name} got no score and count as wrong; samples.jsonl has the reasons")
+            remark(f"{count} answers of {name} got no score and count as wrong; samples.jsonl has the reasons")
         return found
 
     def _undecided(self) -> dict[str, dict[str, dict[str, int]]]:

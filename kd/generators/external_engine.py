@@ -20,6 +20,7 @@ from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
+from kd.progress import count_tokens
 from kd.types import Source, Written
 
 Text = Annotated[str, Field(min_length=1)]
@@ -111,6 +112,7 @@ class ExternalEngine(Generator):
         pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
         readings = read_responses(model, pairs, decoding.sampled, batch_size=decoding.batch_size)
         self._compare([one for group in found for one in group], readings, version)
+        count_tokens(sum(len(one.ids) for group in found for one in group))
         if progress is not None:
             progress(len(prompts))
         scores = iter(readings)

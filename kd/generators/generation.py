@@ -17,6 +17,7 @@ from kd.generators.llama_decoder import LlamaDecoder, Weights, readable
 from kd.generators.sampling import Choose, logprobs_of
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
+from kd.progress import count_tokens
 from kd.types import Sequences, Source, Written
 
 _WORTH_PACKING = 16  # steps after which the copies of weights have paid
@@ -235,6 +236,7 @@ class _Batches:
             untempered = self.choose.untempered and self.banned is None
             own = behaviour if untempered else logprobs_of(logits[0], ids)
             going = sheet.put(place, ids, behaviour, own)
+            count_tokens(len(ids))
             if not len(going) or place + 1 == self.max_new_tokens:
                 break
             if len(going) < len(ids):

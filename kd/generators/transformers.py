@@ -20,6 +20,7 @@ from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
+from kd.progress import count_tokens
 from kd.types import Source, Written
 
 
@@ -103,6 +104,7 @@ class Transformers(Generator):
                 written, taken = self._write(model, [prompts[i] for i in places], decoding, config, source)
                 found |= dict(zip(places, written, strict=True))
                 steps |= dict.fromkeys(places, taken)
+                count_tokens(sum(len(one.ids) for group in written for one in group))
                 if progress is not None:
                     progress(len(places))
         self._steps = [steps[i] for i in range(len(prompts))]

@@ -21,7 +21,7 @@ from kd.generators.torch import Torch
 from kd.judges.models import positions
 from kd.judges.prompts import check_template, filled, question, template_text
 from kd.judges.verdicts import TURNED, Outcome, Reply, Verdict, defused, likeliest, parsed
-from kd.progress import progress_bar
+from kd.progress import phase
 from kd.seeding import seeded
 from kd.skills.answer_metrics import Evidence
 from kd.teachers.interface import Teacher
@@ -153,8 +153,8 @@ class Judge(ABC):
         }
 
     def _generated(self, teacher: Teacher, prompts: Sequence[Record]) -> pd.DataFrame:
-        with progress_bar("verdicts", len(prompts)) as advance, seeded(self.seed, "judge"):
-            answers = teacher.respond(prompts, decoding=self.decoding, engine=Torch(), progress=advance)
+        with phase("judge", len(prompts), "verdicts") as shown, seeded(self.seed, "judge"):
+            answers = teacher.respond(prompts, decoding=self.decoding, engine=Torch(), progress=shown.advance)
         return pd.DataFrame({"text": [a.texts[0] for a in answers], "finished": [a.finished[0] for a in answers]})
 
     def _scored(self, teacher: Teacher, prompts: Sequence[Record]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from kd.judges.judge import Graded, Judge, Opponent, Pair, Pairwise
 from kd.judges.verdicts import VALUE, Outcome, Reply, Verdict
 from kd.metrics.labels import cohen_kappa
 from kd.metrics.table import Metric
+from kd.progress import part
 from kd.skills.answer_metrics import Evidence
 from kd.teachers.interface import Teacher
 from kd.types import Record
@@ -129,12 +130,14 @@ class Judging:
         """Judge the answers of all systems to one skill's prompts."""
         if isinstance(self.judge, Graded):
             for system in answered.texts:
-                self._grade(self.judge, answered, system)
+                with part(f"{self.name}, {system}"):
+                    self._grade(self.judge, answered, system)
         elif isinstance(self.judge, Pairwise):
             for opponent in self.judge.opponents:
                 for system in answered.texts:
                     if system != answered.systems.get(opponent):
-                        self._compare(self.judge, answered, system, opponent)
+                        with part(f"{self.name}, {system} and {opponent}"):
+                            self._compare(self.judge, answered, system, opponent)
 
     def facts(self) -> dict[str, Any]:
         """The judge's entry in results.json (`kd.runs.results.Judge`)."""

@@ -179,11 +179,11 @@ def sweep_grids(path: str | PathLike[str], choices: Choices | None = None) -> li
 
 def sweep_table(path: str | PathLike[str], width: int, paper: str | None = None) -> Group:
     """The tables of a sweep folder for a terminal of `width` characters; `paper`: with the published numbers."""
-    grids = sweep_grids(path, Choices(paths=[_near(Path(path))], paper=paper))
+    grids = sweep_grids(path, Choices(paths=[near(Path(path))], paper=paper))
     return Group(*(terminal(grid, width) for grid in grids))
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """The path from the working folder, where it lies in that."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -191,7 +191,7 @@ def _near(path: Path) -> str:
 def write_sweep(sweep: Path, paper: str | None = None) -> None:
     """Write sweep.csv (numbers) and sweep.md (the tables) into the sweep folder, each atomically."""
     jobs = read_jobs(sweep)
-    grids = tables_of(frame_of(jobs), Choices(paths=[_near(sweep)], paper=paper))
+    grids = tables_of(frame_of(jobs), Choices(paths=[near(sweep)], paper=paper))
     write_atomically(sweep / "sweep.csv", sweep_frame(jobs).to_csv(index=False))
     write_atomically(sweep / "sweep.md", "\n".join(map(markdown, grids)))
 

@@ -54,21 +54,6 @@ def _hashed_part(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
     }
 
 
-def is_rank_zero() -> bool:
-    """Return whether this process is the one that writes, by the variables (and their order) that Lightning reads."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
-        if name in os.environ:
-            return int(os.environ[name]) == 0
-    return True
-
-
-def ranks_started() -> int:
-    """Processes of this run that a launcher has started, by the variables Lightning reads; 1 if there is none."""
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # a shell in an allocation
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-
-
 class RunFolder:
     """One run's folder. Nothing is created before `start`; hold `lock` while writing."""
 

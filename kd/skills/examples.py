@@ -13,7 +13,7 @@ from kd.data.conversations import with_tools
 from kd.data.locations import Table
 from kd.data.recognition import Example, recognised
 from kd.data.tables import Row
-from kd.runs.folder import is_rank_zero
+from kd.program import is_rank_zero
 from kd.types import Message
 
 WIDTH = 78  # columns of a row that is printed

@@ -3,7 +3,7 @@
 import sys
 from functools import lru_cache
 
-from kd.runs.folder import is_rank_zero
+from kd.program import is_rank_zero
 
 
 def check_commercial(name: str, licence: str, commercial: bool | None, *, commercial_only: bool) -> None:

@@ -9,13 +9,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from kd.artifacts import MANIFEST, NOT_COVERED, cache_root, file_sha256, once, verified
-from kd.progress import activity
+from kd.progress import counted_from_bars, phase
 from kd.sources.adapters import base_named, holds_adapter, write_merged
 from kd.sources.archives import SUFFIXES, Pin, archive, no_member, read
 from kd.sources.gguf import check_gguf, write_converted
@@ -235,9 +235,10 @@ def _snapshot(source: _Source) -> Path:
 
     wanted = [pattern for name in source.members for pattern in (name, f"{name}/*")] or None
     try:
-        folder = snapshot_download(
-            source.name, revision=source.version, allow_patterns=wanted, ignore_patterns=_OTHER_FRAMEWORKS
-        )
+        with phase(f"fetch {source}", unit="files") as shown, counted_from_bars(shown):
+            folder = snapshot_download(
+                source.name, revision=source.version, allow_patterns=wanted, ignore_patterns=_OTHER_FRAMEWORKS
+            )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{source} is not in the hub cache and could not be fetched ({str(error).strip().splitlines()[0]}); "
@@ -294,10 +295,13 @@ def _content_sha256(source: _Source) -> str:
 def _hashed(source: _Source, named: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
     """Names with the sha256 of their files; a bar is shown where there is much to read."""
     sizes = [file.stat().st_size for _, file in named]
-    with activity(f"checking {source}") if sum(sizes) >= LARGE else nullcontext(lambda done, total: None) as update:
+    with ExitStack() as stack:
+        large = sum(sizes) >= LARGE
+        shown = stack.enter_context(phase(f"check {source}", sum(sizes), "bytes")) if large else None
         for i, (name, file) in enumerate(named):
             yield name, file_sha256(file)
-            update(sum(sizes[: i + 1]), sum(sizes))
+            if shown is not None:
+                shown.advance(sizes[i])
 
 
 # --- what is written ---

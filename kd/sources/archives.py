@@ -16,7 +16,7 @@ from typing import IO
 from kd.artifacts import file_sha256
 from kd.locks import locked
 from kd.permission import ALLOW, permitted
-from kd.progress import activity
+from kd.progress import phase
 
 SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".zip")}
 
@@ -83,7 +83,7 @@ def _download(pin: Pin, folder: Path) -> Path:
     requirement.write_text(f"{pin.name}=={pin.version} --hash=sha256:{pin.sha256}\n")
     options = ["--no-input", "--progress-bar=raw", f"--dest={partial}", f"-r{requirement}"]
     try:
-        printed = _run_pip([*pin.pip_command.split(), *options], f"downloading {pin}, once")
+        printed = _run_pip([*pin.pip_command.split(), *options], f"fetch {pin}")
         found = _cached(pin, partial)
         if found is None:
             raise _download_error(pin, folder, printed)
@@ -97,7 +97,7 @@ def _run_pip(arguments: Sequence[str], what: str) -> str:
     command = [sys.executable, "-m", "pip", *arguments]
     lines = []
     with (
-        activity(what) as update,
+        phase(what, unit="bytes") as shown,
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as pip,
@@ -105,7 +105,7 @@ def _run_pip(arguments: Sequence[str], what: str) -> str:
         assert pip.stdout is not None
         for line in pip.stdout:
             if progress := re.fullmatch(r"Progress (\d+) of (\d+)\n", line):
-                update(int(progress[1]), int(progress[2]))
+                shown.update(int(progress[1]), int(progress[2]))
             else:
                 lines.append(line)
     return "".join(lines)

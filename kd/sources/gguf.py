@@ -4,7 +4,7 @@ import io
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from kd.progress import activity, size
+from kd.progress import phase, size
 
 
 def check_gguf(source: str, path: Path) -> None:
@@ -26,8 +26,8 @@ def write_converted(gguf: Path, folder: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    what = f"converting {gguf.name} ({size(gguf.stat().st_size)}), once"
-    with activity(what), redirect_stderr(io.StringIO()), torch.device("cpu"):  # a bar of tensors, beside ours
+    what = f"convert {gguf.name} ({size(gguf.stat().st_size)}), once"
+    with phase(what), redirect_stderr(io.StringIO()), torch.device("cpu"):  # a bar of tensors, beside ours
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from kd.errors import in_one_sentence
 from kd.orphans import own
-from kd.program import again
+from kd.program import again, is_rank_zero
+from kd.progress import remark
 from kd.reports.grid import console
-from kd.runs.folder import is_rank_zero
 from kd.sweeps.jobs import SWEEP, Job, Task, read_jobs, record
 
 hydra._internal.utils.run_and_report = lambda func: func()  # it would print errors in four lines
@@ -80,12 +80,12 @@ class SweepReport(Callback):
                 job.end("failed", "its process ended without a report")
             elif job.status == "running":
                 job.end("interrupted")
-        from kd.reports.sweep import sweep_table, write_sweep  # pandas and scipy, which jobs do without
+        from kd.reports.sweep import near, sweep_table, write_sweep  # pandas and scipy, which jobs do without
 
         write_sweep(sweep, cls.paper)
         terminal = console()
         terminal.print(sweep_table(sweep, terminal.width, cls.paper))
-        print(f"Written to {sweep}/sweep.md and sweep.csv", flush=True)
+        remark(f"Written to {near(sweep)}/sweep.md and sweep.csv")
         return all(job.status in ("done", "skipped") for job in jobs.values())
 
 

@@ -11,10 +11,9 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import write_atomically
 from kd.errors import in_one_sentence, sentence
-from kd.orphans import end_with_parent
+from kd.orphans import end_with_parent, owns
+from kd.program import is_rank_zero
+from kd.progress import duration, part, remark
 from kd.reports.grid import console
 from kd.reports.render import print_grid
 from kd.reports.robustness import robustness_grid
 from kd.reports.table import run_grid
 from kd.runs.composed import sections
-from kd.runs.folder import RunFolder, is_rank_zero
+from kd.runs.folder import RunFolder
 from kd.runs.job_record import Status as RecordedStatus
 from kd.runs.job_record import read_record
 from kd.secrets import masked, masked_output, note
@@ -89,8 +90,11 @@ class Job:
         omits: Sequence[str] = (),
         force: bool = False,
         wait: bool = False,
+        role: str | None = None,
     ) -> Mapping[str, Any]:
         """The results in `folder` when it is DONE, else those of `work(folder)`; their table is printed.
+
+        role: the words for a run that another one needs, as its baseline, which head its table.
 
         The folder is locked meanwhile. With `force` an old one is set aside first; with `wait` another
         process that works in it is waited for (a run that several jobs need). `omits`, which is no part of a folder's
@@ -109,7 +113,8 @@ class Job:
             if force:
                 folder.set_aside()
             results = self._stored(folder, omits) if folder.done else self._worked(folder, work, config_yaml)
-        grid = run_grid(results, f"Held-out scores of {folder.path.name}", sections(config_yaml))
+        whose = folder.path.name if role is None else f"{role} ({folder.path.name})"
+        grid = run_grid(results, f"Held-out scores of {whose}", sections(config_yaml))
         print_grid(grid, console())
         if (variants := robustness_grid(results)) is not None:
             print_grid(variants, console())
@@ -124,12 +129,11 @@ class Job:
                 f"{folder.path} is DONE, but its results cannot be read: {error}; "
                 f"to run it again, move it aside: mv {shlex.quote(str(folder.path))} {shlex.quote(aside)}"
             ) from None
-        print(f"{folder.path} is DONE: skipped; run.force=true runs it again", flush=True)
+        remark(f"{folder.path.name} is DONE: skipped; run.force=true runs it again")
         if results.get("code") not in (None, code_digest()):
-            print(
+            remark(
                 f"caution: the code of kd changed since {folder.path.name} ran, without another VERSION: a change that "
-                "gives other numbers needs one, or run.force=true",
-                flush=True,
+                "gives other numbers needs one, or run.force=true"
             )
         self.status, self.omits = "skipped", list(omits)
         return {**results, "omits": self.omits}
@@ -157,16 +161,34 @@ def _read_job(path: Path, sweep: Path) -> Job:
 
 
 def announce(sweep: Path, num: int, overrides: Sequence[str]) -> None:
-    """Prints the number of the job, of how many where that is known, and the expected end of the sweep."""
-    jobs = read_jobs(sweep)
-    ran = [job for job in jobs.values() if job.seconds is not None and job.status != "skipped"]
-    ahead = sum(job.status in ("waiting", "running") for job in jobs.values())
+    """Prints the number of the job, of how many where that is known, how it differs, and the time left to the sweep."""
+    jobs, now = read_jobs(sweep), time.time()
     count = f" ({num + 1} of {len(jobs)})" if num in jobs else ""
-    eta = "after the first job"
-    if ran:
-        elapsed = time.time() - min(job.started for job in ran)  # not a sum: jobs may run side by side
-        eta = str(timedelta(seconds=round(elapsed / len(ran) * ahead)))
-    print(f"── job {num}{count}: {' '.join(overrides) or 'no overrides'} · ETA {eta}", flush=True)
+    jobs[num] = Job(list(overrides), sweep, num, started=now)
+    others = [set(job.overrides) for job in jobs.values() if job.overrides]
+    own = [word for word in overrides if len(others) == 1 or any(word not in words for words in others)]
+    left = time_left(jobs.values(), now)
+    eta = "after the first job" if left is None else duration(left)
+    remark(f"── job {num}{count}: {' '.join(own) or 'as the others'} · sweep ETA {eta}")
+
+
+def time_left(jobs: Iterable[Job], now: float) -> float | None:
+    """The seconds until the last job ends; None as long as none has run.
+
+    Each takes as long as those that are done took in the mean. Jobs that are running side by side share what is left.
+
+    now: unix seconds.
+    """
+    by_status: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_status.setdefault(job.status, []).append(job)
+    ran = [job.seconds for job in by_status.get("done") or by_status.get("failed", []) if job.seconds is not None]
+    if not ran:
+        return None
+    each = sum(ran) / len(ran)
+    running = [max(0.0, each - (now - job.started)) for job in by_status.get("running", [])]
+    shared = (sum(running) + each * len(by_status.get("waiting", []))) / max(1, len(running))
+    return max(shared, *running) if running else shared
 
 
 def record(task: Task) -> Callable[[DictConfig], float | None]:
@@ -201,8 +223,10 @@ def run_in_sweep(task: Task, config: DictConfig, job: Job) -> float | None:
     if not in_child:
         announce(job.sweep, job.num, job.overrides)
     job.write()
+    beside = not (in_child or owns())  # a worker of a launcher that runs several at a time
     try:
-        job.objective = call(task, config, job)
+        with part(f"job {job.num}", beside=True) if beside else nullcontext():
+            job.objective = call(task, config, job)
         job.end("skipped" if job.status == "skipped" else "done")
     except KeyboardInterrupt:
         job.end("interrupted")

@@ -1,8 +1,8 @@
-"""Callbacks of a run: checkpoints, stops by signals that lose no step, lines of progress."""
+"""Callbacks of a run: checkpoints, stops by signals that lose no step, the progress of training."""
 
 import signal
-import sys
-import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kd.artifacts import remove, store_stream, verified
+from kd.progress import Phase, phase
 
 
 class Saving(Checkpoint):
@@ -96,22 +97,54 @@ def read_checkpoint(path: Path, run: str, **options: Any) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
-class ProgressLines(Callback):
-    """Prints a line at each logging interval where there is no terminal for a bar."""
+class TrainingProgress(Callback):
+    """Shows the phase `train`: steps, tokens, the means of the terms, and the time that steps or a budget leave."""
+
+    def __init__(self) -> None:
+        self._open, self._validation = ExitStack(), ExitStack()
+        self._phase: Phase | None = None
+        self._tokens = 0  # before this process began
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Start the ETA's clock, so that a resumed run's is right too; a budget may end the run before its steps do."""
-        self._started, self._first = time.monotonic(), pl_module.progress.fraction
+        """Begin the phase, of a resumed run at its step."""
+        if trainer.is_global_zero:
+            step, fraction, total = pl_module.step_count, pl_module.progress.fraction, pl_module.optimization.steps
+            self._phase = self._open.enter_context(phase("train", total, "steps", done=step, fraction=fraction))
+            self._tokens = pl_module.budget.tokens
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        """Print step, terms, rate, ETA."""
-        step, total = pl_module.step_count, pl_module.optimization.steps
-        if not trainer.is_global_zero or (step % pl_module.log_every and step != total):
+        """Show the step; at the logging interval, its metrics."""
+        if self._phase is None:
             return
-        metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith("train/")}
-        rate = metrics.pop("train/tokens_per_second", 0.0)
-        done = pl_module.progress.fraction
-        pace = (time.monotonic() - self._started) / max(done - self._first, 1e-9)  # seconds of the whole run
-        terms = "  ".join(f"{name.removeprefix('train/')} {value:.4f}" for name, value in sorted(metrics.items()))
-        left = time.strftime("%H:%M:%S", time.gmtime(pace * (1 - done)))
-        print(f"step {step}/{total}  {terms}  {rate:,.0f} tokens/s  ETA {left}", file=sys.stderr, flush=True)
+        step, total = pl_module.step_count, pl_module.optimization.steps
+        if step % pl_module.log_every == 0 or step == total:
+            self._phase.notes = _notes(trainer.progress_bar_metrics)
+        self._phase.tokens = pl_module.budget.tokens - self._tokens
+        self._phase.update(step, fraction=pl_module.progress.fraction)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Show that a validation is running."""
+        if trainer.is_global_zero:
+            self._validation.enter_context(phase("validate", leaves=False))
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """End it."""
+        self._validation.close()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """End the phase."""
+        self._open.close()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """End what is shown; no line is left."""
+        for shown in (self._validation, self._open):
+            shown.__exit__(type(exception), exception, exception.__traceback__)
+
+
+def _notes(metrics: Mapping[str, Any]) -> list[str]:
+    """The loss, and the means of terms that are not all of it."""
+    train = {name.removeprefix("train/"): float(value) for name, value in metrics.items() if name.startswith("train/")}
+    train.pop("tokens_per_second", None)
+    loss = train.pop("loss", None)
+    means = [(name, value) for name, value in sorted(train.items()) if value != loss]
+    return [f"{name} {value:.3g}" for name, value in [*([] if loss is None else [("loss", loss)]), *means]]

@@ -12,12 +12,12 @@ import transformers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from kd.metrics.table import Metric
+from kd.progress import is_animated
 from kd.runs.folder import RunFolder
 from kd.secrets import masked, unrevealed
-from kd.training.callbacks import ProgressLines, Saving, WholeFiles
+from kd.training.callbacks import Saving, TrainingProgress, WholeFiles
 from kd.training.module import Distillation
 from kd.training.observers import callbacks_of, loggers_of
 from kd.training.target_audit import Audit
@@ -29,6 +29,7 @@ QUIET = [
     "Found .* module\\(s\\) in eval mode",  # set in on_fit_start
     "You're resuming from a checkpoint that ended before the epoch",  # a window is a function of the step
     "Checkpoint directory .* exists and is not empty",  # a run is resumed
+    "`is_gradient_checkpointing` is deprecated",  # between PEFT and transformers
     "It is recommended to use `self.log",  # the module sums over ranks before it logs
 ]
 for message in QUIET:
@@ -51,11 +52,10 @@ def trainer_of(
 
     monitored: the metric of `checkpoint.monitor`. scores: what logs the task's own, before it is compared.
     """
-    terminal = Console().is_terminal
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     settings.pop("callbacks", None)
-    bars = (ProgressBar,) if not terminal else ()  # which Lightning refuses where there is nothing to draw on
-    own = [callback for callback in callbacks_of(cfg) if not isinstance(callback, bars)]
+    own = [callback for callback in callbacks_of(cfg) if is_animated() or not isinstance(callback, ProgressBar)]
+    drawn = any(isinstance(callback, ProgressBar) for callback in own)  # in place of ours
     if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
         settings["strategy"] = "ddp_find_unused_parameters_true"
     return lightning.Trainer(
@@ -68,10 +68,10 @@ def trainer_of(
             saving,
             *audits(cfg),
             *own,
-            *([] if terminal else [ProgressLines()]),
+            *([] if drawn else [TrainingProgress()]),
         ],
         plugins=[WholeFiles(folder.config_hash)],
-        enable_progress_bar=terminal,
+        enable_progress_bar=drawn,
         default_root_dir=folder.path,
         val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
         num_sanity_val_steps=-1 if cfg.checkpoint.validate_first else 0,  # -1: all of it, unless the run is resumed

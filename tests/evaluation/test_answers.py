@@ -7,7 +7,6 @@ import torch
 from kd.data.chat_template import encode_prompt
 from kd.evaluation.answers import judged, score_answers
 from kd.evaluation.measured import Measured, samples
-from kd.progress import progress_bar
 from kd.sandbox import NoVerdict
 from tests.evaluation.conftest import TenIntegers, greedy, tiny
 
@@ -81,22 +80,6 @@ def _always(token):
         model.network.lm_head.weight.zero_()
         model.network.lm_head.weight[token] = 1.0
     return model
-
-
-def test_a_bar_is_silent_without_a_terminal(capfd):
-    with progress_bar("answers", 3) as advance:
-        advance(3)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_bar_shows_count_and_rate_on_a_terminal(capfd, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress_bar("answers", 3) as advance:
-        advance(2)
-    shown = capfd.readouterr().err
-    assert "answers" in shown
-    assert "2/3" in shown
 
 
 @pytest.mark.parametrize("count", [0, 10])

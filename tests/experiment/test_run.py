@@ -225,7 +225,7 @@ def test_a_run_that_another_method_made_is_shown_with_its_own_omissions(
     for given, omitted in ((cfg, "the replay"), (other, "the warm-up")):
         experiment.run(given, Job([]))
         out = capsys.readouterr().out
-        assert f"{folder.path} is DONE" in out
+        assert f"{folder.path.name} is DONE" in out
         assert [line for line in out.splitlines() if "omits" in line][-1].strip().endswith(f"its paper: {omitted}.")
     assert folder.results()["omits"] == ["the warm-up"]
 

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from kd.experiment.launch import check_launch
 from kd.experiment.plan import Plan
 from kd.models.language_model import LanguageModel
-from kd.runs.folder import ranks_started
+from kd.program import ranks_started
 from kd.teachers.white_box import WhiteBox
 from tests.runs import SMALL, shared
 
@@ -189,4 +189,5 @@ def test_every_launcher_makes_the_same_runs(launcher: str, by_processes: Path, t
     assert teachers(by_processes) == [1, 1]
     if launcher == "basic":
         assert teachers(tmp_path / launcher) == [1]
-        assert output.count("preparing the teacher") == 1
+        assert output.count("once for all runs") == 1
+        assert output.count("cached: ") == 0

@@ -49,7 +49,7 @@ def test_two_trials_a_best_and_a_table(app: Path) -> None:
     assert [record["status"] for record in both] == ["done", "done"]
     assert all(0.5 <= x_of(record) <= 3.0 and "seed=7" in record["overrides"] for record in both)
     assert [record["objective"] for record in both] == pytest.approx([x_of(record) ** 2 for record in both])
-    heads = re.findall(r"^── job (\d) \((\d) of (\d)\): x=\S+ seed=7 · ETA", ended.stdout, flags=re.MULTILINE)
+    heads = re.findall(r"^── job (\d) \((\d) of (\d)\): x=\S+ · sweep ETA", ended.stdout, flags=re.MULTILINE)
     assert heads == [("0", "1", "2"), ("1", "2", "2")]
     best = min(both, key=lambda record: record["objective"])
     assert f"Best: job {best['num']} (x={x_of(best)}) with {best['objective']:.6g}\n" in ended.stdout

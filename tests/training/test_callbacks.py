@@ -59,12 +59,12 @@ def saved_step(path) -> int:
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, uninterrupted, capsys):
     assert stopped(tmp_path, (5, 0, "SIGTERM")) == 128 + signal.SIGTERM
     assert saved_step(tmp_path) == 5
-    assert "stopped at step 5; the same command resumes there" in capsys.readouterr().out
+    assert "stopped after step 5; the same command resumes there" in capsys.readouterr().out
     assert not any(key.startswith("5,validation") for key in runs.metrics(tmp_path))  # it was not its turn
     assert stopped(tmp_path, (6, 0, "SIGINT")) == 128 + signal.SIGINT
     assert saved_step(tmp_path) == 6
     runs.train(runs.config(rollout=runs.scripted(tmp_path)), tmp_path)
-    assert f"resuming {tmp_path} at step 6 of 10" in capsys.readouterr().out
+    assert f"resumed after step 6 of 10 ({tmp_path.name})" in capsys.readouterr().out
     assert runs.differences(uninterrupted, tmp_path) == []
 
 
