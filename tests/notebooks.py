@@ -21,11 +21,15 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
     """The notebook as it is after all of its cells ran in `folder/notebooks`. Raises where a cell fails."""
     (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "notebooks").mkdir()
-    path_of_commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `kd` and `python` of now
+    kd = folder / "bin" / "kd"  # the console command of the clone, whether it is installed or not
+    kd.parent.mkdir()
+    kd.write_text(f"#!{sys.executable}\nfrom kd.command import start\n\nstart()\n")
+    kd.chmod(0o755)
+    commands = os.pathsep.join([str(kd.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder / "notebooks")}}
     client = NotebookClient(notebook, timeout=LONGEST, resources=resources, record_timing=False)
-    return client.execute(env={**os.environ, "PATH": path_of_commands, "PYTHONPATH": str(ROOT)})
+    return client.execute(env={**os.environ, "PATH": commands, "PYTHONPATH": str(ROOT)})
 
 
 def main() -> None:
