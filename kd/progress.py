@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -197,13 +198,13 @@ def count_tokens(count: int) -> None:
         _display.tick()
 
 
-def remark(text: str) -> None:
-    """Print a sentence on stdout after the names of its parts; on a terminal it is broken between words."""
-    text = labelled(text).replace(f"{Path.home()}/", "~/")
-    if sys.stdout.isatty():
+def remark(text: str, stream: Any = None) -> None:
+    """Print a sentence on a stream (stdout) after the names of its parts; on a terminal it is broken between words."""
+    stream, text = stream or sys.stdout, labelled(text).replace(f"{Path.home()}/", "~/")
+    if stream.isatty():
         width = shutil.get_terminal_size().columns - 1
         text = textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-    print(text, flush=True)
+    print(text, file=stream, flush=True)
 
 
 def is_animated() -> bool:

@@ -28,7 +28,7 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
     commands = os.pathsep.join([str(kd.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder / "notebooks")}}
-    client = NotebookClient(notebook, timeout=LONGEST, resources=resources, record_timing=False)
+    client = NotebookClient(notebook, timeout=LONGEST, resources=resources, record_timing=False, coalesce_streams=True)
     return client.execute(env={**os.environ, "PATH": commands, "PYTHONPATH": str(ROOT)})
 
 

@@ -280,6 +280,22 @@ def matched(lines: list[str], patterns: list[str]) -> None:
         assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
 
 
+def test_a_long_sentence_is_broken_between_words_on_a_terminal_alone() -> None:
+    """A path is never broken, and the home folder is ~."""
+    words = "a sentence " * 9 + str(Path.home() / "cache/kd/prepared/0123456789ab")
+    script = f"from kd.progress import part, remark\nwith part('baseline sft'): remark({words!r})"
+    lines, longest = screen(on_a_terminal([sys.executable, "-c", script])[1])
+    assert longest < COLUMNS
+    assert [line for line in lines if line] == [
+        "baseline sft · " + "a sentence " * 5 + "a",
+        "  sentence a sentence a sentence a sentence ~/cache/kd/prepared/0123456789ab",
+    ]
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert piped.stdout == "baseline sft · " + "a sentence " * 9 + "~/cache/kd/prepared/0123456789ab\n"
+
+
 def over(text: str) -> list[str]:
     """The lines of phases that are over."""
     return re.findall(r"^.*  [\d/]+ \w+(?:, \d+ of them)? in \d\S* (?:s|min).*$", text, flags=re.MULTILINE)

@@ -264,7 +264,7 @@ def _failed(job: Job, error: BaseException) -> None:
     job.end("failed", sentence(error))
     log = job.sweep / "jobs" / f"{job.num}.traceback.txt"
     write_atomically(log, masked(traceback.format_exc()))
-    print(f"job {job.num} failed: {job.reason} (traceback in {log})", file=sys.stderr, flush=True)
+    remark(f"job {job.num} failed: {job.reason} (traceback in {log})", sys.stderr)
 
 
 @contextmanager
