@@ -54,7 +54,8 @@ class Found:
     scores: by skill, metric and system. rows: of items.csv, with skill and system. replies: rows of verdicts.jsonl.
     verdicts, lengths, groups: of all pairs; lengths are those of the first answer less the second's, in characters.
     missing: 1 for each item without a verdict, 0 for the others. outcomes: with its group, of each item by record.
-    labels: of each labelled record, the label and the outcome. left_out: items that do not fit the judge.
+    unread: the records of the items that do not fit the judge, of pairs. left_out: their number, of all items.
+    labels: of each labelled record that fits the judge, the label and the outcome.
     """
 
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Found:
     missing: list[float] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     outcomes: dict[Key, dict[str, tuple[Outcome | None, str]]] = field(default_factory=dict)
+    unread: dict[Key, list[str]] = field(default_factory=dict)
     labels: dict[str, tuple[Outcome, Outcome | None]] = field(default_factory=dict)
     left_out: int = 0
 
@@ -95,7 +97,10 @@ class Found:
         statistics: Sequence[Any] | None = None,
         **interval: Any,
     ) -> None:
-        """The win rates of the judge `name`: ties as half a win, and of decided pairs alone."""
+        """The win rates of the judge `name`: ties as half a win, and of decided pairs alone, wins / (wins + losses).
+
+        statistics: of the first, the verdict in each order. Those of the second are numerator and denominator.
+        """
         skill, system, opponent = key
         self.outcomes[key] = dict(found)
         table = [(one, group, VALUE[outcome]) for one, (outcome, group) in found.items()]
@@ -103,7 +108,8 @@ class Found:
         over = f"over\nthe {opponent}\n({name})"
         half = Metric(f"win_rate-{name}-{opponent}", f"win rate {over}")
         self.add(skill, system, half, table, statistics, **interval)
-        self.add(skill, system, Metric(f"decided-{name}-{opponent}", f"of decided {over}"), decided, **interval)
+        shares = [None if np.isnan(v) else [0.0, 0.0] if v == VALUE["tie"] else [v, 1.0] for *_, v in table]
+        self.add(skill, system, Metric(f"decided-{name}-{opponent}", f"of decided {over}"), decided, shares, **interval)
         self.count(skill, table)
 
     def count(self, skill: str, table: Sequence[tuple[str, str, float]]) -> None:
@@ -160,6 +166,7 @@ class Judging:
             "between": None,
             "left_out": found.left_out,
             **self._agreement(),
+            "labelled_left_out": len(self.labelled) - len(found.labels),
         }
 
     # ---- one system --------------------------------------------------------------------------------------------------
@@ -170,7 +177,9 @@ class Judging:
         pairs = [Pair(record, own[record.id], other[record.id]) for record, _ in chosen]
         judged = judge.judged(self.teacher, pairs)
         read = [i for i, (verdict, _) in enumerate(judged) if verdict.read]
-        self.found.left_out += len(judged) - len(read)
+        unread = [pair.record.id for pair, (verdict, _) in zip(pairs, judged, strict=True) if not verdict.read]
+        self.found.unread[answered.skill, system, opponent] = unread
+        self.found.left_out += len(unread)
         verdicts = [judged[i][0] for i in read]
         self.found.verdicts += verdicts
         self.found.lengths += [len(pairs[i].first) - len(pairs[i].second) for i in read]

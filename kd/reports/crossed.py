@@ -26,7 +26,11 @@ NAN = float("nan")
 
 
 class Difference(NamedTuple):
-    """A difference of means, its interval and its p-value; NaN where there is none."""
+    """A difference of means, its interval and its p-value; NaN where there is none.
+
+    items, seeds: their numbers; 0 items where seeds alone are compared. left_out: items that lack a value in one of the
+    runs, as a judge's verdict, and are in no number here.
+    """
 
     value: float
     low: float
@@ -34,6 +38,7 @@ class Difference(NamedTuple):
     p: float
     items: int
     seeds: int
+    left_out: int = 0
 
 
 def crossed(

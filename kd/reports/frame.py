@@ -36,7 +36,11 @@ class Arm:
     @property
     def label(self) -> str:
         """Its settings in one line, without the skill: `fkl`, or `objective=fkl, optim.lr=0.01`."""
-        shown = {name: value for name, value in self.values.items() if name != TRAINED_ON}
+        return self.without(TRAINED_ON)
+
+    def without(self, *columns: str) -> str:
+        """Its settings in one line, without some columns."""
+        shown = {name: value for name, value in self.values.items() if name not in columns}
         return next(iter(shown.values())) if len(shown) == 1 else ", ".join(f"{k}={v}" for k, v in shown.items())
 
     @property
@@ -48,6 +52,11 @@ class Arm:
     def skills(self) -> list[str]:
         """All evaluated skills, the own one first."""
         return list(dict.fromkeys(skill for results in self.results() for skill in results["scores"]))
+
+    @property
+    def items(self) -> str:
+        """Digests of the items that its runs were evaluated on."""
+        return ", ".join(sorted({results["digests"]["evaluation_items"] for results in self.results()}))
 
     def results(self) -> list[Mapping[str, Any]]:
         """The content of results.json of each run, by seed."""
@@ -93,6 +102,17 @@ class Frame:
     def skills(self) -> list[str]:
         """The skills that arms were trained on."""
         return list(dict.fromkeys(arm.skill for arm in self.arms))
+
+    def comparable(self, arms: Iterable[Arm]) -> list[list[Arm]]:
+        """Arms of one skill in groups of the same evaluated items, by which alone they can be ranked.
+
+        They are one group where no arms of the same settings are told apart by their identity: digests of items are
+        made of tokens, so that students with other tokenizers have others.
+        """
+        groups: dict[str, list[Arm]] = {}
+        for arm in arms:
+            groups.setdefault(arm.items if IDENTITY in self.columns else "", []).append(arm)
+        return list(groups.values())
 
     def arm_of(self, folder: Path | None) -> Arm | None:
         """The arm that holds the run of a folder."""

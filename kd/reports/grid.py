@@ -63,6 +63,7 @@ class Grid:
         labels: how many of the first columns name a row; a table too wide for its page repeats them.
         notes: sentences under the table.
         folds: whether a column whose cells are all the same may be one line under it.
+        stacks: whether a terminal that is too narrow shows the columns that name a row below one another, as one.
         bands: how many parts a terminal shows of a table that is too wide for it; none: all.
         command: the command that prints it; none where the table is part of something else.
     """
@@ -74,6 +75,7 @@ class Grid:
     labels: int = 1
     command: str | None = None
     folds: bool = False
+    stacks: bool = False
     bands: int | None = None
 
     @property

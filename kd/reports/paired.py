@@ -14,7 +14,13 @@ from kd.reports.frame import Arm, Estimate, Frame
 from kd.reports.settings import TRAINED_ON
 from kd.runs.results import check_page
 
-Table = tuple[np.ndarray, Sequence[str | None]]  # differences [seeds, items], groups of the items
+
+class Table(NamedTuple):
+    """Differences [seeds, items], the groups of the items, and how many others lack a value in one of the runs."""
+
+    differences: np.ndarray
+    groups: Sequence[str | None]
+    left_out: int = 0
 
 
 @lru_cache(maxsize=512)
@@ -63,9 +69,10 @@ Pair = tuple[Side, Side, float]  # one, the other, and a factor
 
 
 def difference(one: Arm, other: Arm, skill: str, metric: str, system: str = "after") -> Difference | None:
-    """`one` less `other`, over the seeds that both have and the items of all of these; None where there are none.
+    """`one` less `other`, over the seeds that both have; None where there are none.
 
-    Of metrics of the whole corpus, and of runs without items.csv, seeds alone are compared.
+    The items are those with a value in all of these runs; the others are counted (`left_out`). Of metrics of the whole
+    corpus, and of runs without items.csv, seeds alone are compared.
     """
     return mean_difference([(Side(one, skill, metric, system), Side(other, skill, metric, system), 1.0)])
 
@@ -80,10 +87,12 @@ def mean_difference(pairs: Sequence[Pair]) -> Difference | None:
     if not seeds:
         return None
     width = sum(abs(factor) * one.width() for one, _, factor in pairs) / len(pairs)
-    found = [_table([(_items(one, seed), _items(other, seed)) for seed in seeds]) for one, other, _ in pairs]
-    tables = [table for table in found if table is not None]
+    made = [_table([(_items(one, seed), _items(other, seed)) for seed in seeds]) for one, other, _ in pairs]
+    tables = [table for table in made if table is not None]
     if len(tables) == len(pairs):
-        return crossed(*_joined(tables, [factor for *_, factor in pairs]), width=width)
+        joined = _joined(tables, [factor for *_, factor in pairs])
+        found = crossed(joined.differences, joined.groups, width=width)
+        return found._replace(left_out=joined.left_out)
     values = [(one.estimates(), other.estimates(), factor) for one, other, factor in pairs]
     over = [sum(f * (a[seed]["value"] - b[seed]["value"]) for a, b, f in values) / len(pairs) for seed in seeds]
     return over_seeds_alone(over, width=width)
@@ -94,15 +103,16 @@ def _joined(tables: Sequence[Table], factors: Sequence[float]) -> Table:
 
     Items vary about the mean of their own table, whose number is not drawn.
     """
-    scaled = [differences * factor for (differences, _), factor in zip(tables, factors, strict=True)]
+    scaled = [table.differences * factor for table, factor in zip(tables, factors, strict=True)]
     if len(tables) == 1:
-        return scaled[0], tables[0][1]
+        return tables[0]._replace(differences=scaled[0])
     means = [one.mean() for one in scaled]
     total = sum(one.shape[1] for one in scaled)
     weights = [total / (len(scaled) * one.shape[1]) for one in scaled]
     parts = [(one - mean) * weight for one, mean, weight in zip(scaled, means, weights, strict=True)]
-    names = [[None if n is None else f"{i} {n}" for n in groups] for i, (_, groups) in enumerate(tables)]
-    return np.concatenate(parts, axis=1) + np.mean(means), [name for part in names for name in part]
+    names = [None if name is None else f"{i} {name}" for i, table in enumerate(tables) for name in table.groups]
+    lost = sum(table.left_out for table in tables)
+    return Table(np.concatenate(parts, axis=1) + np.mean(means), names, lost)
 
 
 def _items(side: Side, seed: int) -> pd.DataFrame | None:
@@ -111,33 +121,56 @@ def _items(side: Side, seed: int) -> pd.DataFrame | None:
 
 
 def _table(pairs: Sequence[tuple[pd.DataFrame | None, pd.DataFrame | None]]) -> Table | None:
-    """The differences [seeds, items] and the items' groups.
+    """The differences of the items that have a value in all tables.
 
-    None where a table is missing, no item is in all tables, or the score is no mean and no ratio of sums.
+    None where a table is missing, there is no such item, or the score is no mean and no ratio of sums.
     """
-    known = [(one, other) for one, other in pairs if one is not None and other is not None]
-    if len(known) < len(pairs):
+    known = [table for pair in pairs for table in pair if table is not None]
+    parts = [part for part in map(_parts, known) if part is not None]
+    if len(parts) < 2 * len(pairs):
         return None
-    ids = known[0][0].index
-    for table in (table for pair in known for table in pair):
-        ids = ids[ids.isin(table.index)]
-    rows = [[_values(table.loc[ids]) for table in pair] for pair in known]
-    if not len(ids) or any(values is None for row in rows for values in row):
+    ids = known[0].index
+    for part in parts:
+        ids = ids[ids.isin(part.index)]
+    rows = [_values(part.loc[ids]) for part in parts]
+    values = [row for row in rows if row is not None]
+    if not len(ids) or len(values) < len(rows):
         return None
-    groups = known[0][0].loc[ids, "group"].astype(object)
-    return np.stack([one - other for one, other in rows]), groups.where(groups.notna(), None).tolist()  # type: ignore[operator]
+    groups = known[0].loc[ids, "group"].astype(object)
+    every = set[str]().union(*(table.index for table in known))
+    differences = np.stack([one - other for one, other in zip(values[::2], values[1::2], strict=True)])
+    return Table(differences, groups.where(groups.notna(), None).tolist(), len(every) - len(ids))
 
 
-def _values(table: pd.DataFrame) -> np.ndarray | None:
-    """A value for each item, whose mean is the score."""
-    rows = [] if table["statistics"].isna().all() else [json.loads(text) for text in table["statistics"]]
-    if all(one is None or isinstance(one, str) for row in rows for one in row):  # none, or verdicts of a judge
-        values = table["value"].to_numpy(dtype=float)
-        return values if np.isfinite(values).all() else None
-    if any(len(row) != 2 or isinstance(row[0], list) for row in rows):
+def _parts(table: pd.DataFrame) -> pd.DataFrame | None:
+    """Numerator and denominator of each item that has a value, a mean's being the value and 1; None of a metric of the
+    whole corpus."""
+    rows = [(name, json.loads(text)) for name, text in table["statistics"].dropna().items()]
+    rows = [(name, row) for name, row in rows if row is not None]
+    if all(one is None or isinstance(one, str) for _, row in rows for one in row):  # none, or verdicts of judges
+        values = table["value"].astype(float)
+        return pd.DataFrame({"above": values, "below": 1.0})[np.isfinite(values)]
+    if any(len(row) != 2 or isinstance(row[0], list) for _, row in rows):
         return None
-    above, below = np.array(rows, dtype=float).T
-    return linearised(above, below)
+    above, below = np.array([row for _, row in rows], dtype=float).T
+    return pd.DataFrame({"above": above, "below": below}, index=[name for name, _ in rows])
+
+
+def _values(parts: pd.DataFrame) -> np.ndarray | None:
+    """A value for each item, whose mean is the score; None for the ratio of nothing, as of a judge's ties alone."""
+    above, below = parts["above"].to_numpy(), parts["below"].to_numpy()
+    if (below == 1).all():
+        return above
+    return linearised(above, below) if below.sum() else None
+
+
+def left_out_note(found: Sequence[Difference]) -> list[str]:
+    """A sentence on the items that are in no difference, where there are some."""
+    counts = sorted({one.left_out for one in found} - {0})
+    if not counts:
+        return []
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return [f"{number} items without a value in one of the runs (as a judge's verdict) are in no difference."]
 
 
 # --- the baseline of an arm ---
@@ -156,7 +189,7 @@ def beside(frame: Frame) -> dict[int, Arm]:
 
 
 def chosen(frame: Frame, wanted: Mapping[str, str]) -> dict[int, Arm]:
-    """For each arm the one that has the `wanted` settings, and agrees with it in most others.
+    """For each arm the one on the same data that has the `wanted` settings, and agrees with it in most others.
 
     Raises ValueError where no arm has them, a column is unknown, or two arms fit alike.
     """
@@ -166,11 +199,13 @@ def chosen(frame: Frame, wanted: Mapping[str, str]) -> dict[int, Arm]:
     if not fitting:
         have = "; ".join(f"{name}: {', '.join(sorted({arm.values[name] for arm in frame.arms}))}" for name in names)
         raise ValueError(f"--baseline {text}: no run has these settings; there are {have}")
+    by_skill = ([arm for arm in frame.arms if arm.skill == skill] for skill in frame.skills)
+    groups = {id(arm): group for arms in by_skill for group in frame.comparable(arms) for arm in group}
     found: dict[int, Arm] = {}
     for i, arm in enumerate(frame.arms):
         if arm in fitting:
             continue
-        same = [other for other in fitting if other.skill == arm.skill]
+        same = [other for other in fitting if groups[id(other)] is groups[id(arm)]]
         alike = {id(other): _alike(arm, other) for other in same}
         best = [other for other in same if alike[id(other)] == max(alike.values())]
         if len(best) > 1:

@@ -44,7 +44,10 @@ def terminal(grid: Grid, width: int) -> Group:
     if len(rows) > MOST_ROWS:
         notes = [f"The first {MOST_ROWS} of {len(rows)} rows; --format csv has all.", *notes]
         rows = rows[:MOST_ROWS]
-    bands = _bands(header, rows, min(grid.labels, len(header)), width)
+    labels = min(grid.labels, len(header))
+    if grid.stacks and len(_bands(header, rows, labels, width)) > 1:
+        header, rows, labels = _stacked(header, labels), [_stacked(row, labels) for row in rows], 1
+    bands = _bands(header, rows, labels, width)
     shown = bands[: grid.bands or len(bands)]
     left = list(dict.fromkeys(_line(header[i]) for i in chain(*bands) if i not in set(chain(*shown))))
     notes = [*([f"Too wide for this terminal: {', '.join(left)}; --format csv has all."] if left else []), *notes]
@@ -69,6 +72,11 @@ def _without_constants(grid: Grid) -> tuple[list[str], list[list[str]], list[str
     facts = [f"{_line(grid.header[i])} {_line(grid.rows[0][i])}" for i in same if set(grid.rows[0][i]) - set("– \n")]
     notes = [f"In all rows: {'; '.join(facts)}."] if facts else []
     return [grid.header[i] for i in kept], [[row[i] for i in kept] for row in grid.rows], [*notes, *grid.notes]
+
+
+def _stacked(row: Sequence[str], labels: int) -> list[str]:
+    """A row whose first cells are the lines of one."""
+    return ["\n  ".join(row[:labels]), *row[labels:]]
 
 
 def _without_hashes(rows: list[list[str]]) -> list[list[str]]:

@@ -16,7 +16,7 @@ from kd.reports.comparisons.differences import difference_grid
 from kd.reports.comparisons.gaps import gaps_grid
 from kd.reports.comparisons.jobs import jobs_grid
 from kd.reports.comparisons.pareto import pareto_grids
-from kd.reports.comparisons.pivot import default_axes, means_grid, pivot_grid
+from kd.reports.comparisons.pivot import default_axes, many_skills, means_grid, pivot_grid
 from kd.reports.comparisons.ranks import ranks_grid
 from kd.reports.comparisons.samples import samples_grids
 from kd.reports.frame import Frame, frame_of
@@ -152,8 +152,8 @@ def tables_of(frame: Frame, choices: Choices) -> list[Grid]:
     grids: list[Grid] = []
     unmade = []
     for name in choices.tables or DEFAULT:
-        if name == "pivot" and not (choices.tables or choices.pivot or means):
-            continue  # of one seed each, the table of runs has it all
+        if name == "pivot" and not (choices.tables or choices.pivot or means or many_skills(frame)):
+            continue  # of one seed each on few skills, the table of runs has it all
         try:
             found = TABLES[name](frame, choices)
         except ValueError as error:

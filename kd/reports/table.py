@@ -177,7 +177,9 @@ def _trust(judge: Mapping[str, Any]) -> list[str]:
         "unparsable": "of the items have no verdict that can be read",
     }
     parts += [f"{with_interval(judge[key])} {words}" for key, words in shares.items() if judge[key] is not None]
-    return [*parts, *([f"{judge['left_out']} items do not fit it"] if judge["left_out"] else [])]
+    parts += [f"{with_interval(judge['voting'])} judges have a verdict on an item"] if judge.get("voting") else []
+    lost = {"left_out": "items do not fit it", "labelled_left_out": "labelled pairs do not fit it"}
+    return [*parts, *(f"{judge[key]} {words}" for key, words in lost.items() if judge.get(key))]
 
 
 def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str, str]]:
@@ -212,6 +214,12 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], s
 def of_answers(results: Mapping[str, Any], metric: str) -> bool:
     """Return whether it is a skill's own metric, which is shown after those that every run has."""
     return of_results(results, metric).of == "answers"
+
+
+def headline(results: Mapping[str, Any], metrics: Mapping[str, Any]) -> str | None:
+    """The first metric of answers; where nothing was answered, the first of all."""
+    answered = [name for name in metrics if of_answers(results, name)]
+    return next(iter([*answered, *metrics]), None)
 
 
 def _near_zero(results: Mapping[str, Any]) -> list[str]:

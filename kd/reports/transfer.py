@@ -1,14 +1,13 @@
 """Runs on several skills, each evaluated on the others: what training on one does to another (forgetting, transfer)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from kd.metrics.table import of_results
 from kd.reports.grid import Grid, number
 from kd.reports.runs import Job
 from kd.reports.settings import TRAINED_ON, settings_of
-from kd.reports.table import of_answers
+from kd.reports.table import headline
 
 Row = tuple[str, ...]  # the skill of a run, and its other settings
 Cells = dict[tuple[Row, str], list[tuple[float, float]]]  # (row, evaluated on) -> (before, after) of each run
@@ -45,7 +44,7 @@ def _cells(jobs: Sequence[Job], settings: Sequence[Row]) -> tuple[Cells, dict[st
         results = job.results or {"scores": {}}
         own = next(iter(results["scores"]), None)  # a run's own skill comes first
         for skill, metrics in results["scores"].items():
-            name = _headline(results, metrics)
+            name = headline(results, metrics)
             if own is None or name is None:
                 continue
             before, after = ((metrics[name].get(system) or {}).get("value") for system in ("before", "after"))
@@ -53,12 +52,6 @@ def _cells(jobs: Sequence[Job], settings: Sequence[Row]) -> tuple[Cells, dict[st
                 titles.setdefault(skill, of_results(results, name).title)
                 cells.setdefault(((own, *others), skill), []).append((before, after))
     return cells, titles
-
-
-def _headline(results: Mapping[str, Any], metrics: Mapping[str, Any]) -> str | None:
-    """The first metric of answers; where nothing was answered, the first of all."""
-    answered = [name for name in metrics if of_answers(results, name)]
-    return next(iter([*answered, *metrics]), None)
 
 
 def _cell(pairs: Sequence[tuple[float, float]]) -> str:

@@ -166,6 +166,8 @@ class Judge(_Page):
     """How far the verdicts of a judge can be trusted; its fields are in docs/run_folder.md.
 
     model: digests of its weights and tokenizer; of a panel, its judges. metrics: those that are made of its verdicts.
+    voting: of a panel, the judges with a verdict on an item. left_out, labelled_left_out: items, and labelled pairs,
+    that do not fit it.
     """
 
     model: str
@@ -180,7 +182,9 @@ class Judge(_Page):
     shown_first: Estimate | None
     longer: Estimate | None
     between: Estimate | None
+    voting: Estimate | None = None
     left_out: NonNegativeInt
+    labelled_left_out: NonNegativeInt = 0
 
 
 class Results(_Page):

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/judges/test_judging.py
 """
 
+import json
 import math
 import re
 from typing import ClassVar
@@ -122,6 +123,8 @@ def test_win_rate_ties_flips_and_missing_verdicts_by_hand():
     judging.measure(answered(OWN, OTHER))
     scores = {name: systems["after"] for name, systems in judging.found.scores["toy"].items()}
     half, decided = scores["win_rate-pairwise-baseline"], scores["decided-pairwise-baseline"]
+    sums = [json.loads(one) for one in judging.found.rows[1]["statistics"]]  # of win, tie, loss, tie, tie, none
+    assert sums == [[1, 1], [0, 0], [0, 1], [0, 0], [0, 0], None]
     assert (half.value, half.n) == ((1 + 0.5 + 0 + 0.5 + 0.5) / 5, 5)
     assert (decided.value, decided.n) == (1 / 2, 2)
     assert (decided.low, decided.high) == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson's of 1 of 2
@@ -198,6 +201,65 @@ def test_a_panel_by_hand():
     assert panels(members[:1], **SETTINGS) == []
     assert majority(["first", "tie", None, "first"]) == "first"
     assert majority([None]) is None
+
+
+class Doubtful(Scripted):
+    """Has a verdict only where the numbers are far apart."""
+
+    def reply(self, texts):
+        return super().reply(texts) if abs(float(texts[0]) - float(texts[1])) > 4 else "Neither."
+
+    def identity(self):
+        return "doubtful"
+
+
+def test_an_item_counts_where_most_judges_of_the_panel_have_a_verdict():
+    """9 against 1: all three have one. 5 against 4: the first judge alone, so that the panel has none."""
+    pairs = [asked(0, "9", "1"), asked(1, "5", "4")]
+    members = [
+        Judging(name, Pairwise(template=TWO, labelled="mine"), judge, pairs, **SETTINGS)
+        for name, judge in (("a", Scripted()), ("b", Doubtful()), ("c", Doubtful()))
+    ]
+    for member in members:
+        member.measure(answered(["9", "5"], ["1", "4"]))
+        member.facts()
+    (panel,) = panels(members, **SETTINGS)
+    rates = panel.found.scores["toy"]["win_rate-panel-baseline"]["after"]
+    assert (rates.value, rates.n) == (1, 1)
+    rows, facts = panel.found.rows[0], panel.facts()
+    assert rows["statistics"].tolist() == ['["first", "first", "first"]', '["first", null, null]']
+    assert (facts["unparsable"]["value"], facts["unparsable"]["n"]) == (1 / 2, 2)
+    assert (facts["voting"]["value"], facts["voting"]["n"]) == ((3 + 1) / 2, 2)
+    assert (facts["agreement"]["value"], facts["agreement"]["n"]) == (1 / 2, 2)  # of the second label there is none
+    assert majority(["first", None, None]) is None
+    assert majority(["first", "second", None]) == "tie"
+    assert majority(["first", None]) is None
+
+
+def test_what_does_not_fit_most_judges_is_left_out_of_the_panel():
+    pairs = [asked(0, "9", "1"), asked(1, "long " * 40, "1")]
+    members = [
+        Judging(
+            name,
+            Pairwise(template=TWO, verdict="likelihood", labelled="mine"),
+            WhiteBox(tiny(max_position_embeddings=positions)),
+            pairs,
+            **SETTINGS,
+        )
+        for name, positions in (("a", 4096), ("b", 120), ("c", 120))
+    ]
+    for member in members:
+        member.measure(answered(["short", "long " * 40, "long " * 900], ["x", "x", "x"]))
+    assert [member.facts()["left_out"] for member in members] == [1, 2, 2]
+    assert [member.facts()["labelled_left_out"] for member in members] == [0, 1, 1]
+    (panel,) = panels(members, **SETTINGS)
+    facts = panel.facts()
+    assert panel.found.rows[0]["id"].tolist() == ["r0"]
+    assert (facts["left_out"], facts["labelled_left_out"]) == (2, 1)
+    assert facts["agreement"]["n"] == 1
+    whole = panels([members[0], members[0], members[1]], **SETTINGS)[0]  # most of which read the second item
+    assert whole.found.rows[0]["id"].tolist() == ["r0", "r1"]
+    assert whole.facts()["left_out"] == 1
 
 
 def test_grades_by_hand():

@@ -10,13 +10,16 @@ import yaml
 
 from kd.artifacts import key
 from kd.intervals import Score, mean, ratio
+from kd.judges.judging import Found
+from kd.judges.verdicts import VALUE, Outcome
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SYSTEMS = {"before": 0.0, "sft": 0.3, "after": 0.5, "teacher": 0.9}
 ITEMS = 32
-WIN_RATE = "win_rate-pairwise-teacher"
+WIN_RATE, DECIDED = "win_rate-pairwise-teacher", "decided-pairwise-teacher"
+OUTCOME: dict[float | None, Outcome | None] = {value: outcome for outcome, value in VALUE.items()} | {None: None}
 FACTS = {
     "accuracy": {
         "heading": "accuracy",
@@ -73,40 +76,50 @@ def write_run(
     spent: Mapping[str, Any] | None = None,
     sections: Mapping[str, Any] | None = None,
     metrics: str = "",
-    wins: Sequence[float] = (),
+    wins: Sequence[float | None] = (),
+    headline: str = "accuracy",
+    data: str = "",
 ) -> RunFolder:
     """A finished run on ITEMS items; `right`: the share that the trained student answers rightly.
 
-    wins: a judge's verdicts on its answers beside the teacher's, each the same in both orders.
+    wins: a judge's verdicts on its answers beside the teacher's, each the same in both orders; None: without one.
+    headline: the name of the skill's own metric. data: of what skill the items are, if not of the one of that name.
     """
     page = config(objective, skill, seed, **(sections or {}))
-    digest = key({"config": page})[:12]
+    digest = key({"config": page, "data": data})[:12]
     folder = RunFolder.of(root, page["name"], digest)
     folder.start(yaml.safe_dump(page, sort_keys=False), list(overrides))
     shares = SYSTEMS | ({} if right is None else {"after": right})
     scores, items, samples = _measured(skill, {name: s for name, s in shares.items() if name != "sft"}, seed, objective)
+    scores = {headline if name == "accuracy" else name: found for name, found in scores.items()}
+    items = [[headline if cell == "accuracy" else cell for cell in row] for row in items]
     if baseline is not None:
-        scores["accuracy"]["sft"] = baseline.results()["scores"][skill]["accuracy"]["after"]
+        scores[headline]["sft"] = baseline.results()["scores"][skill][headline]["after"]
     if wins:
-        scores[WIN_RATE] = dict.fromkeys(("before", "after"), _estimate(mean(wins)))
-        own = [(f"{skill}/{i}", win, json.dumps(["first" if win else "second"] * 2)) for i, win in enumerate(wins)]
-        items += [(skill, "after", WIN_RATE, name, f"record {name}", win, orders) for name, win, orders in own]
+        judged = Found()
+        verdicts = {f"{skill}/{i}": (OUTCOME[win], f"record {skill}/{i}") for i, win in enumerate(wins)}
+        judged.add_rates("pairwise", (skill, "after", "teacher"), verdicts, [[one] * 2 for one, _ in verdicts.values()])
+        for name, systems in judged.scores[skill].items():
+            scores[name] = dict.fromkeys(("before", "after"), _estimate(systems["after"]))
+        items += [row for table in judged.rows for row in table[list(items[0])].itertuples(index=False)]
     folder.write_samples(samples)
     folder.write_items(csv_text(items))
     folder.write_text("metrics.csv", metrics or "step,split,name,value\n")
     folder.finish(
         {
             "seed": seed,
-            "family": key({**page, "seed": None, "name": None})[:12],
+            "family": key({**page, "seed": None, "name": None, "data": data})[:12],
             "baseline": None if baseline is None else baseline.config_hash,
             "scores": {skill: scores},
-            "gap_closed": {skill: {"accuracy": scores["accuracy"]["after"]["value"] / 0.9}},
-            "metrics": FACTS | ({WIN_RATE: FACTS["accuracy"]} if wins else {}),
+            "gap_closed": {skill: {headline: scores[headline]["after"]["value"] / 0.9}},
+            "metrics": FACTS
+            | {headline: {**FACTS["accuracy"], "heading": headline}}
+            | (dict.fromkeys((WIN_RATE, DECIDED), FACTS["accuracy"]) if wins else {}),
             "budget": {
                 **{"student_flops": 1e9, "tokens": 1000, "teacher_tokens": 0, "generated_tokens": 0, "seconds": 2.0},
                 **{"peak_memory_bytes": 10, **(spent or {})},
             },
-            "digests": {"initial_weights": f"w{seed}", "data_order": f"o{seed}", "evaluation_items": skill},
+            "digests": {"initial_weights": f"w{seed}", "data_order": f"o{seed}", "evaluation_items": data or skill},
             "code": "c" * 16,
             "versions": {"kd": 1},
             "records": {split: {"given": 64, "left_out": 0} for split in ("train", "validation", "test")},

@@ -20,7 +20,7 @@ from rich.console import Console
 from scipy import stats
 
 from kd.intervals import over_seeds
-from kd.reports.frame import Frame, frame_of
+from kd.reports.frame import IDENTITY, Frame, frame_of
 from kd.reports.grid import Cell, Grid
 from kd.reports.paired import beside, chosen, item_table
 from kd.reports.render import latex, markdown, rendered, terminal
@@ -29,7 +29,7 @@ from kd.reports.settings import ABSENT, TRAINED_ON, settings_of
 from kd.reports.sweep import Choices, tables_of
 from kd.reports.table import run_grid
 from kd.runs.composed import _section, read_config
-from tests.reports.folders import ITEMS, WIN_RATE, config, write_grid, write_run
+from tests.reports.folders import DECIDED, ITEMS, WIN_RATE, config, write_grid, write_run
 from tests.reports.test_reports import program
 
 
@@ -293,6 +293,43 @@ def test_verdicts_of_a_judge_are_paired_by_items(tmp_path: Path) -> None:
     assert row[1].low == pytest.approx(test.confidence_interval().low)  # type: ignore[attr-defined]
 
 
+def test_items_without_a_verdict_in_one_run_are_left_out_and_counted(tmp_path: Path) -> None:
+    """31 items, of which each run lacks the verdict on another one: 29 pairs, as scipy tests them."""
+    fkl = [None, *[1.0] * 20, *[0.5] * 4, *[0.0] * 6]
+    rkl = [1.0, None, *[0.0] * 19, *[1.0] * 10]
+    for objective, wins in (("fkl", fkl), ("rkl", [*rkl, 1.0])):  # an item more, which fkl has no row of
+        write_run(tmp_path, objective, wins=wins)
+    grid = table(frame(tmp_path), "differences", baseline="objective=rkl", metric=WIN_RATE)
+    pairs = [(a, b) for a, b in zip(fkl, rkl, strict=True) if a is not None and b is not None]
+    test = stats.ttest_rel(*zip(*pairs, strict=True))
+    (row,) = grid.rows
+    assert row[1].value == pytest.approx(sum(a - b for a, b in pairs) / 29)  # type: ignore[attr-defined]
+    assert (row[2].value, row[3]) == (pytest.approx(test.pvalue), "29")  # type: ignore[attr-defined]
+    assert "3 items without a value in one of the runs (as a judge's verdict) are in no difference." in grid.notes
+
+
+def test_of_decided_pairs_the_share_of_wins_is_compared(tmp_path: Path) -> None:
+    """16 of 24 decided pairs against 8 of 24: ties are in neither share, and no reason to pair fewer items."""
+    write_run(tmp_path, "fkl", wins=[1.0] * 16 + [0.0] * 8 + [0.5] * 8)
+    write_run(tmp_path, "rkl", wins=[0.5] * 8 + [0.0] * 16 + [1.0] * 8)
+    (row,) = table(frame(tmp_path), "differences", baseline="objective=rkl", metric=DECIDED).rows
+    assert row[1].value == pytest.approx(16 / 24 - 8 / 24)  # type: ignore[attr-defined]
+    assert row[3] == "32"
+    # (a - r b) / mean(b) by item: fkl wins, losses, ties 4/9, -8/9, 0 beside 2/3; rkl 8/9, -4/9, 0 beside 1/3
+    fkl = [4 / 9] * 16 + [-8 / 9] * 8 + [0.0] * 8
+    rkl = [0.0] * 8 + [-4 / 9] * 16 + [8 / 9] * 8
+    spread = stats.tstd([1 / 3 + a - b for a, b in zip(fkl, rkl, strict=True)]) / 32**0.5
+    half = stats.t.ppf(0.975, 31) * spread
+    assert (row[1].low, row[1].high) == pytest.approx((1 / 3 - half, 1 / 3 + half))  # type: ignore[attr-defined]
+
+
+def test_ties_alone_have_no_share_of_wins(tmp_path: Path) -> None:
+    write_run(tmp_path, "fkl", wins=[1.0] * 4)
+    write_run(tmp_path, "rkl", wins=[0.5] * 4)
+    with pytest.raises(ValueError, match="differences needs a baseline"):
+        table(frame(tmp_path), "differences", baseline="objective=rkl", metric=DECIDED)
+
+
 def test_a_baseline_is_chosen_by_its_settings(root: Path) -> None:
     grid = table(frame(root), "differences", baseline="objective=jsd", metric="bits_per_byte")
     assert {row[0] for row in grid.rows} == {"fkl", "rkl", "sft"}
@@ -360,6 +397,65 @@ def test_ranks_gaps_fronts_and_answers(root: Path) -> None:
     gained, lost = len(right["after"] - right["before"]), len(right["before"] - right["after"])
     assert f"against the student before: {gained} gained, {lost} lost" in answers.notes[0]
     assert [row[-1] for row in answers.rows] == ["0.00 → 1.00"] * 2
+
+
+def test_runs_of_other_data_are_not_ranked_together(tmp_path: Path) -> None:
+    """fkl is better on the old items of `sums`, rkl on the new ones and on `words`: ranks 1 2 2 and 2 1 1."""
+    rights = {("sums", "older"): (0.8, 0.2), ("sums", "newer"): (0.2, 0.8), ("words", ""): (0.2, 0.8)}
+    for (skill, data), pair in rights.items():
+        for objective, right in zip(("fkl", "rkl"), pair, strict=True):
+            write_run(tmp_path, objective, skill, right=right, data=data)
+    found = frame(tmp_path)
+    assert IDENTITY in found.columns
+    grid = table(found, "ranks")
+    assert [row[:2] for row in grid.rows] == [["rkl", "1.33"], ["fkl", "1.67"]]
+    assert "over 3 skills (sums (items newer), sums (items older), words)" in grid.notes[0]
+    others = {
+        arm.items: other.items for i, other in chosen(found, {"objective": "rkl"}).items() for arm in [found.arms[i]]
+    }
+    assert others == {"older": "older", "newer": "newer", "words": "words"}
+    best = [row for row in table(found, "pivot").rows if any(isinstance(c, Cell) and c.best for c in row)]
+    assert len(best) == 3  # one on each data set
+    front = next(g for g in tables_of(found, Choices(tables=["pareto"])) if g.title.startswith("sums"))
+    assert sum("*" in row[-1] for row in front.rows) == 2
+
+
+def test_runs_of_one_setting_and_several_models_are_left_out_of_ranks(tmp_path: Path) -> None:
+    for skill in ("sums", "words"):
+        for objective in ("fkl", "rkl", "jsd"):
+            write_run(tmp_path, objective, skill)
+    write_run(tmp_path, "fkl", "sums", sections={"run": {"root": "elsewhere"}}, data="sums")
+    grid = table(frame(tmp_path), "ranks")
+    assert sorted(row[0] for row in grid.rows) == ["jsd", "rkl"]
+    assert "Left out, as runs of the same settings and items differ in models or versions: fkl." in grid.notes
+
+
+def test_many_skills_are_rows(tmp_path: Path) -> None:
+    """Each with its own metric; the best objective of a row is bold; nothing is too wide for 80 columns."""
+    skills = ["boolq", "chain_sum", "factual_summaries", "gsm_symbolic", "translation_de", "xsum"]
+    for i, skill in enumerate(skills):
+        for objective, right in (("fkl", 0.9), ("rkl", 0.1)):
+            write_run(tmp_path, objective, skill, right=right, headline=("rouge_l", "exact_match", "accuracy")[i % 3])
+    grids = {grid.title: grid for grid in tables_of(frame(tmp_path), Choices(paths=["outputs"]))}
+    runs, scores = grids["12 jobs"], grids["Scores by trained on × objective"]
+    assert scores.header == ["trained on", "metric", "fkl", "rkl"]
+    assert [row[:2] for row in scores.rows[:3]] == [
+        ["boolq", "rouge_l"],
+        ["chain_sum", "exact_match"],
+        ["factual_summaries", "accuracy"],
+    ]
+    assert all(row[2].best and not row[3].best for row in scores.rows)  # type: ignore[attr-defined]
+    assert any(note.startswith("Bold: better than every other of its row") for note in scores.notes)
+    text = shown(scores)
+    assert text.count("trained on") == 2  # the title and one header
+    assert max(map(len, text.splitlines())) <= 80
+    start = runs.header.index("score")
+    assert runs.header[start : start + 3] == ["score", "gap closed", "metric"]
+    (row,) = (row for row in runs.rows if row[0].startswith("xsum-fkl"))
+    assert row[start + 2] == "accuracy"
+    (folder,) = tmp_path.glob("xsum-fkl-*")
+    stored = json.loads((folder / "results.json").read_text())["scores"]["xsum"]["accuracy"]["after"]["value"]
+    assert row[start].value == stored  # type: ignore[attr-defined]
 
 
 def test_a_table_that_the_runs_cannot_fill_is_refused(root: Path) -> None:

@@ -8,7 +8,7 @@ from kd.reports.corrections import CORRECTIONS
 from kd.reports.crossed import Difference
 from kd.reports.frame import Arm, Frame, seeds_text
 from kd.reports.grid import Cell, Grid, signed
-from kd.reports.paired import beside, chosen, difference
+from kd.reports.paired import beside, chosen, difference, left_out_note
 from kd.reports.settings import TRAINED_ON
 
 METHOD = (
@@ -98,6 +98,7 @@ def _notes(compared: list[tuple[Arm, Arm, str, Difference]], words: str, frame: 
     notes += ["One seed: the intervals are for other items alone."] if 1 in seeds else []
     notes += [TWO_SEEDS] if 2 in seeds else []
     notes += [SEEDS_ALONE] if any(not found.items for *_, found in compared) else []
+    notes += left_out_note([found for *_, found in compared])
     directions = {arm.metric(metric).higher_is_better for arm, _, metric, _ in compared}
     notes += ["Lower is better."] if directions == {False} else []
     return [*notes, *(note for note in frame.notes if TRAINED_ON not in note)]

@@ -8,11 +8,13 @@ from kd.reports.comparisons.costs import COSTS, OF_TRAINING, cost_cell, shown_co
 from kd.reports.grid import Cell, Grid, share
 from kd.reports.runs import Job
 from kd.reports.settings import ABSENT, TRAINED_ON, settings_of
-from kd.reports.table import judge_notes, lacking
+from kd.reports.table import headline, judge_notes, lacking
 
 DIGESTS = ("initial_weights", "data_order", "evaluation_items")
 ITEM_INTERVALS = "Brackets in the rows of jobs are intervals over items, not over seeds."
 ONE_SEED = "One seed: there is no interval over seeds."
+MOST_COLUMNS = 4  # skills with columns for all metrics; of more each is shown by its own
+OWN_METRIC = "The score is that of each skill's own metric; --format csv has the others."
 LOST = "left out\n+ truncated"
 OF_LOST = (
     "Left out + truncated: records that do not fit data.max_length. Training leaves out those whose prompt leaves no "
@@ -26,17 +28,23 @@ def _finished(jobs: Sequence[Job]) -> list[Job]:
 
 
 def jobs_grid(jobs: Sequence[Job], *, seeds: bool = False) -> Grid:
-    """One row per job; `seeds`: a table of means follows."""
+    """One row per job; `seeds`: a table of means follows.
+
+    Runs on more than MOST_COLUMNS skills are shown by their skill's own metric alone, whose name has a column.
+    """
     notes = [ITEM_INTERVALS, OF_TRAINING] if _finished(jobs) else []
     notes += [*_same_digests(jobs), *_mixed_code(jobs), *([ONE_SEED] if _finished(jobs) and not seeds else [])]
     settings = settings_of(jobs)
     keys = [key for key in settings.columns if key != TRAINED_ON]
     metrics, costs = _metrics(jobs), shown_costs(_finished(jobs))
+    alone = len({skill for job in _finished(jobs) for skill in _skills(job)}) > MOST_COLUMNS
+    named = alone and all(job.label.startswith(tuple(_skills(job))) for job in _finished(jobs))  # by the job's name
     several = len({_seed(job) for job in jobs} - {""}) > 1
     apart = bool(_unlike(jobs))
     losing = any(map(_lost, jobs))
-    header = ["job", *keys, *(["seed"] if several else []), "status", "skill"]
-    for metric in metrics:
+    header = ["job", *keys, *(["seed"] if several else []), "status", *([] if named else ["skill"])]
+    header += ["score", "gap closed", "metric"] if alone else []
+    for metric in metrics if not alone else ():
         header += [_facts(jobs, metric).title, "gap closed"]
     header += [METRICS["forward_kl"].title, *(COSTS[name] for name in costs)]
     header += [*(["weights/order/items"] if apart else []), *([LOST] if losing else [])]
@@ -46,9 +54,10 @@ def jobs_grid(jobs: Sequence[Job], *, seeds: bool = False) -> Grid:
         names += [_seed(job)] if several else []
         ends = [_digests(job)] if apart else []
         ends += ["\n".join(_lost(job))] if losing else []
-        rows.append([job.label, *names, job.status, *_result_cells(job, metrics, costs), *ends])
+        cells = _result_cells(job, None if alone else metrics, costs)
+        rows.append([job.label, *names, job.status, *(cells[1:] if named else cells), *ends])
     reasons = [f"Job {job.label} {job.status}: {job.reason.rstrip('.')}." for job in jobs if job.reason]
-    notes = [*reasons, *notes, *_omissions(jobs), *([OF_LOST] if losing else [])]
+    notes = [*reasons, *notes, *_omissions(jobs), *([OF_LOST] if losing else []), *([OWN_METRIC] if alone else [])]
     return Grid(f"{len(jobs)} jobs", header, rows, notes, labels=1 + len(keys) + several, folds=True, bands=2)
 
 
@@ -69,17 +78,20 @@ def _lost(job: Job) -> list[str]:
     return [f"{split} {left} + {cut} of {given}" for split, (left, cut, given) in counts.items() if left or cut]
 
 
-def _result_cells(job: Job, metrics: Sequence[str], costs: Sequence[str]) -> list[str]:
-    """One line per skill inside the cells that depend on the skill."""
+def _result_cells(job: Job, metrics: Sequence[str] | None, costs: Sequence[str]) -> list[str]:
+    """One line per skill inside the cells that depend on the skill; `metrics` None: each skill's own."""
     if job.results is None:
-        return [""] * (2 * len(metrics) + 2 + len(costs))
+        return [""] * ((3 if metrics is None else 2 * len(metrics)) + 2 + len(costs))
     results, skills = job.results, _skills(job)
+    own = [headline(results, results["scores"][skill]) or "" for skill in skills]
     cells = ["\n".join(skills)]
-    for metric in metrics:
-        found = [results["scores"][skill].get(metric, {}).get("after") for skill in skills]
-        gaps = [results["gap_closed"].get(skill, {}).get(metric) for skill in skills]
+    for names in [own] if metrics is None else [[name] * len(skills) for name in metrics]:
+        pairs = list(zip(skills, names, strict=True))
+        found = [results["scores"][skill].get(name, {}).get("after") for skill, name in pairs]
+        gaps = [results["gap_closed"].get(skill, {}).get(name) for skill, name in pairs]
         cells.append(Cell.of(found[0]) if len(skills) == 1 else "\n".join(map(Cell.of, found)))
         cells.append(Cell.number(gaps[0], share(gaps[0])) if len(skills) == 1 else "\n".join(map(share, gaps)))
+    cells += ["\n".join(of_results(results, name).title if name else "" for name in own)] if metrics is None else []
     cells.append(Cell.of(results["agreement"] and results["agreement"]["forward_kl"]["after"]))
     return [*cells, *(cost_cell(name, spent(job, name)) for name in costs)]
 

@@ -44,9 +44,11 @@ def _of_skill(frame: Frame, skill: str, metric: str | None) -> Grid | None:
     costs = [STEPS, *costs_of(arms)]
     on_front: dict[str, set[int]] = {}
     for cost in costs:
-        known = points(arms, cost, metric)
-        marks = front([(spent, score) for _, spent, score in known])
-        on_front[cost] = {id(arm) for (arm, _, _), mark in zip(known, marks, strict=True) if mark}
+        on_front[cost] = set()
+        for group in frame.comparable(arms):
+            known = points(group, cost, metric)
+            marks = front([(spent, score) for _, spent, score in known])
+            on_front[cost] |= {id(arm) for (arm, _, _), mark in zip(known, marks, strict=True) if mark}
     if len(arms) < 2 or not any(on_front.values()):
         return None
     rows = []

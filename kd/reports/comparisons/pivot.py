@@ -6,10 +6,12 @@ from typing import Any
 
 from kd.intervals import over_seeds
 from kd.reports.comparisons.costs import COSTS, OF_TRAINING, cost_cell, costs_of, mean_cost
+from kd.reports.comparisons.jobs import MOST_COLUMNS
 from kd.reports.corrections import CORRECTIONS
-from kd.reports.frame import Arm, Estimate, Frame, seeds_text
+from kd.reports.crossed import Difference
+from kd.reports.frame import IDENTITY, Arm, Estimate, Frame, seeds_text
 from kd.reports.grid import Cell, Grid, number
-from kd.reports.paired import difference
+from kd.reports.paired import difference, left_out_note
 from kd.reports.settings import ABSENT, TRAINED_ON
 
 SEED_INTERVALS = (
@@ -60,22 +62,28 @@ def items_note(cells: Sequence[Mapping[str, Any] | None]) -> str:
 
 
 def means_grid(frame: Frame) -> Grid | None:
-    """Rows: arms. Columns: the metrics of their own skill, and what training cost; None where nothing has two seeds."""
+    """Rows: arms. Columns: the metrics of their own skill, and what training cost; None where nothing has two seeds.
+
+    Of many skills the first metric alone, with its name.
+    """
     if all(len(arm.runs) < 2 for arm in frame.arms):
         return None
+    alone, costs = many_skills(frame), costs_of(frame.arms)
     metrics = metrics_of(frame.arms)
-    costs = costs_of(frame.arms)
-    found = [[mean_of(arm, arm.skill, name) for name in metrics] for arm in frame.arms]
+    own = [[arm.headline(arm.skill) or ""] if alone else metrics for arm in frame.arms]
+    found = [[mean_of(arm, arm.skill, name) for name in names] for arm, names in zip(frame.arms, own, strict=True)]
     rows = [
         [
             *(arm.values[name] for name in frame.columns),
             Cell.number(len(arm.runs), str(len(arm.runs))),
+            *([arm.metric(names[0]).title] if alone else []),
             *(mean_cell(arm, mean, several=True) for mean in cells),
             *(cost_cell(name, mean_cost(arm, name)) for name in costs),
         ]
-        for arm, cells in zip(frame.arms, found, strict=True)
+        for arm, names, cells in zip(frame.arms, own, found, strict=True)
     ]
-    header = [*frame.columns, "seeds", *(frame.arms[0].metric(name).title for name in metrics)]
+    scores = ["metric", "score"] if alone else [frame.arms[0].metric(name).title for name in metrics]
+    header = [*frame.columns, "seeds", *scores]
     notes = [items_note([one for cells in found for one in cells]), *interval_notes(frame.arms), OF_TRAINING]
     titles = [*header, *(COSTS[name] for name in costs)]
     labels = len(frame.columns) + 1
@@ -97,12 +105,18 @@ def metrics_of(arms: Sequence[Arm]) -> list[str]:
 
 
 def default_axes(frame: Frame) -> tuple[str, str] | None:
-    """Objective × skill where they vary, else the first two settings in which arms differ; None for fewer."""
+    """Objective × skill where they vary, skill × objective for many skills, else the first two settings in which arms
+    differ; None for fewer."""
     skill = TRAINED_ON in frame.columns
     others = [name for name in frame.columns if name != TRAINED_ON]
     if skill and others:
-        return others[0], TRAINED_ON
+        return (TRAINED_ON, others[0]) if many_skills(frame) else (others[0], TRAINED_ON)
     return (others[0], others[1]) if len(others) > 1 else None
+
+
+def many_skills(frame: Frame) -> bool:
+    """Return whether the skills are rows of a table, as they are too many to be columns."""
+    return len(frame.skills) > MOST_COLUMNS
 
 
 def pivot_grid(
@@ -116,8 +130,9 @@ def pivot_grid(
 ) -> Grid:
     """The mean of `metric` (none: each skill's own) by two settings.
 
-    Settings beside the two name further rows: runs that differ in them are never averaged. The best of a column is bold
-    where it differs from every other in a paired test, corrected for all comparisons of the table.
+    Settings beside the two name further rows: runs that differ in them are never averaged. The best of a column, or of
+    a row where these are skills, is bold where it differs from every other in a paired test, corrected for all
+    comparisons of the table. Skills that are rows name their metric beside them, where it is not the same of all.
 
     Raises ValueError where the runs do not differ in a setting.
     """
@@ -130,30 +145,48 @@ def pivot_grid(
     for arm in frame.arms:
         cells.setdefault(tuple(arm.values[name] for name in labels), {})[arm.values[column]] = arm
     names = {arm_id(arm): metric or arm.headline(arm.skill) or "" for arm in frame.arms}
+    by_row = row == TRAINED_ON
+    compared = _compared(frame, [name for name in labels if name != IDENTITY] if by_row else [column])
     best, notes = best_of(
-        [[(a, a.skill, names[arm_id(a)]) for a in _of(cells, name)] for name in across], system, correction
+        [[(arm, arm.skill, names[arm_id(arm)]) for arm in group] for group in compared],
+        system,
+        correction,
+        line="row" if by_row else "column",
     )
     found = {arm_id(arm): mean_of(arm, arm.skill, names[arm_id(arm)], system) for arm in frame.arms}
     several = any(len(arm.runs) > 1 for arm in frame.arms)
     body = [[*key, *(_cell(found, arms.get(name), best, several) for name in across)] for key, arms in cells.items()]
     header = [*labels, *(_title(name, _of(cells, name), names) for name in across)]
+    titles = [_titles([*arms.values()], names) for arms in cells.values()]
+    if by_row and len(set(titles)) > 1:
+        header = [*labels, "metric", *across]
+        body = [[*line[: len(labels)], title, *line[len(labels) :]] for title, line in zip(titles, body, strict=True)]
+        labels = [*labels, "metric"]
     facts = frame.arms[0].metric(names[arm_id(frame.arms[0])])
     title = f"{facts.title if metric else 'Scores'} by {' × '.join((row, column))}"
     said = [f"{_directions(frame, names)}. {items_note(list(found.values()))}"]
     if system != "after":
         said.append(f"System: {system}.")
-    return Grid(title, header, body, [*said, *interval_notes(frame.arms), *notes, *frame.notes], labels=len(labels))
+    under = [*said, *interval_notes(frame.arms), *notes, *frame.notes]
+    return Grid(title, header, body, under, labels=len(labels), stacks=by_row)
+
+
+def _compared(frame: Frame, settings: Sequence[str]) -> list[list[Arm]]:
+    """The arms that have these settings, and evaluated items, in common."""
+    lines: dict[tuple[str, ...], list[Arm]] = {}
+    for arm in frame.arms:
+        lines.setdefault(tuple(arm.values[name] for name in settings), []).append(arm)
+    return [group for line in lines.values() for group in frame.comparable(line)]
 
 
 def _directions(frame: Frame, names: Mapping[int, str]) -> str:
-    """Which direction is better, by metric where they differ."""
-    found = {
-        arm.metric(names[arm_id(arm)]).title: BETTER[arm.metric(names[arm_id(arm)]).higher_is_better]
-        for arm in frame.arms
-    }
-    if len(set(found.values())) == 1:
-        return next(iter(found.values())).capitalize()
-    return "; ".join(f"{title}: {better}" for title, better in found.items())
+    """Which direction is better, and the metrics of the other one."""
+    metrics = [arm.metric(names[arm_id(arm)]) for arm in frame.arms]
+    found = {metric.title: metric.higher_is_better for metric in metrics}
+    lower = [title for title, higher in found.items() if not higher]
+    if not lower or len(lower) == len(found):
+        return BETTER[not lower].capitalize()
+    return f"Higher is better, but of {', '.join(lower)} lower"
 
 
 def _of(cells: Mapping[tuple[str, ...], Mapping[str, Arm]], column: str) -> list[Arm]:
@@ -167,8 +200,11 @@ def _cell(found: Mapping[int, Estimate | None], arm: Arm | None, best: set[int],
 
 
 def _title(name: str, arms: Sequence[Arm], names: Mapping[int, str]) -> str:
-    titles = dict.fromkeys(arm.metric(names[arm_id(arm)]).title for arm in arms)
-    return f"{name}\n{', '.join(titles)}"
+    return f"{name}\n{_titles(arms, names)}"
+
+
+def _titles(arms: Sequence[Arm], names: Mapping[int, str]) -> str:
+    return ", ".join(dict.fromkeys(arm.metric(names[arm_id(arm)]).title for arm in arms))
 
 
 def known_column(frame: Frame, name: str) -> str:
@@ -192,16 +228,17 @@ def arm_id(arm: Arm) -> int:
 
 
 def best_of(
-    columns: Sequence[Sequence[tuple[Arm, str, str]]], system: str, correction: str
+    columns: Sequence[Sequence[tuple[Arm, str, str]]], system: str, correction: str, *, line: str = "column"
 ) -> tuple[set[int], list[str]]:
-    """Ids of the arms that are better than all others of their column, and a sentence on the test.
+    """Ids of the arms that are better than all others of their column, or row, and a sentence on the test.
 
-    columns: of each, the arms with the skill and metric that they are compared by.
+    columns: of each, the arms with the skill and metric that they are compared by; of other data, others.
     """
     if len({id(job) for column in columns for arm, _, _ in column for job in arm.runs.values()}) > MOST_TESTED:
         return set(), [f"Nothing is bold: there are more than {MOST_TESTED} runs, of which none was tested."]
     values: list[float] = []
     owners: list[int] = []
+    differences: list[Difference] = []
     for column in columns:
         ranked = [(one, mean_of(*one, system)) for one in column]
         known = [(one, mean["value"]) for one, mean in ranked if mean is not None and mean["value"] is not None]
@@ -214,6 +251,7 @@ def best_of(
                 found = difference(first, other, skill, metric, system)
                 values.append(float("nan") if found is None or sign * found.value < 0 else found.p)
                 owners.append(arm_id(first))
+                differences += [] if found is None else [found]
     name, correct = CORRECTIONS[correction]
     corrected = correct(values)
     kept = {owner for owner in owners}
@@ -221,6 +259,7 @@ def best_of(
     if not values:
         return set(), []
     return kept, [
-        f"Bold: better than every other of its column, p < {LEVEL}, paired over items and seeds, "
-        f"{name} for {len(values)} comparisons."
+        f"Bold: better than every other of its {line}, p < {LEVEL}, paired over items and seeds, "
+        f"{name} for {len(values)} comparisons.",
+        *left_out_note(differences),
     ]

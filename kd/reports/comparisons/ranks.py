@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from kd.reports.comparisons.pivot import mean_of
-from kd.reports.frame import Frame
+from kd.reports.frame import IDENTITY, Arm, Frame
 from kd.reports.grid import Cell, Grid, number
 from kd.reports.settings import TRAINED_ON
 
@@ -15,8 +15,10 @@ from kd.reports.settings import TRAINED_ON
 class Ranks(NamedTuple):
     """Mean ranks of k arms over N skills, 1 being the best.
 
-    p: of Friedman's test that all arms are alike, NaN for fewer than three arms. critical: the least difference of two
-    mean ranks that Nemenyi's test finds at 0.05.
+    skills: with the digest of the items where a skill has several.
+    p: of Friedman's test that all arms are alike, NaN for fewer than three arms.
+    critical: the least difference of two mean ranks that Nemenyi's test finds at 0.05.
+    left_out: arms of the same settings as another on the same items.
     """
 
     names: Sequence[str]
@@ -24,6 +26,7 @@ class Ranks(NamedTuple):
     skills: Sequence[str]
     p: float
     critical: float
+    left_out: Sequence[str] = ()
 
 
 def ranks(scores: np.ndarray, names: Sequence[str], skills: Sequence[str]) -> Ranks:
@@ -42,19 +45,41 @@ def critical_difference(arms: int, skills: int, level: float = 0.05) -> float:
 
 
 def ranks_of(frame: Frame, metric: str | None = None, system: str = "after") -> Ranks | None:
-    """The ranks of the arms that have a score on every skill; None for fewer than two arms or skills."""
-    skills = frame.skills
-    by_name: dict[str, dict[str, float]] = {}
-    for arm in frame.arms:
-        name = metric or arm.headline(arm.skill)
-        mean = None if name is None else mean_of(arm, arm.skill, name, system)
-        if name is not None and mean is not None:
-            sign = 1 if arm.metric(name).higher_is_better else -1
-            by_name.setdefault(arm.label, {})[arm.skill] = sign * mean["value"]
-    whole = {name: found for name, found in by_name.items() if len(found) == len(skills)}
-    if len(whole) < 2 or len(skills) < 2:
+    """The ranks of the arms that have a score on every skill; None for fewer than two arms or skills.
+
+    Where arms of the same settings differ in their data, each data set of a skill counts as one on which arms are
+    ranked, if two arms or more were evaluated on it. Arms that differ in models or versions alone cannot be told apart
+    by their settings and are left out.
+    """
+    places: dict[str, dict[str, float]] = {}  # by skill, or by data set of a skill, and arm
+    twice: dict[str, None] = {}
+    for skill in frame.skills:
+        groups = frame.comparable(arm for arm in frame.arms if arm.skill == skill)
+        for group in groups:
+            place = skill if len(groups) == 1 else f"{skill} (items {group[0].items[:6]})"
+            for arm in group:
+                name, value = arm.without(TRAINED_ON, IDENTITY), _value(arm, metric, system)
+                if name in places.setdefault(place, {}):
+                    twice[name] = None
+                if value is not None:
+                    places[place][name] = value
+    ranked = {place: found for place, found in places.items() if IDENTITY not in frame.columns or len(found) > 1}
+    every = dict.fromkeys(name for found in ranked.values() for name in found if name not in twice)
+    whole = [name for name in every if all(name in found for found in ranked.values())]
+    if len(whole) < 2 or len(ranked) < 2:
         return None
-    return ranks(np.array([[found[skill] for skill in skills] for found in whole.values()]), list(whole), skills)
+    scores = np.array([[found[name] for found in ranked.values()] for name in whole])
+    return ranks(scores, whole, list(ranked))._replace(left_out=list(twice))
+
+
+def _value(arm: Arm, metric: str | None, system: str) -> float | None:
+    """The mean of an arm on its own skill, where higher is better."""
+    name = metric or arm.headline(arm.skill)
+    mean = None if name is None else mean_of(arm, arm.skill, name, system)
+    if name is None or mean is None:
+        return None
+    value: float = mean["value"]
+    return value if arm.metric(name).higher_is_better else -value
 
 
 def ranks_grid(frame: Frame, metric: str | None = None, system: str = "after") -> Grid | None:
@@ -64,12 +89,15 @@ def ranks_grid(frame: Frame, metric: str | None = None, system: str = "after") -
         return None
     order = np.argsort(found.means, kind="stable").tolist()
     rows = [[found.names[i], Cell.number(float(found.means[i])), _alike(found, i)] for i in order]
-    label = ", ".join(name for name in frame.columns if name != TRAINED_ON)
+    label = ", ".join(name for name in frame.columns if name not in (TRAINED_ON, IDENTITY))
     friedman = "" if np.isnan(found.p) else f"Friedman's test that all are alike: p = {found.p:.2g}. "
     notes = [
         f"Ranks of means over seeds, over {len(found.skills)} skills ({', '.join(found.skills)}); ties share theirs.",
         f"{friedman}Two mean ranks differ at 0.05 where they are {number(found.critical)} apart (Nemenyi).",
     ]
+    if found.left_out:
+        apart = "; ".join(found.left_out)
+        notes.append(f"Left out, as runs of the same settings and items differ in models or versions: {apart}.")
     if found.critical > len(found.names) - 1:
         notes.append(f"With {len(found.skills)} skills no two of {len(found.names)} can be that far apart.")
     return Grid("Mean ranks", [label or "arm", "mean rank", "not distinguishable from"], rows, notes)

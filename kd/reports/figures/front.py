@@ -27,7 +27,7 @@ def fronts(frame: Frame, choices: Choices) -> list[Drawn]:
             rows = -(-len(costs) // columns)
             figure, panels = axes(PAGE, 1.9 * rows + 0.4, caption, rows=rows, columns=columns)
             for ax, cost in zip(panels, costs, strict=False):
-                _panel(ax, arms, cost, choices.metric)
+                _panel(ax, frame, arms, cost, choices.metric)
             for ax in panels[len(costs) :]:
                 ax.set_visible(False)
             marks = [drawn_with(i) | {"linestyle": ""} for i in range(len(arms))]
@@ -39,9 +39,8 @@ def fronts(frame: Frame, choices: Choices) -> list[Drawn]:
     return found
 
 
-def _panel(ax, arms: list[Arm], cost: str, metric: str | None) -> None:
-    known = points(arms, cost, metric)
-    for arm, spent, _ in known:
+def _panel(ax, frame: Frame, arms: list[Arm], cost: str, metric: str | None) -> None:
+    for arm, spent, _ in points(arms, cost, metric):
         mean = mean_of(arm, arm.skill, metric or arm.headline(arm.skill) or "")
         assert mean is not None
         mark = drawn_with(next(i for i, one in enumerate(arms) if one is arm)) | {"linestyle": ""}
@@ -51,9 +50,12 @@ def _panel(ax, arms: list[Arm], cost: str, metric: str | None) -> None:
         ax.errorbar(spent, mean["value"], yerr=ends, ms=4, lw=1, **mark)
     facts = arms[0].metric(metric or arms[0].headline(arms[0].skill) or "")
     sign = 1 if facts.higher_is_better else -1
-    kept = front([(spent, score) for _, spent, score in known])
-    line = sorted((spent, sign * score) for (_, spent, score), on in zip(known, kept, strict=True) if on)
-    ax.step(*zip(*line, strict=True), where="post", lw=0.8, color="#888888", zorder=0)
+    for group in frame.comparable(arms):
+        known = points(group, cost, metric)
+        kept = front([(spent, score) for _, spent, score in known])
+        line = sorted((spent, sign * score) for (_, spent, score), on in zip(known, kept, strict=True) if on)
+        if line:
+            ax.step(*zip(*line, strict=True), where="post", lw=0.8, color="#888888", zorder=0)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlabel(cost if cost == STEPS else COSTS[cost].replace("\n", " "))

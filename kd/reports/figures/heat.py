@@ -9,13 +9,15 @@ from kd.reports.comparisons.pivot import default_axes, pivot_grid
 from kd.reports.figures.style import PAGE, TYPE, Drawn, axes
 from kd.reports.frame import Frame
 from kd.reports.grid import Cell, number
+from kd.reports.settings import TRAINED_ON
 from kd.reports.sweep import Choices
 
 
 def heat_map(frame: Frame, choices: Choices) -> list[Drawn]:
     """One figure: rows and columns as in the table `pivot`; none where runs differ in fewer than two settings.
 
-    A column is coloured by its own scores, worst to best, since skills have scales of their own.
+    A column, or a row where these are skills, is coloured by its own scores, worst to best, since skills have scales of
+    their own.
     """
     pair = tuple(choices.pivot.split(",")) if choices.pivot else default_axes(frame)
     if pair is None:
@@ -23,11 +25,20 @@ def heat_map(frame: Frame, choices: Choices) -> list[Drawn]:
     grid = pivot_grid(frame, *pair, metric=choices.metric, system=choices.system, correction=choices.correction)  # type: ignore[arg-type]
     cells = [row[grid.labels :] for row in grid.rows]
     names = [", ".join(row[: grid.labels]) for row in grid.rows]
-    higher = [_higher(frame, column, choices.metric) for column in range(len(cells[0]))]
-    shades = np.array([_shades([row[i] for row in cells], up) for i, up in enumerate(higher)]).T
+    by_row = grid.header[0] == TRAINED_ON
+    lines = cells if by_row else [[row[i] for row in cells] for i in range(len(cells[0]))]
+    skills = [row[0] for row in grid.rows] if by_row else [name.split("\n")[0] for name in grid.header[grid.labels :]]
+    shades = np.array(
+        [_shades(line, _higher(frame, skill, choices.metric)) for line, skill in zip(lines, skills, strict=True)]
+    )
+    shades = shades if by_row else shades.T
     with rc_context(TYPE):
         height = 0.6 + 0.34 * len(names)
-        figure, [ax] = axes(PAGE, height, [*grid.notes, "Colours: each column by its own scores, dark is better."])
+        figure, [ax] = axes(
+            PAGE,
+            height,
+            [*grid.notes, f"Colours: each {'row' if by_row else 'column'} by its own scores, dark is better."],
+        )
         ax.imshow(np.ma.masked_invalid(shades), cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
         ax.set_xticks(range(len(cells[0])), grid.header[grid.labels :])
         ax.set_yticks(range(len(names)), names)
@@ -40,11 +51,9 @@ def heat_map(frame: Frame, choices: Choices) -> list[Drawn]:
     return [Drawn("heat_map", figure)]
 
 
-def _higher(frame: Frame, column: int, metric: str | None) -> bool:
-    """Whether higher is better in a column: of the metric, or of the skills' own."""
-    arm = frame.arms[0]
-    skill = frame.skills[column] if metric is None and column < len(frame.skills) else arm.skill
-    arm = next((one for one in frame.arms if one.skill == skill), arm)
+def _higher(frame: Frame, skill: str, metric: str | None) -> bool:
+    """Whether higher is better: of the metric, or of the skill's own; of all skills' where it is the name of none."""
+    arm = next((one for one in frame.arms if one.skill == skill), frame.arms[0])
     return arm.metric(metric or arm.headline(arm.skill) or "").higher_is_better
 
 
