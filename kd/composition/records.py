@@ -11,12 +11,12 @@ from inspect import signature
 from typing import Any
 
 from kd.components.choices import choices
-from kd.components.instantiation import instantiate
 from kd.components.signatures import located
 from kd.composition.groups import group_check, passes_given, ways
 from kd.composition.interfaces import made_by
 from kd.composition.lacks import Lack
 from kd.composition.terms import signals_of
+from kd.skills.records import made
 from kd.teachers.ensemble import member_of
 from kd.training.terms import STREAMS
 from kd.types import Record, Split
@@ -52,7 +52,7 @@ def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]
 
 def _check_all(config: Node, check: Check, splits: Sequence[Split]) -> None:
     for split in splits:
-        for record in _records(json.dumps(config["skill"]), split):
+        for record in _records(json.dumps(config["skill"], sort_keys=True), split):
             changed = _augmented(record, config["augmentation"]["stages"])
             if changed is None:  # by a stage without an `outline`
                 return
@@ -61,7 +61,7 @@ def _check_all(config: Node, check: Check, splits: Sequence[Split]) -> None:
 
 @lru_cache(maxsize=8)
 def _records(skill: str, split: Split) -> Sequence[Record]:
-    return instantiate(json.loads(skill)).load(split)
+    return made(skill).load(split)
 
 
 def _augmented(record: Record, stages: Mapping[str, Node]) -> Record | None:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from kd.judges.prompts import template_text as judge_prompt
 from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
+from kd.skills.records import made, skill_of
 from kd.sources.addresses import digest, keys_of
 from kd.training.observers import counted
 from kd.types import Record, Skill, Split
 from kd.versions import versions
 
 TRAINING = ("kd.experiment.build",)
+JUDGING = ("kd.judges.panel",)  # where a run has judges
 STAGES = (*TRAINING, "kd.evaluation.evaluate", "kd.evaluation.variants.robustness", "kd.evaluation.excess_error")
 SOURCE = ("address", "member", "sha256", "adapter")  # the keys of a source
 MODELS = ("source", "tokenizer")  # keys of a model whose value may be an address alone
@@ -59,7 +61,7 @@ def _metric_nodes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The content of the files of `conf/metric` that the run's skills name: the config has their names alone."""
     own = config.get("skill")
     named = [skill_node(name) for name in (config.get("evaluation") or {}).get("skills") or ()]
-    skills = [_skill(json.dumps(node, sort_keys=True)) for node in [own, *named] if node and node.get("_target_")]
+    skills = [skill_of(node) for node in [own, *named] if node and node.get("_target_")]
     every = [one for skill in skills for one in (skill, *skill.parts.values())]
     return [metric.node for skill in every for metric in skill.metrics]
 
@@ -74,7 +76,7 @@ def _part_classes(node: Any) -> set[str]:
     """The dotted names of the classes of a mixture's skills, which its node does not name."""
     if not node or not node.get("_target_"):
         return set()
-    kinds = {type(skill) for skill in _skill(json.dumps(node, sort_keys=True)).parts.values()}
+    kinds = {type(skill) for skill in skill_of(node).parts.values()}
     return {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
 
 
@@ -99,7 +101,8 @@ def family(cfg: DictConfig) -> str:
 
 def code_of(config: Mapping[str, Any], stages: Sequence[str] = STAGES) -> dict[str, int | str]:
     """The versions of `kd` and of everything that the stages and the components of a resolved config depend on."""
-    return {"kd": kd.__version__, **versions(*stages, *sorted(targets_in(counted(config))))}
+    judging = JUDGING if config.get("judge") else ()
+    return {"kd": kd.__version__, **versions(*stages, *judging, *sorted(targets_in(counted(config))))}
 
 
 def targets_in(node: Any) -> set[str]:
@@ -112,12 +115,7 @@ def targets_in(node: Any) -> set[str]:
 def load_skill(node: Any) -> Skill:
     """The skill of a config's node `skill`, made once in a process: its records are read for the identity, too."""
     content = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    return _skill(json.dumps(content, sort_keys=True))
-
-
-@lru_cache(maxsize=32)
-def _skill(node: str) -> Skill:
-    return instantiate(OmegaConf.create({"skill": json.loads(node)}).skill)  # errors name the key
+    return skill_of(content)
 
 
 def _data_digest(config: dict[str, Any]) -> dict[str, str]:
@@ -145,9 +143,9 @@ def skill_node(name: str, where: str = "evaluation.skills") -> dict[str, Any]:
     return node
 
 
-@lru_cache(maxsize=32)
+@cache  # of all skills of a sweep: a text of 64 characters each
 def _records_digest(node: str) -> str:
-    mixed = _skill(node)
+    mixed = made(node)
     every = [(split, r) for skill in (mixed, *mixed.parts.values()) for split in SPLITS for r in skill.load(split)]
     return texts_sha256(json.dumps([split, _plain(_content(record))]) for split, record in every)
 

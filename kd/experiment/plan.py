@@ -1,8 +1,10 @@
 """A composed config's name, hash and folder, and its baseline: determined once, read by all stages."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -75,9 +77,16 @@ def valid(cfg: DictConfig) -> None:
 
 def check_evaluation(cfg: DictConfig) -> None:
     """Raises ValueError for what the evaluation names and could not measure (`kd.evaluation.measurable`)."""
-    evaluation, own = instantiate(cfg.evaluation), load_skill(cfg.skill)
+    parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("evaluation", "skill")}
+    _check_evaluation(json.dumps(parts, sort_keys=True), cfg.checkpoint.answers, cfg.teacher._target_ is not None)
+
+
+@cache  # jobs of a sweep that differ elsewhere read no records again
+def _check_evaluation(parts: str, answers: int, teacher: bool) -> None:
+    config = OmegaConf.create(json.loads(parts))
+    evaluation, own = instantiate(config.evaluation), load_skill(config.skill)
     skills = [own, *own.parts.values(), *(load_skill(skill_node(name)) for name in evaluation.skills)]
-    check_measurable(evaluation, skills, curve=cfg.checkpoint.answers, teacher=cfg.teacher._target_ is not None)
+    check_measurable(evaluation, skills, curve=answers, teacher=teacher)
 
 
 def check(cfg: DictConfig) -> RunFolder | None:

@@ -43,8 +43,8 @@ class Evaluated:
         self.teacher_identity = None if teacher is None else model_digest(teacher)
         evaluation = instantiate(cfg.evaluation)
         others = [*parts.skill.parts.values(), *(load_skill(skill_node(name)) for name in evaluation.skills)]
-        skills = [parts.skill, *(skill for skill in others if skill.name != parts.skill.name)]
-        self.sessions = {skill.name: self._session(evaluation, skill) for skill in skills}
+        skills = {skill.name: skill for skill in reversed([parts.skill, *others])}  # the first of a name
+        self.sessions = {name: self._session(evaluation, skill) for name, skill in reversed(skills.items())}
         self.session = self.sessions[parts.skill.name]
         if teacher is not None and parts.encoder.teacher is not None:
             names = ", ".join(ON_TEACHER)

@@ -1,16 +1,31 @@
-"""A skill's records as the rest reads them: checked, with texts in place of lists of text parts."""
+"""A skill of a config, and its records as the rest reads them: checked, with texts in place of lists of text parts."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
+from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
+from kd.components.instantiation import instantiate
 from kd.data.chat_template import control_tokens_in
 from kd.data.conversations import strings
 from kd.data.images import PLACE, places
 from kd.types import Message, Record, Skill, Split
+
+
+def skill_of(node: Any) -> Skill:
+    """The skill of a config's node `skill`, as plain data; of the same node it is the same, which reads its data once
+    for checks, identity and training."""
+    return made(json.dumps(node, sort_keys=True))
+
+
+@lru_cache(maxsize=32)
+def made(node: str) -> Skill:
+    """The skill of a node in json with sorted keys. The last 32 are kept, with the records that they have read."""
+    return instantiate(OmegaConf.create({"skill": json.loads(node)}).skill)  # errors name the key
 
 
 def load(skill: Skill, split: Split) -> list[Record]:

@@ -13,10 +13,14 @@ from kd.experiment import identity as module
 from kd.experiment.export import export
 from kd.experiment.identity import TRAINING, check_records, check_unchanged, family, identity
 from kd.experiment.loading import load_teacher
+from kd.experiment.plan import check_evaluation
 from kd.models.digests import weights_digest
+from kd.skills.records import made
 from tests import runs
 from tests.tiny import tiny
 
+READ: list[str] = []  # files that `numbered` read
+READER = f"{__name__}.numbered"
 CE = "kd.objectives.divergence.cross_entropy"
 WHITE_BOX = "kd.teachers.white_box.WhiteBox"
 
@@ -69,7 +73,7 @@ def forget() -> None:
         sys.modules.pop(name, None)
     for cache in (
         choices._merged,
-        module._skill,
+        made,
         module._records_digest,
         versions._file_of,
         versions._roots,
@@ -237,3 +241,26 @@ def test_a_metric_counts_by_what_its_file_holds(tmp_path):
         with started(more=tmp_path / "conf"):
             found.append(identity(cfg))
     assert found[0] == found[2] != found[1]
+
+
+def numbered(path):
+    """The rows of a file, which is counted as read."""
+    READ.append(path.name)
+    yield from ({"prompt": f"Say {path.stem} {i}.", "response": str(i)} for i in range(6))
+
+
+def test_a_sweep_over_many_skills_reads_each_once(tmp_path, monkeypatch):
+    """Also where the skills change fastest, so that each stands beside every objective long after it was read."""
+    monkeypatch.setenv("KD_ALLOW", f"tests,{__name__}")
+    READ.clear()
+    names, cfg = [f"{i}.txt" for i in range(35)], runs.config()
+    for name in names:
+        (tmp_path / name).touch()
+    for rate in (0.1, 0.2):
+        for name in names:
+            node = {"_target_": "kd.skills.dataset.Dataset", "path": str(tmp_path / name), "reader": READER}
+            cfg.skill = {**node, "name": name[:-4], "validation": 2, "test": 2}
+            cfg.optim.lr = rate
+            check_evaluation(cfg)
+            identity(cfg)
+    assert sorted(READ) == sorted(names)

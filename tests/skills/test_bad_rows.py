@@ -14,12 +14,13 @@ from pyarrow import feather, parquet
 
 from kd.data.bad_rows import BadRows
 from kd.experiment.disclosure import _skipped
-from kd.experiment.identity import _records_digest, _skill, identity
+from kd.experiment.identity import _records_digest, identity
 from kd.reports.table import run_grid
 from kd.runs.results import validated
 from kd.skills.__main__ import main
 from kd.skills.dataset import Dataset
 from kd.skills.mixture import Mixture
+from kd.skills.records import made
 from tests import runs
 
 GOOD = [{"question": f"{i**5 + 7919 * i:x} in decimal, {i}?", "answer": str(i)} for i in range(30)]
@@ -173,7 +174,7 @@ def test_templates_groups_and_ids_of_bad_rows(tmp_path):
 
 def test_the_option_is_another_run_only_where_it_changes_the_records(tmp_path):
     def named(path, **more):
-        _skill.cache_clear()  # as in another process
+        made.cache_clear()  # as in another process
         _records_digest.cache_clear()
         node = {"_target_": "kd.skills.dataset.Dataset", "_convert_": "all", "path": path, "name": "mine", **more}
         return identity(runs.config("objective=sft", skill=node))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kd.experiment.identity import _records_digest, _skill, identity
+from kd.experiment.identity import _records_digest, identity
 from kd.experiment.plan import _named
 from kd.skills.dataset import Dataset
+from kd.skills.records import made
 from kd.types import Response
 from tests import runs
 
@@ -223,7 +224,7 @@ def test_an_edited_file_and_another_template_are_other_runs(tmp_path):
     path = jsonl(tmp_path / "sums.jsonl", questions(30))
 
     def named(**more: str) -> str:
-        _skill.cache_clear()  # as in another process
+        made.cache_clear()  # as in another process
         _records_digest.cache_clear()
         node = {"_target_": "kd.skills.dataset.Dataset", "_convert_": "all", "path": path, **more}
         return identity(runs.config("objective=sft", skill=node))

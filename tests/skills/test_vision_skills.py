@@ -4,7 +4,9 @@ Run: python -m pytest tests/skills/test_vision_skills.py
 """
 
 import json
+from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from datasets import Image as Feature
 
 from kd.data.hub import undecoded
 from kd.data.images import PLACE, decoded, drawn, image_in
-from kd.experiment.identity import _content, _records_digest, _skill
+from kd.experiment.identity import _content, _records_digest
 from kd.skills.__main__ import build, read
 from kd.skills.dataset import Dataset
-from kd.skills.records import load
+from kd.skills.records import load, made
 from kd.skills.vision.digits import Digits
-from kd.skills.vision.shapes import CELL, COLOURS, Shapes
+from kd.skills.vision.shapes import CELL, COLOURS, SHAPES, Shapes, Thing, _asked
 from kd.types import Record, Response
 
 SPLITS = ("train", "validation", "test")
@@ -96,6 +98,21 @@ def test_answers_about_shapes_are_true_of_the_pixels():
     assert len(set.union(*covered.values())) == 3
     yes = [r.meta["answer"] for r in records if "Is there" in r.prompt[0]["content"]]
     assert 0.3 < yes.count("yes") / len(yes) < 0.7
+
+
+def test_the_answers_yes_and_no_are_equally_frequent():
+    """Also in a full scene, of whose 12 kinds of shapes 9 are there: an absent one is drawn, not rejected."""
+    kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    things = [Thing(cell, *kinds[cell]) for cell in range(9)]
+    drawn_for = [_asked("presence", things, Random(seed)) for seed in range(1000)]
+    assert None not in drawn_for
+    answers = [answer for _, answer in drawn_for]
+    assert abs(answers.count("yes") - 500) < 50  # 3 standard deviations
+    present = {str(thing) for thing in things}
+    assert all((question[len("Is there ") : -1] in present) == (answer == "yes") for question, answer in drawn_for)
+    absent = Counter(question for question, answer in drawn_for if answer == "no")
+    assert len(absent) == 3
+    assert min(absent.values()) > 120
 
 
 def test_captions_name_every_shape():
@@ -184,7 +201,7 @@ def test_images_of_the_hub_are_read_as_files(tmp_path):
 
 def test_another_image_is_another_run_and_records_of_text_stay_what_they_were(tmp_path):
     def digest():
-        _skill.cache_clear()
+        made.cache_clear()
         return _records_digest.__wrapped__(node)
 
     node = json.dumps({"_target_": "kd.skills.dataset.Dataset", "path": rows(tmp_path), "columns": COLUMNS})

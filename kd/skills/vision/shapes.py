@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, product
 from random import Random
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from kd.skills.licences import check_commercial
 from kd.skills.procedural import checked_counts, stream_seed, take_distinct
 from kd.types import Image, Record, Response, Skill, Split
 
+VERSION = 2  # the absent shape of a question is drawn among the absent ones, so that half of the answers are yes
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square", "triangle")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
@@ -158,11 +159,10 @@ def _asked(kind: str, things: Sequence[Thing], random: Random) -> tuple[str, str
     if kind == "count":
         return "How many shapes are there?", str(len(things))
     if kind == "presence":
-        other = Thing(0, random.choice([*COLOURS]), random.choice(SHAPES))
+        present = {thing[1:] for thing in things}
+        absent = [pair for pair in product(COLOURS, SHAPES) if pair not in present]  # of 12, of which 9 can be present
         right = random.random() < 0.5
-        shown = random.choice(things) if right else other
-        if not right and any(thing[1:] == other[1:] for thing in things):
-            return None
+        shown = random.choice(things) if right else Thing(0, *random.choice(absent))
         return f"Is there {shown}?", "yes" if right else "no"
     own = [getattr(thing, "shape" if kind == "colour" else "colour") for thing in things]
     single = [thing for thing, value in zip(things, own, strict=True) if Counter(own)[value] == 1]
