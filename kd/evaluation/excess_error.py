@@ -1,8 +1,9 @@
 """The excess accumulated error of generation, with the teacher as the oracle (exposure bias).
 
 Arora et al. 2022, "Why Exposure Bias Matters: An Imitation Learning Perspective of Error Accumulation in Language
-Generation", arXiv 2204.01171, eq. 9; for distillation Gu et al. 2023 (MiniLLM), arXiv 2306.08543, section 3.3. With the
-teacher p, the student q and responses y of up to l tokens to a prompt x,
+Generation", arXiv 2204.01171 (%ExAccErr), with the divergence of the authors' code, KL(oracle || model); for
+distillation Gu et al. 2023 (MiniLLM), arXiv 2306.08543, section 3.3. Implemented is, with the teacher p as the oracle,
+the student q and responses y of up to l tokens to a prompt x,
 
     R(l)     = E_{y ~ q} sum_{t <= l} KL(p(. | y_<t, x) || q(. | y_<t, x))     the error on the student's own prefixes
     l eps(l) = E_{y ~ p} sum_{t <= l} KL(p(. | y_<t, x) || q(. | y_<t, x))     the error on the teacher's prefixes

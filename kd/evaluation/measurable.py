@@ -14,12 +14,14 @@ def check_measurable(evaluation: Evaluation, skills: Sequence[Skill], *, curve: 
     """Raises ValueError for what could not be measured on the records that are evaluated.
 
     A metric whose inputs a record lacks, or that requires more answers than are generated; a variant that changes no
-    item; an error beside a teacher that is not there. Records are read only where something depends on them.
+    item; an error beside a teacher that is not there; two skills, or a skill and a task of lm-eval, of one name, under
+    which results.json has one entry. Records are read only where something depends on them.
 
     skills: the run's own first.
     curve: validation prompts that each validation answers (`checkpoint.answers`).
     teacher: whether the run has one.
     """
+    _check_names(skills, evaluation)
     for skill in skills:
         _check_metrics(skill, evaluation)
     _check_curve(skills[0], curve)
@@ -29,6 +31,30 @@ def check_measurable(evaluation: Evaluation, skills: Sequence[Skill], *, curve: 
             f"evaluation.excess_error={evaluation.excess_error} compares the student with a teacher, but teacher=none; "
             "take a teacher, or evaluation.excess_error=0"
         )
+
+
+def _check_names(skills: Sequence[Skill], evaluation: Evaluation) -> None:
+    """Raises ValueError for two that would stand under one name; skills of the same test records are one, of which one
+    may have more."""
+    known: dict[str, Skill] = {}
+    for skill in skills:
+        if (other := known.setdefault(skill.name, skill)) is not skill and not _alike(skill, other):
+            raise ValueError(
+                f"evaluation.skills has another skill by the name {skill.name}, with other test records than the first "
+                "one, and results.json has one entry for a name; leave one out, or give its file of conf/skill another "
+                "`name`"
+            )
+    if both := [task for task in evaluation.lm_eval.tasks if task in known]:
+        raise ValueError(
+            f"evaluation.lm_eval.tasks has {both[0]}, which is also the name of a skill of this run, and results.json "
+            "has one entry for a name; leave one out, or copy the task's yaml under another name "
+            "(evaluation.lm_eval.include)"
+        )
+
+
+def _alike(one: Skill, other: Skill) -> bool:
+    """Return whether one's test records are the first ones of the other's."""
+    return all(a == b for a, b in zip(one.load("test"), other.load("test"), strict=False))
 
 
 def _check_metrics(skill: Skill, evaluation: Evaluation) -> None:

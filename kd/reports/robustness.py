@@ -35,7 +35,10 @@ def _cell(pair: Mapping[str, Any] | None) -> str:
 
 
 def _left_out(skill: str, variant: str, found: Mapping[str, Any]) -> list[str]:
-    if not found["left_out"]:
-        return []
-    given = found["items"] + found["left_out"]
-    return [f"{skill}: {variant} leaves {found['left_out']} of {given} items as they are; they are in no number here."]
+    """A sentence on the items that are not measured, by the reason."""
+    same, too_long = found["left_out"], found.get("too_long", 0)
+    parts = [f"leaves {same} as they are"] if same else []
+    parts += [f"makes {too_long} too long for an answer"] if too_long else []
+    given = found["items"] + same + too_long
+    what = f"{skill}: {variant} {' and '.join(parts)}"
+    return [f"{what}, of {given} items; these are in no number here."] if parts else []

@@ -35,9 +35,10 @@ class VariantPair(Page):
 
 
 class VariantScores(Page):
-    """A variant of a skill's items: those measured, those left out as it does not change them, pairs by metric and
-    system."""
+    """A variant of a skill's items: those measured, those left out as it does not change them, those that it makes too
+    long for an answer, pairs by metric and system."""
 
     items: NonNegativeInt
     left_out: NonNegativeInt
+    too_long: NonNegativeInt = 0
     metrics: dict[str, dict[str, VariantPair | None]]

@@ -56,6 +56,40 @@ def test_the_sums_by_hand(student, teacher, encoder):
     assert table["own"].tolist() != table["oracle"].tolist()
 
 
+def bigram(after_a: tuple[float, float], otherwise: tuple[float, float]):
+    """A model that generates a or b, with these probabilities after an a, and with those after any other token."""
+    model = tiny(0, hidden_size=4, num_hidden_layers=1, tie_word_embeddings=False)
+    network, width = model.network, 4
+    a, b = model.tokenizer("ab", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        network.model.layers[0].self_attn.o_proj.weight.zero_()  # the layer adds nothing to the token's embedding
+        network.model.layers[0].mlp.down_proj.weight.zero_()
+        network.model.embed_tokens.weight.copy_(torch.eye(width)[0])
+        network.model.embed_tokens.weight[a] = torch.eye(width, dtype=torch.float64)[1]
+        logits = torch.zeros(network.lm_head.weight.shape, dtype=torch.float64)
+        logits[:, :2] = -40.0
+        for column, shares in enumerate((otherwise, after_a)):
+            logits[a, column], logits[b, column] = map(math.log, shares)
+        network.lm_head.weight.copy_(logits / math.sqrt(width))  # the norm makes sqrt(width) of the 1
+    return model
+
+
+def test_two_tokens_by_hand():
+    """p draws a and b alike; q draws b with 3/4, but after an a it is p. K = KL(p || q) = log(4/3) / 2 nats at the
+    first token, and at the second one after a b. So R = K + 3/4 K, E = K + 1/2 K, and ExAccErr = 100 (1/4) / (3/2)."""
+    student, teacher = bigram((1 / 2, 1 / 2), (1 / 4, 3 / 4)), bigram((1 / 2, 1 / 2), (1 / 2, 1 / 2))
+    encoder = Encoder(student.tokenizer, None, max_length=200, max_tokens=2000)
+    draws = 600
+    table = accumulated(student, teacher, encoder, RECORDS[:1], Decoding(2, samples=draws, batch_size=600), seed=0)
+    first = math.log(4 / 3) / 2
+    shares = {name: table[name][0] / first - 1 for name in ("own", "oracle")}  # of responses that begin with b
+    for name, expected in (("own", 3 / 4), ("oracle", 1 / 2)):
+        assert shares[name] * draws == pytest.approx(round(shares[name] * draws), abs=0.05)
+        assert shares[name] == pytest.approx(expected, abs=0.06)  # 3 standard deviations of 600 draws
+    excess = 100 * (table["own"][0] - table["oracle"][0]) / table["oracle"][0]
+    assert excess == pytest.approx(100 * (1 / 4) / (3 / 2), abs=6)
+
+
 def test_of_one_token_nothing_accumulates(student, teacher, encoder):
     """Both prefixes are the prompt."""
     table = accumulated(student, teacher, encoder, RECORDS, Decoding(1, samples=3, batch_size=8), seed=0)

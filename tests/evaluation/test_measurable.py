@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kd.evaluation.evaluate import Evaluation
+from kd.evaluation.measurable import check_measurable
 from kd.experiment.monitor import monitored
 from kd.experiment.plan import check_evaluation, valid
+from kd.skills.dataset import Dataset
 from tests.runs import config
 
 
@@ -52,6 +55,35 @@ def dataset(tmp_path: Path, *metrics: str, **columns) -> dict:
 def test_what_cannot_be_measured(tmp_path, metrics, words, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_evaluation(config(*words, skill=dataset(tmp_path, *metrics)))
+
+
+def made(tmp_path: Path, first: int, *, name: str = "own", test: int = 2) -> Dataset:
+    """A skill of 6 records that count from a number."""
+    path = tmp_path / f"{first}.jsonl"
+    rows = ({"prompt": f"Say {first + i}.", "response": str(first + i)} for i in range(6))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Dataset({"train": str(path), "validation": str(path), "test": str(path)}, name=name, test=test)
+
+
+def measurable(*skills: Dataset, **lm_eval) -> None:
+    evaluation = Evaluation(items=2, answers=2, max_new_tokens=4, batch_size=2, lm_eval=lm_eval)
+    check_measurable(evaluation, skills, curve=0, teacher=False)
+
+
+def test_two_skills_of_one_name(tmp_path):
+    own, same, other = made(tmp_path, 0), made(tmp_path, 0, test=4), made(tmp_path, 9)
+    measurable(own, same)  # the same records, of which one reads more
+    measurable(own, made(tmp_path, 9, name="another"))
+    for pair in ((own, other), (made(tmp_path, 5, name="first"), own, other)):
+        with pytest.raises(ValueError, match=r"evaluation\.skills has another skill by the name own, with other test"):
+            measurable(*pair)
+
+
+def test_a_task_by_the_name_of_a_skill(tmp_path):
+    pytest.importorskip("lm_eval")
+    measurable(made(tmp_path, 0), tasks=["kd_spell_backward"])
+    with pytest.raises(ValueError, match=r"lm_eval\.tasks has kd_spell_backward, which is also the name of a skill"):
+        measurable(made(tmp_path, 0, name="kd_spell_backward"), tasks=["kd_spell_backward"])
 
 
 def test_enough_samples_and_what_is_not_measured(tmp_path):

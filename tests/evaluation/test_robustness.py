@@ -124,7 +124,7 @@ def session(student, encoder, monkeypatch):
 def test_a_system_on_changed_items(session, student):
     clean = session([SHORTER])
     robustness = Robustness(clean)
-    assert robustness.counts("shorter") == {"items": 7, "left_out": 3}
+    assert robustness.counts("shorter") == {"items": 7, "left_out": 3, "too_long": 0}
     before = clean.measure(student, identity="student")
     found = robustness.measure(student, before, identity="student")["shorter"]
     skill, values = clean.skill, []
@@ -142,6 +142,22 @@ def test_a_system_on_changed_items(session, student):
     assert found.measured.items["id"].tolist() == [f"ten/{i}" for i in range(3, 10)]
     again = robustness.measure(silenced(student), before, identity="student")["shorter"]  # out of the cache
     assert again.pairs == found.pairs
+
+
+LONGER = {"_target_": f"{__name__}.longer", "name": "longer"}
+
+
+def longer(record, seed):
+    """Too long for an answer in two of the seven cases in which it is changed."""
+    from kd.evaluation.variants.editable import question, with_question
+
+    number = int(record.id[4:])
+    return None if number < 3 else with_question(record, question(record) + " please" * (400 if number > 7 else 1))
+
+
+def test_items_that_become_too_long_are_counted_apart(session):
+    started = Robustness(session([LONGER]))
+    assert started.counts("longer") == {"items": 5, "left_out": 3, "too_long": 2}
 
 
 def test_likelihoods_of_choices_change_with_the_question(session, student, encoder):
@@ -162,8 +178,8 @@ def test_likelihoods_of_choices_change_with_the_question(session, student, encod
     evaluation = Evaluation(**{**SETTINGS, "answers": 0}, variants=["option_order", "number_changes"])
     own = evaluation.session(skill=skill, train=(), test=skill.load("test"), encoder=encoder)
     robustness = Robustness(own)
-    assert robustness.counts("option_order") == {"items": 12, "left_out": 0}
-    assert robustness.counts("number_changes") == {"items": 0, "left_out": 12}
+    assert robustness.counts("option_order") == {"items": 12, "left_out": 0, "too_long": 0}
+    assert robustness.counts("number_changes") == {"items": 0, "left_out": 12, "too_long": 0}
     found = robustness.measure(student, own.measure(student, identity="student"), identity="student")
     assert found["number_changes"].pairs == {}
     [order] = variants(["option_order"])
@@ -185,7 +201,10 @@ def test_the_table():
     assert grid.rows == [
         ["sums\naccuracy", "typos\nn=7", "0.00 (drop 0.00)\n25 % flip", "0.500 (drop 0.250)\n25 % flip"],
     ]
-    assert "typos leaves 3 of 10 items as they are" in grid.notes[0]
+    assert grid.notes[0] == "sums: typos leaves 3 as they are, of 10 items; these are in no number here."
+    longer = {"robustness": {"sums": {"typos": {**variant, "too_long": 2}}}, "metrics": {}}
+    sentence = "sums: typos leaves 3 as they are and makes 2 too long for an answer, of 12 items; "
+    assert robustness_grid(longer).notes[0].startswith(sentence)
     assert robustness_grid({}) is None
 
 

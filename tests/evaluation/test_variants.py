@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from kd.components.choices import choices
+from kd.data.recognition import LETTERS
 from kd.evaluation.variants import variants
 from kd.evaluation.variants.editable import protected, question, with_question, words
 from kd.evaluation.variants.number_changes import number_changes
@@ -19,6 +20,8 @@ from kd.evaluation.variants.option_order import option_order, reordered
 from kd.evaluation.variants.paraphrase import paraphrase
 from kd.evaluation.variants.surface import letter_case, punctuation, spaces
 from kd.evaluation.variants.typos import NEIGHBOURS, slip, typos
+from kd.skills.__main__ import build, read
+from kd.skills.answer_metrics import Evidence
 from kd.skills.dataset import Dataset
 from kd.skills.gsm_symbolic import GsmSymbolic
 from kd.skills.mixture import Mixture
@@ -170,6 +173,79 @@ def test_a_letter_follows_its_text(tmp_path, answer, expected):
     assert (new.responses, new.meta["references"]) == ((Response(expected, score=0.5),), [expected])
     assert new.meta["answer"] == expected
     assert reordered(new, [1, 3, 0, 2]) == one
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("answer", 2, 0),
+        ("answer", 3, 1),  # counted from 1
+        ("answer", "2", "0"),
+        ("answerKey", "C", "A"),
+        ("label", 2, 0),
+        ("letter", "C", "A"),
+        ("correct_answer", "C. a cow", "A. a cow"),
+        ("references", [2, "C"], [0, "A"]),
+        ("label", True, True),
+        ("answer", 42, 42),  # no place of the right option
+        ("options", ["an ant", "a bee", "a cow", "a dog"], ["a cow", "an ant", "a dog", "a bee"]),
+        ("options", "A. an ant\nB. a bee\nC. a cow\nD. a dog", "A. a cow\nB. an ant\nC. a dog\nD. a bee"),
+        ("options", list("ABCD"), list("ABCD")),
+        ("relevance", [0, 1, 2, 0], [2, 0, 0, 1]),
+    ],
+)
+def test_what_tells_the_right_option_follows_it(tmp_path, key, value, expected):
+    [one] = quiz(tmp_path)
+    one = replace(one, meta={**one.meta, key: value})
+    new = reordered(one, [2, 0, 3, 1])
+    assert (new.meta[key], new.meta["answer_index"]) == (expected, 0)
+    assert reordered(new, [1, 3, 0, 2]) == one
+
+
+def test_a_number_that_may_be_a_place_or_a_text_is_left_out(tmp_path):
+    rows = '{"question": "How many?", "choices": ["4 cows", "3 cows", "2 cows"], "answer_index": 2, "answer": 2}\n'
+    (tmp_path / "numbers.jsonl").write_text(rows)
+    [one] = Dataset(str(tmp_path / "numbers.jsonl"), train=0, validation=0, test=1).load("test")
+    assert one.meta["answer"] == 2
+    assert option_order(one, 0) is None
+    other = replace(one, meta={**one.meta, "answer": "4"})  # neither of the two
+    assert option_order(other, 0).meta["answer"] == "4"
+
+
+CHOSEN = [
+    "bbq",
+    "commonsense_qa",
+    "disambiguation",
+    "logiqa",
+    "medmcqa",
+    "medqa",
+    "mmlu",
+    "openbookqa",
+    "piqa",
+    "proverbs",
+    "social_iqa",
+    "movielens_next",
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_right_option_of_each_skill_with_letters_stays_right(name):
+    own = build(read(name, []))
+    [variant] = variants(["option_order"])
+    pairs = [(one, variant(one, 0, own)) for one in own.load("test")[:60]]
+    kept = [(one, new) for one, new in pairs if new is not None]
+    assert len(kept) > len(pairs) / 2
+    for one, new in kept:
+        right = one.meta["choices"][one.meta["answer_index"]]
+        place = new.meta["answer_index"]
+        assert new.meta["choices"][place] == right
+        assert sorted(new.meta["choices"]) == sorted(one.meta["choices"])
+        assert f"{LETTERS[place]}. {right}" in question(new)
+        assert own.score(new, new.responses[0].text) == 1.0
+        assert {Evidence(new).answers[0], new.responses[0].text} <= {right, LETTERS[place]}
+        assert new.meta.get("letter", LETTERS[place]) == LETTERS[place]
+        assert new.meta.get("options", "") in question(new)
 
 
 def test_choices_that_are_letters(tmp_path):

@@ -52,17 +52,20 @@ class Varied:
 class Robustness:
     """The items of a session under each variant of its evaluation.
 
-    An item that a variant leaves as it is, or makes too long, is in neither number of the pair, and counted.
+    An item that a variant leaves as it is, or makes too long, is in neither number of the pair; each is counted apart.
     """
 
     def __init__(self, session: Session):
         self.session = session
-        self.sessions = {one.name: _changed(session, one) for one in session.evaluation.variants}
+        changed = {one.name: _changed(session, one) for one in session.evaluation.variants}
+        self.changed = {name: _items(one) for name, one in changed.items()}
+        self.sessions = {name: _fitting(one) for name, one in changed.items()}
 
     def counts(self, name: str) -> dict[str, int]:
-        """The number of items that are measured under a variant, and of those that are left out."""
-        kept, given = len(_items(self.sessions[name])), len(_items(self.session))
-        return {"items": kept, "left_out": given - kept}
+        """The number of items that are measured under a variant, of those that it leaves as they are (`left_out`), and
+        of those that it makes too long for an answer (`too_long`)."""
+        given, changed, kept = _items(self.session), self.changed[name], _items(self.sessions[name])
+        return {"items": len(kept), "left_out": len(given - changed), "too_long": len(changed - kept)}
 
     def measure(self, system: LanguageModel | Ensemble, clean: Measured, *, identity: str) -> dict[str, Varied]:
         """The system under each variant; answers and likelihoods are cached as those of all records are.
@@ -92,8 +95,14 @@ def _changed(session: Session, variant: Variant) -> Session:
 
     other = copy.copy(session)
     other.items, other.teacher, other.teacher_name = [], None, None
-    other.prompts = [record for record in changed(session.prompts) if session.encoder.takes(record)]
-    other.choices = changed(session.choices)
+    other.prompts, other.choices = changed(session.prompts), changed(session.choices)
+    return other
+
+
+def _fitting(session: Session) -> Session:
+    """The session without the prompts that leave no room for an answer."""
+    other = copy.copy(session)
+    other.prompts = [record for record in session.prompts if session.encoder.takes(record)]
     return other
 
 
