@@ -1,6 +1,7 @@
 """Hydra's own sweeper, which checks every job before the first one starts, with any launcher."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -21,20 +22,41 @@ class CheckedSweeper(BasicSweeper):
 
     `check` raises ValueError for a job that cannot run. It may return the job's RunFolder: if that is DONE,
     the job is recorded as skipped before anything is launched.
+
+    `arms` are overrides that belong together, as `objective=ab rollout=mixed`: each is combined with the whole grid,
+    which so need not be a product of axes.
     """
 
-    def __init__(self, check: str, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        check: str,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        arms: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(max_batch_size, params)
         self.check = check
+        self.arms = [shlex.split(arm) for arm in arms or ()]
         self.checked = 0  # jobs of earlier batches
 
-    @staticmethod
-    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """The jobs in batches. Raises SystemExit for an interval, which has no values to combine."""
+    def split_arguments(  # type: ignore[override]  # of a class, where it is static
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """The jobs in batches. Raises SystemExit for an interval, and for a key that is in the arms, too."""
+        own = {word.partition("=")[0] for arm in self.arms for word in arm}
         for override in overrides:
             if override.is_interval_sweep():
                 sys.exit(f"{override.input_line}: a grid has no intervals; list values, or add hydra/sweeper=optuna")
-        return BasicSweeper.split_arguments(overrides, max_batch_size)
+            if override.key_or_group in own:
+                arms = ",".join(f'"{shlex.join(arm)}"' for arm in self.arms)
+                sys.exit(
+                    f"{override.input_line}: the arms of this grid set {override.key_or_group}; choose among them, as in "
+                    f"'hydra.sweeper.arms=[{arms}]'"
+                )
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+        if self.arms:
+            jobs = [[*arm, *job] for arm in self.arms for job in jobs]
+        return [list(chunk) for chunk in self.split_overrides_to_chunks(jobs, max_batch_size)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose and check all jobs, then record them as waiting.
