@@ -83,7 +83,7 @@ def test_every_published_table_of_the_project_is_read() -> None:
     for name in papers():
         table = read_published(name)
         assert table.source.startswith("https://"), name
-        assert all(row.arm or row.system != "after" for row in table.rows), name
+        assert all(row.arm or row.lacks or row.system != "after" for row in table.rows), name
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,10 @@ def test_every_published_table_of_the_project_is_read() -> None:
         (
             {"rows": [{"heading": "KD", "values": {"sums": 3}, "interval": {"sums": [4, 5]}}], "directions": []},
             "row KD: 3 of sums is not in [4, 5]",
+        ),
+        (
+            {"rows": [{"heading": "KD", "arm": {"objective": "fkl"}, "lacks": "no loss", "values": {}}], "directions": []},
+            "row KD has an arm, and lacks one (no loss)",
         ),
         ({"rowz": []}, "rowz: Extra inputs are not permitted"),
         ({"scale": 0}, "scale: Input should be greater than 0"),
@@ -230,6 +234,23 @@ def test_a_direction_whose_row_was_not_run_is_not_run(root: Path, place: Path) -
     scores, claims = paper_grids(frame(root), "sums")
     assert rows(claims)["Best > SFT"] == ["+78.0", "–", "–", "not run"]
     assert "Without a run of ours: Best." in scores.notes
+
+
+def test_a_claim_that_is_stated_in_a_figure_is_tested_and_a_row_without_an_arm_has_a_reason(
+    root: Path, place: Path
+) -> None:
+    """The numbers of a figure are not read; its claim is tested on all columns that ours have."""
+    bare = [{key: value for key, value in row.items() if key == "heading" or key == "arm"} for row in PAPER["rows"][1:3]]
+    lacking = {"heading": "GAN", "lacks": "no such loss", "values": {"sums": 99}}
+    claim = {"better": "KD", "than": "SFT", "stated": "figure"}
+    write(place, rows=[*({**row, "values": {}} for row in bare), lacking], directions=[claim])
+    scores, claims = paper_grids(frame(root), "sums")
+    assert "Without a run of ours: GAN (no such loss)." in scores.notes
+    assert rows(scores)["GAN Sums"][0] == "–"
+    assert rows(claims)["KD > SFT"][0] == "figure"
+    write(place)
+    _, measured = paper_grids(frame(root), "sums")
+    assert rows(claims)["KD > SFT"][1] == rows(measured)["KD > SFT"][1]
 
 
 def test_a_mean_over_columns_is_the_mean_of_their_differences_and_known_better_than_each(root: Path) -> None:

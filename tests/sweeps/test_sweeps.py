@@ -337,6 +337,27 @@ def test_a_second_rank_does_not_sweep_again(app: Path) -> None:
     assert not (app / "outputs").exists()
 
 
+# --- a grid that is no product ------------------------------------------------------------------------------------
+
+
+def test_arms_are_combined_with_the_rest_of_the_grid(app: Path) -> None:
+    arms = 'hydra.sweeper.arms=["x=1 y=2","x=3"]'
+    ended = run(app, "-m", "hydra/launcher=basic", arms, "seed=4,5")
+    assert ended.returncode == 0, ended.stderr
+    (sweep,) = sweeps(app)
+    found = [" ".join(record["overrides"]) for record in records(sweep)]
+    assert found == ["x=1 y=2 seed=4", "x=1 y=2 seed=5", "x=3 seed=4", "x=3 seed=5"]
+    assert [record["objective"] for record in records(sweep)] == [1.0, 1.0, 9.0, 9.0]
+
+
+def test_a_key_of_the_arms_is_refused_beside_them(app: Path) -> None:
+    ended = run(app, "-m", 'hydra.sweeper.arms=["x=1 y=2","x=3"]', "x=5", "seed=4,5")
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "x=5: the arms of this grid set x; choose among them, as in 'hydra.sweeper.arms=[\"x=1 y=2\",\"x=3\"]'\n"
+    )
+
+
 # --- the other launchers leave the same trace ----------------------------------------------------------------
 
 

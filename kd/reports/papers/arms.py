@@ -39,7 +39,8 @@ class Arms:
         self.named = [any(job.config.get("paper") == name for job in arm.runs.values()) for arm in frame.arms]
         settings = every_setting(firsts)
         self.fitting: Mapping[str, list[int]] = {
-            row.heading: [i for i, one in enumerate(settings) if _fits(one, row)] for row in published.rows
+            row.heading: [i for i, one in enumerate(settings) if not row.lacks and fits(one, row)]
+            for row in published.rows
         }
 
     def places(self, metric: str | None = None) -> list[Place]:
@@ -95,5 +96,6 @@ class Arms:
         return side if side.seeds else None
 
 
-def _fits(settings: Mapping[str, str], row: Row) -> bool:
+def fits(settings: Mapping[str, str], row: Row) -> bool:
+    """Return whether a run with these settings is one of the row's."""
     return all(settings.get(name) == value for name, value in row.arm.items())

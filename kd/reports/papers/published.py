@@ -49,6 +49,7 @@ class Row(_Part):
         deviation: standard deviations over the paper's seeds, by column.
         interval: intervals that the paper states, by column.
         unconfirmed: columns whose number was not seen in the paper itself.
+        lacks: why no run of ours stands for it, where there is none.
     """
 
     heading: str
@@ -58,6 +59,7 @@ class Row(_Part):
     deviation: Mapping[str, FiniteFloat] = Field(default_factory=dict)
     interval: Mapping[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
     unconfirmed: Sequence[str] = ()
+    lacks: str | None = None
 
     @field_validator("arm", mode="before")
     @classmethod
@@ -79,11 +81,13 @@ class Direction(_Part):
     Attributes:
         better, than: headings of rows.
         on: the columns; none: all in which both have a number.
+        stated: where the paper claims it without numbers that were read, as `figure` or `text`; the columns are then all.
     """
 
     better: str
     than: str
     on: Sequence[str] = ()
+    stated: str | None = None
 
     @field_validator("on", mode="before")
     @classmethod
@@ -124,6 +128,8 @@ class Published(_Part):
         return self
 
     def _check_row(self, row: Row) -> None:
+        if row.lacks and row.arm:
+            raise ValueError(f"row {row.heading} has an arm, and lacks one ({row.lacks}); keep one of the two")
         for name in ("values", "deviation", "interval", "unconfirmed"):
             for column in getattr(row, name):
                 _among(f"row {row.heading}: {name} of {column}", column, self.columns, "column")
@@ -147,8 +153,8 @@ class Published(_Part):
             raise ValueError(f"{where} compares {claim.better} with itself; name two rows")
         text = f"{where}: {claim.better} better than {claim.than}"
         if not self.compared(claim) or set(claim.on) - set(self.compared(claim)):
-            raise ValueError(f"{text} needs a number of both in its columns; add values, or leave it out")
-        if (found := self.difference(claim)) <= 0:
+            raise ValueError(f"{text} needs a number of both in its columns; add values, or name where it is `stated`")
+        if (found := self.difference(claim)) is not None and found <= 0:
             raise ValueError(f"{text} is not what its numbers are: their difference is {found:g}; turn it around")
 
     @cached_property
@@ -165,13 +171,15 @@ class Published(_Part):
         return self.columns[column].scale or self.scale
 
     def compared(self, claim: Direction) -> list[str]:
-        """The columns of a claim: those named, of all those in which both rows have a number."""
+        """The columns of a claim: those named, of all those in which both rows have a number, or of a stated one of all."""
         rows = [self.by_heading[claim.better], self.by_heading[claim.than]]
-        both = [name for name in self.columns if all(name in row.values for row in rows)]
+        both = [name for name in self.columns if claim.stated or all(name in row.values for row in rows)]
         return [name for name in both if name in claim.on or not claim.on]
 
-    def difference(self, claim: Direction) -> float:
-        """The published difference, mean over its columns; positive: as claimed."""
+    def difference(self, claim: Direction) -> float | None:
+        """The published difference, mean over its columns; positive: as claimed. None of a claim that is stated alone."""
+        if claim.stated:
+            return None
         better, than = self.by_heading[claim.better], self.by_heading[claim.than]
         found = [
             (better.values[name] - than.values[name]) * (1 if self.columns[name].higher_is_better else -1)

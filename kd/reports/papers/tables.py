@@ -28,6 +28,7 @@ VERDICTS = (
     f"Agrees: ours differs in the claimed direction, p < {LEVEL}; opposite: in the other, p < {LEVEL}; not decided: it "
     "cannot be told at this size (models, steps, items, seeds)."
 )
+STATED = "A word in place of a published difference is where the paper makes the claim: its numbers were not read."
 AS_CLAIMED = "Differences are means over the columns, ours over the skills in the table above; positive is as claimed."
 
 
@@ -124,7 +125,8 @@ def _notes(arms: Arms, places: Sequence[Place], sides: Sequence[Side]) -> list[s
     notes += [UNCONFIRMED] if any(row.unconfirmed for row in published.rows) else []
     notes += [items_note([mean_of(side.arm, side.skill, side.metric, side.system) for side in sides])]
     notes += interval_notes(list({id(side.arm): side.arm for side in sides}.values()))
-    lacking = [row.heading for row in published.rows if all(arms.side(row, place) is None for place in places)]
+    without = [row for row in published.rows if all(arms.side(row, place) is None for place in places)]
+    lacking = [f"{row.heading} ({row.lacks})" if row.lacks else row.heading for row in without]
     notes += [f"Without a run of ours: {', '.join(lacking)}."] if lacking else []
     others = [_label(arm) for arm in arms.without_row()]
     return [*notes, *([f"Without a row in the paper: {', '.join(others)}."] if others else [])]
@@ -157,11 +159,12 @@ def _directions(arms: Arms, places: Sequence[Place], correction: str) -> Grid:
         mark = "" if published.confirmed(claim) else MARK
         theirs = published.difference(claim)
         ours = Cell("–") if one is None else difference_cell(one)
-        cell = Cell.number(theirs, f"{signed(theirs)}{mark}")
+        cell = Cell(claim.stated or "") if theirs is None else Cell.number(theirs, f"{signed(theirs)}{mark}")
         rows.append([_claim_text(published, claim), cell, ours, p_cell(p), _verdict(one, p)])
     header = ["claim", "published", "ours", "p", "verdict"]
     tested = sum(not math.isnan(p) for p in corrected)
     notes = [AS_CLAIMED, VERDICTS, f"{METHOD} {words[0].upper()}{words[1:]}: {tested} comparisons."]
+    notes += [STATED] if any(claim.stated for claim in published.directions) else []
     notes += [UNCONFIRMED] if not all(map(published.confirmed, published.directions)) else []
     return Grid(f"Directions of {published.paper}", header, rows, notes)
 
