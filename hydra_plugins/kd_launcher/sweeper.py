@@ -50,8 +50,8 @@ class CheckedSweeper(BasicSweeper):
             if override.key_or_group in own:
                 arms = ",".join(f'"{shlex.join(arm)}"' for arm in self.arms)
                 sys.exit(
-                    f"{override.input_line}: the arms of this grid set {override.key_or_group}; choose among them, as in "
-                    f"'hydra.sweeper.arms=[{arms}]'"
+                    f"{override.input_line}: the arms of this grid set {override.key_or_group}; choose among them, as "
+                    f"in 'hydra.sweeper.arms=[{arms}]'"
                 )
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
         if self.arms:

@@ -105,7 +105,10 @@ def test_every_published_table_of_the_project_is_read() -> None:
             "row KD: 3 of sums is not in [4, 5]",
         ),
         (
-            {"rows": [{"heading": "KD", "arm": {"objective": "fkl"}, "lacks": "no loss", "values": {}}], "directions": []},
+            {
+                "rows": [{"heading": "KD", "arm": {"objective": "fkl"}, "lacks": "no loss", "values": {}}],
+                "directions": [],
+            },
             "row KD has an arm, and lacks one (no loss)",
         ),
         ({"rowz": []}, "rowz: Extra inputs are not permitted"),
@@ -240,7 +243,9 @@ def test_a_claim_that_is_stated_in_a_figure_is_tested_and_a_row_without_an_arm_h
     root: Path, place: Path
 ) -> None:
     """The numbers of a figure are not read; its claim is tested on all columns that ours have."""
-    bare = [{key: value for key, value in row.items() if key == "heading" or key == "arm"} for row in PAPER["rows"][1:3]]
+    bare = [
+        {key: value for key, value in row.items() if key == "heading" or key == "arm"} for row in PAPER["rows"][1:3]
+    ]
     lacking = {"heading": "GAN", "lacks": "no such loss", "values": {"sums": 99}}
     claim = {"better": "KD", "than": "SFT", "stated": "figure"}
     write(place, rows=[*({**row, "values": {}} for row in bare), lacking], directions=[claim])

@@ -354,7 +354,7 @@ def test_a_key_of_the_arms_is_refused_beside_them(app: Path) -> None:
     ended = run(app, "-m", 'hydra.sweeper.arms=["x=1 y=2","x=3"]', "x=5", "seed=4,5")
     assert ended.returncode == 1
     assert ended.stderr == (
-        "x=5: the arms of this grid set x; choose among them, as in 'hydra.sweeper.arms=[\"x=1 y=2\",\"x=3\"]'\n"
+        'x=5: the arms of this grid set x; choose among them, as in \'hydra.sweeper.arms=["x=1 y=2","x=3"]\'\n'
     )
 
 

@@ -81,7 +81,7 @@ class Direction(_Part):
     Attributes:
         better, than: headings of rows.
         on: the columns; none: all in which both have a number.
-        stated: where the paper claims it without numbers that were read, as `figure` or `text`; the columns are then all.
+        stated: where the paper claims it without numbers that were read, as `figure` or `text`.
     """
 
     better: str
@@ -171,13 +171,13 @@ class Published(_Part):
         return self.columns[column].scale or self.scale
 
     def compared(self, claim: Direction) -> list[str]:
-        """The columns of a claim: those named, of all those in which both rows have a number, or of a stated one of all."""
+        """The columns of a claim: those named, of all those in which both rows have a number; of a stated one, of all."""
         rows = [self.by_heading[claim.better], self.by_heading[claim.than]]
         both = [name for name in self.columns if claim.stated or all(name in row.values for row in rows)]
         return [name for name in both if name in claim.on or not claim.on]
 
     def difference(self, claim: Direction) -> float | None:
-        """The published difference, mean over its columns; positive: as claimed. None of a claim that is stated alone."""
+        """The published difference, mean over its columns; positive: as claimed. None of a claim without numbers."""
         if claim.stated:
             return None
         better, than = self.by_heading[claim.better], self.by_heading[claim.than]
