@@ -171,7 +171,7 @@ class Published(_Part):
         return self.columns[column].scale or self.scale
 
     def compared(self, claim: Direction) -> list[str]:
-        """The columns of a claim: those named, of all those in which both rows have a number; of a stated one, of all."""
+        """The columns of a claim: those named, of all in which both rows have a number; of a stated one, of all."""
         rows = [self.by_heading[claim.better], self.by_heading[claim.than]]
         both = [name for name in self.columns if claim.stated or all(name in row.values for row in rows)]
         return [name for name in both if name in claim.on or not claim.on]
