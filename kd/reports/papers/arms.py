@@ -77,7 +77,7 @@ class Arms:
 
     def without_row(self) -> list[Arm]:
         """Arms on the table's skills that no row stands for."""
-        used = {i for places in self.fitting.values() for i in places}
+        used = {i for row in self.published.rows if row.arm for i in self.fitting[row.heading]}
         counting = set(self._counting())
         skills = {self.frame.arms[i].skill for i in counting & used}
         return [arm for i, arm in enumerate(self.frame.arms) if i in counting - used and arm.skill in skills]
