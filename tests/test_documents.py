@@ -33,6 +33,7 @@ COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMA
 CHECKED = re.compile(
     r"<|=vllm|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m|(?:experiment|method)=|run\.py +#"
 )
+SLOW = re.compile(r"glob\(\*|experiment=(?!first_run|tiny_)")  # of papers: tests/composition/test_paper_grids.py has all
 RUN = [pytest.param(line, marks=pytest.mark.long) for line in COMMANDS if not CHECKED.search(line)]
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
 
@@ -101,7 +102,7 @@ def test_the_table_of_types_has_their_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=[pytest.mark.long] if "glob(*" in c else []) for c in COMMANDS]
+    "command", [pytest.param(c, marks=[pytest.mark.long] if SLOW.search(c) else []) for c in COMMANDS]
 )
 def test_commands_in_pages_name_what_there_is(command: str) -> None:
     """Flags, choices and keys, as a command's words are checked; README and docs/extending are run as a whole."""
