@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_secrets.py
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from kd.components.choices import CONF
 from kd.experiment import preparation
 from kd.secrets import hashable, masked, note, unrevealed
 from tests.runs import config
+from tests.wandb_records import records_of
 
 SECRET = "s3cr3t-f0r-nobody"
 ROOT = CONF.parent
@@ -99,7 +101,11 @@ def test_no_file_of_a_run_holds_the_secret(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/DONE"))
-    assert (folder / "wandb").is_dir()
+    (record,) = records_of(folder)
+    assert "${oc.env:KD_TEST_LOGIN}" in record.tags
+    assert (record.exit_code, record.group) == (0, "spell_backward-fkl")
+    assert record.summary["budget/tokens"] == json.loads((folder / "results.json").read_text())["budget"]["tokens"] > 0
+    assert f"to upload it: wandb sync {record.folder}\n" in done.stdout
     assert "${oc.env:KD_TEST_LOGIN}" in (folder / "config.yaml").read_text()
     assert "${oc.env:KD_TEST_LOGIN}" in (folder / "overrides.yaml").read_text()
     assert revealing(tmp_path) == []

@@ -2,13 +2,10 @@
 servers, accounts; and that the parts of a run can be made of their arguments.
 """
 
-import netrc
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,6 +17,7 @@ from kd.components.signatures import shown, suggestion
 from kd.composition.interfaces import made_by
 from kd.composition.places import check_folder, check_name
 from kd.composition.targets import kept
+from kd.reports.wandb.account import logged_in
 from kd.sources.addresses import cache_root
 from kd.training.observers import try_observers
 
@@ -111,19 +109,8 @@ def check_wandb(settings: Node) -> None:
     for tag in settings.get("tags") or ():
         if not 1 <= len(str(tag)) <= LONGEST_TAG:
             raise ValueError(f"logger.wandb.tags: {tag!r} has not between 1 and {LONGEST_TAG} characters; change it")
-    if settings["mode"] == "online" and not _logged_in():
+    if settings["mode"] == "online" and not logged_in():
         raise ValueError(
             "logger.wandb.mode=online needs an account, and neither WANDB_API_KEY nor `wandb login` gives one; "
             "give one of them, or take logger.wandb.mode=offline"
         )
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
-        return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -160,9 +160,13 @@ class Wandb:
     """The section `logger.wandb`."""
 
     project: Text
-    group: str | None
     tags: Sequence[str]
-    mode: Literal["offline", "online", "disabled"]
+    mode: Literal["offline", "online", "disabled"] | None
+    entity: str | None
+    group: str | None
+    job_type: Text
+    answers: NonNegativeInt
+    artifact: Literal["none", "files", "weights"]
 
 
 SECTIONS: Mapping[str, Callable] = {

@@ -246,7 +246,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder, scores: Callback | Non
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)
     observed = (monitored(cfg), scores)
-    trainer = trainer_of(cfg, folder, [log, *loggers(cfg, folder)], saving, parts.module, *observed)
+    trainer = trainer_of(cfg, folder, [log, *loggers(cfg, folder, parts.skill.name)], saving, parts.module, *observed)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:  # it came before `saving` listened, so before the first step

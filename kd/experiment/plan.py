@@ -116,7 +116,7 @@ def baseline(cfg: DictConfig) -> DictConfig:
     """
     other = variant(cfg, objective=cfg.compare, **references_alone())
     with open_dict(other):
-        other.name, other.logger, other.omits = None, {}, []
+        other.name, other.omits = None, []
         if cfg.loop.student == "continue":  # the student of the last round has trained in all of them
             other.optim.steps = cfg.loop.rounds * cfg.optim.steps
         other.loop.update({"rounds": 1, "student": "restart"})

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import remove, store
+from kd.components.axes import sections
 from kd.composition.cautions import cautions
 from kd.composition.check import describe
 from kd.experiment.identity import check_unchanged
@@ -15,11 +16,13 @@ from kd.experiment.monitor import objective
 from kd.experiment.plan import Plan, plain, valid
 from kd.experiment.preparation import prepared
 from kd.experiment.rounds import after_round, round_before
+from kd.experiment.wandb_runs import end_in_wandb, group_in_wandb
 from kd.kernels.allocation import keep_freed_memory
 from kd.program import is_rank_zero
 from kd.progress import part, remark
 from kd.reports.grid import console
 from kd.reports.render import print_grid
+from kd.reports.runs import read_folder
 from kd.reports.table import lost_records, rounds_grid
 from kd.runs.folder import RunFolder
 from kd.runs.results import validated
@@ -33,6 +36,7 @@ def run(cfg: DictConfig, job: Job) -> float | None:
     if cfg.trainer.accelerator == "cpu":
         keep_freed_memory()
     plan = Plan.of(cfg)
+    group_in_wandb(plan, None if job.sweep is None else job.sweep.name)
     cfg = plan.cfg
     if is_rank_zero():
         remark(describe(cfg))
@@ -42,16 +46,17 @@ def run(cfg: DictConfig, job: Job) -> float | None:
         prerequisites(plan)
         return None
     check_launch(plan)
-    job.run(
-        plan.folder,
-        lambda folder: work(plan),
-        config_yaml=_yaml(cfg),
-        omits=list(cfg.omits),
-        force=cfg.run.force,
-    )
+    run_in(plan, job, omits=list(cfg.omits), force=cfg.run.force)
     if plan.before is not None and is_rank_zero():
         print_grid(rounds_grid([one.folder.results() for one in plan]), console())
     return objective(cfg, plan.folder)
+
+
+def run_in(plan: Plan, job: Job, **options: Any) -> Mapping[str, Any]:
+    """The results of a plan, made now if there are none yet (`Job.run`); then its W&B run, if one is open, is ended."""
+    results = job.run(plan.folder, lambda folder: work(plan), config_yaml=_yaml(plan.cfg), **options)
+    end_in_wandb(plan)
+    return results
 
 
 def prerequisites(plan: Plan) -> tuple[DictConfig, Mapping[str, Any] | None]:
@@ -114,7 +119,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")
     _export_adapter(plan, read, parts, results)
-    summarise(parts.module.trainer.loggers, results)
+    summarise(parts.module.trainer.loggers, results, parts.module.step_count)
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
     remove(folder.checkpoints / "last.ckpt")  # a run that is DONE is not resumed
     return results
@@ -128,17 +133,24 @@ def baseline_results(plan: Plan) -> Mapping[str, Any]:
     cfg, other = plan.cfg, plan.beside
     assert other is not None
     limited = any(limit is not None for limit in cfg.budget.values())
-    job = Job(overrides=[f"objective={cfg.compare}", "compare=null"])
+    job = Job(overrides=[*_chosen_for_both(plan), f"objective={cfg.compare}", "compare=null"])
     equal = "an equal budget" if limited else "equal steps"
     role = f"the baseline: {cfg.compare} with {equal}, data and initial weights"
     try:
         with part(f"baseline {cfg.compare}"):
-            return job.run(other.folder, lambda folder: work(other), config_yaml=_yaml(other.cfg), wait=True, role=role)
+            return run_in(other, job, wait=True, role=role)
     except ValueError as error:
         raise ValueError(
             f"the baseline, which compare={cfg.compare} runs beside this one in {other.folder.path}, failed: {error}; "
             "or leave it out, compare=null"
         ) from error
+
+
+def _chosen_for_both(plan: Plan) -> list[str]:
+    """The overrides of a run that choose a section which the run beside it has, too, as in `teacher=tiny`."""
+    assert plan.beside is not None
+    words, other = read_folder(plan.folder.path).overrides, plan.beside.cfg
+    return [f"{axis}={words[axis]}" for axis in sections() if axis in words and plan.cfg[axis] == other[axis]]
 
 
 def finish_round(plan: Plan) -> None:
@@ -150,7 +162,7 @@ def finish_round(plan: Plan) -> None:
     job, role = Job(overrides=[f"loop.rounds={rounds}"]), f"round {rounds} of the loop"
     try:
         with part(f"round {rounds}"):
-            job.run(plan.folder, lambda folder: work(plan), config_yaml=_yaml(plan.cfg), wait=True, role=role)
+            run_in(plan, job, wait=True, role=role)
     except ValueError as error:
         raise ValueError(f"round {rounds} of the loop, in {plan.folder.path}, failed: {error}") from error
 

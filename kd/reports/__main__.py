@@ -5,6 +5,8 @@ differences to the run beside each, transfer between skills; --tables chooses am
 ranks, pareto, gaps, transfer, augmentation, samples, tidy (the scores, one a row) and paper (--paper NAME: the
 published numbers of experiments/NAME beside ours).
 
+`python -m kd.reports wandb PATH…` makes the dashboard of Weights & Biases (kd.reports.wandb.command; --help after it).
+
 Exit code 0; 1 where there is nothing to read, or something could not be read: the tables of the rest are shown, and
 what could not be read is named under them.
 """
@@ -96,8 +98,13 @@ def _default_tables(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables; write tables.md and runs.csv only with `--out`."""
-    options = parser().parse_args(arguments)
+    """Print the tables; write tables.md and runs.csv only with `--out`. `wandb PATH…` makes W&B's dashboard instead."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["wandb"]:
+        from kd.reports.wandb.command import main as wandb
+
+        sys.exit(wandb(words[1:]))
+    options = parser().parse_args(words)
     names = tuple(filter(None, options.tables.split(","))) or _default_tables(options)
     same = ("paths", "pivot", "metric", "system", "baseline", "correction", "samples", "paper")
     choices = Choices(tables=names, **{name: getattr(options, name) for name in same})

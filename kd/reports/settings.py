@@ -65,6 +65,16 @@ def every_setting(jobs: Sequence[Job]) -> list[Mapping[str, str]]:
     return [{key: value for key, (_, value) in flat.settings(job).items()} for job in jobs]
 
 
+def axes_of(job: Job, skill: str | None = None) -> dict[str, str]:
+    """The axes by which runs are told apart, as `{"objective": "fkl", "skill": "gsm_symbolic"}`, those of ORDER.
+
+    skill: the name of the trained skill; None: that of the results.
+    """
+    found = {**every_setting([job])[0], **({TRAINED_ON: skill} if skill else {})}
+    names = {TRAINED_ON: "skill"}
+    return {names.get(key, key): found[key] for key in ORDER if found.get(key, ABSENT) != ABSENT}
+
+
 def _place(key: str) -> tuple[int, str]:
     return (ORDER.index(key) if key in ORDER else len(ORDER), key)
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -281,7 +281,8 @@ def isolated() -> Iterator[None]:
     finally:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=exit_code)  # else the next job logs into this one's run
+            with suppress(Exception):  # a run is not lost by a logger
+                wandb.finish(exit_code=exit_code)  # else the next job logs into this one's run
         if torch := sys.modules.get("torch"):
             torch.set_default_dtype(dtype or torch.float32)
             if torch.are_deterministic_algorithms_enabled() != deterministic:

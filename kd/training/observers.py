@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from omegaconf import DictConfig, ListConfig
 from kd.components.instantiation import instantiate
 from kd.components.signatures import located, shown
 from kd.secrets import unrevealed
+from kd.training.tolerance import tolerant
 
 WANDB = "wandb"  # a section of its own, without a `_target_` (`kd.training.trainer`)
-CONNECTS = "CometLogger"  # its constructor begins an experiment
-EXTRAS = {"TensorBoardLogger": "tensorboard"}  # of pyproject.toml
+CONNECTS = ("CometLogger", "MLFlowLogger")  # their constructors begin an experiment, or make a database
+EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow", "Trackio": "trackio"}  # of pyproject.toml
 
 
 def named(callbacks: Any) -> dict[str, Any]:
@@ -36,7 +38,8 @@ def own_folder(callee: Any, node: Mapping[str, Any], run: Path, name: str) -> di
 
 def loggers_of(cfg: DictConfig, run: Path) -> list[Logger]:
     """Those of the group `logger` that have a `_target_`; they log the config, and into `<run>/<name>`."""
-    made = [_logger(node, run, str(name)) for name, node in cfg.logger.items() if "_target_" in node]
+    nodes = {str(name): node for name, node in cfg.logger.items() if "_target_" in node}
+    made = [tolerant(_logger(node, run, name), name) for name, node in nodes.items()]
     for logger in made:
         logger.log_hyperparams(unrevealed(cfg))
     return made
@@ -51,8 +54,11 @@ def try_observers(cfg: DictConfig) -> None:
     """Raises ValueError, in one sentence, if a constructor of a logger or callback refuses its settings."""
     callbacks_of(cfg)
     for name, node in cfg.logger.items():
-        if "_target_" in node and not node["_target_"].endswith(CONNECTS):
+        kind = str(node.get("_target_", "")).rpartition(".")[2]
+        if kind not in CONNECTS and "_target_" in node:
             _logger(node, Path(cfg.run.root), str(name))
+        elif kind in EXTRAS and find_spec(EXTRAS[kind]) is None:
+            raise ValueError(_lack(f"logger.{name}", kind, ""))
 
 
 def _logger(node: DictConfig, run: Path, name: str) -> Logger:
@@ -65,11 +71,15 @@ def _made(node: DictConfig, **settings: Any) -> Any:
         return instantiate(node, _convert_="all", **settings)
     except ModuleNotFoundError as error:
         kind = str(node["_target_"]).rpartition(".")[2]
-        reason = " ".join(str(error).split())
-        remedy = f"pip install -e '.[{EXTRAS[kind]}]'" if kind in EXTRAS else f"install what it names ({reason})"
-        raise ValueError(f"{path}: {kind} needs a package that is not installed; {remedy}") from error
+        raise ValueError(_lack(path, kind, " ".join(str(error).split()))) from error
     except MisconfigurationException as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _lack(path: str, kind: str, reason: str) -> str:
+    """The sentence on a class whose package is not installed."""
+    remedy = f"pip install -e '.[{EXTRAS[kind]}]'" if kind in EXTRAS else f"install what it names ({reason})"
+    return f"{path}: {kind} needs a package that is not installed; {remedy}"
 
 
 # ---- checked, and counted ----

@@ -1,7 +1,6 @@
 """The Lightning trainer of a run: callbacks, loggers, and filters of warnings that do not apply here."""
 
 import logging
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +13,17 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from kd.metrics.table import Metric
-from kd.progress import is_animated
+from kd.program import is_rank_zero
+from kd.progress import is_animated, remark
+from kd.reports.wandb.account import logged_in
 from kd.runs.folder import RunFolder
+from kd.runs.metrics_log import TidyLogger
 from kd.secrets import masked, unrevealed
 from kd.training.callbacks import Saving, TrainingProgress, WholeFiles
 from kd.training.module import Distillation
 from kd.training.observers import callbacks_of, loggers_of
 from kd.training.target_audit import Audit
+from kd.training.tolerance import tolerant
 
 QUIET = [
     "You have overridden `transfer_batch_to_device`",  # on purpose: micro-batches move one at a time
@@ -117,35 +120,52 @@ def compared(cfg: DictConfig, folder: RunFolder, monitored: Metric) -> list[Call
     return [kept, EarlyStopping(cfg.checkpoint.monitor, patience=cfg.checkpoint.patience, **settings)]
 
 
-def loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
-    """Loggers beside metrics.csv, as `conf/logger` names them."""
+def loggers(cfg: DictConfig, folder: RunFolder, skill: str | None = None) -> list[Logger]:
+    """Loggers beside metrics.csv, as `conf/logger` names them; one that fails logs no more, and the run goes on.
+
+    skill: the name of the skill, by which W&B tags the run.
+    """
     found = loggers_of(cfg, folder.path)
-    if "wandb" not in cfg.logger or "_target_" in cfg.logger.wandb:
+    if "wandb" not in cfg.logger or "_target_" in cfg.logger.wandb or not is_rank_zero():
         return found
+    from kd.reports.wandb.record import address, tolerated  # pandas and wandb, which other runs do without
+
+    run = tolerated(lambda: _wandb_run(cfg, folder, skill), "logger=wandb")
+    if run is None:
+        return found
+    if page := address(run):
+        remark(f"W&B: {page}")
+    made = WandbLogger(experiment=run, project=cfg.logger.wandb.project, save_dir=str(folder.path))
+    return [*found, tolerant(made, "wandb")]
+
+
+def _wandb_run(cfg: DictConfig, folder: RunFolder, skill: str | None) -> Any:
+    from kd.reports.wandb.record import begin, group_of
+
     settings: Mapping[str, Any] = cfg.logger.wandb
-    name = folder.path.name
-    config = unrevealed(cfg)
     again = [str(folder.old_runs)] if folder.old_runs else []  # after run.force=true, not into the old run's curves
-    return [
-        *found,
-        WandbLogger(
-            project=settings["project"],
-            group=masked(settings["group"] or "") or re.sub(rf"(-s{cfg.seed})?-[0-9a-f]+$", "", name),
-            tags=[masked(str(tag)) for tag in settings["tags"]],
-            mode=settings["mode"],
-            offline=settings["mode"] == "offline",
-            name=name,
-            id="-".join([folder.config_hash, *again]),
-            job_type="train",
-            save_dir=str(folder.path),
-            config=config,
-        ),
-    ]
+    return begin(
+        folder.path,
+        "-".join([folder.config_hash, *again]),
+        unrevealed(cfg),
+        mode=settings["mode"] or ("online" if logged_in() else "offline"),
+        project=settings["project"],
+        entity=settings["entity"],
+        group=masked(settings["group"] or "") or group_of(folder.path.name, cfg.seed),
+        job_type=settings["job_type"],
+        tags=[masked(str(tag)) for tag in settings["tags"]],
+        skill=skill,
+    )
 
 
-def summarise(to: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Write final scores, budget and gap closed to the summary of the W&B run, if there is one."""
-    pages = {name: results[name] for name in ("scores", "gap_closed", "agreement", "budget")}
-    for logger in to:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(pages)
+def summarise(to: Sequence[Logger], results: Mapping[str, Any], step: int) -> None:
+    """Log the final numbers (`kd.reports.wandb.final`) to the loggers of the config; W&B's run ends with them."""
+    others = [logger for logger in to if not isinstance(logger, TidyLogger | WandbLogger)]
+    if not others:
+        return
+    from kd.reports.wandb.final import final
+
+    numbers = final(results)
+    for logger in others:
+        logger.log_metrics(numbers, step)
+        logger.save()

@@ -31,6 +31,8 @@ from kd.teachers.interface import Teacher
 
 TINY = ("teacher=tiny", "student=tiny")
 NO_TEACHER = ("teacher=none", "student=tiny", "objective=sft")
+WANDB = {"project": "kd", "entity": None, "group": None, "job_type": "train", "tags": [], "mode": None}
+WANDB |= {"answers": 32, "artifact": "none"}
 PREPARE = {"objective": "sft", "skill": None, "steps": 1}
 
 # What a file needs beside it, where the defaults will not do.
@@ -197,7 +199,8 @@ def test_a_sweep_of_everything_passes_as_a_command_line(command_line):
         ({"checkpoint.use": "bst"}, ["checkpoint.use=bst", "did you mean best?"]),
         ({"checkpoint.monitor": "validation/loss"}, ["checkpoint.monitor=validation/loss", "validation/bits_per_byte"]),
         ({"run.force": 1}, ["run.force=1", "bool"]),
-        ({"logger.wandb": {"project": "kd", "group": None, "tags": [], "mode": "of"}}, ["logger.wandb.mode=of", "off"]),
+        ({"logger.wandb": {**WANDB, "mode": "of"}}, ["logger.wandb.mode=of", "off"]),
+        ({"logger.wandb": {**WANDB, "artifact": "weight"}}, ["logger.wandb.artifact=weight", "weights"]),
         ({"logger.csv": {}}, ["logger.csv={}: names no logger", "lightning.pytorch.loggers.TensorBoardLogger"]),
         ({"student.prepare": {"objective": "sft"}}, ["student.prepare.skill is missing", "set student.prepare.skill"]),
         (

@@ -123,6 +123,15 @@ def test_tensorboard(tmp_path):
 def test_several_loggers_compose():
     assert set(runs.config("logger=[csv,tensorboard]").logger) == {"tensorboard"}
     assert set(runs.config("logger=[tensorboard,wandb]").logger) == {"tensorboard", "wandb"}
+    assert set(runs.config("logger=[csv,wandb]").logger) == {"wandb"}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mlflow", "MLFlowLogger"), ("trackio", "Trackio")])
+def test_a_logger_that_is_not_installed(name, kind):
+    if find_spec(name):
+        pytest.skip(f"{name} is installed")
+    told = sentence(None, None, f"logger={name}")
+    assert told == f"logger.{name}: {kind} needs a package that is not installed; pip install -e '.[{name}]'"
 
 
 def test_a_logger_that_names_its_folder_keeps_it(tmp_path):
@@ -230,4 +239,4 @@ def test_a_baseline_is_ended_by_the_same_callbacks():
     with initialize_config_dir(str(runs.CONF), version_base="1.3"):
         other = baseline(cfg)
     assert other.trainer.callbacks == cfg.trainer.callbacks
-    assert other.logger == {}
+    assert other.logger == cfg.logger  # it is logged as its neighbour is

@@ -1,17 +1,21 @@
 import contextlib
+import csv
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
-import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from kd.data.sequences import Encoder, encode
 from kd.experiment.build import build, reads_packed
 from kd.models.digests import weights_digest
+from kd.reports.wandb.account import logged_in
+from kd.reports.wandb.record import STEP
 from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
 from kd.runs.folder import RunFolder
@@ -19,6 +23,7 @@ from kd.sweeps.jobs import isolated
 from kd.training.trainer import loggers, summarise
 from kd.types import Batch, Models, Progress
 from tests import runs
+from tests.wandb_records import Record, records_of
 
 
 def digests(*overrides: str, **nodes: Any) -> tuple[str, str]:
@@ -88,72 +93,140 @@ def test_a_random_teacher_is_the_same_in_every_process_and_for_every_seed():
 # ---- loggers ---------------------------------------------------------------------------------------------------------
 
 
-class Recorded(WandbLogger):
-    """Only keeps what it was made with."""
-
-    def __init__(self, **settings: Any):
-        self.settings = settings
-
-
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
-    monkeypatch.setattr("kd.training.trainer.WandbLogger", Recorded)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    return Recorded
+def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file in which `wandb login` would keep a key; there is none."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "netrc"
 
 
-def settings_of(folder: RunFolder, *overrides: str) -> dict[str, Any]:
-    """Of the one W&B run."""
-    (logger,) = loggers(runs.config("logger=wandb", *overrides), folder)
-    return logger.settings
+def record_of(folder: RunFolder, *overrides: str, skill: str = "toy") -> Record:
+    """The record of the last W&B run of a folder, which its loggers begin."""
+    with isolated():
+        folder.start("", [])
+        assert len(loggers(runs.config("logger=wandb", *overrides), folder, skill)) == 1
+    return records_of(folder.path)[-1]
 
 
-@pytest.mark.parametrize("mode", ["offline", "online", "disabled"])
-def test_a_wandb_run_in_each_mode(mode, tmp_path, recorded):
+def test_a_wandb_run(tmp_path, account):
     folder = RunFolder.of(tmp_path, "toy-fkl-s1", "0" * 12)
-    settings = settings_of(folder, f"logger.wandb.mode={mode}", "logger.wandb.tags=[a]")
-    config = settings.pop("config")
-    assert (config["seed"], config["logger"]["wandb"]["mode"]) == (1, mode)
-    assert settings == {
-        **{"project": "kd", "group": "toy-fkl", "tags": ["a"], "job_type": "train"},
-        **{"mode": mode, "offline": mode == "offline"},
-        **{"name": f"toy-fkl-s1-{'0' * 12}", "id": "0" * 12, "save_dir": str(folder.path)},
-    }
+    found = record_of(folder, "logger.wandb.tags=[a]")
+    assert (found.id, found.name) == ("0" * 12, f"toy-fkl-s1-{'0' * 12}")
+    assert (found.group, found.job_type) == ("toy-fkl", "train")
+    assert set(found.tags) == {"a", "skill:toy"}
+    assert found.config["seed"] == 1
+    assert found.config["logger"]["wandb"]["tags"] == ["a"]
 
 
-def test_wandb_is_offline_unless_the_environment_has_another_mode(tmp_path, recorded, monkeypatch):
+def test_wandb_is_disabled_by_its_mode_or_the_environment(tmp_path, account, monkeypatch):
     folder = RunFolder.of(tmp_path, "toy", "0" * 12)
-    assert settings_of(folder)["offline"]
-    monkeypatch.setenv("WANDB_MODE", "online")
-    settings = settings_of(folder)
-    assert (settings["mode"], settings["offline"]) == ("online", False)
+    with isolated():
+        loggers(runs.config("logger=wandb", "logger.wandb.mode=disabled"), folder)
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        loggers(runs.config("logger=wandb"), folder)
+    assert records_of(folder.path) == []
     assert loggers(runs.config(), folder) == []
 
 
-def test_a_forced_run_is_another_wandb_run_and_a_resumed_one_is_not(tmp_path, recorded):
+def test_wandb_is_online_where_a_key_is_found(tmp_path, account, monkeypatch):
+    assert not logged_in()
+    account.write_text("machine api.wandb.ai login user password secret\n")
+    assert logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not logged_in()  # the key is of another server
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert logged_in()
+
+
+def test_a_forced_run_is_another_wandb_run_and_a_resumed_one_is_not(tmp_path, account):
     folder = RunFolder.of(tmp_path, "toy", "0" * 12)
     ids = []
     for _ in range(3):
-        folder.start("", [])
-        ids.append(settings_of(folder)["id"])
-        assert settings_of(folder)["id"] == ids[-1]
+        ids.append(record_of(folder).id)
+        assert record_of(folder).id == ids[-1]
         folder.set_aside()
     assert ids == ["0" * 12, f"{'0' * 12}-1", f"{'0' * 12}-2"]
 
 
-def test_the_final_scores_are_in_the_summary_of_the_wandb_run(tmp_path):
-    """A real one, offline."""
-    page = {name: {"toy": {"after": {"value": 0.5}}} for name in ("scores", "gap_closed", "budget")}
+def test_a_rank_other_than_zero_begins_no_wandb_run(tmp_path, account, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    folder = RunFolder.of(tmp_path, "toy", "0" * 12)
+    assert loggers(runs.config("logger=wandb"), folder) == []
+    assert not (folder.path / "wandb").exists()
+
+
+def test_curves_of_two_runs_in_one_process_do_not_mix(tmp_path, account):
+    """The second begins though the first was not ended, as after an error."""
     with isolated():
-        cfg = runs.config("logger=wandb", "logger.wandb.mode=offline", "optim.steps=1", "checkpoint.validate=1")
-        parts = runs.train(cfg, tmp_path / f"toy-{'0' * 12}")
-        summarise(parts.module.trainer.loggers, {**page, "agreement": None, "digests": {"data_order": "o"}})
-        summary = dict(wandb.run.summary)
-    assert summary["scores"]["toy"]["after"]["value"] == 0.5
-    assert summary["train/loss"] > 0  # of the same run
-    assert "digests" not in summary
-    alone = runs.train(runs.config("optim.steps=1"), tmp_path / "alone")
-    summarise(alone.module.trainer.loggers, {**page, "agreement": None})
+        for seed in (1, 2):
+            cfg = runs.config("logger=wandb", f"seed={seed}", "optim.steps=2", "log_every=1", "checkpoint.validate=1")
+            runs.train(cfg, tmp_path / f"toy-s{seed}-{str(seed) * 12}")
+    for seed in (1, 2):
+        folder = tmp_path / f"toy-s{seed}-{str(seed) * 12}"
+        (found,) = records_of(folder)
+        logged = {
+            f"{row[STEP]},{name.replace('/', ',', 1)}": value
+            for row in found.history
+            for name, value in row.items()
+            if "/" in name and name != STEP and "tokens_per_second" not in name
+        }
+        assert logged == {key: float(value) for key, value in runs.metrics(folder).items()}
+        assert found.config["seed"] == seed
+
+
+def test_a_run_is_not_lost_by_wandb(tmp_path, account, capsys):
+    """It refuses the project's name (which is checked before a run, too)."""
+    with isolated():
+        runs.train(runs.config("logger=wandb", "logger.wandb.project=a/b", "optim.steps=1", "log_every=1"), tmp_path)
+    assert (tmp_path / "metrics.csv").exists()
+    assert "caution: logger=wandb failed" in capsys.readouterr().out
+
+
+class Refusing(CSVLogger):
+    """Fails at the second call, as when a server goes away."""
+
+    calls = 0
+
+    def log_metrics(self, metrics, step=None) -> None:
+        Refusing.calls += 1
+        if Refusing.calls == 2:
+            raise ConnectionError("no answer from the server")
+        super().log_metrics(metrics, step)
+
+    def finalize(self, status) -> None:
+        raise ConnectionError("gone")
+
+
+def test_a_run_is_not_lost_by_a_logger_that_fails(tmp_path, capsys):
+    cfg = runs.config("optim.steps=4", "log_every=1", "logger=csv")
+    OmegaConf.set_struct(cfg, False)
+    cfg.logger = {"mine": {"_target_": "tests.training.test_training.Refusing"}}
+    runs.train(cfg, tmp_path)
+    assert {key.partition(",")[0] for key in runs.metrics(tmp_path)} >= {"1", "2", "3", "4"}
+    told = capsys.readouterr().out
+    assert told.count("caution: logger mine failed and logs no more: no answer from the server") == 1
+    assert "gone" not in told
+    assert Refusing.calls == 2
+
+
+def test_the_final_numbers_are_logged_to_the_loggers_of_the_config(tmp_path):
+    """At the last step, and not to metrics.csv, which holds what was measured while the run trained."""
+    cfg = runs.config("optim.steps=2", "log_every=1")
+    OmegaConf.set_struct(cfg, False)
+    cfg.logger = {"table": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": ""}}
+    parts = runs.train(cfg, tmp_path)
+    before = (tmp_path / "metrics.csv").read_text()
+    one = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    page = {"scores": {"toy": {"accuracy": {"after": one, "floor": None}}}, "gap_closed": {"toy": {"accuracy": None}}}
+    summarise(parts.module.trainer.loggers, {**page, "agreement": None, "budget": {"tokens": 7}}, 2)
+    rows = list(csv.DictReader((tmp_path / "table" / "metrics.csv").open()))
+    assert rows[-1]["step"] == "2"
+    assert rows[-1]["scores/toy/accuracy/after"] == "0.5"
+    assert rows[-1]["budget/tokens"] == "7"
+    assert (tmp_path / "metrics.csv").read_text() == before
 
 
 # ---- what is logged --------------------------------------------------------------------------------------------------
