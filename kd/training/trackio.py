@@ -50,7 +50,7 @@ class Trackio(Logger):
                 group=self.group,
                 config=dict(self.config),
                 resume="allow",
-                embed=False,
+                embed=False,  # which is for notebooks,
             )
         return self._run
 
@@ -65,13 +65,8 @@ class Trackio(Logger):
         self.experiment.log(dict(metrics), step=step)
 
     @rank_zero_only
-    def save(self) -> None:
-        """End the run, so that all is written; what is logged later continues it."""
-        self.finalize("success")
-
-    @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run."""
+        """End the run, so that all is written; what is logged later continues it."""
         if self._run is not None:
             self._run.finish()
             self._run = None

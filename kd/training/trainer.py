@@ -169,3 +169,4 @@ def summarise(to: Sequence[Logger], results: Mapping[str, Any], step: int) -> No
     for logger in others:
         logger.log_metrics(numbers, step)
         logger.save()
+        logger.finalize("success")

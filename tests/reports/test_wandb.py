@@ -23,7 +23,7 @@ from kd.reports.wandb.dashboard import spec
 from kd.reports.wandb.record import STEP
 from kd.runs.results import read_results
 from tests.documents import ROOT, commands
-from tests.reports.folders import write_grid, write_run
+from tests.reports.folders import logged, write_run
 from tests.wandb_records import Record, records_of
 
 COMMANDS = [line for line in commands(ROOT / "docs" / "dashboards.md") if line.startswith("python -m kd.reports")]
@@ -44,9 +44,11 @@ def without_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three objectives on two skills, and sft beside them, recorded by the command."""
+    """fkl on two skills, and sft beside it, recorded by the command."""
     made = tmp_path_factory.mktemp("wandb") / "outputs"
-    write_grid(made, seeds=(1,))
+    for skill in ("sums", "words"):
+        beside = write_run(made, "sft", skill, right=0.2, metrics=logged(1, 3.0))
+        write_run(made, "fkl", skill, baseline=beside, metrics=logged(2, 0.5), spent={"seconds": 3.0})
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("WANDB_API_KEY", raising=False)
         patch.setenv("NETRC", str(made / "netrc"))
@@ -91,8 +93,8 @@ def test_the_history_is_metrics_csv(root: Path, records: Mapping[str, Record]) -
     for name, record in records.items():
         rows = [line.split(",") for line in (root / name / "metrics.csv").read_text().splitlines()[1:]]
         assert len(rows) == 5
-        logged = [(row[STEP], key, row[key]) for row in record.history for key in row if key == "train/loss"]
-        assert logged == [(int(step), f"{split}/{metric}", float(value)) for step, split, metric, value in rows]
+        found = [(row[STEP], key, row[key]) for row in record.history for key in row if key == "train/loss"]
+        assert found == [(int(step), f"{split}/{metric}", float(value)) for step, split, metric, value in rows]
 
 
 def test_runs_are_grouped_and_tagged_by_axis(records: Mapping[str, Record]) -> None:
@@ -189,15 +191,24 @@ def test_the_views_are_of_one_skill_each_and_grouped_by_objective(root: Path) ->
         assert again.sections[0].name == "Scores"
 
 
+def test_a_skill_may_have_any_name(tmp_path: Path) -> None:
+    """As that of a file has; the library would not quote it."""
+    write_run(tmp_path, skill='it\'s my "own" skill')
+    found = spec(frame_of(read_jobs(tmp_path)), Choices(), entity="", project="kd")
+    text = json.dumps(found["workspaces"][0]["spec"]["section"]["runSets"])
+    assert json.dumps('it\'s my "own" skill') in text
+    assert json.dumps('it\'s my "own" skill') in json.dumps(found["report"])
+
+
 def test_the_table_of_scores_is_the_heat_map(root: Path) -> None:
     """Objective × skill, a mean of one seed as results.json has it."""
     found = json.loads((root.parent / "spec.json").read_text())
     table = next(p["config"]["value"] for p in panels(found["workspaces"][0]) if p["viewType"] == "Markdown Panel")
-    results = read_results(next(root.glob("words-jsd-*")))
+    results = read_results(next(root.glob("words-fkl-*")))
     value = results["scores"]["words"]["accuracy"]["after"]["value"]
-    (row,) = (line for line in table.splitlines() if line.startswith("| jsd "))
+    (row,) = (line for line in table.splitlines() if line.startswith("| fkl "))
     assert f"{value:.3g}"[:4] in row
-    assert all(f"| {name} " in table for name in ("fkl", "jsd", "rkl", "sft"))
+    assert all(f"| {name} " in table for name in ("fkl", "sft"))
 
 
 def test_runs_of_one_objective_are_grouped_by_what_differs(tmp_path: Path) -> None:
@@ -247,8 +258,8 @@ def test_a_command_of_the_page(command: str, tmp_path: Path, monkeypatch: pytest
     assert json.loads((tmp_path / "wandb-dashboard.json").read_text())["workspaces"]
 
 
-def test_folders_without_a_finished_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_a_finished_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run-0123456789ab").mkdir()
     (tmp_path / "run-0123456789ab" / "config.yaml").write_text("seed: 1\n")
-    assert call(str(tmp_path)) == 1
-    assert "no run is finished" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no run is finished"):
+        main(["wandb", str(tmp_path)])
