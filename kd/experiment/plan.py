@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,11 +57,30 @@ class Plan:
     def _at(cls, cfg: DictConfig, beside: "Plan | None" = None, before: "Plan | None" = None) -> "Plan":
         return cls(cfg, RunFolder.of(cfg.run.root, cfg.name, identity(cfg)), beside, before)
 
+    @property
+    def wandb(self) -> Any:
+        """The section `logger.wandb`; None where there is none, or where it is a logger by itself."""
+        found = self.cfg.logger.get("wandb")
+        return None if not isinstance(found, Mapping) or "_target_" in found else found
+
     def __iter__(self) -> Iterator["Plan"]:
         """The rounds of its loop, the first one first; this one is the last."""
         if self.before is not None:
             yield from self.before
         yield self
+
+
+def group_in_wandb(plan: Plan, sweep: str | None) -> None:
+    """Give the run, the run beside it and the earlier rounds of its loop one group of W&B, unless the config names one.
+
+    sweep: the name of the sweep's folder; None: a run by itself, whose group is its name without the seed.
+    """
+    group = sweep or re.sub(rf"-s{plan.cfg.seed}$", "", plan.cfg.name)
+    for member, job_type in [(one, None) for one in plan] + [(one.beside, "baseline") for one in plan]:
+        if member is not None and member.wandb is not None:
+            with open_dict(member.wandb):
+                member.wandb.group = member.wandb.group or group
+                member.wandb.job_type = job_type or member.wandb.job_type
 
 
 def valid(cfg: DictConfig) -> None:

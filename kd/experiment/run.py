@@ -1,5 +1,6 @@
 """One experiment: plan, prepare, elicit, train, evaluate. The last module that reads the whole config."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from kd.composition.check import describe
 from kd.experiment.identity import check_unchanged
 from kd.experiment.launch import check_launch
 from kd.experiment.monitor import objective
-from kd.experiment.plan import Plan, plain, valid
+from kd.experiment.plan import Plan, group_in_wandb, plain, valid
 from kd.experiment.preparation import prepared
 from kd.experiment.rounds import after_round, round_before
-from kd.experiment.wandb_runs import end_in_wandb, group_in_wandb
 from kd.kernels.allocation import keep_freed_memory
 from kd.program import is_rank_zero
 from kd.progress import part, remark
@@ -57,6 +57,21 @@ def run_in(plan: Plan, job: Job, **options: Any) -> Mapping[str, Any]:
     results = job.run(plan.folder, lambda folder: work(plan), config_yaml=_yaml(plan.cfg), **options)
     end_in_wandb(plan)
     return results
+
+
+def end_in_wandb(plan: Plan) -> None:
+    """Log the end of a finished run to its open W&B run, if there is one, and end that; a failure is printed."""
+    wandb = sys.modules.get("wandb")
+    if plan.wandb is None or wandb is None or wandb.run is None:
+        return
+    from kd.reports.wandb.record import end, log_end, tolerated
+
+    run, beside = wandb.run, None if plan.beside is None else plan.beside.folder.path
+    shown = {name: plan.wandb[name] for name in ("answers", "artifact")}
+    tolerated(lambda: log_end(run, plan.folder.path, beside, **shown), "logging the final scores to W&B")
+    sentence = tolerated(lambda: end(run), "ending the run of W&B")
+    if sentence is not None:
+        print(sentence, flush=True)
 
 
 def prerequisites(plan: Plan) -> tuple[DictConfig, Mapping[str, Any] | None]:

@@ -79,7 +79,8 @@ def test_each_record_is_its_run_folder(records: dict[Path, Record]) -> None:
                 assert record.summary.get(f"scores/spell_backward/{metric}/{system}") == value
         for metric, systems in results["agreement"].items():
             for system, one in systems.items():
-                assert record.summary[f"agreement/{metric}/{system}"] == one["value"]
+                value = None if one is None else one["value"]
+                assert record.summary.get(f"agreement/{metric}/{system}") == value
         (paths,) = record.artifacts.values()
         assert {"config.yaml", "results.json", "samples.jsonl", "metrics.csv", "DONE"} <= set(paths)
         assert not [path for path in paths if path.startswith(("student", "checkpoints", "wandb"))]
@@ -104,5 +105,5 @@ def test_the_dashboard_shows_what_the_sweep_logged(outputs: Path, records: dict[
     spec = json.loads((outputs / "spec.json").read_text())
     names = {name for panel in panels(spec) for name in shown(panel)}
     assert names <= known
-    wanted = {"spell_backward/verifier_score", "train/loss", "validation/forward_kl", "budget/student_flops"}
+    wanted = {"spell_backward/verifier_score", "train/loss", "validation/forward_kl", "budget/seconds"}
     assert wanted | {"headline/after", "agreement/top1/sft", "tables/answers"} <= names
