@@ -28,9 +28,7 @@ def workspaces(frame: Frame, choices: Choices, *, entity: str, project: str) -> 
                 project=project,
                 name=f"kd: {skill}",
                 sections=parts,
-                runset_settings=ws.RunsetSettings(
-                    groupby=[expr.Config(grouping(frame))], filters=_of(skill)
-                ),
+                runset_settings=ws.RunsetSettings(groupby=[expr.Config(grouping(frame))], filters=_of(skill)),
             )
         )
     return found
@@ -49,7 +47,10 @@ def report(frame: Frame, choices: Choices, *, entity: str, project: str, publish
     for skill in frame.skills:
         arms = [arm for arm in frame.arms if arm.skill == skill]
         runs = sum(len(arm.runs) for arm in arms)
-        blocks += [wr.H1(text=skill), wr.P(text=f"{runs} runs in {len(arms)} arms when this was written. {seeds_text(arms)}.")]
+        blocks += [
+            wr.H1(text=skill),
+            wr.P(text=f"{runs} runs in {len(arms)} arms when this was written. {seeds_text(arms)}."),
+        ]
         for title, panels in sections(frame, skill):
             chosen = wr.Runset(
                 *place,

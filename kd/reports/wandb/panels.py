@@ -94,9 +94,7 @@ def score_table(frame: Frame, choices: Choices) -> str:
     pair = tuple(choices.pivot.split(",")) if choices.pivot else default_axes(frame)
     if pair is None or len(pair) != 2:
         return ""
-    grid: Grid = pivot_grid(
-        frame, *pair, metric=choices.metric, system=choices.system, correction=choices.correction
-    )
+    grid: Grid = pivot_grid(frame, *pair, metric=choices.metric, system=choices.system, correction=choices.correction)
     return markdown(grid)
 
 
@@ -156,4 +154,3 @@ def _fronts(names: Names, metric: str) -> list[Any]:
         for cost in costs
         if score in names.summary
     ]
-
