@@ -1,7 +1,7 @@
 """`python -m kd.reports wandb PATH…`: the comparison dashboard of W&B, made of run folders.
 
 With an account (`wandb login`, WANDB_API_KEY) a workspace view for each skill and a report are saved in the project.
-Without one, or with --offline, the same is written to a file. --log-runs also records finished runs that were not logged.
+Without one, or with --offline, it is written to a file. --log-runs also records finished runs that were not logged.
 """
 
 import argparse
