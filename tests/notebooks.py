@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LONGEST = 600  # seconds of one cell, on a machine that does other things as well
+LONGEST = 1500  # seconds of one cell, on a machine that does other things as well
 
 
 def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
