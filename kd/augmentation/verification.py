@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 from kd.augmentation import Resources, Stage
 from kd.metrics.table import Metric, of_skill
-from kd.skills.scoring import scored
+from kd.skills.scoring import scored_all
 from kd.types import Record, Response, Skill
 
 
@@ -66,8 +65,9 @@ class Verified(Stage):
                 yield replace(record, id=name, responses=(answer,), provenance=(*record.provenance, "verified"))
 
     def _right(self, record: Record, skill: Skill, reference: str | None) -> tuple[Response, ...]:
-        score = partial(scored, skill, record, reference=lambda: reference)
-        found = [replace(answer, score=score(answer.text).score) for answer in record.responses]
+        pairs = [(record, answer.text) for answer in record.responses]
+        scores = scored_all(skill, pairs, reference=lambda _: reference)
+        found = [replace(answer, score=one.score) for answer, one in zip(record.responses, scores, strict=True)]
         right = [answer for answer in found if self._reaches(answer.score, of_skill(skill.metric))]
         if self.distinct:
             right = list({answer.text: answer for answer in right}.values())

@@ -1,7 +1,6 @@
 """A model's answers to the skill's prompts, and the skill's scores of them."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import pandas as pd
 
@@ -13,7 +12,7 @@ from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.progress import phase
 from kd.seeding import seeded
-from kd.skills.scoring import scored
+from kd.skills.scoring import scored_all
 from kd.types import Record, Skill
 
 
@@ -65,10 +64,8 @@ def judged(answers: pd.DataFrame, skill: Skill, records: Sequence[Record]) -> pd
         ValueError: names the record: a score is not between 0 and 1, or the verifier fails on the reference too.
     """
     by_id = {record.id: record for record in records}
-    found = [
-        scored(skill, by_id[name], text, reference=partial(_reference, by_id[name]))
-        for name, text in zip(answers["id"], answers["text"], strict=True)
-    ]
+    pairs = [(by_id[name], text) for name, text in zip(answers["id"], answers["text"], strict=True)]
+    found = scored_all(skill, pairs, reference=_reference)
     errors = pd.Series([one.error for one in found], index=answers.index, dtype=object)
     return answers.assign(score=[one.score for one in found], error=errors)
 

@@ -44,7 +44,7 @@ from kd.skills.scoring import at_limit
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Skill
 
-VERSION = 4  # a source of None is none; 3: texts of records stay text, turns end as templates do; 2: shares' intervals
+VERSION = 5  # greedy answers in fuller batches, whose products round otherwise; 4: a source of None is none
 
 Baseline = Literal["unigram", "uniform"]
 Confidence = Annotated[float, Field(gt=0, lt=1)]

@@ -8,6 +8,7 @@ sandbox reached a limit, and count as the worst.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 
 from kd.intervals import NAN, Score, mean, resampled
 from kd.metrics.corpus import CorpusMetric
-from kd.sandbox import NoVerdict
+from kd.sandbox import NoVerdict, concurrently
 from kd.skills.answer_metrics import GENERATED, LIKELIHOOD, Evidence, FunctionMetric
 from kd.types import AnswerMetric, Record
 
@@ -96,13 +97,14 @@ def measured(
     """
     ids = [one.record.id for one in found]
     if isinstance(metric, FunctionMetric) and isinstance(metric.function, CorpusMetric):
-        several = [metric.rows(one) for one in found]
+        several = concurrently(metric.rows, found)
         rows = metric.function.coded(np.array([row for one in several for row in one]))
         owners = [group for group, one in zip(groups, several, strict=True) for _ in one]
         score = resampled(rows, metric.total, owners, **interval)._replace(n=len(found))
         values = [metric.total(np.array(one)) if metric.function.of_one else NAN for one in several]
         return score, items(metric.metric.name, ids, groups, values, several)
-    pairs = [metric.value(one) if isinstance(metric, FunctionMetric) else _scores(metric, one) for one in found]
+    of_item = metric.value if isinstance(metric, FunctionMetric) else partial(_scores, metric)
+    pairs = concurrently(of_item, found)
     values = [value for value, _ in pairs]
     score = mean(values, groups, bounds=metric.metric.bounds, **interval)
     return score, items(metric.metric.name, ids, groups, values, undecided=[lost for _, lost in pairs])

@@ -164,6 +164,24 @@ class Store:
         self.states[moved, :, : self.used] = self.states[rows[moved], :, : self.used]
         self.states = self.states[:count]
 
+    def join(self, other: "Store", shared: int, cuts: Sequence[int], width: int, room: int) -> None:
+        """Appends the rows of another store, so that all rows end at position `width`.
+
+        shared: positions at the beginning that stay where they are. cuts: positions after these that are padding in all
+            rows of this store, and of the other. room: positions that may follow.
+        """
+        assert self.states is not None
+        assert other.states is not None
+        rows, self.room = len(self.states), width + room
+        wide = self._reserved(self.states, rows + len(other.states))
+        for part, one, cut in ((wide[:rows], self, cuts[0]), (wide[rows:], other, cuts[1])):
+            rest = one.states[:, :, shared + cut : one.used]
+            start = width - rest.shape[2]
+            part[:, :, :shared] = one.states[:, :, :shared]
+            part[:, :, shared:start] = 0  # padding that is added: never attended to, but it has to be finite
+            part[:, :, start:width] = rest
+        self.states, self.used = wide, width
+
     def copy(self) -> "Store":
         """An independent store with the same states."""
         other = copy.copy(self)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -13,14 +14,16 @@ from kd.data.chat_template import end_id
 from kd.eval_mode import eval_mode
 from kd.generators.account import charge_generation, charge_reading, shared
 from kd.generators.decoding import CachedDecoder, Decoder, LogitsHead
-from kd.generators.llama_decoder import LlamaDecoder, Weights, readable
+from kd.generators.llama_decoder import LlamaDecoder, Weights, readable, shared_beginning
 from kd.generators.sampling import Choose, logprobs_of
 from kd.generators.settings import Decoding
+from kd.generators.sheet import Sheet
 from kd.models.language_model import LanguageModel
 from kd.progress import count_tokens
 from kd.types import Sequences, Source, Written
 
 _WORTH_PACKING = 16  # steps after which the copies of weights have paid
+_WORTH_FILLING = 4  # a batch is filled up where one row in so many is free: the others' states are copied once
 DIVERGED = "the model's logits became NaN in generation, so it has diverged; lower optim.lr, or set optim.clip=1.0"
 
 
@@ -38,9 +41,10 @@ def write(
     """`samples` responses to each prompt, in the order of the prompts, chosen by `choose` from the readers' logits.
 
     All readers read the same ids, prompts and responses, each with a cache of its own. A prompt is read once for all
-    its samples; a row ends at an end token of any reader and is removed from the batch. A checkpoint's saved generation
-    settings are ignored, except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are
-    never generated, nor is the token of an image. The networks are in eval mode meanwhile, and their modes are
+    its samples; a row ends at an end token of any reader and is removed from the batch; where no random numbers are
+    drawn, prompts that wait take the places of finished rows. A checkpoint's saved generation settings are ignored,
+    except that all its end tokens end a response. Ids beyond the tokenizers' (a padded head) are never generated, nor
+    is the token of an image. The networks are in eval mode meanwhile, and their modes are
     restored; no gradient is recorded, and the tensors may be used in training, under `torch.inference_mode` too. The
     cost is added to every open meter (`kd.generators.account`).
 
@@ -100,7 +104,11 @@ def decode(
         images = sorted({reader.vision.token for reader in readers if reader.vision is not None})
         banned = torch.tensor(images, device=ends.device) if images else None
         batches = _Batches(openers(readers, steps=steps), ends, max_new_tokens, choose, source, banned)
-        for start in range(0, len(order), together):
+        fills = choose.certain and samples == len(readers) == 1 and len(prompts) > batch_size and readable(readers[0])
+        if fills:
+            filled = batches.write_filled([prompts[i] for i in order], batch_size, progress)
+            responses = {i: [one] for i, one in zip(order, filled, strict=True)}
+        for start in range(0, 0 if fills else len(order), together):
             group = order[start : start + together]
             written = batches.write([prompts[i] for i in group], samples, batch_size)
             responses |= dict(zip(group, written, strict=True))
@@ -230,67 +238,57 @@ class _Batches:
 
     def _continue(self, decoders: Sequence[Decoder], logits: Sequence[Tensor]) -> list[Written]:
         """One response per row. logits: of the token after its prompt."""
-        sheet = _Sheet(len(logits[0]), self.max_new_tokens, self.ends)
-        for place in range(self.max_new_tokens):
-            ids, behaviour = self.choose(self._allowed(logits))
-            untempered = self.choose.untempered and self.banned is None
-            own = behaviour if untempered else logprobs_of(logits[0], ids)
-            going = sheet.put(place, ids, behaviour, own)
-            count_tokens(len(ids))
-            if not len(going) or place + 1 == self.max_new_tokens:
-                break
-            if len(going) < len(ids):
-                ids = ids[going]
-                for decoder in decoders:
-                    decoder.keep(going)
-            logits = [decoder.step(ids) for decoder in decoders]
+        sheet = Sheet(len(logits[0]), self.max_new_tokens, self.ends)
+        sheet.add(torch.arange(len(logits[0])))
+        while logits:
+            logits = self._step(sheet, decoders, logits)
         return sheet.responses(self.source)
+
+    def write_filled(
+        self, prompts: Sequence[Sequence[int]], batch_size: int, progress: Callable[[int], None] | None
+    ) -> list[Written]:
+        """One response to each prompt, by a `LlamaDecoder`: prompts that wait take the places of finished rows."""
+        sheet = Sheet(len(prompts), self.max_new_tokens, self.ends)
+        waiting, finished = deque(range(len(prompts))), 0
+        first = self.openers[0](room=max(map(len, prompts)) + self.max_new_tokens)
+        assert isinstance(first, LlamaDecoder)
+        first.begin(prompts[0][: shared_beginning(prompts)])
+        decoder, logits = first, list[Tensor]()
+        while waiting or logits:
+            free = batch_size - len(sheet.line)
+            if waiting and free * _WORTH_FILLING >= batch_size:
+                group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                more = first.copy()
+                their_logits = more.follow([prompts[i] for i in group])
+                if logits:
+                    decoder.join(more, room=self.max_new_tokens)
+                else:
+                    decoder = more
+                logits = [torch.cat([*logits, their_logits])]
+                sheet.add(torch.tensor(group))
+            logits = self._step(sheet, [decoder], logits)
+            now = len(prompts) - len(waiting) - len(sheet.line)
+            if progress is not None and now > finished:
+                progress(now - finished)
+            finished = now
+        return sheet.responses(self.source)
+
+    def _step(self, sheet: Sheet, decoders: Sequence[Decoder], logits: Sequence[Tensor]) -> list[Tensor]:
+        """Chooses a token for each row, and returns the logits after it of the rows that go on; [] where none does."""
+        ids, behaviour = self.choose(self._allowed(logits))
+        untempered = self.choose.untempered and self.banned is None
+        going = sheet.put(ids, behaviour, behaviour if untempered else logprobs_of(logits[0], ids))
+        count_tokens(len(ids))
+        if not len(going):
+            return []
+        if len(going) < len(ids):
+            ids = ids[going]
+            for decoder in decoders:
+                decoder.keep(going)
+        return [decoder.step(ids) for decoder in decoders]
 
     def _allowed(self, logits: Sequence[Tensor]) -> Sequence[Tensor]:
         """The logits without ids that are never generated: a token of an image would be read as one."""
         if self.banned is None:
             return logits
         return [each.index_fill(-1, self.banned, -torch.inf) for each in logits]
-
-
-class _Sheet:
-    """The responses so far: one line for each, of which fewer and fewer are unfinished."""
-
-    def __init__(self, lines: int, length: int, ends: Tensor):
-        device = ends.device
-        self.ends = ends
-        self.ids = torch.zeros(lines, length, dtype=torch.long, device=device)
-        self.behaviour, self.old = torch.zeros(2, lines, length, dtype=torch.float32, device=device)
-        self.lengths = torch.zeros(lines, dtype=torch.long, device=device)
-        self.ended = torch.zeros(lines, dtype=torch.bool, device=device)
-        self.line = torch.arange(lines, device=device)  # of each row
-
-    def put(self, place: int, ids: Tensor, behaviour: Tensor, old: Tensor) -> Tensor:
-        """Adds the next token of each row, and returns the unfinished rows in their new order."""
-        self.ids[self.line, place] = ids
-        self.behaviour[self.line, place], self.old[self.line, place] = behaviour.float(), old.float()
-        self.lengths[self.line] = place + 1
-        ended = torch.isin(ids, self.ends)
-        self.ended[self.line] = ended
-        going = _filled_up(~ended)
-        if len(going) < len(ids):
-            self.line = self.line[going]
-        return going
-
-    def responses(self, source: Source) -> list[Written]:
-        """All responses, in the order of the lines."""
-        ids, lengths, ended = self.ids.tolist(), self.lengths.tolist(), self.ended.tolist()
-        behaviour, old = self.behaviour.cpu(), self.old.cpu()
-        return [
-            Written(tuple(ids[i][:n]), source, behaviour[i, :n].clone(), old[i, :n].clone(), truncated=not ended[i])
-            for i, n in enumerate(lengths)
-        ]
-
-
-def _filled_up(going: Tensor) -> Tensor:
-    """The unfinished rows: the last ones move to the places of finished rows, and all others keep theirs."""
-    rows = going.nonzero()[:, 0]
-    count = len(rows)
-    kept = torch.arange(count, device=going.device)
-    kept[~going[:count]] = rows[rows >= count]
-    return kept

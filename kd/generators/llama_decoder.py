@@ -82,13 +82,41 @@ class LlamaDecoder(Decoder):
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
         """See `Decoder`. A beginning that all prompts share, such as a system message, is read once."""
-        shared = _shared(prompts)
-        if shared * (len(prompts) - 1) < _WORTH_SHARING:
-            return super().start(prompts)
-        self.used = self.shared = shared
-        self._hidden(torch.tensor([list(prompts[0][:shared])], device=self.device))
-        self.keep(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
-        return super().start([prompt[shared:] for prompt in prompts])
+        self.begin(prompts[0][: shared_beginning(prompts)])
+        return self.follow(prompts)
+
+    def begin(self, ids: Sequence[int]) -> None:
+        """Reads the ids with which all prompts begin, if there are any, in a single row."""
+        self.used = self.shared = len(ids)
+        if ids:
+            self._hidden(torch.tensor([list(ids)], device=self.device))
+
+    def follow(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b V"]:
+        """Reads the rest of the prompts, one row each, and returns the logits of the next tokens."""
+        if self.shared:
+            self.keep(torch.zeros(len(prompts), dtype=torch.long, device=self.device))
+        return super().start([prompt[self.shared :] for prompt in prompts])
+
+    def join(self, other: "LlamaDecoder", *, room: int) -> None:
+        """Appends the rows of another decoder with the same beginning.
+
+        room: tokens that each row may still have.
+        """
+        missing = [one._missing() for one in (self, other)]
+        lengths = torch.cat([self.used - missing[0], other.used - missing[1]])
+        width = int(lengths.max())
+        places = self.shared, [int(padding.min()) for padding in missing], width, room
+        for (keys, values), (more_keys, more_values) in zip(self.stores, other.stores, strict=True):
+            keys.join(more_keys, *places)
+            values.join(more_values, *places)
+        self.used = width
+        self.padding = width - lengths if bool((lengths < width).any()) else None
+
+    def _missing(self) -> Int[Tensor, " b"]:
+        """The padding of each row."""
+        states = self.stores[0][0].states
+        assert states is not None
+        return self.padding if self.padding is not None else torch.zeros(len(states), dtype=torch.long).to(self.device)
 
     def keep(self, rows: Int[Tensor, " c"]) -> None:
         """See `Decoder`."""
@@ -197,11 +225,14 @@ class _Layer:
         )
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """The tokens with which all prompts begin, the last of each left out, whose logits are those of `start`."""
+def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """The number of tokens with which all prompts begin, where it pays to read them once; of each prompt the last token
+    is left out, whose logits are those of `start`.
+    """
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # by their ids: all others lie between them
     shortest = min(map(len, prompts)) - 1
-    return next((i for i in range(shortest) if first[i] != last[i]), shortest)
+    shared = next((i for i in range(shortest) if first[i] != last[i]), shortest)
+    return shared if shared * (len(prompts) - 1) >= _WORTH_SHARING else 0
 
 
 def _stacked(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

@@ -27,6 +27,11 @@ class Choose(Protocol):
         """True if its log-probabilities are the first reader's own, at temperature 1 and of all ids."""
         return False
 
+    @property
+    def certain(self) -> bool:
+        """True if it draws no random numbers, so that the order of the rows changes nothing."""
+        return False
+
     @abstractmethod
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:
         """One id for each row, given one tensor of logits per reader."""
@@ -47,6 +52,11 @@ class Sampled(Choose):
     def untempered(self) -> bool:
         """True if it draws from the reader's own distribution, so that the log-probabilities are the reader's own."""
         return self.temperature == self.top_p == 1
+
+    @property
+    def certain(self) -> bool:
+        """True if it is greedy."""
+        return self.temperature == 0
 
     def __call__(self, logits: Sequence[Float[Tensor, "b V"]]) -> Chosen:
         """One id for each row."""

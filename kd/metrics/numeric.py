@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
+from kd.metrics.exact_numbers import exactly_equal
 from kd.metrics.final_number import ANSWER, NUMBER, final_number
 from kd.sandbox import AT_LIMIT, NoVerdict, mechanism, verdict
 
@@ -13,9 +14,10 @@ _ALONE = re.compile(rf"[\s*:=$]*(?:{NUMBER.pattern})[\s.*!]*")
 class Numeric:
     """1 if the last answer of a text equals one of `answers` as a number, fraction or formula, else 0.
 
-    Where both are plain decimals ("The answer is $1,200."), they are compared as such; all else ("1/2", `\\boxed{x^2}`)
-    by math-verify, to six decimals, in a sandbox (docs/sandbox.md): it evaluates what a model has written. A text on
-    which it raises has no answer; one on which it reaches a limit of the sandbox has no verdict.
+    Where both are plain decimals ("The answer is $1,200."), they are compared as such, and so are numbers in the usual
+    forms (`kd.metrics.exact_numbers`); all else ("about 1/2 of it", `\\boxed{x^2}`) by math-verify, to six decimals,
+    in a sandbox (docs/sandbox.md): it evaluates what a model has written. A text on which it raises has no answer; one
+    on which it reaches a limit of the sandbox has no verdict.
 
     Raises:
         ValueError: no sandbox works on this machine.
@@ -27,7 +29,10 @@ class Numeric:
     def __call__(self, text: str, answers: Sequence[str]) -> float:
         """1 or 0. Raises NoVerdict where no answer is found equal and a comparison reached a limit of the sandbox."""
         lost: NoVerdict | None = None
-        for answer in answers:
+        decided = {answer: _plainly_equal(text, answer) for answer in answers}
+        if any(decided.values()):
+            return 1.0
+        for answer in (one for one, equal in decided.items() if equal is None):
             try:
                 if _equal(text, answer):
                     return 1.0
@@ -38,10 +43,15 @@ class Numeric:
         return 0.0
 
 
-def _equal(text: str, answer: str) -> bool:
+def _plainly_equal(text: str, answer: str) -> bool | None:
+    """Whether they are the same number; None where that takes math-verify."""
     number, right = _plain(text), _plain(answer)
     if number is not None and right is not None:
         return Decimal(number) == Decimal(right)
+    return exactly_equal(text, answer)
+
+
+def _equal(text: str, answer: str) -> bool:
     try:
         return verdict(math_judge, (answer, text), setup=()) is True
     except NoVerdict as error:

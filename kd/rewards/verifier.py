@@ -9,8 +9,8 @@ import torch
 
 from kd.metrics.table import of_skill
 from kd.rewards.base import ResponseReward
-from kd.skills.scoring import Scored, scored
-from kd.types import Batch, Models, Record, Skill
+from kd.skills.scoring import scored_all
+from kd.types import Batch, Models, Skill
 
 
 class Verifier(ResponseReward):
@@ -51,15 +51,12 @@ class Verifier(ResponseReward):
         return {**super().take_report(), "verifier_errors": failures}
 
     def _scores(self, batch: Batch) -> torch.Tensor:
-        found = [self._scored(record, answer.text) for record in batch.records for answer in record.responses]
+        bare = [replace(record, responses=()) for record in batch.records]
+        pairs = [(own, one.text) for own, full in zip(bare, batch.records, strict=True) for one in full.responses]
+        found = scored_all(self.skill, pairs, reference=lambda record: self._references.get(record.id))
         failures, count = self._failures
         self._failures = failures + sum(one.error is not None for one in found), count + len(found)
         return torch.tensor([self.metric.share(one.score) for one in found], dtype=torch.float32)
-
-    def _scored(self, record: Record, text: str) -> Scored:
-        return scored(
-            self.skill, replace(record, responses=()), text, reference=lambda: self._references.get(record.id)
-        )
 
     @cached_property
     def _references(self) -> dict[str, str]:

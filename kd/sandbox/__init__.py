@@ -1,7 +1,7 @@
 """Evaluation of model-generated text and code in a confined process (docs/sandbox.md)."""
 
 from kd.sandbox.limits import AT_LIMIT, Limits, NoVerdict, Outcome, SandboxError
-from kd.sandbox.pool import CODE, VERDICT, calls, mechanism, run, verdict
+from kd.sandbox.pool import CODE, VERDICT, calls, concurrently, mechanism, run, verdict
 
 __all__ = [
     "AT_LIMIT",
@@ -12,6 +12,7 @@ __all__ = [
     "Outcome",
     "SandboxError",
     "calls",
+    "concurrently",
     "mechanism",
     "run",
     "verdict",

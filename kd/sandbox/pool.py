@@ -11,14 +11,17 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from kd.sandbox.limits import Limits, NoVerdict, Outcome, SandboxError
 from kd.sandbox.mechanisms import ORDER, REMEDY, SCRATCH, VARIABLE, Mechanism, command, missing, package_folders
 from kd.sandbox.worker import LENGTH
+
+Item, Value = TypeVar("Item"), TypeVar("Value")
 
 VERDICT = Limits()
 CODE = Limits(cpu_seconds=5, seconds=30.0)
@@ -171,6 +174,7 @@ class Pool:
 _pools: dict[Any, Pool] = {}
 _lock = threading.Lock()
 _calls = 0
+_of_thread = threading.local()
 
 
 def _close() -> None:
@@ -235,11 +239,36 @@ def calls() -> int:
     return _calls
 
 
+def _calls_of_thread() -> int:
+    return int(vars(_of_thread).get("calls", 0))
+
+
+def concurrently(function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+    """`[function(item) for item in items]`, several at a time from the first item on that used a sandbox.
+
+    A call that waits for a worker then leaves the others to work. A function that uses no sandbox is called in this
+    thread alone, one item after another.
+
+    Raises:
+        Exception: what the function raises for the first item, in their order, for which it does; later items may have
+            been computed in vain.
+    """
+    found: list[Value] = []
+    for i, item in enumerate(items):
+        before = _calls_of_thread()
+        found.append(function(item))
+        if _calls_of_thread() > before and i + 2 < len(items):
+            with ThreadPoolExecutor(WORKERS + 1) as threads:  # one more: its request is there when a worker is free
+                return found + list(threads.map(function, items[i + 1 :]))
+    return found
+
+
 def _send(request: Mapping[str, Any], limits: Limits, packages: tuple[str, ...], *, files: bool) -> dict[str, Any]:
     global _calls
     key = (mechanism(), limits, packages, files)
     with _lock:
         _calls += 1
+        _of_thread.calls = _calls_of_thread() + 1
         if key not in _pools:
             _pools[key] = Pool(key[0], limits, packages, files=files)
         pool = _pools[key]

@@ -184,7 +184,9 @@ class FunctionMetric(AnswerMetric):
         """
         if self.requires & {"texts", "scores"} or not self.requires & GENERATED:
             return self._row(evidence)[0], 0
-        found = [self._decided(evidence.of_sample(i)) for i in range(len(evidence.texts))]
+        keys = evidence.texts if self.of_text else range(len(evidence.texts))  # equal texts have equal values
+        decided = {key: self._decided(evidence.of_sample(i)) for key, i in _places(keys).items()}
+        found = [decided[key] for key in keys]
         return float(np.mean([self.metric.worst if one is None else one for one in found])), found.count(None)
 
     def _decided(self, evidence: Evidence) -> float | None:
@@ -209,6 +211,11 @@ class FunctionMetric(AnswerMetric):
     def total(self, rows: np.ndarray) -> float:
         """The metric of rows `[n k]`: of a corpus metric its `total`, else the mean."""
         return self.function.total(rows) if isinstance(self.function, CorpusMetric) else float(rows[:, 0].mean())
+
+
+def _places(keys: Sequence[Any]) -> dict[Any, int]:
+    """The first place of each key."""
+    return {key: len(keys) - 1 - i for i, key in enumerate(reversed(keys))}
 
 
 def answer_metrics(names: Sequence[str | Mapping[str, Any]]) -> tuple[FunctionMetric, ...]:

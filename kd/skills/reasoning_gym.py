@@ -12,7 +12,7 @@ from zlib import crc32
 from kd.metrics.table import Metric
 from kd.sandbox import NoVerdict, mechanism, verdict
 from kd.skills.answer_metrics import answer_metrics
-from kd.skills.gym_verifier import gym_verifier
+from kd.skills.gym_verifier import compares, gym_verifier
 from kd.skills.licences import check_commercial
 from kd.skills.procedural import by_text, checked_counts, problem, stream_seed, take_distinct, without_numbers
 from kd.types import Record, Response, Skill, Split
@@ -115,15 +115,22 @@ class ReasoningGym(Skill):
         return self._splits[split]
 
     def score(self, record: Record, text: str) -> float:
-        """What the package's verifier gives for the stripped text, between 0 and 1, in a sandbox (docs/sandbox.md).
+        """What the package's verifier gives for the stripped text, between 0 and 1.
 
-        For the verifiers parse a text with int(), json, sympy and eval, and a few run it.
+        Most verifiers parse a text with int(), json, sympy or eval, and a few run it: these are called in a sandbox
+        (docs/sandbox.md), those that compare texts alone in this process. The record's own reference has 1, since a
+        record is kept only if its verifier accepts that.
 
         Raises:
             NoVerdict: the verifier raised, left, was stopped at a limit, or returned something else.
         """
-        entry = {"question": problem(record), **record.meta}
-        value = verdict(gym_verifier, (text.strip(), entry), setup=(self.name, self.options))
+        text, entry = text.strip(), {"question": problem(record), **record.meta}
+        if text == record.meta["answer"].strip():
+            return 1.0
+        if self._compares:
+            value: Any = self._verifier(text, entry)
+        else:
+            value = verdict(gym_verifier, (text, entry), setup=(self.name, self.options))
         if not (isinstance(value, float) and 0 <= value <= 1):  # a text that is evaluated can return anything
             raise NoVerdict("range", f"the verifier returned {value!r:.40}, which is no number between 0 and 1")
         return value
@@ -153,8 +160,13 @@ class ReasoningGym(Skill):
         return {name for split in PRIORITY for record in self.load(split) for name in self._names(record)}
 
     @cached_property
+    def _compares(self) -> bool:
+        """Whether a model's text may be given to the verifier outside of the sandbox."""
+        return compares(self.name)
+
+    @cached_property
     def _verifier(self) -> Callable[[str, Mapping[str, Any]], float]:
-        """The same outside of the sandbox, for the package's own references."""
+        """The package's verifier in this process, for its own references, and for texts that it only compares."""
         self._generator(seed=0, size=1)  # its checks, with their messages
         return gym_verifier(self.name, self.options)
 

@@ -1,11 +1,12 @@
 """A skill's verdict on a text, checked: a number between 0 and 1, or why there is none."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from kd.metrics.table import of_skill
-from kd.sandbox import AT_LIMIT, NoVerdict, SandboxError
+from kd.sandbox import AT_LIMIT, NoVerdict, SandboxError, concurrently
 from kd.types import Record, Skill
 
 
@@ -37,6 +38,26 @@ def scored(skill: Skill, record: Record, text: str, *, reference: Callable[[], s
     if isinstance(again := _outcome(skill, record, right), str):
         raise ValueError(f"{_where(skill, record)} fails on the reference: {again}; mend its `score`")
     return Scored(of_skill(skill.metric).worst, outcome)
+
+
+def scored_all(
+    skill: Skill, pairs: Sequence[tuple[Record, str]], *, reference: Callable[[Record], str | None]
+) -> list[Scored]:
+    """`scored` of each record and text, in their order: a text that a record has several times is scored once, and
+    verifiers that use the sandbox score several at a time.
+
+    reference: looks up a right answer to a record.
+
+    Raises:
+        ValueError, SandboxError: as `scored`.
+    """
+    keys = [(id(record), text) for record, text in pairs]
+    distinct = dict(zip(keys, pairs, strict=True))
+    found = concurrently(
+        lambda pair: scored(skill, *pair, reference=partial(reference, pair[0])), list(distinct.values())
+    )
+    scores = dict(zip(distinct, found, strict=True))
+    return [scores[key] for key in keys]
 
 
 def at_limit(error: str | None) -> bool:

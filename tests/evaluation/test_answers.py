@@ -7,7 +7,8 @@ import torch
 from kd.data.chat_template import encode_prompt
 from kd.evaluation.answers import judged, score_answers
 from kd.evaluation.measured import Measured, samples
-from kd.sandbox import NoVerdict
+from kd.metrics.numeric import math_judge
+from kd.sandbox import NoVerdict, verdict
 from tests.evaluation.conftest import TenIntegers, greedy, tiny
 
 LIMIT = 6
@@ -67,6 +68,27 @@ def test_an_answer_that_the_verifier_fails_on_is_wrong_and_states_why(student):
         ValueError, match=r"record ten/3: the verifier of skill .* fails on the reference: raised: KeyError"
     ):
         judged(answers[1:].assign(id="ten/3"), skill, skill.load("test")[3:4])
+
+
+class Judged(TenIntegers):
+    """Judges in the sandbox, and keeps the texts that it was given."""
+
+    given: list[tuple[str, str]]
+
+    def score(self, record, text):
+        self.given.append((record.id, text))
+        return float(verdict(math_judge, (record.responses[0].text, text), setup=()))
+
+
+def test_verdicts_of_the_sandbox_are_in_order_and_equal_texts_are_judged_once(student):
+    skill = Judged(student, LIMIT, right=())
+    skill.given, records = [], skill.load("test")
+    rows = [(one.id, f"${(k * 3 + i) % 10}$") for k, one in enumerate(records) for i in (0, 1, 0, 2)]
+    answers = pd.DataFrame(rows, columns=["id", "text"]).assign(tokens=1, truncated=False)
+    table = judged(answers, skill, records)
+    assert table["score"].tolist() == [float(text == f"${name[-1]}$") for name, text in rows]
+    assert table[["id", "text"]].to_records(index=False).tolist() == rows
+    assert sorted(skill.given) == sorted(set(rows))
 
 
 def _always(token):

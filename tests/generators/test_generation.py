@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -9,9 +10,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from kd.generators.generation import _filled_up, end_ids, generate, write
+from kd.generators.generation import end_ids, generate, write
 from kd.generators.llama_decoder import LlamaDecoder
 from kd.generators.sampling import Sampled
+from kd.generators.sheet import filled_up
 from kd.models.language_model import LanguageModel
 from kd.seeding import seeded
 from kd.teachers.white_box import WhiteBox
@@ -306,6 +308,58 @@ def test_each_row_that_goes_on_does_so_once_and_the_others_keep_their_place(coun
     """For every way in which rows may end at once: none is lost or written twice."""
     for ended in range(2**count):
         going = torch.tensor([not ended >> row & 1 for row in range(count)])
-        kept = _filled_up(going).tolist()
+        kept = filled_up(going).tolist()
         assert sorted(kept) == going.nonzero()[:, 0].tolist()
         assert all(kept[row] == row for row in range(len(kept)) if going[row])
+
+
+# --- prompts that wait take the places of finished rows ---
+
+
+def ending(model: LanguageModel, stops: list[int]) -> LanguageModel:
+    """The model with further end tokens, so that its responses have many lengths."""
+    model.network.generation_config.eos_token_id = [*stops, model.tokenizer.eos_token_id]
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("beginning", [0, 31])
+def test_waiting_prompts_take_the_places_of_finished_rows(family, beginning, monkeypatch):
+    lengths = [2 + 7 * i % 23 for i in range(40)]
+    (shared,) = prompts_of((beginning,), seed=9)
+    prompts = [shared + prompt for prompt in prompts_of(lengths, seed=3)]
+    plain = tiny(family=family)
+    free = [by_hand(plain, prompt, 24, frozenset()) for prompt in prompts]
+    model = ending(plain, [token for token, _ in Counter(itertools.chain(*free)).most_common(3)])
+    expected = [by_hand(model, prompt, 24, end_ids(model)) for prompt in prompts]
+    assert len(set(map(len, expected))) > 4  # of many lengths, of which some are truncated
+    rows, read, original = list[int](), list[int](), LlamaDecoder._hidden
+
+    def hidden(self, tokens):
+        (rows if tokens.shape[1] == 1 else read).append(tokens.numel())
+        return original(self, tokens)
+
+    monkeypatch.setattr(LlamaDecoder, "_hidden", hidden)
+    done = list[int]()
+    assert generate(model, prompts, max_new_tokens=24, batch_size=8, progress=done.append) == expected
+    assert sum(done) == 40
+    steps = sum(len(ids) - 1 for ids in expected)
+    assert (max(rows), sum(rows)) == (8, steps)
+    assert len(rows) < 1.5 * steps / 8  # the batch stays nearly full
+    assert read.count(beginning) == (beginning > 0)  # read once for all forty
+
+
+def test_drawn_responses_come_in_batches_as_they_are(model):
+    """The random numbers of a row depend on the rows beside it."""
+    choose = Sampled(1.0)
+    assert not choose.certain
+    with seeded(3, "here"):
+        whole = write([model], prompts_of(), max_new_tokens=6, choose=choose, batch_size=3)
+    order = sorted(range(len(LENGTHS)), key=lambda i: (-LENGTHS[i], i))
+    found = {}
+    with seeded(3, "here"):
+        for start in range(0, len(order), 3):
+            group = order[start : start + 3]
+            few = write([model], [prompts_of()[i] for i in group], max_new_tokens=6, choose=choose, batch_size=3)
+            found |= dict(zip(group, few, strict=True))
+    assert [one.ids for (one,) in whole] == [found[i][0].ids for i in range(len(order))]

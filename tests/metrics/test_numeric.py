@@ -1,12 +1,17 @@
-"""Numeric answers in the sandbox."""
+"""Numeric answers: in the sandbox, and without it where they are stated plainly."""
+
+import itertools
+import random
+from fractions import Fraction
 
 import pytest
 
 from kd.evaluation.items import measured
 from kd.evaluation.measured import Measured
 from kd.metrics import program_tests
-from kd.metrics.numeric import Numeric
-from kd.sandbox import AT_LIMIT, NoVerdict
+from kd.metrics.exact_numbers import exactly_equal
+from kd.metrics.numeric import Numeric, math_judge
+from kd.sandbox import AT_LIMIT, NoVerdict, calls
 from kd.skills.answer_metrics import Evidence, answer_metrics
 from tests.evaluation.conftest import record
 
@@ -40,6 +45,74 @@ def test_what_a_text_evaluates_reaches_no_file(tmp_path):
     path = tmp_path / "made"
     assert Numeric()(f"The answer is $open('{path}', 'w')$ or open('{path}','w')", ["1"]) == 0
     assert not path.exists()
+
+
+PROSE = (
+    *("", "", "First, 3 + 4 = 7. ", "He has $5 and $6 left, (20%) of it = 3.5; ", "Let x = 12 [see above] ", "no, "),
+    *("1/2 of 30 is 15\n", "**Step 1:** 4*5 = 20.\n\n", "2^3 = 8 and -3 < 5 {a} ", "٣ + 4 = ", "50 percent is 0.5\n"),
+)
+FORMS = (
+    *("{n}", "{n}.", "\n {n}\n", "The answer is {n}.", "the answer is: {n}!", "answer: {n}", "{n}/2", "-{n}", "none"),
+    *("(3 + 4) #### {n}.", "9 * 2 = $<<9*2=18>>18 every day\n#### {n}", "#### {n} apples", "12 \\boxed{{{n}}}."),
+    *("so $\\boxed{{{n}}}$.", "Therefore\n\n$\\boxed{{{f}}}$", "\\boxed{{{f}}}", "The answer is {n} dollars"),
+)
+
+
+def number(draw: random.Random) -> str:
+    """A whole number, decimal, number with separators, or fraction."""
+    a, b = draw.randrange(40), draw.randrange(1, 40)
+    decimal = f"{a}.{draw.choice(['0', '5', '25', '125', '333333', '000001'])}"
+    return draw.choice([str(a), str(-b), decimal, f"{b},{a:03d}", f"{b}/{draw.randrange(1, 12)}", f"-{b}/7"])
+
+
+def restated(text: str, draw: random.Random) -> str:
+    """The same number in another form, or one near it, or another one."""
+    value = Fraction(text.replace(",", ""))
+    whole = [f"{value.numerator:,}", f"{value.numerator}.00", f"{value.numerator * 2}/2"] * (value.denominator == 1)
+    fractions = [f"{value.numerator * 3}/{value.denominator * 3}", f"{float(value):.6f}", f"{float(value):.3f}"]
+    return draw.choice([text, text, *(whole or fractions), number(draw)])
+
+
+def test_a_number_that_is_stated_plainly_has_the_verdict_of_math_verify():
+    """Outside of the sandbox, as the texts are ours."""
+    draw, judge, verdicts = random.Random(0), math_judge(), list[bool]()
+    for prose, form in itertools.product(PROSE, FORMS):
+        for _ in range(3):
+            answer = number(draw)
+            n = restated(answer, draw)
+            above, slash, below = n.partition("/")
+            text = prose + form.format(n=n, f=rf"\frac{{{above}}}{{{below}}}" if slash and above[0] != "-" else n)
+            if (found := exactly_equal(text, answer)) is not None:
+                assert judge(answer, text) is found, (text, answer)
+                verdicts.append(found)
+    assert min(verdicts.count(True), verdicts.count(False)) > 40
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is 1/3.", "0.333333"),  # equal to six decimals
+        ("The final answer is 5. So the answer is 1/2", "1/2"),
+        ("My answer: 4. Then the answer is 1/2", "1/2"),
+        ("\\boxed{3} and \\boxed{4}", "4"),
+        ("\\boxed{50}%", "50"),
+        ("#### 5 and more", "5"),
+        ("about 7 of them", "7"),
+        ("#### 5", "x"),
+    ],
+)
+def test_what_is_in_doubt_is_left_to_math_verify(text, answer):
+    assert exactly_equal(text, answer) is None
+
+
+def test_numbers_that_are_stated_plainly_need_no_sandbox():
+    before = calls()
+    assert Numeric()("48 / 2 = 24.\n#### 1,024", ["7", "1024"]) == 1
+    assert Numeric()("so $\\boxed{\\frac{3}{4}}$.", ["0.75"]) == 1
+    assert Numeric()("no idea", ["0.75"]) == 0
+    assert calls() == before
+    assert Numeric()("about 7 of them", ["7"]) == 1
+    assert calls() == before + 1
 
 
 ENDLESS = "The answer is 10**10**10**10."  # which math-verify would compute

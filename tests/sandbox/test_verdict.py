@@ -4,11 +4,12 @@ Run: python -m pytest tests/sandbox/test_verdict.py
 """
 
 import operator
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kd.sandbox import Limits, NoVerdict, SandboxError, calls, verdict
+from kd.sandbox import Limits, NoVerdict, SandboxError, calls, concurrently, verdict
 from tests.sandbox import verifiers
 
 
@@ -63,6 +64,46 @@ def test_threads_share_the_workers(mechanism):
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda i: verdict(operator.mul, (i, i)), range(60)))
     assert found == [i * i for i in range(60)]
+
+
+def test_calls_that_use_the_sandbox_overlap_and_keep_their_order(mechanism):
+    inside, together, guard = set[int](), list[int](), threading.Lock()
+
+    def square(i: int) -> int:
+        with guard:
+            inside.add(i)
+            together.append(len(inside))
+        verdict(verifiers.sleep, (0.02,))
+        with guard:
+            inside.discard(i)
+        return i * i
+
+    assert concurrently(square, range(12)) == [i * i for i in range(12)]
+    assert together[0] == 1
+    assert max(together) > 1
+
+
+def test_calls_that_use_no_sandbox_stay_in_their_thread():
+    found = concurrently(lambda i: (i, threading.get_ident()), range(50))
+    assert found == [(i, threading.get_ident()) for i in range(50)]
+    assert concurrently(str, []) == []
+
+
+def test_an_error_is_that_of_the_first_item_which_has_one(mechanism):
+    def judge(i: int) -> int:
+        return int(verdict(verifiers.evaluated, (f"10 // {3 - i % 4} + {i}",)))
+
+    with pytest.raises(NoVerdict, match="ZeroDivisionError"):
+        concurrently(judge, range(20))
+    outcomes = concurrently(lambda i: _tried(judge, i), range(20))
+    assert outcomes == ["raised" if i % 4 == 3 else 10 // (3 - i % 4) + i for i in range(20)]
+
+
+def _tried(judge, i):
+    try:
+        return judge(i)
+    except NoVerdict as error:
+        return error.status
 
 
 def test_what_cannot_be_called_is_no_fault_of_the_text():

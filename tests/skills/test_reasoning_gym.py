@@ -1,13 +1,17 @@
+import ast
 import contextlib
+import inspect
 import json
 import os
 import subprocess
 import sys
+import textwrap
+from functools import partial
 
 import pytest
 
-from kd.sandbox import NoVerdict
-from kd.skills.gym_verifier import gym_verifier
+from kd.sandbox import NoVerdict, calls, verdict
+from kd.skills.gym_verifier import COMPARED, compares, gym_verifier
 from kd.skills.reasoning_gym import REFUSED, UNTOLD, ReasoningGym
 from kd.skills.scoring import scored
 from kd.types import Skill
@@ -96,6 +100,57 @@ def test_a_text_that_breaks_the_verifier_is_no_verdict():
         gym_verifier("prime_factorization", {})("hello", {"question": "", **record.meta})
     with pytest.raises(NoVerdict, match="ValueError: invalid literal"):
         skill.score(record, "hello")
+
+
+def outcome(judge, *arguments):
+    try:
+        return judge(*arguments)
+    except NoVerdict as error:
+        return error.status, str(error)
+
+
+@pytest.mark.parametrize("task", ["spell_backward", "chain_sum", "letter_counting", "number_filtering", "countdown"])
+def test_verdicts_in_this_process_are_those_of_the_sandbox(task):
+    """Right answers, those of others, pieces, numbers in other forms, and nonsense."""
+    skill = make(task, train=0, validation=0, test=4)
+    records = skill.load("test")
+    for record, other in zip(records, [*records[1:], records[0]], strict=True):
+        right, entry = record.responses[0].text, {"question": record.prompt[-1]["content"], **record.meta}
+        texts = [right, right.upper(), f" {right}\n", right[1:], right + right, f"It is {right}.", f"+0{right}.0"]
+        texts += [other.responses[0].text, "", "nan", "1e999999", "٣", "\ud800", "x" * 3000, "1,0" * 9, "(", "\0"]
+        for text in texts:
+            inside = outcome(partial(verdict, gym_verifier, (text.strip(), entry), setup=(task, {})))
+            assert outcome(skill.score, record, text) == inside, text
+
+
+def test_texts_that_a_verifier_only_compares_need_no_sandbox():
+    skill, before = make("spell_backward"), calls()
+    for record in skill.load("test"):
+        assert skill.score(record, record.responses[0].text[1:]) < 1
+    countdown = make("countdown", train=0, validation=0, test=1)
+    [record] = countdown.load("test")
+    assert countdown.score(record, record.responses[0].text) == 1.0
+    assert calls() == before
+    countdown.score(record, "1 + 1")
+    assert calls() == before + 1
+
+
+HARMLESS = {"isinstance", "len", "range", "answer.lower", "expected_answer.lower", "answer.replace", "Decimal"} | {
+    *("oracle_answer.replace", "utils.compute_decimal_reward")
+}
+
+
+def test_what_is_judged_outside_of_the_sandbox_evaluates_nothing():
+    from reasoning_gym import utils
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS
+
+    own = [DATASETS[task][0].score_answer for task in COMPARED]
+    for verifier in (ProceduralDataset.score_answer, utils.compute_decimal_reward, *own):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(verifier)))
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert called <= HARMLESS, verifier
+    assert not any(map(compares, ESCAPES))
 
 
 CALL = "__import__('pathlib').Path('{path}').touch()"
