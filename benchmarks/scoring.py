@@ -2,6 +2,7 @@
 
 python -m benchmarks.scoring
 python -m benchmarks.scoring --texts 500 --metrics rouge_l macro_f1
+python -m benchmarks.scoring --by tiny --metrics --verifiers spell_backward        a model that generates as fast as any
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmarks.evaluation import BATCH, NEW, language_model, records
 from benchmarks.head import Rows
 
 SEVERAL = 10  # answers to a prompt, for metrics of samples
-VERIFIERS = ("gsm_symbolic", "spell_backward")  # skills with a verifier of their own
+VERIFIERS = ("gsm_symbolic", "spell_backward", "countdown")  # skills with a verifier of their own
 UNNAMED = {  # skills whose records have what metrics require that no skill names
     **dict.fromkeys(("brier", "calibration_error"), "boolq"),
     **dict.fromkeys(("listed_hit", "listed_mrr", "listed_ndcg"), "fiqa_ranking"),
@@ -108,14 +109,25 @@ def verified(name: str, texts: int) -> tuple[machine.Clock, Any, list[Any]]:
     return clock, written, found
 
 
-class Writer:
-    """The seconds in which SmolLM2-135M reads prompts and generates texts, 32 together, in float32."""
+def tiny_model() -> Any:
+    """The random network of conf/student/tiny.yaml: a hundred thousand parameters, tokens of a byte."""
+    from kd.components.choices import content
+    from kd.components.instantiation import instantiate
 
-    def __init__(self) -> None:
+    return instantiate(content("student", "tiny")["model"])
+
+
+MODELS = {"smollm2_135m": language_model, "tiny": tiny_model}
+
+
+class Writer:
+    """The seconds in which a model reads prompts and generates texts, 32 together, in float32."""
+
+    def __init__(self, name: str) -> None:
         from kd.data.sequences import prompt_ids
         from kd.generators.generation import generate
 
-        self.model = language_model()
+        self.model = MODELS[name]()
         prompts = [prompt_ids(record, self.model.tokenizer) for record in records("answers", BATCH)]
         generate(self.model, prompts[:2], max_new_tokens=2)
         with machine.Clock() as reading:
@@ -137,7 +149,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
     """All metrics; 1 if scoring takes longer than generating."""
     rows = Rows(options.out, machine.described())
     console.print(rows.header)
-    writer = Writer()
+    writer = Writer(options.by)
     console.print(f"generation: {1 / writer.read:.0f} tokens read, {1 / writer.generated:.0f} generated a second (CPU)")
     table = Table(title=f"seconds for {options.texts} texts; scoring (wall) / generating (CPU)")
     for column in ("metric", "records of", "CPU s", "wall s", "generating, CPU s", "share"):
@@ -149,7 +161,14 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
         clock, written, found = work(label if work is scored else skill, options.texts)
         seconds = writer.seconds(written, found)
         worst = max(worst, clock.wall / seconds)
-        row = {"metric": label, "skill": skill, "texts": options.texts, "generating": seconds, "kind": "time"}
+        row = {
+            "metric": label,
+            "skill": skill,
+            "texts": options.texts,
+            "by": options.by,
+            "generating": seconds,
+            "kind": "time",
+        }
         rows.add(row, clock.row())
         table.add_row(
             label, skill, f"{clock.cpu:.1f}", f"{clock.wall:.1f}", f"{seconds:.0f}", f"{clock.wall / seconds:.3f}"
@@ -164,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.splitlines()[0])
     parser.add_argument("--metrics", nargs="*", choices=choices("metric"), default=choices("metric"))
     parser.add_argument("--verifiers", nargs="*", choices=VERIFIERS, default=list(VERIFIERS))
+    parser.add_argument("--by", choices=list(MODELS), default="smollm2_135m", help="the model that would generate them")
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scoring-cpu.jsonl")
     return parser
