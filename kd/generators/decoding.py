@@ -174,10 +174,11 @@ class Store:
         assert other.states is not None
         rows, self.room = len(self.states), width + room
         wide = self._reserved(self.states, rows + len(other.states))
-        for part, one, cut in ((wide[:rows], self, cuts[0]), (wide[rows:], other, cuts[1])):
-            rest = one.states[:, :, shared + cut : one.used]
+        known = (self.states[:, :, : self.used], other.states[:, :, : other.used])
+        for part, states, cut in zip((wide[:rows], wide[rows:]), known, cuts, strict=True):
+            rest = states[:, :, shared + cut :]
             start = width - rest.shape[2]
-            part[:, :, :shared] = one.states[:, :, :shared]
+            part[:, :, :shared] = states[:, :, :shared]
             part[:, :, shared:start] = 0  # padding that is added: never attended to, but it has to be finite
             part[:, :, start:width] = rest
         self.states, self.used = wide, width

@@ -21,7 +21,8 @@ from kd.sandbox.limits import Limits, NoVerdict, Outcome, SandboxError
 from kd.sandbox.mechanisms import ORDER, REMEDY, SCRATCH, VARIABLE, Mechanism, command, missing, package_folders
 from kd.sandbox.worker import LENGTH
 
-Item, Value = TypeVar("Item"), TypeVar("Value")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 VERDICT = Limits()
 CODE = Limits(cpu_seconds=5, seconds=30.0)
