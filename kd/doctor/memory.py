@@ -128,8 +128,7 @@ def ranks(subject: Subject) -> int:
 
 def stored(module: nn.Module) -> int:
     """Bytes of parameters and buffers; tied ones count once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(module)}
-    return sum(storages.values())
+    return sum({_storage(t): t.untyped_storage().nbytes() for t in _tensors(module)}.values())
 
 
 def widest(model: LanguageModel) -> int:
@@ -193,13 +192,12 @@ def saved_bytes(
     student: LanguageModel, length: int, precision: str, fields: frozenset[str] = frozenset({"logits"})
 ) -> int:
     """Bytes that autograd saves for one row of `length` tokens, in train mode; weights and buffers are not counted."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(student)}
+    own = {_storage(tensor) for tensor in _tensors(student)}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if (storage := _storage(tensor)) not in own:
+            kept[storage] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # holds the storage, so that its address is not used again
 
     training, sequences = student.training, collate([Encoded((0,) * (length + 1), 1)], pad=0)
@@ -210,6 +208,11 @@ def saved_bytes(
     student.train(training)
     del output
     return sum(kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    """The identity of a tensor's storage, on the device "meta", too, where all addresses are 0."""
+    return tensor.untyped_storage()._cdata
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -110,6 +110,27 @@ def scratch(
     return _finish(auto_model(config).from_config(config, dtype=getattr(torch, dtype)), words, lora)
 
 
+def shaped(
+    config: Any,
+    *,
+    layers: int | Sequence[int] | None = None,
+    rule: Rule = "even",
+    ffn: int | None = None,
+    dtype: DType = "float32",
+    lora: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A network of a transformers config without a checkpoint, cut and adapted as `pruned` and `pretrained` do it.
+
+    It is meant for the device "meta", where a network has shapes and no weights.
+    """
+    network = auto_model(config).from_config(config, dtype=getattr(torch, dtype))
+    if layers is not None:
+        network = _cut_depth(network, kept_layers(config.num_hidden_layers, layers, rule))
+    if ffn is not None:
+        network = _cut_ffn(network, ffn)
+    return network if lora is None else _with_lora(network, LoraConfig(task_type="CAUSAL_LM", **lora))
+
+
 def kept_layers(depth: int, layers: int | Sequence[int], rule: Rule) -> list[int]:
     """Indices of the layers that stay, in order. Raises ValueError when there are not that many."""
     if not isinstance(layers, int):

@@ -170,7 +170,7 @@ def test_ours_stand_beside_the_published_numbers_on_the_paper_s_skills(root: Pat
     assert cells["RKD Words"][1:] == ["–", "–", "–", "–"]  # ours alone
     assert "Teacher Sums" in cells
     assert any(note.startswith("* ") for note in scores.notes)
-    assert "Without a row in the paper: jsd, jsd." in scores.notes
+    assert "Without a row in the paper: jsd." in scores.notes
 
 
 def test_on_skills_of_ours_the_published_columns_stand_beside_them(root: Path, place: Path) -> None:

@@ -128,7 +128,7 @@ def _notes(arms: Arms, places: Sequence[Place], sides: Sequence[Side]) -> list[s
     without = [row for row in published.rows if all(arms.side(row, place) is None for place in places)]
     lacking = [f"{row.heading} ({row.lacks})" if row.lacks else row.heading for row in without]
     notes += [f"Without a run of ours: {', '.join(lacking)}."] if lacking else []
-    others = [_label(arm) for arm in arms.without_row()]
+    others = dict.fromkeys(map(_label, arms.without_row()))
     return [*notes, *([f"Without a row in the paper: {', '.join(others)}."] if others else [])]
 
 

@@ -1,0 +1,274 @@
+"""The needs of a run that is not built: parameters, tokens, FLOPs, memory and hours, from its config alone.
+
+Networks are laid out without weights (`kd.models.outlines`), and neither data nor tokenizers are read, so that lengths
+are assumed: each record fills `length` tokens, half of them its response, or as many as the rollout generates at most.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from kd.composition.interfaces import made_by
+from kd.composition.targets import asks_teacher
+from kd.data.rows import Encoded
+from kd.data.sequences import collate
+from kd.doctor.gpus import Gpu
+from kd.doctor.memory import LIVE_LAYER, Load, activations, head_pass, stored, widest
+from kd.models.flops import decoding_flops, reading_flops, training_flops
+from kd.models.outlines import Outline, networks_in, outline
+
+Config = Mapping[str, Any]
+HALF = 2  # bytes of a number in bfloat16
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """The assumptions of an estimate.
+
+    Attributes:
+        gpu: on which the run would be.
+        utilisation: the share of the GPU's peak that is reached, of FLOP/s and of bandwidth.
+        length: tokens of prompt and response; None: data.max_length, the most there can be.
+    """
+
+    gpu: Gpu
+    utilisation: float = 0.4
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The needs of one job; preparation of models, validation and evaluation are left out.
+
+    Attributes:
+        student, trained, teacher: parameters; those that are trained, LoRA's alone where there is one.
+        steps: optimizer steps, as many as `optim.steps` and the budget allow.
+        tokens: of the student's training.
+        generated: tokens that student and teacher generate.
+        flops: by kind: student, teacher, generation, elicitation.
+        memory: bytes on one device by phase and part.
+        hours: on all devices of the run together side by side.
+        devices: of the run.
+    """
+
+    student: int
+    trained: int
+    teacher: int
+    steps: int
+    tokens: int
+    generated: int
+    flops: Mapping[str, float]
+    memory: Mapping[str, Mapping[str, int]]
+    hours: float
+    devices: int
+    preparation: float = 0.0  # hours, once for all jobs of the same recipe
+    recipes: Mapping[str, float] = field(default_factory=dict)  # hours of each recipe
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the phase that takes most."""
+        return max(sum(parts.values()) for parts in self.memory.values())
+
+
+@lru_cache(maxsize=32)
+def _outline(node: str) -> Outline:
+    return outline(json.loads(node))
+
+
+def laid_out(node: Config) -> Outline:
+    """The outline of a network's node, made once in a process."""
+    return _outline(json.dumps(node, sort_keys=True))
+
+
+def needs(config: Config, assumed: Assumed) -> Needs:
+    """The needs of a resolved config.
+
+    Raises ValueError for a model whose architecture is not known here.
+    """
+    return _Job(config, assumed).needs()
+
+
+class _Job:
+    """One config, with its networks laid out."""
+
+    def __init__(self, config: Config, assumed: Assumed):
+        self.config, self.assumed = config, assumed
+        self.student = laid_out(next(networks_in(config["student"]["model"])))
+        self.teachers = [laid_out(node) for node in networks_in(config["teacher"])]
+        self.reads_teacher = asks_teacher(config) and not config["targets"]["cached"]
+        chain = list(_chain(config["rollout"]))
+        classes = [made_by(f"rollout{'.writer' * i}", node) for i, node in enumerate(chain)]
+        self.by_teacher = any("teacher" in one.requires for one in classes)
+        self.by_student = any(
+            not one.keeps_responses and ("teacher" not in one.requires or "teacher_logits" in one.requires)
+            for one in classes
+        )
+        self.samples = max(int(node.get("samples") or 1) for node in chain)
+        self.length = min(assumed.length or config["data"]["max_length"], config["data"]["max_length"])
+        most = [node["max_new_tokens"] for node in chain if node.get("max_new_tokens")]
+        self.response = max(1, min([self.length // 2, *(most if self.by_student or self.by_teacher else ())]))
+        self.rows = config["optim"]["window"] * self.samples
+        self.devices = _devices(config["trainer"])
+        self.sequence = collate([Encoded((0,) * (self.length + 1), self.length + 1 - self.response)], pad=0)
+        self.batch = max(int(node.get("batch_size") or 16) for node in chain)
+
+    def needs(self) -> Needs:
+        per_step = self._flops_of_a_step()
+        steps = self._steps(per_step)
+        flops = {kind: steps * value for kind, value in per_step.items()}
+        flops["elicitation"] = self._elicitation(steps)
+        generated = self.rows * self.response * (self.by_student + self.by_teacher)
+        recipes = self._recipes()
+        return Needs(
+            student=_count(self.student),
+            trained=sum(p.numel() for p in self.student.parameters() if p.requires_grad),
+            teacher=sum(map(_count, self.teachers)),
+            steps=steps,
+            tokens=steps * self.rows * self.length,
+            generated=steps * generated,
+            flops=flops,
+            memory=self._memory(),
+            hours=self._hours(flops, steps),
+            devices=self.devices,
+            preparation=sum(recipes.values()),
+            recipes=recipes,
+        )
+
+    # --- FLOPs ---
+
+    def _flops_of_a_step(self) -> dict[str, float]:
+        prompt = self.length - self.response
+        lengths = ([prompt], [self.response])
+        reads = [reading_flops(one, self.sequence) for one in self.teachers if self.reads_teacher]
+        generation = decoding_flops(self.student, *lengths) if self.by_student else 0
+        generation += sum(decoding_flops(one, *lengths) for one in self.teachers if self.by_teacher)
+        return {
+            "student": self.rows * training_flops(self.student, self.sequence),
+            "teacher": self.rows * sum(reads),
+            "generation": self.rows * generation,
+        }
+
+    def _steps(self, per_step: Mapping[str, float]) -> int:
+        """The steps to the first limit that is reached."""
+        budget, steps = self.config["budget"], [self.config["optim"]["steps"]]
+        own = per_step["student"] + (per_step["generation"] if self.by_student else 0)
+        spent = {
+            "student_flops": own,
+            "tokens": self.rows * self.length,
+            "teacher_tokens": self.rows * self.length * self.reads_teacher,
+            "generated_tokens": self.rows * self.response * self.by_student,
+        }
+        for name, each in spent.items():
+            if budget.get(name) is not None and each:
+                steps.append(math.ceil(budget[name] / each))
+        return min(steps)
+
+    def _elicitation(self, steps: int) -> float:
+        """FLOPs of the responses that stages have a model generate: one for each record that is read."""
+        stages = self.config["augmentation"]["stages"] or {}
+        needed = [made_by(f"augmentation.stages.{name}", node).requires for name, node in stages.items()]
+        known = self.config["skill"].get("train")
+        records = min(steps * self.config["optim"]["window"], known if isinstance(known, int) else math.inf)
+        lengths = ([self.length - self.response], [self.response])
+        each = sum(
+            sum(decoding_flops(one, *lengths) for one in self.teachers) * ("teacher" in names)
+            + decoding_flops(self.student, *lengths) * ("student" in names)
+            for names in needed
+        )
+        return records * each
+
+    # --- time ---
+
+    def _hours(self, flops: Mapping[str, float], steps: int) -> float:
+        """Training and reading are bound by FLOP/s, generation by these or by reading the weights for each token."""
+        speed = self._speed() * self.devices
+        seconds = (flops["student"] + flops["teacher"]) / speed
+        batches = math.ceil(self.rows / self.devices / self.batch)
+        writers = [self.student] * self.by_student + self.teachers * self.by_teacher
+        weights = sum(_bytes(one) for one in writers)
+        reading = steps * batches * self.response * weights / (self.assumed.gpu.bandwidth * self.assumed.utilisation)
+        seconds += max(flops["generation"] / speed, reading)
+        return (seconds + flops["elicitation"] / speed) / 3600
+
+    def _speed(self) -> float:
+        """FLOP per second of one device."""
+        precision = str(self.config["trainer"]["precision"])
+        peak = self.assumed.gpu.bf16 if precision.startswith("bf16") else self.assumed.gpu.float32
+        return peak * self.assumed.utilisation
+
+    def _recipes(self) -> dict[str, float]:
+        """Hours of each preparation, by its content: models are prepared once for all jobs."""
+        found = {}
+        for role, models in (("teacher", self.teachers[:1]), ("student", [self.student])):
+            recipe = self.config[role].get("prepare")
+            if recipe and models:
+                each = training_flops(models[0], self.sequence) * recipe["window"]
+                name = json.dumps([role, recipe, self.config[role]["model"], self.config["skill"]], sort_keys=True)
+                found[name] = recipe["steps"] * each / self._speed() / 3600
+        return found
+
+    # --- memory ---
+
+    def _memory(self) -> dict[str, dict[str, int]]:
+        """Bytes on one device, by phase and part."""
+        rows = max(1, min(self.config["data"]["max_tokens"] // self.length, -(-self.rows // self.devices)))
+        load = Load(rows, self.length)
+        trained = sum(p.numel() * p.element_size() for p in self.student.parameters() if p.requires_grad)
+        weights = {"student": stored(self.student), "teacher": sum(map(stored, self.teachers))}
+        state = {"gradients": trained, "AdamW": 2 * trained}
+        working = max((LIVE_LAYER * load.tokens * widest(one) * HALF for one in self.teachers), default=0)
+        training = {"activations": self._activations(load), "head": head_pass(self.student, load), "layer": working}
+        found = {"training": {**weights, **state, **training}}
+        if self.by_student or self.by_teacher:
+            writers = [self.student] * self.by_student + self.teachers * self.by_teacher
+            cache = sum(_cache(one) for one in writers) * min(self.batch, self.rows) * self.length
+            found["generation"] = {**weights, "AdamW": 2 * trained, "cache": cache}
+        return found
+
+    def _activations(self, load: Load) -> int:
+        """Bytes kept for the backward pass; under autocast in bfloat16, beside a copy of the weights."""
+        precision = str(self.config["trainer"]["precision"])
+        node = next(networks_in(self.config["student"]["model"]))
+        mixed = precision == "bf16-mixed" and node.get("dtype", "float32") == "float32"
+        counted = laid_out({**node, "dtype": "bfloat16"}) if mixed else self.student
+        copies = HALF * _count(self.student) if mixed else 0
+        return activations(counted, load, "32-true") + copies
+
+
+def _chain(node: Config) -> Any:
+    """A rollout's node, its writer's, and so on."""
+    while isinstance(node, Mapping):
+        yield node
+        node = node.get("writer")  # type: ignore[assignment]
+
+
+def _devices(trainer: Config) -> int:
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    return devices if isinstance(devices, int) and devices > 0 else 1
+
+
+def _count(model: Outline) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _bytes(model: Outline) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _cache(model: Outline) -> int:
+    """Bytes of keys and values of one token, in bfloat16."""
+    config: Any = model.network.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * HALF
+
+
+def shown(assumed: Assumed, devices: int) -> str:
+    """The GPU and the utilisation in words."""
+    count = f"{devices} × " if devices > 1 else ""
+    return f"{count}{assumed.gpu.name} at {assumed.utilisation:.0%} of its peak"
