@@ -5,9 +5,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, PreTrainedModel
 
 from kd.models.architectures import architecture_of, architectures
+from kd.models.attention import switched
 from kd.models.language_model import LanguageModel
 from kd.models.networks import shaped
 from kd.models.packing import backbone
@@ -15,6 +17,7 @@ from kd.models.tokenizers import byte_tokenizer, load_tokenizer
 from kd.sources.addresses import keys_of, model_folder
 from kd.types import ModelOutput, Sequences
 
+NAME = "outlined"  # among the library's implementations of attention
 NETWORKS = "kd.models.networks."
 SHAPING = ("layers", "rule", "ffn", "dtype", "lora")  # keys of a node that change a network's shapes
 
@@ -26,7 +29,8 @@ class Outline(LanguageModel):
     """
 
     def __init__(self, network: PreTrainedModel):
-        super().__init__(network, None)  # type: ignore[arg-type]
+        nn.Module.__init__(self)  # a model that is read has a tokenizer, too
+        self.network = network
 
     @cached_property
     def vocabulary(self) -> int:
@@ -35,13 +39,35 @@ class Outline(LanguageModel):
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Pass tokens through the backbone, so that what is kept for a backward pass can be counted."""
-        tokens = sequences.tokens.to("meta")
-        return ModelOutput(hidden=(backbone(self.network)(input_ids=tokens, use_cache=False).last_hidden_state,))
+        with switched(self.network, NAME):
+            out = backbone(self.network)(input_ids=sequences.tokens.to("meta"), use_cache=False)
+        return ModelOutput(hidden=(out.last_hidden_state,))
 
     @property
     def vision(self) -> None:
         """Images are not counted."""
         return None
+
+
+class _Fused(torch.autograd.Function):
+    """What fused attention keeps for its backward pass: its inputs and its output, no square of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output's shape, [B, heads, T, width of a value]."""
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention with the signature of `transformers`."""
+    return _Fused.apply(query, key, value).transpose(1, 2), None  # type: ignore[no-untyped-call]
+
+
+AttentionInterface.register(NAME, _attention)  # without a mask function: no mask is made
 
 
 def outline(node: Mapping[str, Any]) -> Outline:

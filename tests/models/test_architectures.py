@@ -66,7 +66,7 @@ def test_an_unknown_checkpoint_is_refused_in_one_sentence(monkeypatch: pytest.Mo
 
 def test_an_encoder_decoder_is_refused() -> None:
     with pytest.raises(ValueError, match="model_type=t5 is an encoder-decoder"):
-        outline(pretrained("hub:google/t5-v1_1-small"))
+        outline(pretrained("hub:google-t5/t5-small"))
 
 
 def test_the_networks_of_an_ensemble_are_all_found() -> None:
