@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +15,10 @@ from kd.composition.check import check
 from kd.secrets import note
 
 SEEDS = "seed="
+GRIDS = (
+    "hydra_plugins.kd_launcher.sweeper.CheckedSweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,10 @@ def _lines(whole: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
     swept = any(one.is_sweep_override() for one in parsed)
     if str(whole.hydra.mode).rpartition(".")[2] != "MULTIRUN" and not swept:
         return [list(overrides)]
-    sweeper: Any = instantiate(OmegaConf.to_container(whole.hydra.sweeper, resolve=True))
-    if not isinstance(sweeper, BasicSweeper):
-        raise ValueError(
-            f"{type(sweeper).__name__} proposes jobs one by one; a dry run needs a grid (hydra/sweeper=checked)"
-        )
+    node: Any = OmegaConf.to_container(whole.hydra.sweeper, resolve=True)
+    if node["_target_"] not in GRIDS:
+        raise ValueError(f"{node['_target_']} proposes jobs one by one; a dry run needs a grid (hydra/sweeper=checked)")
+    sweeper = instantiate(node)
     words = [*sweeper._parse_config(), *overrides]  # as Hydra's own sweeper has it
     (found,) = sweeper.split_arguments(_parser().parse_overrides(words), None)
     return [list(job) for job in found]
