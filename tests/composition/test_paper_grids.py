@@ -81,4 +81,4 @@ def test_every_row_has_an_arm_at_one_scale(name: str) -> None:
     settings = every_setting(jobs)
     for row in read_published(name).rows:
         if row.system == "after":
-            assert bool(row.lacks) != any(fits(one, row) for one in settings), row.heading
+            assert row.lacks or any(fits(one, row) for one in settings), row.heading
