@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from kd.composition.interfaces import made_by
+from kd.composition.sections import Prepare
 from kd.composition.targets import asks_teacher
 from kd.data.rows import Encoded
 from kd.data.sequences import collate
@@ -205,7 +206,7 @@ class _Job:
         for role, models in (("teacher", self.teachers[:1]), ("student", [self.student])):
             recipe = self.config[role].get("prepare")
             if recipe and models:
-                each = training_flops(models[0], self.sequence) * recipe["window"]
+                each = training_flops(models[0], self.sequence) * recipe.get("window", Prepare.window)
                 name = json.dumps([role, recipe, self.config[role]["model"], self.config["skill"]], sort_keys=True)
                 found[name] = recipe["steps"] * each / self._speed() / 3600
         return found

@@ -116,6 +116,7 @@ def test_hours_are_flops_over_what_a_gpu_reaches() -> None:
     seconds = (two.flops["student"] + two.flops["teacher"]) / (gpu("h100-80").float32 * 0.4)
     assert two.hours == pytest.approx(seconds / 3600)
     assert len(two.recipes) == 1  # the teacher's
+    assert of("~teacher.prepare.window", "optim.steps=100").preparation == pytest.approx(two.preparation)  # its default
 
 
 def test_the_tables_state_their_assumptions_and_what_does_not_fit() -> None:
