@@ -1,4 +1,4 @@
-"""What a run folder holds by step and by position, in the rows that W&B records."""
+"""What a run folder holds by step, in the rows that W&B records."""
 
 import csv
 from collections.abc import Iterator
@@ -6,8 +6,6 @@ from itertools import islice
 from pathlib import Path
 
 from kd.runs.results import check_page
-
-POSITION = "positions/token"  # the x axis of curves by position: the first position of a bin, from 1
 
 
 def logged(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -25,8 +23,3 @@ def logged(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
     except ValueError as error:
         raise ValueError(f"{path} is torn ({error})") from None
     yield from rows.items()
-
-
-def positions(folder: Path) -> list[dict[str, float]]:
-    """A row for each bin of positions, of the trained student on the references: POSITION and `positions/METRIC`."""
-    return []

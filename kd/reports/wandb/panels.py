@@ -14,7 +14,7 @@ from kd.reports.render import markdown
 from kd.reports.settings import ORDER, TRAINED_ON
 from kd.reports.sweep import Choices
 from kd.reports.wandb.final import HEADLINE, answers_beside, final, lengths
-from kd.reports.wandb.history import POSITION, logged, positions
+from kd.reports.wandb.history import logged
 from kd.reports.wandb.record import AXIS, STEP
 
 ANSWERS = "tables/answers"
@@ -29,7 +29,7 @@ class Names:
     """The names that the runs of a skill log.
 
     Attributes:
-        history: those that have a value by step, or by position.
+        history: those that have a value by step.
         summary: those with a final value, and ANSWERS where there are answers.
         varied: final values that differ between runs.
     """
@@ -47,7 +47,6 @@ def names_of(arms: Sequence[Arm]) -> Names:
         if job.folder is None or job.results is None:
             continue
         history |= dict.fromkeys(name for _, values in logged(job.folder) for name in values)
-        history |= dict.fromkeys(name for row in positions(job.folder) for name in row)
         texts = answers_beside(job.folder, None)
         finals.append({**final(job.results), **lengths(texts), **({ANSWERS: len(texts)} if texts else {})})
     summary = dict.fromkeys(name for one in finals for name in one)
@@ -77,7 +76,6 @@ def sections(frame: Frame, skill: str) -> list[tuple[str, list[Any]]]:
         "Distance from the teacher": [
             *_lines(names, DISTANCE, by),
             *_agreement(names, by),
-            *_lines(names, [name for name in names.history if name.startswith("positions/")], by, x=POSITION),
         ],
         "Length and truncation": [*_lines(names, RESPONSES, by), *_lengths(names, skill, by)],
         "Answers": [wr.WeavePanelSummaryTable(table_name=ANSWERS)] if ANSWERS in names.summary else [],
@@ -98,19 +96,19 @@ def score_table(frame: Frame, choices: Choices) -> str:
     return markdown(grid)
 
 
-def _lines(names: Names, wanted: Sequence[str], by: str, x: str = STEP) -> list[Any]:
+def _lines(names: Names, wanted: Sequence[str], by: str) -> list[Any]:
     return [
         wr.LinePlot(
             title=name,
-            x=x,
+            x=STEP,
             y=[name],
             groupby=wr.Config(by),
             groupby_aggfunc="mean",
             groupby_rangefunc="stddev",
-            title_x="token of the response" if x == POSITION else "step",
+            title_x="step",
         )
         for name in wanted
-        if name in names.history and name != x
+        if name in names.history
     ]
 
 
