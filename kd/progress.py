@@ -147,7 +147,7 @@ def phase(
         yield shown
         finished = True
     finally:
-        _display.end(shown, leaves and finished and (unit is None or shown.done > 0))
+        _display.end(shown, leaves and finished and (unit in (None, BYTES) or shown.done > 0))
 
 
 @contextmanager

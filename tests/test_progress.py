@@ -160,9 +160,14 @@ def test_a_file_gets_a_line_every_few_seconds(clock: Clock, capsys: pytest.Captu
 def test_what_fails_or_has_nothing_to_count_leaves_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     with suppress(ZeroDivisionError), phase("evaluate", 3, "references") as shown:
         shown.advance(1 / 0)
-    with phase("evaluate", 0, "references"), phase("fetch hub:org/name@main", unit="files"):
+    with phase("evaluate", 0, "references"):
+        pass
+    with phase("fetch hub:org/name@main", unit="files"):
         pass
     assert capsys.readouterr() == ("", "")
+    with phase("fetch wheel:model@1.0", unit="bytes"):  # a local one, whose bytes pip does not count
+        pass
+    assert capsys.readouterr().err == "fetch wheel:model@1.0  0.0 s\n"
 
 
 def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
