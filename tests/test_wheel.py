@@ -115,6 +115,8 @@ def test_a_run_and_a_sweep_in_an_empty_folder(kd: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (path for path in (tmp_path / "outputs").iterdir() if (path / "DONE").exists())
     assert (folder / "student" / "model.safetensors").exists()
+    assert f"Page: outputs/{folder.name}/report.html" in done.stdout.splitlines()
+    assert "<title>" in (folder / "report.html").read_text()
     package = tmp_path / "packages" / "theirs"
     (package / "objective").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -123,6 +125,9 @@ def test_a_run_and_a_sweep_in_an_empty_folder(kd: Path, tmp_path: Path) -> None:
     words = ["kd", "-m", *RUN, "hydra.searchpath=[pkg://theirs]", "objective=fkl,mine"]
     swept = run(kd, words, tmp_path, PYTHONPATH=str(package.parent))
     assert swept.returncode == 0, swept.stderr[-3000:]
+    (page,) = (line.removeprefix("Page: ") for line in swept.stdout.splitlines() if line.startswith("Page: "))
+    assert (tmp_path / page).is_file()
+    assert Path(page).parts[:2] == ("outputs", "sweeps")
     (other,) = (path for path in (tmp_path / "outputs").glob("*/DONE") if path.parent != folder)
     assert "-mine-" in other.parent.name
     records = [json.loads(path.read_text()) for path in (tmp_path / "outputs" / "sweeps").glob("*/jobs/*.json")]

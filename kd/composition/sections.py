@@ -111,6 +111,8 @@ class Run:
     force: bool
     prerequisites_only: bool
     allow: Sequence[Text] = ()
+    page: bool = True
+    open: bool = False
 
 
 @dataclass(frozen=True)

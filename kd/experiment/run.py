@@ -49,6 +49,10 @@ def run(cfg: DictConfig, job: Job) -> float | None:
     run_in(plan, job, omits=list(cfg.omits), force=cfg.run.force)
     if plan.before is not None and is_rank_zero():
         print_grid(rounds_grid([one.folder.results() for one in plan]), console())
+    if cfg.run.page and job.sweep is None and is_rank_zero():
+        from kd.reports.page.document import end_with_page
+
+        end_with_page(plan.folder.path, open_it=cfg.run.open)
     return objective(cfg, plan.folder)
 
 

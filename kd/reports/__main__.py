@@ -3,7 +3,8 @@
 A finished run alone is shown with all its systems. Several are compared: each run, means over seeds, a pivot, paired
 differences to the run beside each, transfer between skills; --tables chooses among runs, means, pivot, differences,
 ranks, pareto, gaps, transfer, augmentation, samples, tidy (the scores, one a row) and paper (--paper NAME: the
-published numbers of experiments/NAME beside ours).
+published numbers of experiments/NAME beside ours). --page writes all of it into one HTML file;
+`python -m kd.reports serve PATH...` shows that page while runs go on.
 
 `python -m kd.reports wandb PATH…` makes the dashboard of Weights & Biases (kd.reports.wandb.command; --help after it).
 
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import shlex
 import sys
+import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--paper", metavar="NAME", help="published numbers beside ours: a folder of experiments/")
     found.add_argument("--format", choices=FORMATS, default="terminal", help="csv alone has the tidy scores")
     found.add_argument("--out", type=Path, help="also write tables.md and the tidy runs.csv into this folder")
+    found.add_argument("--page", type=Path, metavar="FILE", help="also write one HTML file, which needs no network")
+    found.add_argument("--open", action="store_true", help="open the file of --page in the browser")
     found.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw figures into this folder")
     found.add_argument("--figure-formats", default="png,svg,pdf", metavar="NAME,…", help="default: png,svg,pdf")
     return found
@@ -97,6 +101,16 @@ def _default_tables(options: argparse.Namespace) -> tuple[str, ...]:
     return ("tidy",) if options.format == "csv" else ()
 
 
+def _write_page(choices: Choices, file: Path, *, open_it: bool) -> None:
+    """Write the page, print its name, and open it in the browser where that is asked for."""
+    from kd.reports.page.document import write_page
+
+    write_page(choices, file)
+    print(f"Page: {file}", file=sys.stderr)
+    if open_it:
+        webbrowser.open(file.absolute().as_uri())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables; write tables.md and runs.csv only with `--out`. `wandb PATH…` makes W&B's dashboard instead."""
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -104,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from kd.reports.wandb.command import main as wandb
 
         sys.exit(wandb(words[1:]))
+    if words[:1] == ["serve"]:
+        from kd.reports.page.server import main as serve
+
+        return serve(words[1:])
     options = parser().parse_args(words)
     names = tuple(filter(None, options.tables.split(","))) or _default_tables(options)
     same = ("paths", "pivot", "metric", "system", "baseline", "correction", "samples", "paper")
@@ -124,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pages = tables or grids(found, replace(choices, tables=()))
             write_atomically(options.out / "tables.md", "\n".join(map(markdown, pages)))
             write_atomically(options.out / "runs.csv", frame_of(jobs, beside=False).tidy().to_csv(index=False))
+        if options.page is not None:
+            _write_page(choices, options.page, open_it=options.open)
         if options.figures is not None:
             _draw(frame_of(jobs), choices, options.figures, options.figure_formats.split(","))
     sys.exit(1 if problems(jobs) else 0)

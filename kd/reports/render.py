@@ -39,8 +39,8 @@ def terminal(grid: Grid, width: int) -> Group:
     A column whose cells are all the same is one line under the table. Columns that do not fit beside one another follow
     below, each time after those that name the rows.
     """
-    header, rows, notes = _without_constants(grid)
-    rows = _without_hashes(rows)
+    header, rows, notes = without_constants(grid)
+    rows = without_hashes(rows)
     if len(rows) > MOST_ROWS:
         notes = [f"The first {MOST_ROWS} of {len(rows)} rows; --format csv has all.", *notes]
         rows = rows[:MOST_ROWS]
@@ -63,7 +63,8 @@ def print_grid(grid: Grid, console: Console) -> None:
     console.print(terminal(grid, console.width))
 
 
-def _without_constants(grid: Grid) -> tuple[list[str], list[list[str]], list[str]]:
+def without_constants(grid: Grid) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header, rows and notes, where a column whose cells are all the same may have become a note (`Grid.folds`)."""
     places = range(len(grid.header))
     if len(grid.rows) < 3 or not grid.folds:
         return list(grid.header), [list(row) for row in grid.rows], list(grid.notes)
@@ -79,7 +80,7 @@ def _stacked(row: Sequence[str], labels: int) -> list[str]:
     return ["\n  ".join(row[:labels]), *row[labels:]]
 
 
-def _without_hashes(rows: list[list[str]]) -> list[list[str]]:
+def without_hashes(rows: list[list[str]]) -> list[list[str]]:
     """The rows, with names of run folders without their hashes where these tell nothing apart."""
     hashed = all(row and re.search(r"-[0-9a-f]{12}$", row[0]) for row in rows)
     names = [row[0][:-13] for row in rows] if hashed else []

@@ -37,7 +37,7 @@ def run_grid(
     columns = _columns(results)
     names = NAMES | {"after": student_name(config or {})}
     rows = [
-        [names.get(system, f"{system}, equal steps"), *(with_interval_and_n(c.get(system)) for _, c, *_ in columns)]
+        [names.get(system, f"{system}, equal steps"), *(_cell(c.get(system)) for _, c, *_ in columns)]
         for system in systems_in([column for _, column, *_ in columns])
     ]
     rows.append(["gap closed", *(gap for _, _, gap, _ in columns)])

@@ -89,7 +89,7 @@ class TidyLogger(Logger):
         if not self.path.exists():
             return
         whole_lines = self.path.read_text(encoding="utf-8").rpartition("\n")[0]
-        rows = list(csv.reader(whole_lines.splitlines()))[1:]
+        rows = list(csv.reader(whole_lines.split("\n")))[1:]
         write_atomically(self.path, csv_text([COLUMNS, *(row for row in rows if int(row[0]) <= step)]))
 
 

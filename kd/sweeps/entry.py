@@ -13,7 +13,7 @@ import hydra
 import hydra._internal.utils
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd.errors import in_one_sentence
 from kd.orphans import own
@@ -32,6 +32,7 @@ class SweepReport(Callback):
 
     sweep: ClassVar[Path | None] = None  # of this process, between its start and its conclusion
     paper: ClassVar[str | None] = None  # whose published numbers its table ends with
+    page: ClassVar[tuple[bool, bool]] = True, False  # run.page and run.open, of the sweep as a whole
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take a new sweep folder.
@@ -50,6 +51,7 @@ class SweepReport(Callback):
         except FileExistsError:
             sys.exit(f"sweep folder {sweep} exists already; leave hydra.sweep.dir to its default or name a new one")
         SweepReport.sweep, SweepReport.paper = sweep, config.get("paper")
+        SweepReport.page = bool(OmegaConf.select(config, "run.page")), bool(OmegaConf.select(config, "run.open"))
         own()
         signal.signal(signal.SIGTERM, _stop)  # else only the launcher's process would end, without a table
 
@@ -86,6 +88,11 @@ class SweepReport(Callback):
         terminal = console()
         terminal.print(sweep_table(sweep, terminal.width, cls.paper))
         remark(f"Written to {near(sweep)}/sweep.md and sweep.csv")
+        written, opened = cls.page
+        if written:
+            from kd.reports.page.document import end_with_page
+
+            end_with_page(sweep, paper=cls.paper, open_it=opened)
         return all(job.status in ("done", "skipped") for job in jobs.values())
 
 

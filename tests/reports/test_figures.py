@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from kd.reports.comparisons.curves import band, series
 from kd.reports.comparisons.ranks import Ranks
+from kd.reports.comparisons.shades import shades
 from kd.reports.figures import FORMATS, write_figures
-from kd.reports.figures.curves import band, curves, series
+from kd.reports.figures.curves import curves
 from kd.reports.figures.differences import differences
-from kd.reports.figures.heat import _shades, heat_map
+from kd.reports.figures.heat import heat_map
 from kd.reports.figures.ranks import alike
 from kd.reports.frame import Frame, frame_of
 from kd.reports.grid import Cell
@@ -49,11 +51,11 @@ def test_bands_are_t_intervals_of_the_seeds_that_logged_a_step() -> None:
 
 def test_the_best_of_a_column_is_the_darkest_whatever_the_direction() -> None:
     column = [Cell.number(3.0), Cell.number(1.0), Cell("–"), Cell.number(2.0)]
-    up, down = _shades(column, True), _shades(column, False)
+    up, down = shades(column, True), shades(column, False)
     assert [up[0], up[1], up[3]] == [1.0, 0.0, 0.5]
     assert [down[0], down[1], down[3]] == [0.0, 1.0, 0.5]
     assert np.isnan(up[2])
-    assert _shades([Cell.number(0.0), Cell.number(0.0)], True) == [0.5, 0.5]
+    assert shades([Cell.number(0.0), Cell.number(0.0)], True) == [0.5, 0.5]
 
 
 def test_lines_join_all_ranks_within_the_critical_difference() -> None:

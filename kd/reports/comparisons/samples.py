@@ -8,12 +8,14 @@ from typing import Any
 from kd.reports.frame import Arm, Frame
 from kd.reports.grid import Cell, Grid, number
 from kd.reports.paired import beside
+from kd.reports.runs import Job
 from kd.runs.results import check_page
 
 SYSTEMS = ("teacher", "sft", "before", "after")
 LONGEST = 240  # characters of a text in a cell
 
 Answers = dict[tuple[str, str], dict[str, Mapping[str, Any]]]  # (skill, id) -> by system the first answer
+Items = Mapping[str, Mapping[str, Mapping[str, Any]]]  # of one skill: id -> the same
 
 
 def samples_grids(frame: Frame, count: int = 3) -> list[Grid]:
@@ -24,24 +26,39 @@ def samples_grids(frame: Frame, count: int = 3) -> list[Grid]:
 
 def _grid(arm: Arm, other: Arm | None, count: int) -> Grid | None:
     seed, job = next(iter(arm.runs.items()))
-    if job.folder is None:
+    own = side_by_side(job, other.runs.get(seed) if other else None, arm.skill)
+    if not own or job.folder is None:
         return None
-    answers = read_answers(job.folder)
-    if other is not None and seed in other.runs and (folder := other.runs[seed].folder) is not None:
-        for key, systems in read_answers(folder).items():
-            if key in answers and "after" in systems:
-                answers[key]["sft"] = systems["after"]
-    own = {name: systems for (skill, name), systems in answers.items() if skill == arm.skill and "after" in systems}
-    if not own:
-        return None
-    changed = [name for name, systems in own.items() if _change(systems, "before") != 0]
-    shown = [*changed, *(name for name in own if name not in changed)][:count]
-    present = [system for system in SYSTEMS if any(system in systems for systems in own.values())]
+    present = systems_of(own)
     titles = {"sft": other.label if other else "sft"}
-    rows = [_row(own[name], present) for name in shown]
+    rows = [_row(own[name], present) for name in changed_first(own)[:count]]
     header = ["prompt", "reference", *(titles.get(system, system) for system in present), "score before → after"]
     label = ", ".join(filter(None, [arm.label, arm.skill, f"seed {seed}"]))
-    return Grid(f"Answers: {label}", header, rows, [_summary(own, job.folder.name, titles["sft"])], labels=0)
+    notes = [f"{summary(own, job.folder.name, titles['sft'])} Texts are cut at {LONGEST} characters."]
+    return Grid(f"Answers: {label}", header, rows, notes, labels=0)
+
+
+def side_by_side(job: Job, other: Job | None, skill: str) -> Items:
+    """The first answers of each system to the items of a skill that the trained student answered, by id.
+
+    other: the run beside it, whose trained student is the system `sft`.
+    """
+    answers = {} if job.folder is None else read_answers(job.folder)
+    if other is not None and other.folder is not None:
+        for key, systems in read_answers(other.folder).items():
+            if key in answers and "after" in systems:
+                answers[key]["sft"] = systems["after"]
+    return {name: systems for (of, name), systems in answers.items() if of == skill and "after" in systems}
+
+
+def changed_first(own: Items) -> list[str]:
+    """The ids of items, those first whose score training changed."""
+    return sorted(own, key=lambda name: change(own[name], "before") == 0)
+
+
+def systems_of(own: Items) -> list[str]:
+    """The systems that answered, in the order of their columns."""
+    return [system for system in SYSTEMS if any(system in systems for systems in own.values())]
 
 
 def _row(systems: Mapping[str, Mapping[str, Any]], present: Sequence[str]) -> list[str]:
@@ -52,18 +69,19 @@ def _row(systems: Mapping[str, Mapping[str, Any]], present: Sequence[str]) -> li
     return [_short(one["prompt"]), _short(one.get("reference") or "–"), *texts, Cell(change, one.get("score"))]
 
 
-def _summary(own: Mapping[str, Mapping[str, Mapping[str, Any]]], run: str, beside: str) -> str:
+def summary(own: Items, run: str, beside: str) -> str:
     """Sentences on the items that gained and lost, against before and against the run beside."""
     parts = []
     for system, name in (("before", "the student before"), ("sft", beside)):
-        changes = [_change(systems, system) for systems in own.values() if system in systems]
+        changes = [change(systems, system) for systems in own.values() if system in systems]
         if changes:
             gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
             parts.append(f"against {name}: {gained} gained, {lost} lost, {len(changes) - gained - lost} as before")
-    return f"{len(own)} items of {run}, first answers; {'; '.join(parts)}. Texts are cut at {LONGEST} characters."
+    return f"{len(own)} items of {run}, first answers; {'; '.join(parts)}."
 
 
-def _change(systems: Mapping[str, Mapping[str, Any]], system: str) -> float:
+def change(systems: Mapping[str, Mapping[str, Any]], system: str) -> float:
+    """The score of the trained student's answer less that of a system; 0 where one of them has none."""
     values = [(systems.get(name) or {}).get("score") for name in ("after", system)]
     return 0.0 if values[0] is None or values[1] is None else float(values[0] - values[1])
 
@@ -77,7 +95,8 @@ def read_answers(folder: Path) -> Answers:
     path = folder / "samples.jsonl"
     check_page(folder, path.name)
     found: Answers = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []  # U+2028 and the like end no line
+    for line in filter(None, lines):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -3,10 +3,11 @@
 from matplotlib import rc_context
 
 from kd.reports.comparisons.differences import difference_grid
-from kd.reports.figures.style import COLOURS, PAGE, TYPE, Drawn, axes
+from kd.reports.figures.style import PAGE, TYPE, Drawn, axes
 from kd.reports.frame import Frame
 from kd.reports.grid import Cell
 from kd.reports.paired import parsed
+from kd.reports.palette import COLOURS
 from kd.reports.sweep import Choices
 
 

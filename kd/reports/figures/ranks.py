@@ -4,8 +4,9 @@ import numpy as np
 from matplotlib import rc_context
 
 from kd.reports.comparisons.ranks import Ranks, ranks_grid, ranks_of
-from kd.reports.figures.style import COLOURS, PAGE, TYPE, Drawn, axes
+from kd.reports.figures.style import PAGE, TYPE, Drawn, axes
 from kd.reports.frame import Frame
+from kd.reports.palette import COLOURS
 from kd.reports.sweep import Choices
 
 

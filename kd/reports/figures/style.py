@@ -8,10 +8,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kd.reports.palette import COLOURS, DASHES, MARKERS
+
 COLUMN, PAGE = 3.3, 6.8  # inches: the width of one column, and of a page of two
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
-MARKERS = "osD^vPX*<>"
-DASHES = ("-", "--", "-.", ":")
 TYPE: Any = {
     "font.size": 8.0,
     "axes.titlesize": 8.0,
