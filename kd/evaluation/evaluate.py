@@ -29,9 +29,10 @@ from kd.evaluation.items import (
     requires_answers,
     requires_likelihood,
 )
-from kd.evaluation.likelihood import score_references, score_teacher
+from kd.evaluation.likelihood import REFERENCE_COLUMNS, score_references, score_teacher
 from kd.evaluation.lm_eval import LmEval
 from kd.evaluation.measured import Measured, by_definition, named, samples
+from kd.evaluation.positions import by_position
 from kd.evaluation.teacher_rows import Rows, rows_of
 from kd.evaluation.variants import variants as variants_of
 from kd.generators import Generator
@@ -227,7 +228,12 @@ class Session:
     ) -> tuple[pd.DataFrame | None, float]:
         if not self.items:
             return None, 0.0
-        key = {"system": identity, "teacher": teacher, "items": content(encoder, self.items)}
+        key = {
+            "system": identity,
+            "teacher": teacher,
+            "items": content(encoder, self.items),
+            "columns": list(REFERENCE_COLUMNS),
+        }
 
         def compute() -> pd.DataFrame:
             return score(encoder, self.items, teacher_rows=self.teacher_rows if teacher else None)
@@ -309,7 +315,9 @@ class Session:
         found.sort(key=lambda one: (one[0] not in METRICS, one[0] != self.metric.name))  # the skill's own metric first
         drawn = [] if answers is None else samples(answers, self.prompts)
         rows = pd.concat([one for *_, one in found]) if found else pd.DataFrame(columns=list(COLUMNS))
-        return Measured({name: score for name, score, _ in found}, table, answers, drawn, seconds, rows)
+        scores = {name: score for name, score, _ in found}
+        positions = {} if table is None else {"references": by_position(table["positions"])}
+        return Measured(scores, table, answers, drawn, seconds, rows, positions)
 
     def _own_score(self, answers: pd.DataFrame) -> tuple[Score, pd.DataFrame]:
         """The mean of the skill's own score: over the answers to each prompt, then over prompts."""

@@ -26,6 +26,7 @@ from kd.evaluation.evaluate import Session
 from kd.evaluation.items import ratio_items
 from kd.evaluation.likelihood import forward_kls
 from kd.evaluation.measured import Measured, named
+from kd.evaluation.positions import Bins, added, by_position
 from kd.generators.generation import write
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
@@ -37,6 +38,7 @@ from kd.teachers.ensemble import Ensemble
 from kd.types import Record
 
 VERSION = 1
+COLUMNS = ("id", "own", "oracle", "own_positions", "oracle_positions")
 
 
 def with_excess_error(
@@ -57,6 +59,7 @@ def with_excess_error(
         "settings": [decoding.max_new_tokens, samples, decoding.batch_size, session.encoder.max_length],
         "seed": session.evaluation.seed,
         "version": VERSION,
+        "columns": list(COLUMNS),
     }
     compute = partial(
         accumulated, system, teacher, session.encoder, session.prompts, decoding, seed=session.evaluation.seed
@@ -70,6 +73,11 @@ def with_excess_error(
         scores={**measured.scores, EXCESS_ERROR.name: score},
         items=pd.concat([measured.items, rows]),
         seconds=measured.seconds + seconds,
+        positions={
+            **measured.positions,
+            "own": by_position(table["own_positions"]),
+            "teacher": by_position(table["oracle_positions"]),
+        },
     )
 
 
@@ -82,15 +90,16 @@ def accumulated(
     *,
     seed: int,
 ) -> pd.DataFrame:
-    """One row per record: id; own and oracle, R(l) and l eps(l) in nats, means over `decoding.samples` responses."""
-    sums = {
-        name: _summed_kls(writer, student, teacher, encoder, records, decoding, seed)
-        for name, writer in (("own", student), ("oracle", teacher))
-    }
-    return pd.DataFrame({"id": [record.id for record in records], **sums})
+    """One row per record: id; own and oracle, R(l) and l eps(l) in nats, means over `decoding.samples` responses.
+
+    own_positions, oracle_positions: bins of all these responses (`kd.evaluation.positions.Bins`).
+    """
+    found = [_along(writer, student, teacher, encoder, records, decoding, seed) for writer in (student, teacher)]
+    columns = ([record.id for record in records], *(sums for sums, _ in found), *(bins for _, bins in found))
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
-def _summed_kls(
+def _along(
     writer: LanguageModel,
     student: LanguageModel,
     teacher: LanguageModel,
@@ -98,8 +107,8 @@ def _summed_kls(
     records: Sequence[Record],
     decoding: Decoding,
     seed: int,
-) -> list[float]:
-    """For each record the summed KL(teacher || student) along the writer's responses to it, their mean."""
+) -> tuple[list[float], list[Bins]]:
+    """For each record the summed KL(teacher || student) along the writer's responses to it, their mean; and bins."""
     prompts = [prompt_ids(record, writer.tokenizer) for record in records]
     with seeded(seed, "excess error"):
         written = write(
@@ -113,5 +122,6 @@ def _summed_kls(
     rows = [(i, j, one) for i, answers in enumerate(written) for j, one in enumerate(answers)]
     copies = [replace(records[i], id=f"{i} {j}") for i, j, _ in rows]
     found = forward_kls(student, teacher, encoder.written(copies, [[one] for *_, one in rows]))
-    each = range(decoding.samples)
-    return [sum(found[f"{i} {j}"] for j in each) / decoding.samples for i in range(len(records))]
+    groups = [[found[f"{i} {j}"] for j in range(decoding.samples)] for i in range(len(records))]
+    sums = [sum(total for total, _ in group) / decoding.samples for group in groups]
+    return sums, [added(bins for _, bins in group) for group in groups]

@@ -12,6 +12,7 @@ from torch import Tensor
 from kd.data.references import references
 from kd.data.sequences import Encoder
 from kd.evaluation.likelihood import tabulate
+from kd.evaluation.positions import with_top1
 from kd.evaluation.teacher_rows import Rows
 from kd.kernels.chunks import CHUNK
 from kd.types import Record
@@ -47,6 +48,7 @@ class Unconditional:
             table = tabulate(items, pairs, teacher_rows=teacher_rows, chunk=chunk)
         if teacher_rows is not None and self.logprobs.min() == self.logprobs.max():
             table["top1"] = table["tokens"] / len(self.logprobs)
+            table["positions"] = [with_top1(bins, 1 / len(self.logprobs)) for bins in table["positions"]]
         return table
 
 

@@ -24,6 +24,8 @@ class Measured:
     samples: id, prompt, response, reference, score, tokens, truncated, verifier_error, sample of each answer.
     items: one row for each item and metric (`kd.evaluation.items`).
     seconds: time of the computation, also where another run did it and this one read it from the cache.
+    positions: by the responses that were read (`references`, and of `evaluation.excess_error` the system's `own` and
+        the `teacher`'s), the bins of `kd.evaluation.positions.by_position`.
     """
 
     scores: Mapping[str, Score]
@@ -32,6 +34,7 @@ class Measured:
     samples: Sequence[Mapping[str, Any]]
     seconds: float
     items: pd.DataFrame = field(default_factory=pd.DataFrame)
+    positions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

@@ -19,7 +19,7 @@ from kd.data.references import prompted, with_reference
 from kd.data.sequences import Encoder, pad_id
 from kd.data.windows import Data
 from kd.experiment.compatibility import check_zeros
-from kd.experiment.elicitation import elicit
+from kd.experiment.elicitation import Elicited, elicit
 from kd.experiment.identity import load_skill
 from kd.experiment.loading import device, kept_teacher, load_student
 from kd.experiment.monitor import monitored
@@ -53,6 +53,7 @@ class Parts:
     skill: Skill
     teacher: LanguageModel | Ensemble | None  # also there when only the evaluation needs it
     encoder: Encoder
+    elicited: Elicited
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -94,7 +95,7 @@ def build(cfg: DictConfig) -> Parts:
     _check_validation(cfg.checkpoint, data)
     spent = elicited.spent
     module.budget.teacher_tokens, module.budget.generated_tokens = spent.teacher_tokens, spent.generated_tokens
-    module.budget.student_flops = spent.decoding_flops
+    module.budget.student_flops, module.budget.judge_flops = spent.decoding_flops, spent.judge_flops
     if found := held(data.train, encoder.student):
         rank_zero_only(remark)(f"text: {found}")
     if teacher is not None:
@@ -108,7 +109,7 @@ def build(cfg: DictConfig) -> Parts:
                 f"budget.{name}={cfg.budget[name]} is used up {share:.1f} times by what was read and generated before "
                 "the first step (an augmentation, cached targets); raise it"
             )
-    return Parts(module, data, skill, None if teacher is None else teacher.system, encoder)
+    return Parts(module, data, skill, None if teacher is None else teacher.system, encoder, elicited)
 
 
 def _train(cfg: DictConfig, records: Sequence[Record]) -> list[Record]:

@@ -51,6 +51,22 @@ class Elicited:
     spent: Spent = NOTHING
     folder: Path | None = None
 
+    def facts(self) -> dict[str, Any] | None:
+        """The entry of results.json (`kd.runs.costs.Elicitation`); None where there is no stage."""
+        if self.folder is None:
+            return None
+        spent = self.spent
+        return {
+            "records": len(self.records),
+            "responses": sum(len(record.responses) for record in self.records),
+            "left_out": self.left_out,
+            "teacher_tokens": spent.teacher_tokens,
+            "generated_tokens": spent.generated_tokens,
+            "student_flops": spent.decoding_flops,
+            "judge_flops": spent.judge_flops,
+            "seconds": spent.seconds,
+        }
+
 
 def elicit(cfg: DictConfig) -> Elicited:
     """The training records after all stages, from the artifact, which is made now if there is none.

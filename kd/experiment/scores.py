@@ -22,6 +22,7 @@ from kd.models.language_model import LanguageModel
 from kd.progress import part, remark
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
+from kd.runs.positions import positions_csv
 from kd.runs.results import Budget as Cost
 from kd.runs.results import check_page
 from kd.sandbox import calls, mechanism
@@ -106,7 +107,7 @@ class Evaluated:
     def results(
         self, baseline: Mapping[str, Any] | None, judges: Sequence[Judging] = (), beside: RunFolder | None = None
     ) -> dict[str, Any]:
-        """The content of results.json; writes samples.jsonl, items.csv and, of judges, verdicts.jsonl.
+        """The content of results.json; writes samples.jsonl, items.csv, positions.csv and, of judges, verdicts.jsonl.
 
         beside: the folder of the baseline.
         """
@@ -141,6 +142,7 @@ class Evaluated:
             "metrics": {name: metric.facts() for name, metric in metrics.items()},
             "agreement": agreement or None,
             "budget": self._budget(),
+            "elicitation": self.parts.elicited.facts(),
             "digests": self._digests(),
             "omits": list(self.cfg.omits),
             "code": code_digest(),
@@ -196,7 +198,7 @@ class Evaluated:
         return standing.get(name) or known[name]
 
     def _write_items(self) -> None:
-        """Write samples.jsonl, one row for each answer, and items.csv, one for each item, system and metric."""
+        """Write samples.jsonl (a row for each answer), items.csv (for each item, system and metric), positions.csv."""
         every: list[tuple[str, str, str | None, Any]]
         every = [(s, name, None, one) for s, systems in self.measured.items() for name, one in systems.items()]
         every += [
@@ -214,6 +216,15 @@ class Evaluated:
         tables += [rows.assign(variant=None)[list(ITEMS)] for rows in self.judged_items]
         rows = [row for table in tables for row in table.itertuples(index=False)]
         self.folder.write_items(csv_text([ITEMS, *rows]))
+        self.folder.write_positions(
+            positions_csv(
+                {"skill": s, "system": name, "responses": responses, **one_bin}
+                for s, name, variant, one in every
+                for responses, bins in one.positions.items()
+                for one_bin in bins
+                if variant is None
+            )
+        )
 
     def _verifier_errors(self) -> dict[str, int]:
         found: dict[str, int] = {}

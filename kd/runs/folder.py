@@ -27,7 +27,7 @@ from kd.versions import code_digest
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits", "paper")
 BY_CONTENT = (".bad_rows",)  # of a skill, whose records count
 ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
-RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "verdicts.jsonl")  # whose sha256 DONE has
+RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "positions.csv", "verdicts.jsonl")  # whose sha256 DONE has
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 
@@ -152,6 +152,10 @@ class RunFolder:
     def write_items(self, table: str) -> Path:
         """Write items.csv: one row for each item, system and metric (`kd.evaluation.items`)."""
         return self.write_text("items.csv", table)
+
+    def write_positions(self, table: str) -> Path:
+        """Write positions.csv: divergence by position (`kd.runs.positions`)."""
+        return self.write_text("positions.csv", table)
 
     def start(self, config_yaml: str, overrides: Sequence[str]) -> None:
         """Create the folder, or go on in one that was interrupted, and describe the run in it."""

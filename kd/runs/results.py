@@ -15,7 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     ValidationError,
     field_validator,
@@ -24,6 +23,7 @@ from pydantic import (
 
 from kd.artifacts import file_sha256
 from kd.metrics.table import ON_TEACHER, Subject
+from kd.runs.costs import Budget, Efficiency, Elicitation
 from kd.runs.estimates import Estimate, VariantScores
 
 SCHEMA_VERSION: Final = 1
@@ -78,18 +78,6 @@ class MetricFacts(_Page):
 Agreement = dict[str, StudentAgreement]  # by metric of ON_TEACHER
 
 
-class Budget(_Page):
-    """The cost of the student's training."""
-
-    student_flops: NonNegativeFloat
-    tokens: NonNegativeInt
-    teacher_tokens: NonNegativeInt
-    generated_tokens: NonNegativeInt
-    judge_flops: NonNegativeFloat = 0
-    seconds: NonNegativeFloat
-    peak_memory_bytes: NonNegativeInt
-
-
 class Digests(_Page):
     """Content hashes that must agree between runs which are to be compared; more may be added by name."""
 
@@ -128,17 +116,6 @@ class Origin(_Page):
 
     which: str
     licence: str
-
-
-class Efficiency(_Page):
-    """The cost of running a model (`kd.evaluation.efficiency.Efficiency`)."""
-
-    parameters: NonNegativeInt
-    weights_bytes: NonNegativeInt
-    cache_bytes_per_token: NonNegativeInt | None
-    flops_per_token: NonNegativeInt
-    tokens_per_second: NonNegativeFloat | None
-    generated_tokens: NonNegativeInt
 
 
 class Overlap(_Page):
@@ -212,6 +189,7 @@ class Results(_Page):
     undecided: dict[str, dict[str, dict[str, NonNegativeInt]]] = {}  # skill, metric, system -> without a verdict
     origins: dict[str, Origin] = {}  # by role; none: from before they were recorded
     efficiency: dict[Literal["student", "teacher"], Efficiency] = {}
+    elicitation: Elicitation | None = None  # None: there was no stage, or from before it was recorded
     contamination: Contamination | None = None
     skipped_rows: dict[str, SkippedRows] = {}  # by skill
     judges: dict[str, Judge] = {}  # by name

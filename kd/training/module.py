@@ -304,7 +304,7 @@ class Distillation(RunState):
     def on_validation_epoch_start(self) -> None:
         """Sums over the validation split, of a student that is finite."""
         stop_if_not_finite(self)
-        self.sums = torch.zeros(5, dtype=torch.float64)
+        self.sums = torch.zeros(6, dtype=torch.float64)
 
     def validation_step(self, window: Window, _: int) -> None:
         """Likelihood of the references, and the distance to the teacher where there is one in the same tokens."""

@@ -19,6 +19,7 @@ from kd.experiment.loading import load_teacher
 from kd.experiment.plan import Plan
 from kd.generators.account import Spent, metered
 from kd.models.digests import model_digest
+from kd.runs.costs import Elicitation
 from kd.types import Record, Response
 from tests import runs
 
@@ -76,6 +77,14 @@ def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch
         parts = build(other)
         assert parts.data.train == first.records
         assert parts.module.budget.teacher_tokens == first.spent.teacher_tokens
+        assert parts.elicited == first
+    spent = first.spent
+    assert Elicitation.model_validate(first.facts()).model_dump() == {
+        **{"records": len(first.records), "responses": sum(len(one.responses) for one in first.records)},
+        **{"left_out": first.left_out, "teacher_tokens": spent.teacher_tokens, "seconds": spent.seconds},
+        **{"generated_tokens": 0, "student_flops": 0, "judge_flops": 0},
+    }
+    assert spent.seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from kd.alignment.same import Same
 from kd.data.sequences import Encoder, encode
 from kd.data.windows import Data
 from kd.evaluation.likelihood import score_references
+from kd.evaluation.teacher_rows import teacher_rows
 from kd.experiment.build import build
 from kd.experiment.run import run
 from kd.models.language_model import LanguageModel
 from kd.reports.sweep import write_sweep
+from kd.runs.positions import read_positions
 from kd.sweeps.jobs import Job
+from kd.teachers.white_box import WhiteBox
 from kd.training import validation_metrics as validation
 from tests import runs
 from tests.tiny import record, tiny
@@ -87,6 +90,22 @@ def test_a_uniform_model_by_hand(max_length):
         math.log2(WORDS) * sum(n + 1 for n in sizes) / sum(sizes), rel=1e-12
     )
     assert values["nll"] == pytest.approx(math.log(WORDS), rel=1e-12)
+
+
+def test_divergences_are_those_of_the_evaluation(student, tmp_path, monkeypatch):
+    """Both ways, over the rows of all batches."""
+    monkeypatch.setenv("KD_CACHE", str(tmp_path))
+    teacher, made = tiny(4, max_position_embeddings=1024), data(student, 256)
+    batches = [batch for window in made.val_dataloader() for batch in window.batches]
+    sums = sum(validation.sums(batch, student, WhiteBox(teacher), Same()) for batch in batches)
+    found = validation.metrics(sums, compared=True)
+    kept = [RECORDS[int(one.id)] for one in made.references]
+    table = score_references(
+        student, made.encoder, kept, teacher_rows=teacher_rows(teacher, "a teacher", made.encoder, kept)
+    )
+    for name in ("forward_kl", "reverse_kl"):
+        assert found[name] == pytest.approx(table[name].sum() / table["tokens"].sum(), rel=1e-9)
+    assert found["forward_kl"] != pytest.approx(found["reverse_kl"], rel=1e-3)
 
 
 def test_the_first_response_alone_is_scored(student):
@@ -182,6 +201,15 @@ def test_a_run_states_what_it_loses_wherever_it_is_read(tmp_path, capsys):
         "answers": {"given": 24, "left_out": unanswered, "truncated": 0},
     }
     write_sweep(sweep)
+    bins, found = read_positions(page.parent), json.loads(page.read_text())
+    for name in ("top1", "forward_kl", "reverse_kl"):
+        for system in ("before", "after"):
+            own = [one for one in bins if (one.system, one.responses) == (system, "references")]
+            mean = sum(one.n * getattr(one, name) for one in own) / sum(one.n for one in own)
+            assert mean == pytest.approx(found["agreement"][name][system]["value"], rel=1e-9)
+    assert {one.system for one in bins} == {"before", "after", "teacher", "floor", "uniform"}
+    assert "positions.csv" in (page.parent / "DONE").read_text()
+    assert found["elicitation"] is None
     cell = f"train {dropped} + {truncated} of 24<br>validation {lost['validation']} + 0 of 24"
     assert cell in (sweep / "sweep.md").read_text()
     assert f"answers {unanswered} + 0 of 24" in (sweep / "sweep.md").read_text()
