@@ -43,7 +43,7 @@ def settings_of(jobs: Sequence[Job]) -> Settings:
     found = [flat.settings(job) for job in jobs]  # jobs of the same settings have the same object
     distinct = list({id(one): one for one in found}.values())
     composed = list({id(one): one for job, one in zip(jobs, found, strict=True) if job.config}.values())
-    differing = _differing(composed or distinct)
+    differing = _differing(composed or distinct) - _following_the_seed(jobs, found)
     methods = {"method"} if any("method" in job.overrides for job in jobs) else set()  # is named where it is the same
     keys = sorted(differing | methods, key=_place)
     rows = {id(one): {key: one.get(key, ("", ABSENT))[1] for key in keys} for one in distinct}
@@ -181,6 +181,14 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _following_the_seed(jobs: Sequence[Job], found: Sequence[Flat]) -> set[str]:
+    """Keys such as `rollout.seed` and `student.prepare.seed` that are the run's own seed in every run that has them."""
+    keys = {key for one in found for key in one if key.endswith(".seed")}
+    own = [text_of((job.results or {}).get("seed", job.config.get("seed"))) for job in jobs]
+    pairs = list(zip(found, own, strict=True))
+    return {key for key in keys if all(one[key][1] == seed for one, seed in pairs if key in one)}
 
 
 def _differing(runs: Sequence[Flat]) -> set[str]:

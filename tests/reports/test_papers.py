@@ -4,6 +4,7 @@ Run: python -m pytest tests/reports/test_papers.py
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from kd.reports.grid import Cell, Grid
 from kd.reports.paired import Side, mean_difference
 from kd.reports.papers.published import Published, papers, read_published
 from kd.reports.papers.tables import paper_grids
-from kd.reports.runs import read_jobs
+from kd.reports.runs import Job, read_jobs
+from kd.reports.settings import settings_of
 from kd.runs.folder import NOT_HASHED
-from tests.reports.folders import write_grid, write_run
+from tests.reports.folders import config, write_grid, write_run
 
 PAPER: dict[str, Any] = {
     "paper": "Sums, Table 1",
@@ -201,6 +203,18 @@ def test_of_several_arms_with_a_row_s_settings_those_count_whose_runs_name_the_p
     scores, _ = paper_grids(frame(root, named), "sums")
     assert rows(scores)["KD Sums"][0].value == pytest.approx(50, abs=9)  # type: ignore[union-attr]
     assert "Words" not in " ".join(rows(scores))  # of the arms that do not name it
+
+
+def test_seeds_that_follow_the_runs_own_tell_no_arms_apart() -> None:
+    """A student prepared anew for each seed, and a rollout's coins; a seed that does not follow is a setting."""
+
+    def columns(coins: int) -> Sequence[str]:
+        own = {seed: {"student": {"prepare": {"seed": seed}}, "rollout": {"seed": seed}} for seed in (1, 2, 3)}
+        own[3]["rollout"]["seed"] = coins
+        return settings_of([Job("", "done", config=config("fkl", seed=s, **own[s])) for s in own]).columns
+
+    assert columns(3) == []
+    assert columns(9) == ["rollout.seed"]
 
 
 def test_without_a_run_of_a_row_the_sentence_names_the_rows(root: Path, place: Path) -> None:
