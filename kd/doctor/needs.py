@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from kd.composition.interfaces import made_by
+from kd.composition.requirements import demands
 from kd.composition.sections import Prepare
-from kd.composition.targets import asks_teacher
 from kd.data.rows import Encoded
 from kd.data.sequences import collate
 from kd.doctor.gpus import Gpu
@@ -22,6 +22,7 @@ from kd.models.flops import decoding_flops, reading_flops, training_flops
 from kd.models.outlines import Outline, networks_in, outline
 
 Config = Mapping[str, Any]
+STEP = ("objective", "rollout", "reward")  # groups whose demands are met at each step
 HALF = 2  # bytes of a number in bfloat16
 
 
@@ -99,7 +100,7 @@ class _Job:
         self.config, self.assumed = config, assumed
         self.student = laid_out(next(networks_in(config["student"]["model"])))
         self.teachers = [laid_out(node) for node in networks_in(config["teacher"])]
-        self.reads_teacher = asks_teacher(config) and not config["targets"]["cached"]
+        self.reads_teacher = _reads_teacher(config) and not config["targets"]["cached"]
         chain = list(_chain(config["rollout"]))
         classes = [made_by(f"rollout{'.writer' * i}", node) for i, node in enumerate(chain)]
         self.by_teacher = any("teacher" in one.requires for one in classes)
@@ -237,6 +238,12 @@ class _Job:
         counted = laid_out({**node, "dtype": "bfloat16"}) if mixed else self.student
         copies = HALF * _count(self.student) if mixed else 0
         return activations(counted, load, "32-true") + copies
+
+
+def _reads_teacher(config: Config) -> bool:
+    """Return whether each step reads outputs of the teacher; text that it generates is counted apart."""
+    every = (names for group, _, names in demands(config) if group in STEP)
+    return any(name.startswith(("teacher_", "native_teacher_")) for names in every for name in names)
 
 
 def _chain(node: Config) -> Any:

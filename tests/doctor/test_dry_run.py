@@ -102,6 +102,9 @@ def test_a_rollout_that_generates_costs_generation_and_a_cache() -> None:
 def test_without_a_teacher_that_is_read_none_is_counted() -> None:
     assert of("objective=sft").flops["teacher"] == 0
     assert of("objective=fkl").flops["teacher"] > 0
+    text = of("objective=sft", "augmentation=sampling").flops  # the teacher generates once, and is not read again
+    assert text["teacher"] == 0
+    assert text["elicitation"] > 0
 
 
 def test_a_budget_ends_a_run_before_its_steps() -> None:
