@@ -122,7 +122,7 @@ def _sizes(one: Needs) -> str:
     )
 
 
-def _short(value: float) -> str:
+def _short(value: int | float) -> str:
     """`1.56 B`, `124 M`; FLOPs as powers of ten."""
     if value >= 1e13:
         return f"{value:.1e}".replace("e+", "e")

@@ -135,7 +135,7 @@ class _Job:
             memory=self._memory(),
             hours=self._hours(flops, steps),
             devices=self.devices,
-            preparation=sum(recipes.values()),
+            preparation=sum(recipes.values(), start=0.0),
             recipes=recipes,
         )
 
@@ -148,9 +148,9 @@ class _Job:
         generation = decoding_flops(self.student, *lengths) if self.by_student else 0
         generation += sum(decoding_flops(one, *lengths) for one in self.teachers if self.by_teacher)
         return {
-            "student": self.rows * training_flops(self.student, self.sequence),
-            "teacher": self.rows * sum(reads),
-            "generation": self.rows * generation,
+            "student": float(self.rows * training_flops(self.student, self.sequence)),
+            "teacher": float(self.rows * sum(reads)),
+            "generation": float(self.rows * generation),
         }
 
     def _steps(self, per_step: Mapping[str, float]) -> int:
@@ -180,7 +180,7 @@ class _Job:
             + decoding_flops(self.student, *lengths) * ("student" in names)
             for names in needed
         )
-        return records * each
+        return float(records * each)
 
     # --- time ---
 

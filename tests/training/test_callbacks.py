@@ -1,6 +1,5 @@
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -198,20 +197,3 @@ def test_a_checkpoint_with_a_flipped_bit_or_of_another_run_is_never_used(tmp_pat
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
-
-
-def test_progress_lines_show_terms_rate_and_time_left(tmp_path, capsys):
-    started = time.monotonic()
-    runs.train(runs.config("objective=[fkl,sft]"), tmp_path)
-    took = time.monotonic() - started
-    lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    logged = runs.metrics(tmp_path)
-    assert [line[1] for line in lines] == ["3/10", "6/10", "9/10", "10/10"]
-    for line in lines:
-        step = line[1].partition("/")[0]
-        for name in ("fkl", "sft", "loss"):
-            assert float(line[line.index(name) + 1]) == pytest.approx(float(logged[f"{step},train,{name}"]), abs=1e-4)
-        assert line[-4] == "tokens/s" or line[-3] == "tokens/s"
-        minutes, seconds = line[-1].split(":")[1:]
-        assert int(minutes) * 60 + int(seconds) <= took * 10 / int(step) + 1
-    assert lines[-1][-1] == "00:00:00"
