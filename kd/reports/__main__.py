@@ -2,8 +2,8 @@
 
 A finished run alone is shown with all its systems. Several are compared: each run, means over seeds, a pivot, paired
 differences to the run beside each, transfer between skills; --tables chooses among runs, means, pivot, differences,
-ranks, pareto, gaps, transfer, augmentation, samples, tidy (the scores, one a row) and paper (--paper NAME: the
-published numbers of experiments/NAME beside ours). --page writes all of it into one HTML file;
+ranks, pareto, gaps, transfer, augmentation, positions, samples, tidy (the scores, one a row) and paper (--paper
+NAME: the published numbers of experiments/NAME beside ours). --page writes all of it into one HTML file;
 `python -m kd.reports serve PATH...` shows that page while runs go on.
 
 `python -m kd.reports wandb PATH…` makes the dashboard of Weights & Biases (kd.reports.wandb.command; --help after it).
@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("paths", nargs="+", metavar="PATH", help="run, sweep or outputs folder")
     found.add_argument("--tables", default="", metavar="NAME,…", help=f"of {', '.join(TABLES)}")
     found.add_argument("--pivot", metavar="ROWS,COLUMNS", help="two settings, as objective,skill")
-    found.add_argument("--metric", help="of pivot, differences, ranks, pareto, gaps; default: each skill's own")
+    of = "pivot, differences, ranks, pareto, gaps, positions"
+    found.add_argument("--metric", help=f"of {of}; default: each skill's own, of positions all")
     found.add_argument("--system", default="after", help="whose scores: after (default), before, sft, teacher, floor")
     found.add_argument("--baseline", metavar="KEY=VALUE,…", help="settings of the arm that others are compared with")
     found.add_argument("--correction", choices=list(CORRECTIONS), default="holm", help="of p-values (default: holm)")

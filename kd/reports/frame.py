@@ -1,5 +1,6 @@
 """The data model of all reports: arms, the runs that differ in their seed alone, and the tidy frame of their scores."""
 
+import math
 import os
 import re
 import warnings
@@ -159,7 +160,7 @@ def frame_of(jobs: Sequence[Job], *, beside: bool = True) -> Frame:
             runs.setdefault(seed, job)
         values = {name: members[0][1][name] for name in settings.columns}
         arms.append(Arm(values | ({IDENTITY: group[-1][:6]} if tied else {}), dict(sorted(runs.items()))))
-    arms.sort(key=lambda arm: [arm.values[name] for name in columns])
+    arms.sort(key=lambda arm: [_ordered(arm.values[name]) for name in columns])
     notes += [f"With {name} differ, too: {', '.join(others)}." for name, others in settings.along.items()]
     return Frame(jobs, columns, arms, notes)
 
@@ -175,6 +176,15 @@ def systems(results: Mapping[str, Any], skill: str, metric: str) -> Mapping[str,
 def identity(job: Job) -> str | int:
     """The folder of a job's run, however it was named; a number for a job without one."""
     return os.path.abspath(job.folder) if job.folder else id(job)
+
+
+def _ordered(value: str) -> tuple[float, str]:
+    """A key of order: numbers by their size, and before texts."""
+    try:
+        number = float(value)
+    except ValueError:
+        return math.inf, value
+    return (math.inf if math.isnan(number) else number), value
 
 
 def _content(job: Job) -> str:

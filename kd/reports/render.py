@@ -5,7 +5,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,18 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kd.reports.grid import Cell, Grid
+from kd.reports.latex import latex
 
 PADDING = 3  # of a column in a terminal
 WIDEST = 32  # a cell of text is folded beyond it
 MOST_ROWS = 200  # in a terminal
-LATEX = str.maketrans(
-    {
-        **{char: f"\\{char}" for char in "&%$#_{}"},
-        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"},
-        **{"–": "--", "−": "$-$", "×": r"$\times$", "‖": r"$\Vert$", "…": r"\dots{}", "→": r"$\to$", "±": r"$\pm$"},
-        "\n": " ",
-    }
-)
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # but for the end of a line
+TAG = re.compile(r"<(?=[A-Za-z/!?])")  # which Markdown would read as one of HTML's
 
 
 # --- terminal ---
@@ -44,9 +39,12 @@ def terminal(grid: Grid, width: int) -> Group:
     if len(rows) > MOST_ROWS:
         notes = [f"The first {MOST_ROWS} of {len(rows)} rows; --format csv has all.", *notes]
         rows = rows[:MOST_ROWS]
+    header, rows = [_seen(cell) for cell in header], [[_seen(cell) for cell in row] for row in rows]
     labels = min(grid.labels, len(header))
     if grid.stacks and len(_bands(header, rows, labels, width)) > 1:
         header, rows, labels = _stacked(header, labels), [_stacked(row, labels) for row in rows], 1
+    if _too_wide(header, rows, labels, width):
+        header, rows, labels = _merged(header, rows, labels)
     bands = _bands(header, rows, labels, width)
     shown = bands[: grid.bands or len(bands)]
     left = list(dict.fromkeys(_line(header[i]) for i in chain(*bands) if i not in set(chain(*shown))))
@@ -89,9 +87,44 @@ def without_hashes(rows: list[list[str]]) -> list[list[str]]:
     return [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
 
 
+def _seen(text: str) -> str:
+    """The text with control characters, such as a terminal would obey, as their numbers; a cell stays one."""
+    shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return text if shown == text else _like(text, shown)
+
+
+def _like(cell: str, text: str) -> str:
+    """Another text of the same cell."""
+    return Cell(text, cell.value, cell.low, cell.high, cell.n, cell.best) if isinstance(cell, Cell) else text
+
+
+def _widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [min(WIDEST, max(map(_width, [header[i], *(row[i] for row in rows)]))) for i in range(len(header))]
+
+
+def _too_wide(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int, width: int) -> bool:
+    """Return whether the columns that name the rows leave no room for any other beside them."""
+    widths = _widths(header, rows)
+    widest = max(widths[labels:], default=0)
+    return labels > 1 and sum(widths[:labels]) + widest + (labels + 1) * PADDING > width
+
+
+def _merged(
+    header: Sequence[str], rows: Sequence[Sequence[str]], labels: int
+) -> tuple[list[str], list[list[str]], int]:
+    """The columns that name the rows as one, a line for each."""
+    names = [_line(name) for name in header[:labels]]
+    lines = [
+        "\n".join(f"{name} {_line(cell)}" if name else _line(cell) for name, cell in zip(names, row, strict=False))
+        for row in rows
+    ]
+    title = "\n".join(filter(None, names))
+    return [title, *header[labels:]], [[line, *row[labels:]] for line, row in zip(lines, rows, strict=True)], 1
+
+
 def _bands(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int, width: int) -> list[list[int]]:
     """Places of the columns that stand beside one another."""
-    widths = [min(WIDEST, max(map(_width, [header[i], *(row[i] for row in rows)]))) for i in range(len(header))]
+    widths = _widths(header, rows)
     start = list(range(labels))
     room = width - 1 - sum(widths[i] + PADDING for i in start)
     bands: list[list[int]] = [[]]
@@ -138,42 +171,22 @@ def markdown(grid: Grid) -> str:
 
 
 def _pipes(cells: Sequence[str]) -> str:
-    cleaned = (cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+    cleaned = (TAG.sub("&lt;", _seen(cell)).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
     marked = (f"**{text}**" if _best(cell) else text for cell, text in zip(cells, cleaned, strict=True))
     return "| " + " | ".join(marked) + " |"
 
 
-def latex(grid: Grid) -> str:
-    """A `table` for the package booktabs; intervals are smaller, the best bold. Notes and command are comments."""
-    columns = "".join("r" if any(map(_is_number, column)) else "l" for column in zip(*grid.rows, strict=True))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    lines += [r"\toprule", _ampersands(map(_tex, grid.header)), r"\midrule"]
-    lines += [_ampersands(map(_tex_cell, row)) for row in grid.rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join([*lines, *(f"% {_line(note)}" for note in grid.footer)]) + "\n"
-
-
-def _is_number(cell: str) -> bool:
-    return isinstance(cell, Cell) and cell.value is not None
-
-
-def _ampersands(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _tex(text: str) -> str:
-    return str(text).translate(LATEX)
-
-
-def _tex_cell(cell: str) -> str:
-    start, bracket, rest = _line(cell).partition(" [") if isinstance(cell, Cell) else (str(cell), "", "")
-    plain = rf"\textbf{{{_tex(start)}}}" if _best(cell) else _tex(start)
-    return plain + (rf" {{\scriptsize [{_tex(rest)}}}" if bracket else "")
-
-
 def records(grid: Grid) -> list[dict[str, Any]]:
     """A mapping for each row: texts, and value, low, high and n of numbers."""
-    return [{_line(name): _plain(cell) for name, cell in zip(grid.header, row, strict=True)} for row in grid.rows]
+    names = _names(grid)
+    return [{name: _plain(cell) for name, cell in zip(names, row, strict=True)} for row in grid.rows]
+
+
+def _names(grid: Grid) -> list[str]:
+    """The names of the columns on one line, each once: a second `accuracy` is `accuracy (2)`."""
+    names = [_line(name) for name in grid.header]
+    earlier = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def _plain(cell: str) -> Any:
@@ -187,7 +200,7 @@ def _plain(cell: str) -> Any:
 
 def csv_table(grid: Grid) -> str:
     """A row for each row; of a number, its value and, in columns of their own, its interval and items."""
-    columns = [_spread(_line(name), [row[i] for row in grid.rows]) for i, name in enumerate(grid.header)]
+    columns = [_spread(name, [row[i] for row in grid.rows]) for i, name in enumerate(_names(grid))]
     header = [name for names, _ in columns for name in names]
     lines = [[cell for _, cells in columns for cell in cells[k]] for k in range(len(grid.rows))]
     text = io.StringIO()
@@ -209,7 +222,7 @@ def json_tables(grids: Sequence[Grid]) -> str:
     pages = [
         {
             "title": grid.title,
-            "columns": [_line(name) for name in grid.header],
+            "columns": _names(grid),
             "rows": records(grid),
             "notes": list(grid.notes),
             "command": grid.command,

@@ -17,6 +17,7 @@ from kd.reports.comparisons.gaps import gaps_grid
 from kd.reports.comparisons.jobs import jobs_grid
 from kd.reports.comparisons.pareto import pareto_grids
 from kd.reports.comparisons.pivot import default_axes, many_skills, means_grid, pivot_grid
+from kd.reports.comparisons.positions import positions_grids
 from kd.reports.comparisons.ranks import ranks_grid
 from kd.reports.comparisons.samples import samples_grids
 from kd.reports.frame import Frame, frame_of
@@ -72,7 +73,7 @@ def _pivot(frame: Frame, choices: Choices) -> list[Grid]:
     if axes is None:
         return []
     facts = {"metric": choices.metric, "system": choices.system, "correction": choices.correction}
-    return [pivot_grid(frame, *axes, **facts)]  # type: ignore[arg-type]
+    return _some(pivot_grid(frame, *axes, **facts))  # type: ignore[arg-type]
 
 
 def _differences(frame: Frame, choices: Choices) -> list[Grid]:
@@ -115,6 +116,7 @@ TABLES: dict[str, Callable[[Frame, Choices], list[Grid]]] = {
     "gaps": lambda frame, choices: _some(gaps_grid(frame, choices.metric)),
     "transfer": lambda frame, choices: _some(transfer_grid(frame.jobs)),
     "augmentation": lambda frame, choices: _some(augmentation_grid(frame)),
+    "positions": lambda frame, choices: positions_grids(frame, choices.metric, choices.system),
     "samples": lambda frame, choices: samples_grids(frame, choices.samples),
     "tidy": _tidy,
     "paper": _paper,
@@ -123,17 +125,18 @@ USES: dict[str, Sequence[str]] = {  # the choices that a table depends on
     **dict.fromkeys(TABLES, ()),
     **{"pivot": ("pivot", "metric", "system", "correction"), "pareto": ("metric",), "gaps": ("metric",)},
     **{"differences": ("baseline", "metric", "system", "correction"), "ranks": ("metric", "system")},
-    **{"samples": ("samples",), "paper": ("paper", "metric", "correction")},
+    **{"samples": ("samples",), "paper": ("paper", "metric", "correction"), "positions": ("metric", "system")},
 }
 NEEDS = {
     "means": "needs runs that differ in their seed alone",
-    "pivot": "needs runs that differ in two settings beside the seed",
+    "pivot": "needs runs that differ in two settings beside the seed, and a score",
     "differences": "needs a baseline with a seed in common: the run beside (compare=sft), or --baseline KEY=VALUE",
     "ranks": "needs two arms that were run on the same two skills or more",
     "pareto": "needs two arms on one skill",
     "gaps": "needs runs with a teacher that is better than the student before",
     "transfer": "needs runs on two skills that were evaluated on one another (evaluation.skills)",
     "augmentation": "needs a run with a stage of augmentation",
+    "positions": "needs runs with positions.csv, which measured the system on references",
     "samples": "needs runs that answered prompts",
     "paper": "needs --paper NAME, a folder of experiments/",
 }

@@ -14,6 +14,7 @@ from kd.judges.judging import Found
 from kd.judges.verdicts import VALUE, Outcome
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
+from kd.runs.positions import positions_csv
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SYSTEMS = {"before": 0.0, "sft": 0.3, "after": 0.5, "teacher": 0.9}
@@ -79,6 +80,7 @@ def write_run(
     wins: Sequence[float | None] = (),
     headline: str = "accuracy",
     data: str = "",
+    positions: Sequence[Mapping[str, Any]] = (),
 ) -> RunFolder:
     """A finished run on ITEMS items; `right`: the share that the trained student answers rightly.
 
@@ -105,6 +107,8 @@ def write_run(
     folder.write_samples(samples)
     folder.write_items(csv_text(items))
     folder.write_text("metrics.csv", metrics or "step,split,name,value\n")
+    if positions:
+        folder.write_positions(positions_csv(positions))
     folder.finish(
         {
             "seed": seed,
@@ -166,7 +170,19 @@ def write_grid(root: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
                 costs = {"teacher_tokens": 1000, "seconds": {"fkl": 2.0, "jsd": 3.0, "rkl": 2.5}[objective]}
                 words = [f"objective={objective}", f"skill={skill}", f"seed={seed}"]
                 facts = {"baseline": beside, "spent": costs, "overrides": words, "metrics": logged(seed, right)}
+                facts |= {"positions": by_position(skill, 1 - right + seed / 100)}
                 write_run(root, objective, skill, seed, right=right, **facts)
+
+
+def by_position(skill: str, level: float) -> list[dict[str, Any]]:
+    """Rows of positions.csv, of a student that is the farther from its teacher the later a token stands."""
+    found = []
+    for i in range(5):
+        kl = level * (1 + i / 4)
+        place = {"skill": skill, "system": "after", "responses": "references", "first": 2**i // 2 + 1, "last": 2**i}
+        numbers = {"top1": 1 / (1 + kl), "forward_kl": kl, "reverse_kl": 2 * kl, "entropy": 1.5 - level}
+        found.append({**place, "n": ITEMS * (2**i - 2**i // 2), **numbers, "teacher_entropy": 0.5})
+    return found
 
 
 def logged(seed: int, level: float) -> str:

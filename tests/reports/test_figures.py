@@ -97,7 +97,9 @@ def test_differences_are_those_of_the_table(frame: Frame) -> None:
 
 def test_each_figure_is_a_file_of_each_format_and_the_same_each_time(frame: Frame, tmp_path: Path) -> None:
     first, second = (write_figures(frame, Choices(), tmp_path / name) for name in ("a", "b"))
-    assert {path.stem.partition("-")[0] for path in first} == {"heat_map", "curves", "differences", "pareto", "ranks"}
+    assert {path.stem.partition("-")[0] for path in first} == {
+        *("heat_map", "curves", "differences", "pareto", "ranks", "positions")
+    }
     assert {path.suffix[1:] for path in first} == set(FORMATS)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     text = (tmp_path / "a" / "heat_map.svg").read_text()

@@ -1,6 +1,7 @@
 """What training cost: the budget of runs, by arm."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,36 @@ COSTS = {  # of a run's budget, in the order of the columns
     "generated_tokens": "generated\ntokens",
     "judge_flops": "judge\nFLOPs",
     "seconds": "training\nseconds",
+    "elicitation_seconds": "elicitation\nseconds",
 }
+TEACHER_FLOPS = "teacher_flops"
+TITLES = {**COSTS, TEACHER_FLOPS: "teacher\nFLOPs"}
+WHERE_ANY = ("judge_flops", "elicitation_seconds")  # shown where one is above 0
+OF_TEACHER = "Teacher FLOPs: its tokens times its FLOPs a token, without attention to earlier tokens."
 
 
 def spent(job: Job, name: str) -> float | int:
-    """A cost of a run; runs from before a judge was counted have no judge_flops."""
-    return (job.results or {})["budget"].get(name, 0)
+    """A cost of a run; runs from before a judge was counted have no judge_flops, without stages nothing was elicited.
+
+    NaN for the FLOPs of a teacher whose FLOPs per token are not known.
+    """
+    results: Any = job.results or {}
+    if name == "elicitation_seconds":
+        return (results.get("elicitation") or {}).get("seconds", 0)
+    if name == TEACHER_FLOPS:
+        return teacher_flops(results, results["budget"]["teacher_tokens"])
+    return results["budget"].get(name, 0)
+
+
+def teacher_flops(results: Mapping[str, Any], tokens: int) -> float:
+    """The FLOPs of a run's teacher in reading or generating `tokens`; NaN where those of a token are not known."""
+    each = (results.get("efficiency") or {}).get("teacher")
+    return 0.0 if not tokens else math.nan if each is None else float(tokens) * each["flops_per_token"]
 
 
 def shown_costs(jobs: Sequence[Job]) -> list[str]:
-    """The costs to be shown: a judge's where there is one."""
-    return [name for name in COSTS if name != "judge_flops" or any(spent(job, name) for job in jobs)]
+    """The costs to be shown: a judge's, and the seconds of elicitation, where there are any."""
+    return [name for name in COSTS if name not in WHERE_ANY or any(spent(job, name) for job in jobs)]
 
 
 def costs_of(arms: Sequence[Arm]) -> list[str]:
@@ -35,8 +55,14 @@ def costs_of(arms: Sequence[Arm]) -> list[str]:
     return shown_costs([job for arm in arms for job in arm.runs.values()])
 
 
+def budgets_of(arms: Sequence[Arm]) -> list[str]:
+    """The costs by which arms are compared: those of `costs_of`, and the teacher's FLOPs where any are known."""
+    known = any(mean_cost(arm, TEACHER_FLOPS) > 0 for arm in arms)
+    return [*costs_of(arms), *([TEACHER_FLOPS] if known else [])]
+
+
 def mean_cost(arm: Arm, name: str) -> float:
-    """The mean of a cost over seeds."""
+    """The mean of a cost over seeds; NaN where it is not known."""
     return float(np.mean([spent(job, name) for job in arm.runs.values()]))
 
 
@@ -49,6 +75,8 @@ def steps_of(arm: Arm) -> float | None:
 
 def cost_cell(name: str, value: float | int) -> Cell:
     """A cost as text, and as a number."""
+    if math.isnan(value):
+        return Cell("–")
     if name.endswith("flops"):
         return Cell.number(value, f"{value:.2e}")
-    return Cell.number(value, f"{value:.1f}" if name == "seconds" else f"{value:,.0f}")
+    return Cell.number(value, f"{value:.1f}" if name.endswith("seconds") else f"{value:,.0f}")

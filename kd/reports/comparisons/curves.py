@@ -1,7 +1,8 @@
 """What runs logged by step: of each run, and of an arm as the mean over seeds with its interval."""
 
 import csv
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -12,11 +13,13 @@ from kd.reports.frame import Arm
 from kd.reports.runs import Job
 from kd.runs.results import check_page
 
-PANELS = 6  # at most
-FIRST = (  # in this order, after the scores of tasks
-    *("validation/bits_per_byte", "validation/forward_kl", "validation/reverse_kl", "train/loss", "train/grad_norm"),
-    *("train/truncated", "train/response_tokens", "train/entropy", "train/lr"),
+PANELS = 12  # at most
+FIRST = ("validation/bits_per_byte", "validation/forward_kl", "validation/reverse_kl", "train/loss")  # after tasks'
+THEN = (  # after the weights and the values of terms
+    *("train/generation_share", "train/truncation_rate", "train/response_length"),
+    *("train/reward_student", "train/grad_norm", "train/lr"),
 )
+NO_TASKS = ("train", "validation", "audit", "")  # splits that are no skill
 BANDS = (
     "Lines: means over seeds. Bands: 95 % t intervals over seeds at each step, on the plain scale; none of one seed."
 )
@@ -49,11 +52,23 @@ def series(arm: Arm) -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(columns).sort_index() for name, columns in tables.items()}
 
 
-def shown(logged: Mapping[str, Mapping[str, pd.DataFrame]], most: int = PANELS) -> list[str]:
-    """The metrics that get a panel: those of tasks, then `FIRST`, each with two steps at least in some arm."""
+def terms_of(arms: Sequence[Arm]) -> list[str]:
+    """The terms of the objectives that have several: of one alone, the loss is its value."""
+    objectives = [next(iter(arm.runs.values())).config.get("objective") or {} for arm in arms]
+    return list(dict.fromkeys(name for terms in objectives if len(terms) > 1 for name in terms))
+
+
+def shown(logged: Mapping[str, Mapping[str, pd.DataFrame]], terms: Sequence[str] = ()) -> list[str]:
+    """The metrics to draw, in their order: scores of tasks, FIRST, weights and values of terms, THEN, their entropies.
+
+    Each has two steps at least in some arm.
+    """
     names = dict.fromkeys(name for one in logged.values() for name, table in one.items() if len(table) > 1)
-    tasks = [name for name in names if name.partition("/")[0] not in ("train", "validation", "")]
-    return list(islice([*tasks, *(name for name in FIRST if name in names)], most))
+    tasks = [name for name in names if name.partition("/")[0] not in NO_TASKS]
+    weights = [name for name in names if re.fullmatch(r"train/[^/]+_weight", name)]
+    values = [f"train/{term}" for term in terms]
+    entropies = [name for name in names if re.fullmatch(r"train/.+/entropy", name)]
+    return [name for name in (*tasks, *FIRST, *weights, *values, *THEN, *entropies) if name in names]
 
 
 def band(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kd.reports.comparisons.pivot import LEVEL, mean_of
 from kd.reports.corrections import CORRECTIONS
@@ -18,6 +19,7 @@ METHOD = (
 SEEDS_ALONE = (
     "Where n is –, items are not paired (a metric of the whole corpus, or no items.csv): a paired t over seeds."
 )
+SOME_SEEDS = "Scores and differences are over the seeds that an arm and its baseline both have."
 TWO_SEEDS = "Two seeds show little of the variation between seeds: where it is large, these intervals are too narrow."
 
 
@@ -64,7 +66,11 @@ def difference_grid(
 
 def _row(frame: Frame, arm: Arm, other: Arm, metric: str, found: Difference, p: float, system: str) -> list[str]:
     better = found.value > 0 if arm.metric(metric).higher_is_better else found.value < 0
-    mean, base = mean_of(arm, arm.skill, metric, system), mean_of(other, arm.skill, metric, system)
+    seeds = arm.estimates(arm.skill, metric, system).keys() & other.estimates(arm.skill, metric, system).keys()
+    mean, base = (
+        mean_of(replace(one, runs={seed: one.runs[seed] for seed in sorted(seeds)}), arm.skill, metric, system)
+        for one in (arm, other)
+    )
     return [
         *(arm.values[name] for name in frame.columns),
         difference_cell(found, best=bool(better and p < LEVEL)),
@@ -98,6 +104,7 @@ def _notes(compared: list[tuple[Arm, Arm, str, Difference]], words: str, frame: 
     notes += ["One seed: the intervals are for other items alone."] if 1 in seeds else []
     notes += [TWO_SEEDS] if 2 in seeds else []
     notes += [SEEDS_ALONE] if any(not found.items for *_, found in compared) else []
+    notes += [SOME_SEEDS] if any(found.seeds < max(len(a.runs), len(b.runs)) for a, b, _, found in compared) else []
     notes += left_out_note([found for *_, found in compared])
     directions = {arm.metric(metric).higher_is_better for arm, _, metric, _ in compared}
     notes += ["Lower is better."] if directions == {False} else []

@@ -45,7 +45,8 @@ def jobs_grid(jobs: Sequence[Job], *, seeds: bool = False) -> Grid:
     header = ["job", *keys, *(["seed"] if several else []), "status", *([] if named else ["skill"])]
     header += ["score", "gap closed", "metric"] if alone else []
     for metric in metrics if not alone else ():
-        header += [_facts(jobs, metric).title, "gap closed"]
+        title = _facts(jobs, metric).title
+        header += [title, "gap closed" if len(metrics) == 1 else f"gap closed,\n{title}"]
     header += [METRICS["forward_kl"].title, *(COSTS[name] for name in costs)]
     header += [*(["weights/order/items"] if apart else []), *([LOST] if losing else [])]
     rows = []

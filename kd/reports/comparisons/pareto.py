@@ -1,9 +1,19 @@
 """Score against budget: the arms that no other beats in both (the Pareto front)."""
 
+import math
 from collections.abc import Sequence
 
-from kd.reports.comparisons.costs import COSTS, OF_TRAINING, cost_cell, costs_of, mean_cost, steps_of
-from kd.reports.comparisons.pivot import interval_notes, mean_of
+from kd.reports.comparisons.costs import (
+    OF_TEACHER,
+    OF_TRAINING,
+    TEACHER_FLOPS,
+    TITLES,
+    budgets_of,
+    cost_cell,
+    mean_cost,
+    steps_of,
+)
+from kd.reports.comparisons.pivot import facts_of, headline_of, interval_notes, mean_of
 from kd.reports.frame import Arm, Frame
 from kd.reports.grid import Cell, Grid
 from kd.reports.settings import TRAINED_ON
@@ -24,11 +34,12 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def points(arms: Sequence[Arm], cost: str, metric: str | None = None) -> list[tuple[Arm, float, float]]:
     """(arm, cost, score) of the arms where both are known; the higher score is the better, so losses are negative."""
     found = []
+    shared = headline_of(arms, arms[0].skill) if arms else None
     for arm in arms:
-        name = metric or arm.headline(arm.skill)
+        name = metric or shared
         mean = None if name is None else mean_of(arm, arm.skill, name)
         spent = steps_of(arm) if cost == STEPS else mean_cost(arm, cost)
-        if name is not None and mean is not None and spent is not None:
+        if name is not None and mean is not None and spent is not None and not math.isnan(spent):
             found.append((arm, spent, mean["value"] if arm.metric(name).higher_is_better else -mean["value"]))
     return found
 
@@ -41,7 +52,7 @@ def pareto_grids(frame: Frame, metric: str | None = None) -> list[Grid]:
 def _of_skill(frame: Frame, skill: str, metric: str | None) -> Grid | None:
     arms = [arm for arm in frame.arms if arm.skill == skill]
     names = [name for name in frame.columns if name != TRAINED_ON]
-    costs = [STEPS, *costs_of(arms)]
+    costs = [STEPS, *budgets_of(arms)]
     on_front: dict[str, set[int]] = {}
     for cost in costs:
         on_front[cost] = set()
@@ -49,27 +60,27 @@ def _of_skill(frame: Frame, skill: str, metric: str | None) -> Grid | None:
             known = points(group, cost, metric)
             marks = front([(spent, score) for _, spent, score in known])
             on_front[cost] |= {id(arm) for (arm, _, _), mark in zip(known, marks, strict=True) if mark}
-    if len(arms) < 2 or not any(on_front.values()):
+    name = metric or headline_of(arms, skill)
+    if len(arms) < 2 or name is None or not any(on_front.values()):
         return None
-    rows = []
-    for arm in arms:
-        name = metric or arm.headline(skill) or ""
-        rows.append(
-            [*(arm.values[n] for n in names), Cell.of(mean_of(arm, skill, name)), *_costs(arm, costs, on_front)]
-        )
-    facts = arms[0].metric(metric or arms[0].headline(skill) or "")
-    header = [*names, facts.title, *(STEPS if cost == STEPS else COSTS[cost] for cost in costs)]
+    rows = [
+        [*(arm.values[n] for n in names), Cell.of(mean_of(arm, skill, name)), *_costs(arm, costs, on_front)]
+        for arm in arms
+    ]
+    facts = facts_of(arms, name)
+    header = [*names, facts.title, *(STEPS if cost == STEPS else TITLES[cost] for cost in costs)]
     rule = f"{MARK}: on the front, where no other arm costs no more and scores no worse."
     note = "" if facts.higher_is_better else " Lower scores are better."
-    return Grid(
-        f"{skill}: score against budget", header, rows, [rule + note, *interval_notes(arms), OF_TRAINING], len(names)
-    )
+    notes = [rule + note, *interval_notes(arms), OF_TRAINING, *([OF_TEACHER] if TEACHER_FLOPS in costs else [])]
+    return Grid(f"{skill}: score against budget", header, rows, notes, len(names))
 
 
 def _costs(arm: Arm, costs: Sequence[str], on_front: dict[str, set[int]]) -> list[Cell]:
     cells = []
     for cost in costs:
         value = steps_of(arm) if cost == STEPS else mean_cost(arm, cost)
-        plain = Cell("–") if value is None else cost_cell(cost, value)
-        cells.append(Cell(f"{plain}{f' {MARK}' if id(arm) in on_front[cost] else ''}", value))
+        if value is None or math.isnan(value):
+            cells.append(Cell("–"))
+        else:
+            cells.append(Cell(f"{cost_cell(cost, value)}{f' {MARK}' if id(arm) in on_front[cost] else ''}", value))
     return cells

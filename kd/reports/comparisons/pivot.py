@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd.intervals import over_seeds
+from kd.metrics.table import Metric
 from kd.reports.comparisons.costs import COSTS, OF_TRAINING, cost_cell, costs_of, mean_cost
 from kd.reports.comparisons.jobs import MOST_COLUMNS
 from kd.reports.corrections import CORRECTIONS
@@ -41,6 +42,23 @@ def mean_cell(arm: Arm, mean: Estimate | None, *, several: bool, best: bool = Fa
     if mean is None or len(arm.runs) > 1 or not several:
         return Cell.of(mean, best=best)
     return Cell(f"{number(mean['value'])} (one seed)", mean["value"], n=mean["n"], best=best)
+
+
+def facts_of(arms: Sequence[Arm], name: str) -> Metric:
+    """The facts of a metric, of the first arm that recorded them."""
+    recorded = (arm for arm in arms if any(name in (results.get("metrics") or {}) for results in arm.results()))
+    return next(recorded, arms[0]).metric(name)
+
+
+def headline_of(arms: Sequence[Arm], skill: str) -> str | None:
+    """The metric by which arms are compared on a skill: the first headline that all share, else the first of all.
+
+    None where nothing was measured.
+    """
+    names = list(dict.fromkeys(name for arm in arms if (name := arm.headline(skill)) is not None))
+    measured = [arm for arm in arms if arm.headline(skill) is not None]
+    shared = [name for name in names if all(arm.estimates(skill, name) for arm in measured)]
+    return next(iter([*shared, *names]), None)
 
 
 def interval_notes(arms: Sequence[Arm]) -> list[str]:
@@ -82,7 +100,7 @@ def means_grid(frame: Frame) -> Grid | None:
         ]
         for arm, names, cells in zip(frame.arms, own, found, strict=True)
     ]
-    scores = ["metric", "score"] if alone else [frame.arms[0].metric(name).title for name in metrics]
+    scores = ["metric", "score"] if alone else [facts_of(frame.arms, name).title for name in metrics]
     header = [*frame.columns, "seeds", *scores]
     notes = [items_note([one for cells in found for one in cells]), *interval_notes(frame.arms), OF_TRAINING]
     titles = [*header, *(COSTS[name] for name in costs)]
@@ -127,12 +145,13 @@ def pivot_grid(
     metric: str | None = None,
     system: str = "after",
     correction: str = "holm",
-) -> Grid:
+) -> Grid | None:
     """The mean of `metric` (none: each skill's own) by two settings.
 
     Settings beside the two name further rows: runs that differ in them are never averaged. The best of a column, or of
     a row where these are skills, is bold where it differs from every other in a paired test, corrected for all
-    comparisons of the table. Skills that are rows name their metric beside them, where it is not the same of all.
+    comparisons of the table. Skills that are rows name their metric beside them, where it is not the same of all. None
+    where no arm has a score.
 
     Raises ValueError where the runs do not differ in a setting.
     """
@@ -144,7 +163,11 @@ def pivot_grid(
     cells: dict[tuple[str, ...], dict[str, Arm]] = {}
     for arm in frame.arms:
         cells.setdefault(tuple(arm.values[name] for name in labels), {})[arm.values[column]] = arm
-    names = {arm_id(arm): metric or arm.headline(arm.skill) or "" for arm in frame.arms}
+    shared = {skill: headline_of([a for a in frame.arms if a.skill == skill], skill) for skill in frame.skills}
+    fallback = metric or next(filter(None, shared.values()), None)
+    if fallback is None:
+        return None
+    names = {arm_id(arm): metric or shared[arm.skill] or fallback for arm in frame.arms}
     by_row = row == TRAINED_ON
     compared = _compared(frame, [name for name in labels if name != IDENTITY] if by_row else [column])
     best, notes = best_of(
@@ -162,7 +185,7 @@ def pivot_grid(
         header = [*labels, "metric", *across]
         body = [[*line[: len(labels)], title, *line[len(labels) :]] for title, line in zip(titles, body, strict=True)]
         labels = [*labels, "metric"]
-    facts = frame.arms[0].metric(names[arm_id(frame.arms[0])])
+    facts = facts_of(frame.arms, names[arm_id(frame.arms[0])])
     title = f"{facts.title if metric else 'Scores'} by {' × '.join((row, column))}"
     said = [f"{_directions(frame, names)}. {items_note(list(found.values()))}"]
     if system != "after":
@@ -204,7 +227,7 @@ def _title(name: str, arms: Sequence[Arm], names: Mapping[int, str]) -> str:
 
 
 def _titles(arms: Sequence[Arm], names: Mapping[int, str]) -> str:
-    return ", ".join(dict.fromkeys(arm.metric(names[arm_id(arm)]).title for arm in arms))
+    return ", ".join(dict.fromkeys(facts_of(arms, names[arm_id(arm)]).title for arm in arms))
 
 
 def known_column(frame: Frame, name: str) -> str:

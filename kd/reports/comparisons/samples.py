@@ -34,7 +34,9 @@ def _grid(arm: Arm, other: Arm | None, count: int) -> Grid | None:
     rows = [_row(own[name], present) for name in changed_first(own)[:count]]
     header = ["prompt", "reference", *(titles.get(system, system) for system in present), "score before → after"]
     label = ", ".join(filter(None, [arm.label, arm.skill, f"seed {seed}"]))
-    notes = [f"{summary(own, job.folder.name, titles['sft'])} Texts are cut at {LONGEST} characters."]
+    headline = arm.headline(arm.skill)
+    sign = 1 if headline is None or arm.metric(headline).higher_is_better else -1
+    notes = [f"{summary(own, job.folder.name, titles['sft'], sign)} Texts are cut at {LONGEST} characters."]
     return Grid(f"Answers: {label}", header, rows, notes, labels=0)
 
 
@@ -69,11 +71,14 @@ def _row(systems: Mapping[str, Mapping[str, Any]], present: Sequence[str]) -> li
     return [_short(one["prompt"]), _short(one.get("reference") or "–"), *texts, Cell(change, one.get("score"))]
 
 
-def summary(own: Items, run: str, beside: str) -> str:
-    """Sentences on the items that gained and lost, against before and against the run beside."""
+def summary(own: Items, run: str, beside: str, sign: int = 1) -> str:
+    """Sentences on the items that gained and lost, against before and against the run beside.
+
+    sign: -1 where lower scores are better.
+    """
     parts = []
     for system, name in (("before", "the student before"), ("sft", beside)):
-        changes = [change(systems, system) for systems in own.values() if system in systems]
+        changes = [sign * change(systems, system) for systems in own.values() if system in systems]
         if changes:
             gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
             parts.append(f"against {name}: {gained} gained, {lost} lost, {len(changes) - gained - lost} as before")

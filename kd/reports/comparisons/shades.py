@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kd.reports.comparisons.pivot import facts_of, headline_of
 from kd.reports.frame import Frame
 from kd.reports.grid import Cell, Grid
 from kd.reports.settings import TRAINED_ON
@@ -31,8 +32,8 @@ def pivot_shades(frame: Frame, grid: Grid, metric: str | None = None) -> np.ndar
 
 def _higher(frame: Frame, skill: str, metric: str | None) -> bool:
     """Whether higher is better: of the metric, or of the skill's own; of all skills' where it is the name of none."""
-    arm = next((one for one in frame.arms if one.skill == skill), frame.arms[0])
-    return arm.metric(metric or arm.headline(arm.skill) or "").higher_is_better
+    arms = [one for one in frame.arms if one.skill == skill] or list(frame.arms)
+    return facts_of(arms, metric or headline_of(arms, arms[0].skill) or "top1").higher_is_better
 
 
 def shades(line: Sequence[str], higher: bool) -> list[float]:

@@ -1,6 +1,7 @@
 """Figures of many runs, by name, at the size of a paper's column or page."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kd.reports.figures.curves import curves
 from kd.reports.figures.differences import differences
 from kd.reports.figures.front import fronts
 from kd.reports.figures.heat import heat_map
+from kd.reports.figures.positions import positions
 from kd.reports.figures.ranks import rank_diagram
 from kd.reports.figures.style import TYPE, Drawn
 from kd.reports.frame import Frame
@@ -18,12 +20,14 @@ from kd.reports.sweep import Choices
 
 UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same figure is the same file
 FORMATS = tuple(UNDATED)
+NO_FILE = re.compile(r"[^\w.+-]")  # in the name of one
 FIGURES: dict[str, Callable[[Frame, Choices], list[Drawn]]] = {
     "heat_map": heat_map,
     "curves": curves,
     "differences": differences,
     "pareto": fronts,
     "ranks": rank_diagram,
+    "positions": positions,
 }
 
 
@@ -35,7 +39,7 @@ def write_figures(frame: Frame, choices: Choices, folder: Path, formats: Sequenc
             content = io.BytesIO()
             with rc_context(TYPE):
                 drawn.figure.savefig(content, format=form, metadata=UNDATED[form])
-            path = folder / f"{drawn.name}.{form}"
+            path = folder / f"{NO_FILE.sub('-', drawn.name)}.{form}"
             write_atomically(path, content.getvalue())
             found.append(path)
     return found

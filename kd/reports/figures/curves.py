@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib import rc_context
 
-from kd.reports.comparisons.curves import BANDS, band, series, shown
-from kd.reports.figures.style import PAGE, TYPE, Drawn, axes, drawn_with
+from kd.reports.comparisons.curves import BANDS, PANELS, band, series, shown, terms_of
+from kd.reports.figures.style import PAGE, TYPE, Drawn, axes, drawn, drawn_with, legend, legend_height
 from kd.reports.frame import Frame, seeds_text
 from kd.reports.sweep import Choices
 
@@ -16,16 +16,19 @@ def curves(frame: Frame, choices: Choices) -> list[Drawn]:
     """
     found = []
     for skill in frame.skills:
-        arms = [arm for arm in frame.arms if arm.skill == skill]
+        arms, left_out = drawn([arm for arm in frame.arms if arm.skill == skill])
         logged = {arm.label: series(arm) for arm in arms}
-        names = shown(logged)
+        names = shown(logged, terms_of(arms))
         if not names:
             continue
+        names, left = names[:PANELS], names[PANELS:]
         columns = min(3, len(names))
         rows = -(-len(names) // columns)
         with rc_context(TYPE):
-            caption = [f"Trained on {skill}.", f"{seeds_text(arms)}.", BANDS]
-            figure, panels = axes(PAGE, 1.7 * rows + 0.5, caption, rows=rows, columns=columns)
+            caption = [f"Trained on {skill}.", *left_out, f"{seeds_text(arms)}.", BANDS]
+            caption += [f"Not drawn: {', '.join(left)}."] if left else []
+            height = 1.7 * rows + 0.3 + legend_height(list(logged))
+            figure, panels = axes(PAGE, height, caption, rows=rows, columns=columns)
             for ax, name in zip(panels, names, strict=False):
                 for place, one in enumerate(logged.values()):
                     if name in one:
@@ -34,8 +37,7 @@ def curves(frame: Frame, choices: Choices) -> list[Drawn]:
                 ax.set_xlabel("step")
             for ax in panels[len(names) :]:
                 ax.set_visible(False)
-            handles = [panels[0].plot([], [], label=name, ms=4, **drawn_with(i))[0] for i, name in enumerate(logged)]
-            figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+            legend(figure, panels[0], list(enumerate(logged)))
         found.append(Drawn(f"curves-{skill}", figure))
     return found
 

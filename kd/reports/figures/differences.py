@@ -3,7 +3,7 @@
 from matplotlib import rc_context
 
 from kd.reports.comparisons.differences import difference_grid
-from kd.reports.figures.style import PAGE, TYPE, Drawn, axes
+from kd.reports.figures.style import MOST_ROWS, PAGE, TYPE, Drawn, axes, first_rows
 from kd.reports.frame import Frame
 from kd.reports.grid import Cell
 from kd.reports.paired import parsed
@@ -18,8 +18,10 @@ def differences(frame: Frame, choices: Choices) -> list[Drawn]:
     if grid is None:
         return []
     rows = [(", ".join(row[: len(frame.columns)]), cell) for row in grid.rows if (cell := _difference(row)) is not None]
+    notes = [*first_rows(len(rows)), *(note.replace("bold:", "filled:") for note in grid.notes)]
+    rows = rows[:MOST_ROWS]
     with rc_context(TYPE):
-        figure, [ax] = axes(PAGE, 0.6 + 0.22 * len(rows), [note.replace("bold:", "filled:") for note in grid.notes])
+        figure, [ax] = axes(PAGE, 0.6 + 0.22 * len(rows), notes)
         for place, (_, cell) in enumerate(rows):
             colour = COLOURS[0] if cell.best else "#666666"
             ax.plot(cell.value or 0.0, place, "o", ms=4, color=colour, mfc=colour if cell.best else "white")

@@ -1,11 +1,13 @@
 """The heat map of one metric by two settings, objective and skill where these vary."""
 
+from dataclasses import replace
+
 import numpy as np
 from matplotlib import rc_context
 
 from kd.reports.comparisons.pivot import default_axes, pivot_grid
 from kd.reports.comparisons.shades import coloured, pivot_shades
-from kd.reports.figures.style import PAGE, TYPE, Drawn, axes
+from kd.reports.figures.style import MOST_ROWS, PAGE, TYPE, Drawn, axes, first_rows
 from kd.reports.frame import Frame
 from kd.reports.grid import Cell, number
 from kd.reports.sweep import Choices
@@ -21,6 +23,9 @@ def heat_map(frame: Frame, choices: Choices) -> list[Drawn]:
     if pair is None:
         return []
     grid = pivot_grid(frame, *pair, metric=choices.metric, system=choices.system, correction=choices.correction)  # type: ignore[arg-type]
+    if grid is None:
+        return []
+    grid = replace(grid, rows=grid.rows[:MOST_ROWS], notes=[*first_rows(len(grid.rows)), *grid.notes])
     cells = [row[grid.labels :] for row in grid.rows]
     names = [", ".join(row[: grid.labels]) for row in grid.rows]
     shades = pivot_shades(frame, grid, choices.metric)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib import rc_context
 
 from kd.reports.comparisons.ranks import Ranks, ranks_grid, ranks_of
-from kd.reports.figures.style import PAGE, TYPE, Drawn, axes
+from kd.reports.figures.style import MOST_ROWS, PAGE, TYPE, Drawn, axes, first_rows
 from kd.reports.frame import Frame
 from kd.reports.palette import COLOURS
 from kd.reports.sweep import Choices
@@ -16,10 +16,12 @@ def rank_diagram(frame: Frame, choices: Choices) -> list[Drawn]:
     grid = ranks_grid(frame, choices.metric, choices.system)
     if found is None or grid is None:
         return []
-    order = np.argsort(found.means, kind="stable").tolist()
-    groups = alike(found)
+    order = np.argsort(found.means, kind="stable").tolist()[:MOST_ROWS]
+    last = float(found.means[order].max())
+    groups = [(low, min(high, last)) for low, high in alike(found) if low <= last]
     with rc_context(TYPE):
-        caption = [*grid.notes, "Thick lines join arms that the test does not tell apart."]
+        thick = "Thick lines join arms that the test does not tell apart."
+        caption = [*first_rows(len(found.names)), *grid.notes, thick]
         figure, [ax] = axes(PAGE, 0.7 + 0.2 * (len(order) + len(groups)), caption)
         for place, arm in enumerate(order):
             rank = found.means[arm]
@@ -29,7 +31,7 @@ def rank_diagram(frame: Frame, choices: Choices) -> list[Drawn]:
         for place, (low, high) in enumerate(groups):
             height = -(len(order) + 1.2 + place)
             ax.plot([low, high], [height, height], lw=3, color=COLOURS[1], solid_capstyle="butt")
-        ax.set_xlim(1, len(order) + 0.6)
+        ax.set_xlim(1, max(len(order), last) + 0.6)
         ax.set_ylim(-(len(order) + 1.7 + len(groups)), 0.5)
         ax.xaxis.tick_top()
         ax.xaxis.set_label_position("top")

@@ -51,11 +51,14 @@ def pivots(frame: Frame, choices: Choices) -> list[dict[str, Any]]:
     pairs = list(dict.fromkeys([first, *permutations(columns, 2)]))
     every = ((pair, metric) for metric in metric_choices(frame) for pair in pairs)
     most = max(1, min(PIVOTS, CELLS // len(frame.arms)))
-    return [_pivot(frame, *pair, metric, choices) for pair, metric in islice(every, most)]
+    found = (_pivot(frame, *pair, metric, choices) for pair, metric in islice(every, most))
+    return [one for one in found if one is not None]
 
 
-def _pivot(frame: Frame, rows: str, columns: str, metric: str | None, choices: Choices) -> dict[str, Any]:
+def _pivot(frame: Frame, rows: str, columns: str, metric: str | None, choices: Choices) -> dict[str, Any] | None:
     grid = pivot_grid(frame, rows, columns, metric=metric, correction=choices.correction)
+    if grid is None:
+        return None
     shades = _unlike(pivot_shades(frame, grid, metric), line_of(grid))[:ROWS]
     labels = [rows, *(name for name in frame.columns if name not in (rows, columns))]
     across = list(dict.fromkeys(arm.values[columns] for arm in frame.arms))
