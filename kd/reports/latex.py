@@ -55,7 +55,7 @@ def _sign(char: str) -> str:
         return rf"$\{GREEK[char]}$"
     if char in LIKE_LATIN:
         return LIKE_LATIN[char]
-    base, *marks = unicodedata.normalize("NFD", char)
+    base, *marks = list(unicodedata.normalize("NFD", char))
     if len(marks) == 1 and marks[0] in ACCENTS and base.isascii() and base.isalpha():
         return rf"\{ACCENTS[marks[0]]}{{{base}}}"
     return "" if unicodedata.category(char) == "Cc" else f"[U+{ord(char):04X}]"

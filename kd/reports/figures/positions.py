@@ -71,15 +71,15 @@ def _panel(ax, lines: Mapping[str, Spans], name: str) -> None:
 
 def _teachers(ax, lines: Mapping[str, Spans], at: Mapping[Span, int]) -> None:
     """The teachers' entropy, each that differs as a dotted line."""
-    drawn = set()
+    drawn_before = set[tuple[tuple[int, float], ...]]()
     for spans in lines.values():
         known = _known(spans, "teacher_entropy")
         values = tuple((at[place], one["value"]) for place, one in known.items())
         rounded = tuple((x, round(float(y or 0.0), 6)) for x, y in values)
-        if values and rounded not in drawn:
-            ax.plot(*zip(*values, strict=True), lw=1, ls=":", color="black", label=None if drawn else "teacher")
-            drawn.add(rounded)
-    if drawn:
+        if values and rounded not in drawn_before:
+            ax.plot(*zip(*values, strict=True), lw=1, ls=":", color="black", label=None if drawn_before else "teacher")
+            drawn_before.add(rounded)
+    if drawn_before:
         ax.legend(fontsize=6.5)
 
 

@@ -9,7 +9,6 @@ import wandb_workspaces.reports.v2 as wr
 from kd.reports.comparisons.costs import COSTS
 from kd.reports.comparisons.pivot import default_axes, pivot_grid
 from kd.reports.frame import Arm, Frame
-from kd.reports.grid import Grid
 from kd.reports.render import markdown
 from kd.reports.settings import ORDER, TRAINED_ON
 from kd.reports.sweep import Choices
@@ -85,15 +84,17 @@ def sections(frame: Frame, skill: str) -> list[tuple[str, list[Any]]]:
 
 
 def score_table(frame: Frame, choices: Choices) -> str:
-    """The heat map's numbers as a Markdown table, objective × skill where these vary; empty where fewer settings do.
+    """The heat map's numbers as a Markdown table, objective × skill where these vary; empty where fewer settings do, or
+    nothing was measured.
 
     W&B has no chart of one number by two settings of runs, so that the table is written when the dashboard is made.
     """
     pair = tuple(choices.pivot.split(",")) if choices.pivot else default_axes(frame)
     if pair is None or len(pair) != 2:
         return ""
-    grid: Grid = pivot_grid(frame, *pair, metric=choices.metric, system=choices.system, correction=choices.correction)
-    return markdown(grid)
+    facts: dict[str, Any] = {"metric": choices.metric, "system": choices.system, "correction": choices.correction}
+    grid = pivot_grid(frame, *pair, **facts)
+    return "" if grid is None else markdown(grid)
 
 
 def _lines(names: Names, wanted: Sequence[str], by: str) -> list[Any]:
