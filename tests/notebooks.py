@@ -14,6 +14,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+VARIABLES = {"FORCE_COLOR": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # a kernel requests colours of its commands
+PLAIN = [f"--IPKernelApp.exec_lines=import os, warnings; os.environ |= {VARIABLES}; warnings.simplefilter('ignore')"]
 LONGEST = 1500  # seconds of one cell, on a machine that does other things as well
 
 
@@ -28,7 +30,14 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
     commands = os.pathsep.join([str(kd.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder / "notebooks")}}
-    client = NotebookClient(notebook, timeout=LONGEST, resources=resources, record_timing=False, coalesce_streams=True)
+    client = NotebookClient(
+        notebook,
+        timeout=LONGEST,
+        resources=resources,
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=PLAIN,
+    )
     return client.execute(env={**os.environ, "PATH": commands, "PYTHONPATH": str(ROOT)})
 
 
