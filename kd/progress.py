@@ -172,7 +172,8 @@ class _Bars(io.StringIO):
 
 @contextmanager
 def part(name: str, *, beside: bool = False, shared: bool = False) -> Iterator[None]:
-    """Put `name` before the lines of all phases in the block: whose they are, as the baseline's or a job's.
+    """Put `name` before the lines of all phases in the block: the part of the run, as the
+    baseline or a job.
 
     beside: whether other processes write to the same terminal; lines are then printed as into a file.
     shared: whether it belongs to no part around it, as a model that several runs use.
@@ -209,7 +210,7 @@ def remark(text: str, stream: Any = None) -> None:
 
 def is_animated() -> bool:
     """Return whether stderr is a terminal of this process alone, on which a line can be drawn again."""
-    in_notebook = "JPY_PARENT_PID" in os.environ  # whose cells run commands in a terminal that draws nothing again
+    in_notebook = "JPY_PARENT_PID" in os.environ  # its cells run commands in a terminal that draws nothing again
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not in_notebook and not _beside.get()
 
 

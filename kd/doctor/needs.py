@@ -22,7 +22,7 @@ from kd.models.flops import decoding_flops, reading_flops, training_flops
 from kd.models.outlines import Outline, networks_in, outline
 
 Config = Mapping[str, Any]
-STEP = ("objective", "rollout", "reward")  # groups whose demands are met at each step
+STEP = ("objective", "rollout", "reward")  # groups with demands that are met at each step
 HALF = 2  # bytes of a number in bfloat16
 
 
@@ -88,7 +88,7 @@ def laid_out(node: Config) -> Outline:
 def needs(config: Config, assumed: Assumed) -> Needs:
     """The needs of a resolved config.
 
-    Raises ValueError for a model whose architecture is not known here.
+    Raises ValueError for a model of an architecture that is not known here.
     """
     return _Job(config, assumed).needs()
 

@@ -45,7 +45,7 @@ from kd.skills.scoring import at_limit
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Skill
 
-VERSION = 5  # greedy answers in fuller batches, whose products round otherwise; 4: a source of None is none
+VERSION = 5  # greedy answers in fuller batches, with other rounding of products; 4: a source of None is none
 
 Baseline = Literal["unigram", "uniform"]
 Confidence = Annotated[float, Field(gt=0, lt=1)]

@@ -73,7 +73,7 @@ class Plan:
 def group_in_wandb(plan: Plan, sweep: str | None) -> None:
     """Give the run, the run beside it and the earlier rounds of its loop one group of W&B, unless the config names one.
 
-    sweep: the name of the sweep's folder; None: a run by itself, whose group is its name without the seed.
+    sweep: the name of the sweep's folder; None: a run by itself, with its name without the seed as group.
     """
     group = sweep or re.sub(rf"-s{plan.cfg.seed}$", "", plan.cfg.name)
     for member, job_type in [(one, None) for one in plan] + [(one.beside, "baseline") for one in plan]:

@@ -67,8 +67,8 @@ def _from_checkpoints(cfg: DictConfig, visit: Callable[[DictConfig, str, Path], 
     """`cfg` with the roles read from their prepared checkpoints, one after another: a student that is cut out of the
     teacher is cut out of the prepared one, and named by it.
 
-    `visit(cfg, role, folder)` is called for each before it is read. A role whose checkpoint is not there afterwards
-    either stays as it is.
+    `visit(cfg, role, folder)` is called for each before it is read. A role that has no checkpoint after
+    the call either stays as it is.
     """
     cfg = cfg.copy()
     for role in prepared_roles(cfg):

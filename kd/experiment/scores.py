@@ -51,7 +51,7 @@ class Evaluated:
             names = ", ".join(ON_TEACHER)
             remark(f"not measured, for the teacher has other tokens than the student: {names}")
         if not evaluation.engine.serves(parts.module.student, teacher):
-            remark("the engine of the evaluation holds models of the student's shape; our own answers for the teacher")
+            remark("the evaluation's engine holds models of the student's shape; kd generates the teacher's answers")
         self.measured: dict[str, dict[str, Any]] = {name: {} for name in self.sessions}  # by skill and system
         self.robustness = {name: Robustness(session) for name, session in self.sessions.items()}
         self.varied: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sessions}

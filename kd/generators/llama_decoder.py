@@ -226,8 +226,8 @@ class _Layer:
 
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of tokens with which all prompts begin, where it pays to read them once; of each prompt the last token
-    is left out, whose logits are those of `start`.
+    """The number of tokens with which all prompts begin, where it pays to read them once; the last token of
+    each prompt is left out, as `start` returns its logits.
     """
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # by their ids: all others lie between them
     shortest = min(map(len, prompts)) - 1

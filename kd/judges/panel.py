@@ -86,8 +86,8 @@ class Panel:
         self.found.add_rates(self.name, key, verdicts, [*votes.values()], **self.interval)
 
     def _labels(self) -> tuple[dict[str, tuple[Outcome, Outcome | None]], int]:
-        """Of each labelled record that more than half of the judges read, its label and their verdict; the number of
-        the others."""
+        """The label and the verdict of each labelled record that more than half of the judges read; the number of the
+        others."""
         every = [member.found.labels for member in self.members]
         labels = {one: label for found in every for one, (label, _) in found.items()}
         read = {one: label for one, label in labels.items() if 2 * sum(one in found for found in every) > len(every)}

@@ -23,7 +23,7 @@ SHAPING = ("layers", "rule", "ffn", "dtype", "lora")  # keys of a node that chan
 
 
 class Outline(LanguageModel):
-    """A language model of shapes alone, on the device "meta", whose tokenizer is not at hand.
+    """A language model of shapes alone, on the device "meta", without a tokenizer.
 
     It is measured (parameters, FLOPs, memory) and never run.
     """
@@ -50,7 +50,7 @@ class Outline(LanguageModel):
 
 
 class _Fused(torch.autograd.Function):
-    """What fused attention keeps for its backward pass: its inputs and its output, no square of scores."""
+    """The memory of fused attention for its backward pass: its inputs and its output, no square of scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -73,7 +73,8 @@ AttentionInterface.register(NAME, _attention)  # without a mask function: no mas
 def outline(node: Mapping[str, Any]) -> Outline:
     """The network of a config node, `kd.models.networks.pretrained`, `pruned` or `scratch`, without weights.
 
-    Raises ValueError: a hub checkpoint of an unknown architecture whose config cannot be fetched, or no decoder.
+    Raises ValueError: a hub checkpoint of an unknown architecture and without a config that can be fetched,
+    or no decoder.
     """
     kind = str(node["_target_"]).removeprefix(NETWORKS)
     config = _scratch_config(node) if kind == "scratch" else _config(keys_of(node["source"]))
@@ -98,7 +99,7 @@ def networks_in(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _scratch_config(node: Mapping[str, Any]) -> Any:
-    """The config of random weights, whose vocabulary is that of its tokenizer."""
+    """The config of random weights, with the vocabulary of its tokenizer."""
     tokenizer = node.get("tokenizer") or "bytes"
     if tokenizer == "bytes":
         size = len(byte_tokenizer())

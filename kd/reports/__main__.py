@@ -103,7 +103,7 @@ def _default_tables(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _write_page(choices: Choices, file: Path, *, open_it: bool) -> None:
-    """Write the page, print its name, and open it in the browser where that is asked for."""
+    """Write the page, print its name, and open it in the browser where `--open` is given."""
     from kd.reports.page.document import write_page
 
     write_page(choices, file)

@@ -107,8 +107,8 @@ class Frame:
     def comparable(self, arms: Iterable[Arm]) -> list[list[Arm]]:
         """Arms of one skill in groups of the same evaluated items, by which alone they can be ranked.
 
-        They are one group where no arms of the same settings are told apart by their identity: digests of items are
-        made of tokens, so that students with other tokenizers have others.
+        They are one group where no arms of the same settings differ in their identity: digests of items are made
+        of tokens, so that students with other tokenizers have others.
         """
         groups: dict[str, list[Arm]] = {}
         for arm in arms:

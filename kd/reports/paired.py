@@ -99,9 +99,9 @@ def mean_difference(pairs: Sequence[Pair]) -> Difference | None:
 
 
 def _joined(tables: Sequence[Table], factors: Sequence[float]) -> Table:
-    """One table of differences whose mean is that of the tables' means.
+    """One table of differences; its mean is the mean of the tables' means.
 
-    Items vary about the mean of their own table, whose number is not drawn.
+    Items vary about the mean of their own table; the tables are not drawn.
     """
     scaled = [table.differences * factor for table, factor in zip(tables, factors, strict=True)]
     if len(tables) == 1:
@@ -157,7 +157,7 @@ def _parts(table: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _values(parts: pd.DataFrame) -> np.ndarray | None:
-    """A value for each item, whose mean is the score; None for the ratio of nothing, as of a judge's ties alone."""
+    """A value for each item; their mean is the score. None for the ratio of nothing, as of a judge's ties alone."""
     above, below = parts["above"].to_numpy(), parts["below"].to_numpy()
     if (below == 1).all():
         return above

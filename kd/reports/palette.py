@@ -1,4 +1,4 @@
-"""Colours and marks that the colour-blind tell apart, for figures of files and of the page."""
+"""Colours and marks, distinct for the colour-blind, too, of figures in files and on the page."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 MARKERS = "osD^vPX*<>"  # as matplotlib names them

@@ -62,7 +62,7 @@ def print_grid(grid: Grid, console: Console) -> None:
 
 
 def without_constants(grid: Grid) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, rows and notes, where a column whose cells are all the same may have become a note (`Grid.folds`)."""
+    """Header, rows and notes, where a column with the same text in all cells may have become a note (`Grid.folds`)."""
     places = range(len(grid.header))
     if len(grid.rows) < 3 or not grid.folds:
         return list(grid.header), [list(row) for row in grid.rows], list(grid.notes)
@@ -74,7 +74,7 @@ def without_constants(grid: Grid) -> tuple[list[str], list[list[str]], list[str]
 
 
 def _stacked(row: Sequence[str], labels: int) -> list[str]:
-    """A row whose first cells are the lines of one."""
+    """A row with its first cells as the lines of one."""
     return ["\n  ".join(row[:labels]), *row[labels:]]
 
 

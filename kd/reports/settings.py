@@ -60,13 +60,13 @@ def settings_of(jobs: Sequence[Job]) -> Settings:
 
 
 def every_setting(jobs: Sequence[Job]) -> list[Mapping[str, str]]:
-    """All settings of each job by dotted name, whether they tell jobs apart or not."""
+    """All settings of each job by dotted name, whether jobs differ in them or not."""
     flat = _Flattening(jobs)
     return [{key: value for key, (_, value) in flat.settings(job).items()} for job in jobs]
 
 
 def axes_of(job: Job, skill: str | None = None) -> dict[str, str]:
-    """The axes by which runs are told apart, as `{"objective": "fkl", "skill": "gsm_symbolic"}`, those of ORDER.
+    """The axes by which runs are distinguished, as `{"objective": "fkl", "skill": "gsm_symbolic"}`, those of ORDER.
 
     skill: the name of the trained skill; None: that of the results.
     """

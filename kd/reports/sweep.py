@@ -42,7 +42,7 @@ class Choices:
         baseline: as `objective=sft`; none: the run beside each (`compare`).
         correction: of p-values, a name of `kd.reports.corrections`.
         samples: answers that are shown of each arm.
-        paper: a folder of `experiments/`, whose published numbers the table `paper` shows beside ours.
+        paper: a folder of `experiments/`; the table `paper` shows its published numbers beside ours.
     """
 
     paths: Sequence[str] = ()

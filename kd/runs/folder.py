@@ -27,7 +27,7 @@ from kd.versions import code_digest
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits", "paper")
 BY_CONTENT = (".bad_rows",)  # of a skill, whose records count
 ENGINE = ("generator.url", "generator.weights", "generator.timeout")  # the same, wherever a generator stands
-RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "positions.csv", "verdicts.jsonl")  # whose sha256 DONE has
+RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "positions.csv", "verdicts.jsonl")  # by sha256, in DONE
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 
 

@@ -19,8 +19,8 @@ Responses = Literal["references", "own", "teacher"]
 class PositionBin(Page):
     """The tokens of all responses at the positions `first` to `last`, counted from 1.
 
-    skill, system: whose; responses: the `references`, or with `evaluation.excess_error` the system's `own` or the
-    `teacher`'s. n: tokens. The others are means over these, in nats but for top1; None: not measured.
+    skill, system: of the responses; responses: the `references`, or with `evaluation.excess_error` the system's `own`
+    or the `teacher`'s. n: tokens. The others are means over these, in nats but for top1; None: not measured.
     """
 
     skill: str

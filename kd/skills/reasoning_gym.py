@@ -115,7 +115,7 @@ class ReasoningGym(Skill):
         return self._splits[split]
 
     def score(self, record: Record, text: str) -> float:
-        """What the package's verifier gives for the stripped text, between 0 and 1.
+        """The score of the package's verifier for the stripped text, between 0 and 1.
 
         Most verifiers parse a text with int(), json, sympy or eval, and a few run it: these are called in a sandbox
         (docs/sandbox.md), those that compare texts alone in this process. The record's own reference has 1, since a

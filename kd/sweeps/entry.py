@@ -31,7 +31,7 @@ class SweepReport(Callback):
     """Hydra callback: makes the sweep folder, and ends with the table on the terminal and in files."""
 
     sweep: ClassVar[Path | None] = None  # of this process, between its start and its conclusion
-    paper: ClassVar[str | None] = None  # whose published numbers its table ends with
+    paper: ClassVar[str | None] = None  # its table ends with the paper's published numbers
     page: ClassVar[tuple[bool, bool]] = True, False  # run.page and run.open, of the sweep as a whole
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -77,7 +77,7 @@ def _made(node: DictConfig, **settings: Any) -> Any:
 
 
 def _lack(path: str, kind: str, reason: str) -> str:
-    """The sentence on a class whose package is not installed."""
+    """The sentence on a class with a package that is not installed."""
     remedy = f"pip install -e '.[{EXTRAS[kind]}]'" if kind in EXTRAS else f"install what it names ({reason})"
     return f"{path}: {kind} needs a package that is not installed; {remedy}"
 

@@ -1,4 +1,4 @@
-"""Loggers whose failures end their own logging, and not the run."""
+"""Loggers that end their own logging when they fail, and not the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

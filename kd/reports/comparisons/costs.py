@@ -29,7 +29,7 @@ OF_TEACHER = "Teacher FLOPs: its tokens times its FLOPs a token, without attenti
 def spent(job: Job, name: str) -> float | int:
     """A cost of a run; runs from before a judge was counted have no judge_flops, without stages nothing was elicited.
 
-    NaN for the FLOPs of a teacher whose FLOPs per token are not known.
+    NaN for the FLOPs of a teacher with unknown FLOPs per token.
     """
     results: Any = job.results or {}
     if name == "elicitation_seconds":

@@ -1,4 +1,4 @@
-"""What runs logged by step: of each run, and of an arm as the mean over seeds with its interval."""
+"""The metrics that runs logged by step: of each run, and of an arm as the mean over seeds with its interval."""
 
 import csv
 import re

@@ -30,7 +30,7 @@ def _finished(jobs: Sequence[Job]) -> list[Job]:
 def jobs_grid(jobs: Sequence[Job], *, seeds: bool = False) -> Grid:
     """One row per job; `seeds`: a table of means follows.
 
-    Runs on more than MOST_COLUMNS skills are shown by their skill's own metric alone, whose name has a column.
+    Runs on more than MOST_COLUMNS skills are shown by their skill's own metric alone; its name has a column.
     """
     notes = [ITEM_INTERVALS, OF_TRAINING] if _finished(jobs) else []
     notes += [*_same_digests(jobs), *_mixed_code(jobs), *([ONE_SEED] if _finished(jobs) and not seeds else [])]

@@ -74,7 +74,7 @@ def _of_run(rows: Sequence[PositionBin], skill: str, system: str, responses: str
 
 
 def _whole(rows: Sequence[PositionBin]) -> PositionBin:
-    """All positions as one bin, whose means are weighted by the tokens of each."""
+    """All positions as one bin, with means that are weighted by the tokens of each."""
     total = sum(row.n for row in rows)
     means = {
         name: None

@@ -48,7 +48,7 @@ def ranks_of(frame: Frame, metric: str | None = None, system: str = "after") -> 
     """The ranks of the arms that have a score on every skill; None for fewer than two arms or skills.
 
     Where arms of the same settings differ in their data, each data set of a skill counts as one on which arms are
-    ranked, if two arms or more were evaluated on it. Arms that differ in models or versions alone cannot be told apart
+    ranked, if two arms or more were evaluated on it. Arms that differ in models or versions alone are not distinguished
     by their settings and are left out.
     """
     places: dict[str, dict[str, float]] = {}  # by skill, or by data set of a skill, and arm

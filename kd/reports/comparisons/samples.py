@@ -43,7 +43,7 @@ def _grid(arm: Arm, other: Arm | None, count: int) -> Grid | None:
 def side_by_side(job: Job, other: Job | None, skill: str) -> Items:
     """The first answers of each system to the items of a skill that the trained student answered, by id.
 
-    other: the run beside it, whose trained student is the system `sft`.
+    other: the run beside it; its trained student is the system `sft`.
     """
     answers = {} if job.folder is None else read_answers(job.folder)
     if other is not None and other.folder is not None:
@@ -54,7 +54,7 @@ def side_by_side(job: Job, other: Job | None, skill: str) -> Items:
 
 
 def changed_first(own: Items) -> list[str]:
-    """The ids of items, those first whose score training changed."""
+    """The ids of items, first those with a score that training changed."""
     return sorted(own, key=lambda name: change(own[name], "before") == 0)
 
 

@@ -11,7 +11,7 @@ from kd.reports.settings import TRAINED_ON
 
 
 def line_of(grid: Grid) -> str:
-    """The line of a pivot whose cells share a scale: its row where skills are rows, else its column."""
+    """The line of a pivot with one scale for all of its cells: its row where skills are rows, else its column."""
     return "row" if grid.header[0] == TRAINED_ON else "column"
 
 

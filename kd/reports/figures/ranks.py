@@ -20,7 +20,7 @@ def rank_diagram(frame: Frame, choices: Choices) -> list[Drawn]:
     last = float(found.means[order].max())
     groups = [(low, min(high, last)) for low, high in alike(found) if low <= last]
     with rc_context(TYPE):
-        thick = "Thick lines join arms that the test does not tell apart."
+        thick = "Thick lines join arms that the test does not distinguish."
         caption = [*first_rows(len(found.names)), *grid.notes, thick]
         figure, [ax] = axes(PAGE, 0.7 + 0.2 * (len(order) + len(groups)), caption)
         for place, arm in enumerate(order):

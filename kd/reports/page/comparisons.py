@@ -1,4 +1,4 @@
-"""What the page compares: pivots, differences, score against cost, and curves of arms, each as Python computed it."""
+"""The comparisons on the page: pivots, differences, score against cost, curves of arms, each as Python computed it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

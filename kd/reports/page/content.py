@@ -109,7 +109,7 @@ def _arm(arm: Arm, places: Mapping[Any, int]) -> dict[str, Any]:
 
 
 def _facts(frame: Frame, jobs: Sequence[Job]) -> list[tuple[str, str]]:
-    """What the header counts."""
+    """The counts in the header."""
     statuses: dict[str, int] = {}
     for job in jobs:
         statuses[job.status] = statuses.get(job.status, 0) + 1

@@ -41,7 +41,7 @@ def end_with_page(folder: Path, *, paper: str | None = None, open_it: bool = Fal
 
     Args:
         folder: of the run or sweep.
-        paper: whose published numbers stand beside ours.
+        paper: the one with the published numbers that stand beside ours.
         open_it: also open it in the browser.
     """
     file = folder / "report.html"
@@ -55,7 +55,7 @@ def end_with_page(folder: Path, *, paper: str | None = None, open_it: bool = Fal
 
 
 def document(found: Mapping[str, Any], *, live: str | None = None) -> str:
-    """The HTML of a content; `live`: the state that the content is of, whose successor its script asks for."""
+    """The HTML of a content; `live`: the state of the content; its script requests the next one."""
     style = "\n".join([_colours(), _text("page.css")])
     script = "\n".join(map(_text, SCRIPTS))
     policy = "; ".join(

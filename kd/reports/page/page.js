@@ -61,7 +61,7 @@ addEventListener("hashchange", fromAddress);
 addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     hideTip();
-    dialog.close(); // also from a filter box, whose first Escape would only empty it
+    dialog.close(); // also from a filter box, which the first Escape would only empty
   }
   if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName) && !dialog.open) {
     event.preventDefault();

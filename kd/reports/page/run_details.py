@@ -1,4 +1,4 @@
-"""What the page has of one run: its score table, settings, curves and answers."""
+"""The details of one run on the page: its score table, settings, curves and answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,7 +132,7 @@ def _item(name: str, systems: Mapping[str, Mapping[str, Any]], present: Sequence
 
 
 def _answer(one: Mapping[str, Any] | None) -> list[Any] | None:
-    """[text, score as text, score, what else is to be said]; None without an answer."""
+    """[text, score as text, score, further notes]; None without an answer."""
     if one is None:
         return None
     more = [*(["truncated"] if one.get("truncated") else []), *filter(None, [one.get("verifier_error")])]

@@ -14,7 +14,7 @@ DIGITS = 5  # significant ones of a number that is drawn
 
 
 def table(grid: Grid, **more: Any) -> dict[str, Any]:
-    """A table; a column whose cells are all the same is a note where the grid folds such columns.
+    """A table; a column with the same text in all cells is a note where the grid folds such columns.
 
     more: further fields.
     """

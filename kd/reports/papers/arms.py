@@ -30,7 +30,7 @@ class Place:
 class Arms:
     """Rows of a published table as arms of a frame.
 
-    Where several arms have a row's settings, those whose runs name the paper count.
+    Where several arms have a row's settings, those with runs that name the paper count.
     """
 
     def __init__(self, frame: Frame, published: Published, name: str):

@@ -48,7 +48,7 @@ class Row(_Part):
         values: by column.
         deviation: standard deviations over the paper's seeds, by column.
         interval: intervals that the paper states, by column.
-        unconfirmed: columns whose number was not seen in the paper itself.
+        unconfirmed: columns with a number that was not seen in the paper itself.
         lacks: why no run of ours stands for it, where there is none.
     """
 

@@ -25,8 +25,8 @@ OTHER_SCALE = (
     "and only directions can be compared."
 )
 VERDICTS = (
-    f"Agrees: ours differs in the claimed direction, p < {LEVEL}; opposite: in the other, p < {LEVEL}; not decided: it "
-    "cannot be told at this size (models, steps, items, seeds)."
+    f"Agrees: ours differs in the claimed direction, p < {LEVEL}; opposite: in the other, p < {LEVEL}; not decided: "
+    "neither at this size (models, steps, items, seeds)."
 )
 STATED = "A word in place of a published difference is where the paper makes the claim: its numbers were not read."
 AS_CLAIMED = "Differences are means over the columns, ours over the skills in the table above; positive is as claimed."
@@ -149,7 +149,7 @@ def _rows_text(published: Published) -> str:
 
 
 def _directions(arms: Arms, places: Sequence[Place], correction: str) -> Grid:
-    """One line for each claim: its published difference, ours, the corrected p, and what can be told of it."""
+    """One line for each claim: its published difference, ours, the corrected p, and the verdict."""
     published = arms.published
     found = [mean_difference(_pairs(arms, claim, places)) for claim in published.directions]
     words, correct = CORRECTIONS[correction]

@@ -1,4 +1,4 @@
-"""What a run folder holds by step, in the rows that W&B records."""
+"""The metrics of a run folder by step, in the rows that W&B records."""
 
 import csv
 from collections.abc import Iterator

@@ -73,7 +73,7 @@ def log_end(run: Any, folder: Path, beside: Path | None = None, *, answers: int 
     """Log what a finished run's folder holds: final numbers as summary, tables of scores and answers, its files.
 
     Args:
-        beside: the folder of the run beside (`compare`), whose answers are shown, too.
+        beside: the folder of the run beside (`compare`); its answers are shown, too.
         answers: rows of the table of answers.
         artifact: `none`, `files` (of the folder) or `weights` (these, too).
 
