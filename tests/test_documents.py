@@ -33,7 +33,7 @@ COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMA
 CHECKED = re.compile(
     r"<|=vllm|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m|(?:experiment|method)=|run\.py +#"
 )
-# Grids of papers, whose arms tests/composition/test_paper_grids.py composes, and globs.
+# Grids of papers (tests/composition/test_paper_grids.py composes their arms), and globs.
 SLOW = re.compile(r"glob\(\*|experiment=(?!first_run|tiny_)")
 RUN = [pytest.param(line, marks=pytest.mark.long) for line in COMMANDS if not CHECKED.search(line)]
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]

@@ -37,7 +37,7 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def texts(notebook: nbformat.NotebookNode) -> list[str]:
-    """What the cells printed, and their results as text and HTML."""
+    """The printed texts of the cells, and their results as text and HTML."""
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     printed = [output.text for output in outputs if output.output_type == "stream"]
     results = [output.data for output in outputs if "data" in output]

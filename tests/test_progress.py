@@ -40,7 +40,7 @@ with phase("train", 6, "steps") as shown:
         shown.notes = ["loss 0.5", *(f"a_term_with_a_long_name_{i} 12.5" for i in range(4))]
         shown.advance(1)
         if step == 3:
-            print("said meanwhile")
+            print("printed meanwhile")
             with phase("validate", leaves=False), phase("generate", 3, "answers") as inner:
                 time.sleep(0.4)
                 inner.advance(3)
@@ -50,7 +50,7 @@ with phase("convert model.gguf, once"):
 LEFT = [
     r"student before · evaluate  4 references in \d\.\d s  \S+ tokens/s",
     r"a table",
-    r"said meanwhile",
+    r"printed meanwhile",
     r"train  6 steps in \d\.\d s  \S+ steps/s  loss 0\.5(  a_term_with_a_long_name_0 12\.5)?",
     r"convert model\.gguf, once  \d\.\d s",
 ]
@@ -165,7 +165,7 @@ def test_what_fails_or_has_nothing_to_count_leaves_no_line(capsys: pytest.Captur
     with phase("fetch hub:org/name@main", unit="files"):
         pass
     assert capsys.readouterr() == ("", "")
-    with phase("fetch wheel:model@1.0", unit="bytes"):  # a local one, whose bytes pip does not count
+    with phase("fetch wheel:model@1.0", unit="bytes"):  # a local one: pip does not count its bytes
         pass
     assert capsys.readouterr().err == "fetch wheel:model@1.0  0.0 s\n"
 
@@ -177,7 +177,7 @@ def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err == ""
 
 
-def test_jobs_side_by_side_are_told_apart_and_draw_nothing(
+def test_jobs_side_by_side_are_distinguished_and_draw_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
@@ -296,7 +296,7 @@ def test_a_pipe_gets_no_control_characters() -> None:
 
 
 def test_the_line_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One, however often it validates and answers; resumed, it counts its own steps and says where it began."""
+    """One, however often it validates and answers; resumed, it counts its own steps and shows where it began."""
     overrides = ("checkpoint.answers=2", "evaluation.max_new_tokens=2")
     with pytest.raises(SystemExit):
         runs.train(runs.config(*overrides, rollout=runs.scripted(tmp_path, (4, 0, "SIGTERM"))), tmp_path)
@@ -332,7 +332,7 @@ LINES = [  # up to the time that a phase took; what is cached is not measured ag
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["terminal", "pipe"])
 def test_every_line_of_a_run(kind: str, tmp_path: Path) -> None:
-    """Each phase has one line, the baseline's table is headed as its, nothing is repeated, and no library speaks."""
+    """Each phase has one line, the baseline's table is headed as its, nothing is repeated, and no library prints."""
     command = [sys.executable, str(ROOT / "run.py"), *RUN]  # in the folder of its outputs, so that paths are short
     own = {"KD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     if kind == "terminal":

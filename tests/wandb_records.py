@@ -13,7 +13,7 @@ TABLE = "._type"  # the end of a table's entry in history and summary
 
 @dataclass
 class Record:
-    """What one `.wandb` file holds; tables are in history and summary by their names alone."""
+    """The content of one `.wandb` file; tables are in history and summary by their names alone."""
 
     folder: Path
     id: str = ""

@@ -151,5 +151,5 @@ def test_every_table_at_full_scale_is_composed_and_estimated(name: str) -> None:
     """With one seed: the others differ in it alone."""
     costs, memory = dry_run([f"experiment={name}", "seed=1"], H100)
     assert len(costs.rows) > 1
-    assert all("←" in row[2] for row in costs.rows)  # each has a teacher whose size is known
+    assert all("←" in row[2] for row in costs.rows)  # each has a teacher of known size
     assert len(memory.rows) >= len(costs.rows)

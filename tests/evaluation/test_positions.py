@@ -65,7 +65,7 @@ def test_by_hand_on_a_vocabulary_of_two() -> None:
 
 
 def test_bins_double_and_hold_each_token_once() -> None:
-    """Of a response of 300 tokens whose values are their positions: 1, 2, 3-4, …, 129-256, 257-300 (of 257-512)."""
+    """A response of 300 tokens with their positions as values: bins 1, 2, 3-4, …, 129-256, 257-300 (of 257-512)."""
     values = torch.arange(1.0, 301.0, dtype=torch.float64)[:, None].expand(300, len(SUMS))
     found = by_position([binned(values)])
     ends = [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, 256), (257, 512)]

@@ -194,7 +194,7 @@ def test_a_letter_follows_its_text(tmp_path, answer, expected):
         ("relevance", [0, 1, 2, 0], [2, 0, 0, 1]),
     ],
 )
-def test_what_tells_the_right_option_follows_it(tmp_path, key, value, expected):
+def test_facts_of_the_right_option_follow_it(tmp_path, key, value, expected):
     [one] = quiz(tmp_path)
     one = replace(one, meta={**one.meta, key: value})
     new = reordered(one, [2, 0, 3, 1])

@@ -26,7 +26,7 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of a grid, and one whose texts are HTML."""
+    """Runs of a grid, and one with HTML in its texts."""
     folder = tmp_path_factory.mktemp("browser") / "outputs"
     write_grid(folder, seeds=(1, 2))
     sections = {"name": "hostile", "teacher": {"_target_": HOSTILE}}
@@ -55,16 +55,16 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page in a context of its own, with what it asked for and complained about."""
+    """A page in a context of its own, with its requests and its messages."""
 
     def __init__(self, browser: Any, address: str, width: int = WIDTHS["desk"], offline: bool = True, **options: Any):
         self.context = browser.new_context(offline=offline, viewport={"width": width, "height": 844}, **options)
         self.page = self.context.new_page()
-        self.asked: list[str] = []
-        self.said: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.requests: list[str] = []
+        self.messages: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.goto(address)
         self.page.wait_for_selector("#runs-table tbody tr")
 
@@ -80,12 +80,12 @@ def opened(browser: Any, file: Path) -> Iterator[Opened]:
     """The page on a desk; nothing may have left the machine, and nothing may have gone wrong in it."""
     found = Opened(browser, file.as_uri())
     yield found
-    assert [address for address in found.asked if not address.startswith(("file:", "data:"))] == []
-    assert found.said == []
+    assert [address for address in found.requests if not address.startswith(("file:", "data:"))] == []
+    assert found.messages == []
     found.context.close()
 
 
-def test_a_column_sorts_both_ways_and_says_so(opened: Opened) -> None:
+def test_a_column_sorts_both_ways_and_shows_which(opened: Opened) -> None:
     head = opened.page.locator("#runs-table thead th", has_text="accuracy").first
     head.locator("button").click()
     values = [float(text.split()[0]) for text in opened.column("accuracy")]
@@ -188,7 +188,7 @@ def test_a_line_can_be_hidden_and_lines_have_the_palette_of_the_figures(opened: 
     assert lines.count() > count
 
 
-def test_each_figure_says_n_seeds_and_intervals(opened: Opened) -> None:
+def test_each_figure_states_n_seeds_and_intervals(opened: Opened) -> None:
     for name in ("scores", "differences", "curves", "cost"):
         text = opened.page.locator(f"#{name} .notes").last.inner_text()
         assert "eed" in text, name
@@ -204,7 +204,7 @@ def test_a_phone_scrolls_no_page_sideways(browser: Any, file: Path, width: int) 
     found.page.locator("#runs-table button.link").first.tap()
     assert found.page.evaluate(OVERFLOW) == 0
     assert found.page.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
-    assert found.said == []
+    assert found.messages == []
     found.context.close()
 
 
@@ -252,10 +252,10 @@ def test_the_live_page_shows_a_new_run_by_itself(browser: Any, root: Path, tmp_p
     assert found.page.locator("#runs-table-filter").input_value() == "sums"
     found.page.locator("#runs-table-filter").fill("")
     assert "unfinished" in found.page.locator("#runs-table").inner_text()
-    assert {address.partition("//")[2].partition("/")[0] for address in found.asked if address[:4] == "http"} == {
+    assert {address.partition("//")[2].partition("/")[0] for address in found.requests if address[:4] == "http"} == {
         f"127.0.0.1:{served.server_port}"
     }
-    assert found.said == []
+    assert found.messages == []
     found.context.close()
     served.shutdown()
     served.server_close()

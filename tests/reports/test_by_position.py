@@ -27,7 +27,7 @@ LEVEL = {"fkl": 0.2, "rkl": 0.5}
 
 
 def row(bins: tuple[int, int, int], level: float, **changes: Any) -> dict[str, Any]:
-    """A bin whose divergence grows with the position."""
+    """A bin with a divergence that grows with the position."""
     first, last, n = bins
     kl = level * (1 + math.log2(last))
     numbers = {"top1": 1 / (1 + kl), "forward_kl": kl, "reverse_kl": 2 * kl, "entropy": 1.5, "teacher_entropy": 1.0}

@@ -1,4 +1,4 @@
-"""What an augmentation cost, and by which budgets arms are compared; which curves are drawn.
+"""The cost of an augmentation, the budgets by which arms are compared, and the curves that are drawn.
 
 Run: python -m pytest tests/reports/test_costs.py
 """
@@ -43,7 +43,7 @@ def frame(tmp_path_factory: pytest.TempPathFactory) -> Frame:
         write_run(root, "sft", seed=seed)
         folder = write_run(root, "fkl", seed=seed, sections=STAGES, spent={"teacher_tokens": 1000})
         changed(folder, lambda page, seconds=seconds: elicited(page, seconds=seconds))
-        write_run(root, "rkl", seed=seed, spent={"teacher_tokens": 500})  # a teacher whose FLOPs are not known
+        write_run(root, "rkl", seed=seed, spent={"teacher_tokens": 500})  # a teacher of unknown FLOPs
     return frame_of(read_jobs(root))
 
 

@@ -90,7 +90,7 @@ def test_a_pivot_has_the_means_of_the_arms_and_the_text_of_the_table(shown: dict
 
 
 def test_the_darkest_cell_of_a_column_is_its_best(shown: dict[str, Any], frame: Frame) -> None:
-    """Of bits per byte the least, of accuracy the greatest."""
+    """The least bits per byte, the greatest accuracy."""
     for metric, best in (("each skill's own", max), ("bits per byte", min)):
         found = next(one for one in shown["pivots"] if one["by"] == ["objective", "trained on", metric])
         for column in range(2):

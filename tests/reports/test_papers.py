@@ -187,7 +187,7 @@ def test_on_skills_of_ours_the_published_columns_stand_beside_them(root: Path, p
     assert rows(claims)["KD > SFT"][-1] == "agrees"
 
 
-def test_of_several_arms_with_a_row_s_settings_those_count_whose_runs_name_the_paper(
+def test_of_several_arms_with_a_row_s_settings_those_with_runs_that_name_the_paper_count(
     root: Path, place: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "others"
@@ -205,8 +205,8 @@ def test_of_several_arms_with_a_row_s_settings_those_count_whose_runs_name_the_p
     assert "Words" not in " ".join(rows(scores))  # of the arms that do not name it
 
 
-def test_seeds_that_follow_the_runs_own_tell_no_arms_apart() -> None:
-    """A student prepared anew for each seed, and a rollout's coins; a seed that does not follow is a setting."""
+def test_seeds_that_follow_the_runs_own_separate_no_arms() -> None:
+    """A student prepared again for each seed, and a rollout's coins; a seed that does not follow is a setting."""
 
     def columns(coins: int) -> Sequence[str]:
         own = {seed: {"student": {"prepare": {"seed": seed}}, "rollout": {"seed": seed}} for seed in (1, 2, 3)}
@@ -245,7 +245,7 @@ def test_directions_are_tested_with_an_interval_and_a_verdict(root: Path, place:
     assert rows(paper_grids(frame(root), "sums")[1])["SFT > KD"][-1] == "opposite"
 
 
-def test_a_direction_whose_row_was_not_run_is_not_run(root: Path, place: Path) -> None:
+def test_a_direction_with_a_row_that_was_not_run_is_not_run(root: Path, place: Path) -> None:
     more = {"heading": "Best", "arm": {"objective": "ab"}, "values": {"sums": 99}}
     write(place, rows=[*PAPER["rows"], more], directions=[{"better": "Best", "than": "SFT"}])
     scores, claims = paper_grids(frame(root), "sums")

@@ -33,7 +33,7 @@ def served(root: Path) -> Iterator[PageServer]:
     made.server_close()
 
 
-def asked(served: PageServer, path: str, method: str = "GET", host: str | None = None) -> tuple[int, str]:
+def requested(served: PageServer, path: str, method: str = "GET", host: str | None = None) -> tuple[int, str]:
     connection = http.client.HTTPConnection(server.HOST, served.server_port, timeout=60)
     connection.request(method, path, headers={} if host is None else {"Host": host})
     answer = connection.getresponse()
@@ -43,30 +43,30 @@ def asked(served: PageServer, path: str, method: str = "GET", host: str | None =
 
 
 def test_the_page_and_its_content_are_served(served: PageServer) -> None:
-    status, page = asked(served, "/")
+    status, page = requested(served, "/")
     assert status == 200
-    state = asked(served, "/state")[1]
+    state = requested(served, "/state")[1]
     assert f'data-live="{state}"' in page
-    found = json.loads(asked(served, "/content.json")[1])
+    found = json.loads(requested(served, "/content.json")[1])
     assert len(found["runs"]["rows"]) == 8
     assert found["command"].startswith("python -m kd.reports serve ")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/../pyproject.toml", "/report.html", "/%2e%2e/x", "/state/"])
 def test_nothing_else_is_served(served: PageServer, path: str) -> None:
-    assert asked(served, path)[0] == 404
+    assert requested(served, path)[0] == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 def test_it_can_only_be_read(served: PageServer, method: str) -> None:
-    assert asked(served, "/", method)[0] == 501
+    assert requested(served, "/", method)[0] == 501
 
 
 def test_a_foreign_name_for_this_machine_is_refused(served: PageServer) -> None:
-    """So that a page elsewhere whose name was made to lead here reads nothing."""
-    assert asked(served, "/content.json", host="evil.example")[0] == 403
-    assert asked(served, "/content.json", host=f"evil.example:{served.server_port}")[0] == 403
-    assert asked(served, "/content.json", host=f"localhost:{served.server_port}")[0] == 200
+    """A page of another site reads nothing, though its name was made to lead here."""
+    assert requested(served, "/content.json", host="evil.example")[0] == 403
+    assert requested(served, "/content.json", host=f"evil.example:{served.server_port}")[0] == 403
+    assert requested(served, "/content.json", host=f"localhost:{served.server_port}")[0] == 200
 
 
 def test_a_port_that_is_taken_is_one_sentence(served: PageServer) -> None:

@@ -59,7 +59,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(root: Path) -> dict[str, Record]:
-    """By run folder, the one record of it."""
+    """The one record of each run folder, by its name."""
     return {path.name: record for path in root.iterdir() if path.is_dir() for record in records_of(path)}
 
 
@@ -74,7 +74,7 @@ def test_each_run_has_a_record_of_its_own(root: Path, records: Mapping[str, Reco
 
 
 def test_the_summary_has_the_final_scores_of_all_systems(root: Path, records: Mapping[str, Record]) -> None:
-    """As in results.json, which is read here by hand."""
+    """They are those of results.json, which is read here by hand."""
     for name, record in records.items():
         results = json.loads((root / name / "results.json").read_text())
         for skill, metrics in results["scores"].items():
@@ -192,7 +192,7 @@ def test_the_views_are_of_one_skill_each_and_grouped_by_objective(root: Path) ->
 
 
 def test_a_skill_may_have_any_name(tmp_path: Path) -> None:
-    """As that of a file has; the library would not quote it."""
+    """The name of a file may be any; the library would not quote it."""
     write_run(tmp_path, skill='it\'s my "own" skill')
     found = spec(frame_of(read_jobs(tmp_path)), Choices(), entity="", project="kd")
     text = json.dumps(found["workspaces"][0]["spec"]["section"]["runSets"])
@@ -227,10 +227,10 @@ def test_without_an_account_the_way_to_publish_is_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(str(root), "--entity", "team") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (tmp_path / "wandb-dashboard.json").is_file()
-    assert f"wandb sync {root}/*/wandb/offline-run-*" in told
-    assert f"python -m kd.reports wandb {root} --entity team --project kd" in told
+    assert f"wandb sync {root}/*/wandb/offline-run-*" in printed
+    assert f"python -m kd.reports wandb {root} --entity team --project kd" in printed
 
 
 def test_the_command_that_uploads_finds_the_records(root: Path) -> None:

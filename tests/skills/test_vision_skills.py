@@ -101,7 +101,7 @@ def test_answers_about_shapes_are_true_of_the_pixels():
 
 
 def test_the_answers_yes_and_no_are_equally_frequent():
-    """Also in a full scene, of whose 12 kinds of shapes 9 are there: an absent one is drawn, not rejected."""
+    """Also in a full scene, with 9 of the 12 kinds of shapes: an absent one is drawn, not rejected."""
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     things = [Thing(cell, *kinds[cell]) for cell in range(9)]
     drawn_for = [_asked("presence", things, Random(seed)) for seed in range(1000)]

@@ -29,7 +29,7 @@ def job(num: int, status: str, started: float = 0.0, seconds: float | None = Non
         ),
         # the last two: 60 s until the younger one ends, and not half of the sum
         ([job(0, "done", 0, 80), job(1, "running", 100), job(2, "running", 160)], 60),
-        # jobs skipped, or failed at once, say nothing of how long one takes
+        # jobs skipped, or failed at once, do not count for how long one takes
         ([job(0, "skipped"), job(1, "failed", 0, 1), job(2, "done", 0, 80), job(3, "waiting")], 80),
         ([job(0, "done", 0, 80)], 0),
     ],

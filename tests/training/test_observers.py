@@ -130,8 +130,8 @@ def test_several_loggers_compose():
 def test_a_logger_that_is_not_installed(name, kind):
     if find_spec(name):
         pytest.skip(f"{name} is installed")
-    told = sentence(None, None, f"logger={name}")
-    assert told == f"logger.{name}: {kind} needs a package that is not installed; pip install -e '.[{name}]'"
+    refusal = sentence(None, None, f"logger={name}")
+    assert refusal == f"logger.{name}: {kind} needs a package that is not installed; pip install -e '.[{name}]'"
 
 
 def test_a_logger_that_names_its_folder_keeps_it(tmp_path):

@@ -206,9 +206,9 @@ def test_a_run_is_not_lost_by_a_logger_that_fails(tmp_path, capsys):
     cfg.logger = {"mine": {"_target_": "tests.training.test_training.Refusing"}}
     runs.train(cfg, tmp_path)
     assert {key.partition(",")[0] for key in runs.metrics(tmp_path)} >= {"1", "2", "3", "4"}
-    told = capsys.readouterr().out
-    assert told.count("caution: logger mine failed and logs no more: no answer from the server") == 1
-    assert "gone" not in told
+    printed = capsys.readouterr().out
+    assert printed.count("caution: logger mine failed and logs no more: no answer from the server") == 1
+    assert "gone" not in printed
 
 
 def test_the_final_numbers_are_logged_to_the_loggers_of_the_config(tmp_path):
