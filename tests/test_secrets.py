@@ -69,11 +69,13 @@ def test_the_identity_depends_on_values_but_not_on_secrets(monkeypatch):
     assert identity() != first
 
 
-def command(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def command(tmp_path: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "run.py", *RUN, *words, f"run.root={tmp_path / 'outputs'}"],
         cwd=ROOT,
-        env=os.environ | {"KD_TEST_LOGIN": SECRET, "KD_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"},
+        env=os.environ
+        | environment
+        | {"KD_TEST_LOGIN": SECRET, "KD_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
     )
@@ -97,8 +99,11 @@ def test_a_number_counts_whatever_its_variable_is_called(monkeypatch):
 
 
 def test_no_file_of_a_run_holds_the_secret(tmp_path):
-    """Config, overrides, results, card, W&B's offline folder, the cache; and what is printed."""
-    done = command(tmp_path)
+    """Config, overrides, results, card, W&B's offline folder, the cache; and what is printed.
+
+    The environment names a service process of W&B that has ended, as in a child of a process that logged before.
+    """
+    done = command(tmp_path, WANDB_SERVICE=f"3-1-unix-{tmp_path / 'ended'}")
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/DONE"))
     (record,) = records_of(folder)

@@ -1,5 +1,6 @@
 """A run as W&B records it: begun with its config, ended with what its folder holds."""
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ def begin(
     """
     import wandb
 
+    _connect(wandb)
     axes = axes_of(read_folder(folder), skill)
     run = wandb.init(
         dir=folder,
@@ -62,6 +64,17 @@ def begin(
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
+
+
+def _connect(wandb: Any) -> None:
+    """Start W&B's service process, or connect to the one that the environment names; one that has ended since, as that of
+    a parent process, is replaced."""
+    try:
+        wandb.setup()
+    except Exception:
+        if os.environ.pop("WANDB_SERVICE", None) is None:
+            raise
+        wandb.setup()
 
 
 def tags_of(axes: Mapping[str, str]) -> list[str]:
