@@ -1,37 +1,50 @@
 """Makes the training records of a run: `python -m kd.elicit augmentation=labeling teacher=tiny skill=gsm_symbolic`.
 
 The overrides are those of the run. The skill's records go through the augmentation's stages once; every run with the
-same skill, stages, teacher and seed reads the result.
+same skill, stages, teacher and seed reads the result. With `--dry-run` no text is generated: the plan is printed, with
+the number of prompts and tokens of each stage.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import verified
+from kd.composition.interfaces import made_by
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.experiment.elicitation import Elicited, elicit
 from kd.experiment.identity import load_skill
 from kd.experiment.run import as_read
+from kd.reports.comparisons.augmentation import stages_grid
+from kd.reports.grid import Cell, Grid, console
+from kd.reports.render import print_grid
 from kd.skills.records import load
 from kd.types import Record
+
+CHARACTERS = 4  # of a token, about, in English
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `python -m kd.elicit`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kd.elicit", description=__doc__)
     parser.add_argument("-n", type=int, default=1, metavar="N", help="records to show (default: 1)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan: prompts and tokens of each stage")
     parser.add_argument("overrides", nargs="*", help="as for kd: augmentation=labeling teacher=tiny")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     try:
         with composed(options.overrides, more=options.config_dir) as cfg:
+            if options.dry_run:
+                print_grid(plan_grid(cfg), console())
+                return 0
             elicited = made(cfg)
             for record in elicited.records[: options.n]:
                 print(shown(record))
+            print_grid(stages_grid([stage.model_dump() for stage in elicited.stages]), console())
             print(summary(elicited, len(load(load_skill(cfg.skill), "train"))))
     except Exception as error:
         print(explained(error) or fault(error), file=sys.stderr)
@@ -41,9 +54,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def made(cfg: DictConfig) -> Elicited:
     """The records, elicited now if they were not before. Raises ValueError for augmentation=none."""
+    _check_stages(cfg)
+    return elicit(as_read(cfg))
+
+
+def _check_stages(cfg: DictConfig) -> None:
     if not cfg.augmentation.stages:
         raise ValueError("augmentation=none changes no record; choose another, such as augmentation=labeling")
-    return elicit(as_read(cfg))
+
+
+def plan_grid(cfg: DictConfig) -> Grid:
+    """One line for each stage: the records, prompts and tokens that are expected, before anything is generated.
+
+    Raises ValueError for augmentation=none.
+    """
+    _check_stages(cfg)
+    records = load(load_skill(cfg.skill), "train")
+    characters = sum(len(str(message["content"])) for record in records for message in record.prompt)
+    each = characters / max(1, len(records)) / CHARACTERS  # tokens of a prompt
+    rows, now = [], len(records)
+    totals = [0, 0, 0]
+    for name, node in cfg.augmentation.stages.items():
+        settings: Any = OmegaConf.to_container(node, resolve=True)
+        found = made_by(f"augmentation.stages.{name}", settings).expected(now, settings)
+        counts = [found.prompts, round(found.prompts * each), found.new_tokens]
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        rows.append([name, *(Cell.number(n, f"{n:,}") for n in (now, found.records, *counts))])
+        now = found.records
+    header = ["stage", "records\nbefore", "records\nafter", "prompts", "prompt\ntokens", "new tokens\nat most"]
+    notes = [
+        f"In all {totals[0]:,} prompts, about {totals[1]:,} tokens read and at most {totals[2]:,} generated; answers "
+        "that are on disk cost nothing again.",
+        f"Prompt tokens: {CHARACTERS} characters of the skill's prompts each, without a stage's own template. After a "
+        "stage that drops records there are at most so many.",
+    ]
+    return Grid("Plan of the augmentation", header, rows, notes)
 
 
 def shown(record: Record) -> str:

@@ -1,14 +1,16 @@
 """Elicitation: the stages of an augmentation applied to a skill's training records, kept for every run that reads them.
 
-The records are an artifact, named by the skill's content, the stages, the teacher that they need and the seed. It is
-made once, before training (`python -m kd.elicit`, or by the first run that needs it), and what teacher and student
-generated for it is charged to each run that reads it. In a loop (`kd.experiment.rounds`) the student that stages
-generate with is that of the round before.
+The records after each stage are an artifact, named by the skill's content, the stages so far, the teacher that they
+need and the seed. It is made once, before training (`python -m kd.elicit`, or by the first run that needs it), and what
+teacher and student generated for it is charged to each run that reads it. Two pipelines with the same first stages
+share these. A record's `provenance` names each stage with the artifact's first digits, `labeling@1f2e3d4c`; facts.json
+of the artifact holds the models, the seed and the account of the stages. In a loop (`kd.experiment.rounds`) the student
+that stages generate with is that of the round before.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from kd.experiment.identity import identity, load_skill
 from kd.experiment.loading import device, load_exported, load_student, load_teacher
 from kd.generators.account import Spent, metered
 from kd.progress import part, remark
+from kd.runs.costs import StageAccount
 from kd.skills.records import checked, load
 from kd.teachers.interface import Teacher
 from kd.teachers.white_box import StudentText
 from kd.types import Record, Response
 
-NOTHING = Spent()
+VERSION = 2  # each stage is an artifact with an account
 STAGE = ("kd.experiment.elicitation",)
 
 
@@ -41,15 +44,26 @@ class Elicited:
 
     Attributes:
         records: after the last stage.
-        left_out: the skill's records whose prompts leave the teacher no room for a response within `data.max_length`.
-        spent: on the text that was generated for them.
+        stages: the account of each stage, in order.
         folder: of the artifact; None where no stage changes anything.
     """
 
     records: list[Record]
-    left_out: int = 0
-    spent: Spent = NOTHING
+    stages: tuple[StageAccount, ...] = ()
     folder: Path | None = None
+
+    @property
+    def left_out(self) -> int:
+        """Records whose prompts left the model of a stage no room for a response within `data.max_length`."""
+        return sum(stage.left_out for stage in self.stages)
+
+    @property
+    def spent(self) -> Spent:
+        """The cost of all text that was generated for the records."""
+        found = Spent()
+        for stage in self.stages:
+            found = found.plus(Spent.of(stage.cost))
+        return found
 
     def facts(self) -> dict[str, Any] | None:
         """The entry of results.json (`kd.runs.costs.Elicitation`); None where there is no stage."""
@@ -65,25 +79,21 @@ class Elicited:
             "student_flops": spent.decoding_flops,
             "judge_flops": spent.judge_flops,
             "seconds": spent.seconds,
+            "stages": [stage.model_dump() for stage in self.stages],
         }
 
 
 def elicit(cfg: DictConfig) -> Elicited:
-    """The training records after all stages, from the artifact, which is made now if there is none.
+    """The training records after all stages, each an artifact, which is made now if there is none.
 
     cfg: a config of which everything is prepared (`kd.experiment.preparation.prepared`).
 
-    Raises ValueError for an artifact that was changed since, and where no prompt leaves room for a response.
+    Raises ValueError for an artifact that was changed since, and where a stage leaves no record.
     """
     given = load(load_skill(cfg.skill), "train")
     if not cfg.augmentation.stages:
         return Elicited(given)
-    folder = elicited_folder(cfg)
-    manifest = once(folder, lambda partial: _write(cfg, given, folder, partial), kind="set of elicited records")
-    with (folder / "records.jsonl").open(encoding="utf-8") as file:  # U+2028 and the like end no line here
-        records = [_record(line, given) for line in file]
-    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return Elicited(records, facts["left_out"], Spent.of(manifest.cost), folder)
+    return _after(cfg, len(cfg.augmentation.stages), given, _Models(cfg))
 
 
 def is_elicited(cfg: DictConfig) -> bool:
@@ -91,15 +101,19 @@ def is_elicited(cfg: DictConfig) -> bool:
     return not cfg.augmentation.stages or elicited_folder(cfg).exists()
 
 
-def elicited_folder(cfg: DictConfig) -> Path:
-    """The folder of the records: the same for all runs with this skill, these stages, this teacher and seed."""
+def elicited_folder(cfg: DictConfig, count: int | None = None) -> Path:
+    """The folder of the records: the same for all runs with this skill, these stages, this teacher and seed.
+
+    count: after the first so many stages; None: after all.
+    """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    content = {name: config[name] for name in ("skill", "augmentation", "seed")}
-    if requires(cfg, "student"):
+    stages = dict(list(config["augmentation"]["stages"].items())[:count])
+    content: dict[str, Any] = {"skill": config["skill"], "seed": config["seed"], "augmentation": {"stages": stages}}
+    if _require(stages, "student"):
         previous = config["loop"]["previous"]
         content["student"] = config["student"]["model"] if previous is None else {"run": previous["identity"]}
         content["max_length"] = cfg.data.max_length
-    if requires(cfg, "teacher"):
+    if _require(stages, "teacher"):
         teacher = {name: value for name, value in config["teacher"].items() if name not in AXES["teacher"].beside}
         content |= {"teacher": teacher, "max_length": cfg.data.max_length}
         if teacher["_target_"] is not None and made_by("teacher", teacher).follows_student:
@@ -109,37 +123,80 @@ def elicited_folder(cfg: DictConfig) -> Path:
 
 def requires(cfg: DictConfig, resource: str) -> bool:
     """Return whether a stage requires the teacher, the student or the skill."""
-    stages = cfg.augmentation.stages.items()
-    return any(resource in made_by(f"augmentation.stages.{name}", stage).requires for name, stage in stages)
+    return _require(cfg.augmentation.stages, resource)
 
 
-def _write(cfg: DictConfig, given: Sequence[Record], folder: Path, partial: Path) -> Cost:
-    """Write the artifact's files. Returns their cost."""
-    stages = [instantiate(stage) for stage in cfg.augmentation.stages.values()]
+def _require(stages: Mapping[Any, Any], resource: str) -> bool:
+    every = (made_by(f"augmentation.stages.{name}", stage) for name, stage in stages.items())
+    return any(resource in stage.requires for stage in every)
+
+
+def _after(cfg: DictConfig, count: int, given: Sequence[Record], models: "_Models") -> Elicited:
+    """The records after the first `count` stages."""
+    if count == 0:
+        return Elicited(list(given))
+    folder = elicited_folder(cfg, count)
+    once(folder, lambda partial: _write(cfg, count, given, models, folder, partial), kind="set of elicited records")
+    with (folder / "records.jsonl").open(encoding="utf-8") as file:  # U+2028 and the like end no line here
+        records = [_record(line, given) for line in file]
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    return Elicited(records, tuple(StageAccount.model_validate(stage) for stage in facts["stages"]), folder)
+
+
+def _write(
+    cfg: DictConfig, count: int, given: Sequence[Record], models: "_Models", folder: Path, partial: Path
+) -> Cost:
+    """Write the artifact of one stage. Returns its cost."""
+    before = _after(cfg, count - 1, given, models)
+    name, node = list(cfg.augmentation.stages.items())[count - 1]
+    where = f"augmentation.stages.{name}"
     with part("elicit", shared=True):
-        remark(f"{', '.join(cfg.augmentation.stages)} of {len(given)} records, once for all runs; kept in {folder}")
-    resources = _resources(cfg)
-    records = list(given)
+        remark(f"{name} of {len(before.records)} records, once for all runs; kept in {folder}")
+    stage: Any = instantiate(node)
+    resources = models.resources(made_by(where, node).requires)
+    records = before.records
     for model in (resources.teacher, resources.student):
         records = records if model is None else _with_room(records, model, cfg.data.max_length)
-    stream: Iterable[Record] = records
     partial.mkdir()
     with (
         part("elicit", shared=True),
         metered() as meter,
         (partial / "records.jsonl").open("w", encoding="utf-8") as file,
     ):
-        for name, stage in zip(cfg.augmentation.stages, stages, strict=True):
-            stream = _yielded(f"augmentation.stages.{name}", stage(stream, resources))
-        kept = sum(file.write(line) > 0 for line in _lines(stream, given))
+        made = (_marked(record, folder) for record in _yielded(where, stage(iter(records), resources)))
+        kept = sum(file.write(line) > 0 for line in _lines(made, given))
+    account = StageAccount(
+        name=name,
+        artifact=folder.name,
+        given=len(before.records),
+        left_out=len(before.records) - len(records),
+        kept=kept,
+        dropped=dict(resources.account.dropped),
+        prompts=resources.account.prompts,
+        models=models.names(resources),
+        seed=cfg.seed,
+        cost=meter.spent._asdict(),
+    )
     if records and not kept:
         raise ValueError(
-            f"augmentation.stages ({', '.join(cfg.augmentation.stages)}) leave none of {len(records)} records; see "
-            "what the stages drop, or take augmentation=none"
+            f"{where} leaves none of {len(records)} records{_reasons(account)}; change its settings, or take "
+            "augmentation=none"
         )
-    facts = {"given": len(given), "left_out": len(given) - len(records)}
+    facts = {"stages": [stage.model_dump() for stage in (*before.stages, account)]}
     (partial / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     return meter.spent._asdict()
+
+
+def _reasons(account: StageAccount) -> str:
+    """The reasons for which records were dropped, with their numbers, in brackets; nothing where there is none."""
+    found = ", ".join(f"{reason} {count}" for reason, count in account.dropped.items())
+    return f" (dropped: {found})" if found else ""
+
+
+def _marked(record: Record, folder: Path) -> Record:
+    """The record with the stage's artifact after the stage's name in its provenance."""
+    passed = tuple(name if "@" in name else f"{name}@{folder.name[:8]}" for name in record.provenance)
+    return record if passed == record.provenance else replace(record, provenance=passed)
 
 
 def _yielded(where: str, found: Any) -> Iterator[Record]:
@@ -154,18 +211,35 @@ def _yielded(where: str, found: Any) -> Iterator[Record]:
         yield checked(record)
 
 
-def _resources(cfg: DictConfig) -> Resources:
-    """What the stages require. Raises ValueError where there is no teacher for one."""
-    teacher = _generating(cfg) if requires(cfg, "teacher") else None
-    student = _student(cfg) if requires(cfg, "student") else None
-    return Resources(
-        seed=cfg.seed,
-        teacher=teacher,
-        teacher_id="none" if teacher is None else teacher.identity(),
-        student=student,
-        student_id="none" if student is None else student.identity(),
-        skill=load_skill(cfg.skill) if requires(cfg, "skill") else None,
-    )
+class _Models:
+    """The models that stages require, loaded when the first of them does."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self.loaded: dict[str, tuple[Teacher, str]] = {}
+
+    def resources(self, required: Collection[str]) -> Resources:
+        """What a stage requires. Raises ValueError where there is no teacher for it."""
+        cfg = self.cfg
+        found = Resources(cfg.seed, max_length=cfg.data.max_length)
+        if "teacher" in required:
+            teacher, named = self._get("teacher", _generating)
+            found = replace(found, teacher=teacher, teacher_id=named)
+        if "student" in required:
+            student, named = self._get("student", _student)
+            found = replace(found, student=student, student_id=named)
+        return replace(found, skill=load_skill(cfg.skill)) if "skill" in required else found
+
+    def _get(self, name: str, load: Callable[[DictConfig], Teacher]) -> tuple[Teacher, str]:
+        if name not in self.loaded:
+            model = load(self.cfg)
+            self.loaded[name] = model, model.identity()
+        return self.loaded[name]
+
+    def names(self, resources: Resources) -> dict[str, str]:
+        """The names of the content of the models that a stage used."""
+        found = {"teacher": resources.teacher_id, "student": resources.student_id}
+        return {name: content for name, content in found.items() if content != "none"}
 
 
 def _student(cfg: DictConfig) -> Teacher:

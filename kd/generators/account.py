@@ -49,7 +49,7 @@ class Spent(NamedTuple):
         return Spent(*(one + more for one, more in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, cost: Mapping[str, float]) -> "Spent":
+    def of(cls, cost: Mapping[str, float | int]) -> "Spent":
         """The cost in a manifest, `_asdict()` of one that was written there."""
         return cls(**{name: cost[name] for name in cls._fields if name in cost})  # type: ignore[arg-type]
 

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pandas as pd
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from kd.data.prompt_templates import check_template, filled, question, template_text
 from kd.data.sequences import answer_ids, prompt_ids
 from kd.evaluation.cache import remembered
 from kd.evaluation.choices import Choice, score_choices
 from kd.generators.settings import Decoding, NewTokens, Nucleus, Together
 from kd.generators.torch import Torch
 from kd.judges.models import positions
-from kd.judges.prompts import check_template, filled, question, template_text
 from kd.judges.verdicts import TURNED, Outcome, Reply, Verdict, defused, likeliest, parsed
 from kd.progress import phase
 from kd.seeding import seeded

@@ -1,6 +1,6 @@
 """The costs in `results.json`: of training, of the texts that were elicited before it, of running a model."""
 
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from kd.runs.estimates import Page
 
@@ -28,13 +28,35 @@ class Efficiency(Page):
     generated_tokens: NonNegativeInt
 
 
+class StageAccount(Page):
+    """The account of one stage of an augmentation.
+
+    artifact: the name of the folder that holds its records. given, kept: records before and after it.
+    left_out: of those before it, whose prompts leave its model no room for a response. dropped: by reason, as the stage
+    counts them. prompts: that models answered. models: names of their content. cost: of generating (tokens, FLOPs,
+    seconds).
+    """
+
+    name: str
+    artifact: str
+    given: NonNegativeInt
+    left_out: NonNegativeInt
+    kept: NonNegativeInt
+    dropped: dict[str, NonNegativeInt]
+    prompts: NonNegativeInt
+    models: dict[str, str]
+    seed: int
+    cost: dict[str, NonNegativeInt | NonNegativeFloat]
+
+
 class Elicitation(Page):
     """The training records after the stages of an augmentation, and the cost of the texts that were generated for them.
 
     The tokens and FLOPs are in the budget of the run, too; the seconds, of generating, are not. Text that was read from
     a cache costs what it did when it was generated.
 
-    records, responses: after the last stage. left_out: records of the skill that leave the teacher no room.
+    records, responses: after the last stage. left_out: records that leave the teacher no room. stages: in order; none
+    in results from before they were recorded.
     """
 
     records: NonNegativeInt
@@ -45,3 +67,4 @@ class Elicitation(Page):
     student_flops: NonNegativeFloat
     judge_flops: NonNegativeFloat
     seconds: NonNegativeFloat
+    stages: list[StageAccount] = Field(default_factory=list)

@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 import threading
@@ -8,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from kd.artifacts import cache_root
-from kd.augmentation import Resources, Stage
+from kd.artifacts import cache_root, remove
+from kd.augmentation import Account, Resources, Stage, answering
 from kd.augmentation.labeling import Labeling
 from kd.data.chat_template import encode_prompt, response_text
 from kd.experiment.build import build
@@ -124,9 +123,6 @@ def test_text_is_generated_again_where_a_prompt_became_other_tokens(cache):
         assert texts(built.data.train) == texts(direct)
         found.append(texts(direct))
     assert found[0] != found[1]
-    stage = Labeling(max_new_tokens=4, temperature=0.0)
-    as_tokens = [replace(given, control_tokens=True) for given in GIVEN]
-    assert stage.path(GIVEN, model="t", seed=0) != stage.path(as_tokens, model="t", seed=0)
 
 
 def test_a_tokenizer_is_the_same_after_it_was_written(tmp_path):
@@ -174,7 +170,7 @@ def test_samples_of_the_librarys_engine_are_counted_one_by_one(teacher):
         labelled = list(stage(GIVEN, Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t")))
     assert all(len(set(answers)) == 2 for answers in texts(labelled))
     twice = [prompt for kept in GIVEN for prompt in [encode_prompt(kept.prompt, teacher.tokenizer)] * 2]
-    with seeded(0, "augmentation", "labeling"):
+    with seeded(0, "augmentation", "labels", 0):
         written = engine(teacher, twice, decoding=Decoding(6))
     assert meter.spent.teacher_tokens == sum(
         len(n) + len(one.ids) - 1 for n, (one,) in zip(twice, written, strict=True)
@@ -205,6 +201,7 @@ def test_the_second_call_generates_nothing(teacher, mute, cache):
         {"given": GIVEN[::-1]},
         {"given": [record(0, "another question"), *GIVEN[1:]]},
         {"given": [record(99, GIVEN[0].prompt[0]["content"]), *GIVEN[1:]]},
+        {"given": [replace(given, control_tokens=True) for given in GIVEN]},
     ],
     ids=lambda other: next(iter(other)),
 )
@@ -237,19 +234,52 @@ def test_a_call_that_fails_leaves_nothing_behind(mute, teacher, cache):
 
 
 def test_what_was_left_half_written_is_not_taken_for_whole(teacher, cache):
-    stage = Labeling(max_new_tokens=6, temperature=0.0)
-    path = stage.path(GIVEN, model="t", seed=0)
-    path.parent.mkdir(parents=True)
-    path.with_name(f".{path.name}.{os.getpid()}.part").write_text('{"id": "0", "respon')
-    assert len(label(teacher)) == len(GIVEN)
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [kept.id for kept in GIVEN]
+    first = label(teacher)
+    path = next((cache / "augmentation").glob("*.jsonl"))
+    whole = path.read_text()
+    remove(path)
+    path.with_name(f".{path.name}.{os.getpid()}.part").write_text(whole[: len(whole) // 2])
+    assert label(teacher) == first
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("killed", range(1, 4))
+def test_what_was_generated_before_a_kill_is_not_generated_again(teacher, cache, monkeypatch, killed):
+    """Two prompts at a time are kept; the restart reads those and gives the same texts at the same cost."""
+    monkeypatch.setattr(answering, "TOGETHER", 4)
+    settings = {"samples": 2, "temperature": 1.0}
+    with metered() as whole:
+        expected = label(teacher, **settings)
+    files = sorted((cache / "augmentation").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(files) == 3  # of 2, 2 and 1 prompts
+    for path in files[killed:]:
+        remove(path)
+    read = []
+    teacher.network.model.register_forward_pre_hook(
+        lambda _, args, named: read.append(len(named["input_ids"])) if named["input_ids"].shape[1] > 1 else None,
+        with_kwargs=True,
+    )
+    with metered() as again:
+        assert label(teacher, **settings) == expected
+    assert sum(read) == {1: 6, 2: 2, 3: 0}[killed]  # rows: two samples of each prompt that is missing
+    assert again.spent.teacher_tokens == whole.spent.teacher_tokens
+
+
+def test_a_prompt_without_room_is_not_answered(teacher):
+    lengths = [len(encode_prompt(kept.prompt, teacher.tokenizer)) for kept in GIVEN]
+    room = sorted(lengths)[2]
+    given = Resources(seed=0, teacher=WhiteBox(teacher), teacher_id="t", max_length=room)
+    found = given.generate("teacher", GIVEN, Decoding(6, temperature=0.0), what="labels")
+    assert [answer.tokens > 0 for answer in found] == [length < room for length in lengths]
+    assert all((answer.texts, answer.finished) == (("",), (False,)) for answer in found if not answer.tokens)
+    assert given.account.prompts == 5
 
 
 def test_a_text_that_was_changed_since_is_not_taught(teacher, cache):
     label(teacher)
     path = next((cache / "augmentation").glob("*.jsonl"))
     path.write_text(path.read_text().replace("0", "1", 1))
-    with pytest.raises(ValueError, match=r"jsonl of a labeling was changed or damaged"):
+    with pytest.raises(ValueError, match=r"jsonl of a set of answers was changed or damaged"):
         label(teacher)
 
 
@@ -284,7 +314,10 @@ def test_cut_responses_are_counted_and_may_be_left_out(teacher, caplog):
         everything = label(teacher)
     assert len(everything) == len(GIVEN)
     assert f"{whole.count(False)} of 5 responses of the teacher reached max_new_tokens=6" in caplog.text
-    kept = label(teacher, drop_unfinished=True)
+    account = Account()
+    stage = Labeling(max_new_tokens=6, temperature=0.0, drop_unfinished=True)
+    kept = list(stage(iter(GIVEN), Resources(0, WhiteBox(teacher), "t", account=account)))
+    assert account.dropped == {"truncated response": whole.count(False)}
     assert kept == [labelled for labelled, ended in zip(everything, whole, strict=True) if ended]
 
 
@@ -292,7 +325,7 @@ def test_cut_responses_are_counted_and_may_be_left_out(teacher, caplog):
 
 
 def test_without_a_teacher():
-    with pytest.raises(ValueError, match="augmentation=labeling needs a teacher"):
+    with pytest.raises(ValueError, match="the augmentation needs a teacher that generates"):
         label(None)
 
 

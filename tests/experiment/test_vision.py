@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from kd.augmentation.labeling import Labeling
+from kd.augmentation import answering
 from kd.data.images import drawn
 from kd.data.references import content
 from kd.data.sequences import Encoder
@@ -83,12 +83,11 @@ def test_what_is_kept_is_kept_by_its_images():
     words = tiny_vision().tokenizer
     encoder = Encoder(words, None, max_length=200, max_tokens=1000)
     settings = Evaluation(items=None, answers=None, max_new_tokens=2, batch_size=2)
-    stage = Labeling(max_new_tokens=2, temperature=0.0)
     one = seen(0)
     found = []
     for item in (one, replace(one, images=(noise(99),))):
         session = settings.session(skill=runs.Toy(), train=[item], test=[item], encoder=encoder)
-        found.append((content(encoder, [item]), session.prompt_contents(words), stage.path([item], model="m", seed=0)))
+        found.append((content(encoder, [item]), session.prompt_contents(words), answering.prompt_content(item)))
     assert all(a != b for a, b in zip(*found, strict=True))
     assert content(encoder, [record(0)])[0][:1] + content(encoder, [record(0)])[0][4:] == ["0"]
     for item, kept in ((one, one.images), (record(0), ())):

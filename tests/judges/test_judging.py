@@ -12,11 +12,11 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
 
+from kd.data.prompt_templates import filled, question
 from kd.data.sequences import answer_ids, prompt_ids
 from kd.judges.judge import Graded, Judge, Pair, Pairwise
 from kd.judges.judging import Answered, Judging
 from kd.judges.panel import majority, panels
-from kd.judges.prompts import filled, question
 from kd.judges.verdicts import Verdict, parsed
 from kd.metrics.labels import Kappa, cohen_kappa
 from kd.teachers.interface import Answers, Teacher

@@ -67,8 +67,10 @@ def begin(
 
 
 def _connect(wandb: Any) -> None:
-    """Start W&B's service process, or connect to the one that the environment names; one that has ended since, as that of
-    a parent process, is replaced."""
+    """Start W&B's service process, or connect to the one that the environment names.
+
+    One that has ended since, as that of a parent process, is replaced.
+    """
     try:
         wandb.setup()
     except Exception:

@@ -1,4 +1,7 @@
-"""The prompt of a judge: a template, in which each judged text stands between fences that no text can close.
+"""Templates of prompts: a text with fields in braces, given as it stands, as a file, or by the name of one of ours.
+
+A judge's puts each judged text between fences that no text can close (`filled`), a stage's puts texts in as they are
+(`inserted`). What stands in a text is never read as a field.
 
 Example:
     >>> print(filled("Which is better?\\n{answer_a}\\n{answer_b}", {"answer_a": "4", "answer_b": "====="}))
@@ -16,29 +19,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 
+import kd
 from kd.data.columns import check, fields
 from kd.types import Record
 
 SHORTEST = 5  # signs of a fence
+OURS = Path(kd.__file__).parent / "augmentation" / "prompts"
 
 
 def template_text(where: str, template: str) -> str:
-    """The template itself, or the content of the file that it names. Raises ValueError if it is neither."""
-    if "{" in template:
+    """The template itself, or the content of the file that it names: a path, or a name of `kd/augmentation/prompts`.
+
+    Raises ValueError if it is none of them.
+    """
+    if "{" in template or "\n" in template:
         return template
-    path = Path(template).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    for path in (OURS / f"{template}.txt", Path(template).expanduser()):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
     raise ValueError(f"{where}={template!r} is neither a file nor a template (it has no {{field}}); give one of them")
 
 
+def inserted(template: str, texts: Mapping[str, str]) -> str:
+    """The template with the texts in it as they are, without the white space around the whole."""
+    parts = Formatter().parse(template)
+    return "".join(text + ("" if name is None else texts[name]) for text, name, _, _ in parts).strip()
+
+
 def check_template(where: str, template: str, *, required: Sequence[str], optional: Sequence[str]) -> None:
-    """Raises ValueError for a template that lacks a required field, or has one that no judge fills."""
+    """Raises ValueError for a template that lacks a required field, or has one that is not filled."""
     check(where, template)
     found = fields(template)
     known = (*required, *optional)
     if lacking := [name for name in required if name not in found]:
-        raise ValueError(f"{where} has no {{{lacking[0]}}}, so the judge would not read it; add it")
+        raise ValueError(f"{where} has no {{{lacking[0]}}}, so the model would not read it; add it")
     if unknown := [name for name in found if name not in known]:
         raise ValueError(f"{where} has {{{unknown[0]}}}, which is none of its fields; they are {', '.join(known)}")
 

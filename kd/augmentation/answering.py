@@ -1,0 +1,145 @@
+"""A model's answers to the prompts of a stage, kept on disk as they are generated, so that none is generated twice."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd.artifacts import Cost, cache_root, key, once
+from kd.data.images import digest
+from kd.data.sequences import prompt_ids
+from kd.generators import Generator
+from kd.generators.account import Meter, Spent, charge, metered
+from kd.generators.settings import Decoding
+from kd.progress import Phase, phase
+from kd.seeding import seeded
+from kd.teachers.interface import Answers, Teacher
+from kd.types import Record, Source
+from kd.versions import versions
+
+VERSION = 1  # part of every key: raise it when the same requests are to give other texts
+TOGETHER = 256  # responses that are kept at once: a process that is killed generates these again at most
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that answers the prompts of stages.
+
+    Attributes:
+        model: generates; None where all that is requested is on disk.
+        named: names its content (weights, tokenizer, template).
+        source: of its responses.
+        room: tokens of prompt and response together; None: without limit.
+    """
+
+    model: Teacher | None
+    named: str
+    source: Source = "teacher"
+    room: int | None = None
+
+    def fits(self, prompt: Record) -> bool:
+        """Return whether the prompt leaves room for a response; always of a model without a tokenizer."""
+        words = None if self.model is None else self.model.tokenizer
+        return words is None or self.room is None or len(prompt_ids(prompt, words)) < self.room
+
+
+def answers(
+    writer: Writer, prompts: Sequence[Record], decoding: Decoding, *, what: str, seed: int, engine: Generator
+) -> list[Answers]:
+    """`decoding.samples` responses to each prompt, from disk where they were generated before, at the same cost.
+
+    A prompt that leaves no room for a response has empty ones, which are not finished.
+
+    Args:
+        what: the texts that are generated, as "labels": those of another name are drawn anew.
+        seed: the run's. Greedy text is the same for all seeds and names.
+        engine: generates with the weights of a model that has some.
+
+    Raises ValueError where a model is needed and there is none that generates text.
+    """
+    found = [Answers(("",) * decoding.samples, (False,) * decoding.samples, 0)] * len(prompts)
+    fitting = [i for i, prompt in enumerate(prompts) if writer.fits(prompt)]
+    size = max(1, TOGETHER // decoding.samples)
+    chunks = [fitting[start : start + size] for start in range(0, len(fitting), size)]
+    searches = 1 if decoding.temperature == 0 else decoding.samples  # one search ends in several
+    with ExitStack() as stack:
+        shown: Phase | None = None
+        for number, chunk in enumerate(chunks):
+            given = [prompts[i] for i in chunk]
+            stream = (seed, "augmentation", what, number)
+            path = _path(writer, given, decoding, None if decoding.temperature == 0 else stream, engine)
+            if shown is None and not path.exists():
+                total, done = searches * len(fitting), searches * number * size
+                name = f"generate {what} ({writer.source})"
+                shown = stack.enter_context(phase(name, total, "responses", done=done))
+            rows = _kept(path, writer, given, decoding, stream, engine, shown)
+            for i, row in zip(chunk, rows, strict=True):
+                found[i] = row
+    return found
+
+
+def _path(
+    writer: Writer, prompts: Sequence[Record], decoding: Decoding, stream: tuple[Any, ...] | None, engine: Generator
+) -> Path:
+    content = {
+        "code": versions(__name__, type(engine).__module__),
+        "samples": decoding.samples,
+        "max_new_tokens": decoding.max_new_tokens,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "model": writer.named,
+        "stream": stream and list(stream),
+        "prompts": [prompt_content(prompt) for prompt in prompts],
+    }
+    if engine.settings:
+        content["generator"] = dict(engine.settings)
+    return cache_root() / "augmentation" / f"{key(content)}.jsonl"
+
+
+def prompt_content(prompt: Record) -> list[Any]:
+    """All of a prompt that counts, as plain data: its skill and id, messages, control tokens, and images if any."""
+    own = [prompt.skill, prompt.id, [dict(message) for message in prompt.prompt], prompt.control_tokens]
+    return [*own, digest(prompt.images)] if prompt.images else own
+
+
+def _kept(
+    path: Path,
+    writer: Writer,
+    prompts: Sequence[Record],
+    decoding: Decoding,
+    stream: tuple[Any, ...],
+    engine: Generator,
+    shown: Phase | None,
+) -> Iterator[Answers]:
+    """The answers in the file, which is written now if it is not there; charged as when they were generated."""
+    meter = Meter()
+
+    def write(partial: Path) -> Cost:
+        model = writer.model
+        if model is None or "text" not in model.provides:
+            raise ValueError(
+                f"the augmentation needs a {writer.source} that generates the responses, but there is none; choose one "
+                "whose weights are here (teacher=smollm2_135m), or augmentation=none"
+            )
+        with metered(meter), seeded(*stream):
+            progress = None if shown is None else shown.advance
+            rows = model.respond(prompts, decoding=decoding, engine=engine, progress=progress)
+        partial.write_text(_lines(prompts, rows), encoding="utf-8")
+        return meter.spent._asdict()
+
+    manifest = once(path, write, kind="set of answers")
+    if meter.spent == Spent():  # generated before, by this process or another
+        charge(Spent.of(manifest.cost))
+    with path.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            yield Answers(tuple(row["responses"]), tuple(row["finished"]), row["tokens"])
+
+
+def _lines(prompts: Sequence[Record], rows: Sequence[Answers]) -> str:
+    lines = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        own = {"id": prompt.id, "responses": row.texts, "finished": row.finished, "tokens": row.tokens}
+        lines.append(json.dumps(own, ensure_ascii=False) + "\n")
+    return "".join(lines)
