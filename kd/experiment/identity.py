@@ -15,7 +15,7 @@ from kd.artifacts import texts_sha256
 from kd.components.choices import choices, content
 from kd.components.instantiation import instantiate
 from kd.components.signatures import suggestion
-from kd.data.prompt_templates import template_text as judge_prompt
+from kd.data.prompt_templates import template_text as prompt_template
 from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
@@ -242,6 +242,8 @@ def _other_digests(node: Any) -> dict[str, str]:
     own |= _run_digest(node["folder"]) if isinstance(node.get("folder"), str) else {}
     if isinstance(template := node.get("chat_template"), str):  # of a model; it may be the path of a file
         own[template] = texts_sha256([template_text(template)])
-    if isinstance(template := node.get("template"), str) and "{" not in template:  # a file of a prompt
-        own[template] = texts_sha256([judge_prompt("template", template)])
+    for name, template in node.items():  # files of prompts
+        named = str(name).endswith("template") and name != "chat_template" and isinstance(template, str)
+        if named and "{" not in template and "\n" not in template:
+            own[template] = texts_sha256([prompt_template(str(name), template)])
     return own | {k: v for child in node.values() for k, v in _other_digests(child).items()}
