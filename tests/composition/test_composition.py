@@ -166,7 +166,15 @@ def test_every_file_is_part_of_some_run(choice):
     check(composed(choice, *BESIDE.get(choice, ())))
 
 
-@pytest.mark.parametrize("choice", [f"{group}={name}" for group in ("method", "experiment") for name in choices(group)])
+MANY_JOBS = ("tiny_methods", "tiny_grid")
+POINTS = [
+    pytest.param(f"{group}={name}", marks=[pytest.mark.long] if name in MANY_JOBS else [])
+    for group in ("method", "experiment")
+    for name in choices(group)
+]
+
+
+@pytest.mark.parametrize("choice", POINTS)
 def test_every_named_point_passes_as_a_command_line(choice, command_line):
     command_line(choice)
 

@@ -104,6 +104,7 @@ def test_the_self_test_leaves_the_student_as_it_was(subject):
 # --- nothing is made for a diagnosis ---
 
 
+@pytest.mark.long
 def test_a_teacher_is_prepared_only_if_the_cache_has_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
     with composed(["teacher=tiny", "student=tiny", "skill=spell_backward"]) as cfg:

@@ -38,6 +38,7 @@ def of(*overrides: str, assumed: Assumed = H100) -> Needs:
 # --- grids ---
 
 
+@pytest.mark.long
 def test_the_jobs_of_an_experiment_are_those_of_its_sweep() -> None:
     with started():
         found = list(jobs(["experiment=tiny_grid", "seed=1,2"]))

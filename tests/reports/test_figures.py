@@ -107,6 +107,7 @@ def test_each_figure_is_a_file_of_each_format_and_the_same_each_time(frame: Fram
     assert "Seeds 1, 2, 3." in text
 
 
+@pytest.mark.long
 def test_the_command_names_its_files_and_its_formats(root: Path, tmp_path: Path) -> None:
     done = program(root, "--figures", tmp_path / "figures", "--figure-formats", "svg")
     assert done.returncode == 0

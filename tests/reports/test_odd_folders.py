@@ -101,6 +101,7 @@ def test_runs_that_measured_nothing(tmp_path: Path) -> None:
         tables_of(frame(root), Choices(tables=["pivot"]))
 
 
+@pytest.mark.long
 def test_one_arm_that_measured_nothing_hides_no_other(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     write_grid(root, seeds=(1, 2))
@@ -260,6 +261,7 @@ def test_fewer_errors_are_gained_items(tmp_path: Path) -> None:
 # --- many, and wide ---
 
 
+@pytest.mark.long
 def test_a_hundred_arms(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     for i in range(100):
