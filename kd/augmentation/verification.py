@@ -1,7 +1,7 @@
 """Verification: of responses that were generated, those that the skill scores well stay."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,6 +9,8 @@ from kd.augmentation import Resources, Stage
 from kd.metrics.table import Metric, of_skill
 from kd.skills.scoring import scored_all
 from kd.types import Record, Response, Skill
+
+VERSION = 2  # responses are compared with the skill's references, where they were with one another
 
 
 class Verified(Stage):
@@ -54,20 +56,25 @@ class Verified(Stage):
             raise ValueError(
                 f"threshold=null keeps what has the best value of {metric.name}, which has none; give the threshold"
             )
-        references = {record.id: record.responses for record in skill.load("train")}
+        own = {record.id: record for record in skill.load("train")}  # a score may read the responses of these
         for record in records:
-            given = references.get(record.id, ())
-            kept = self._right(record, skill, given[0].text if given else None)
+            problem = own.get(record.id, record)
+            given = own[record.id].responses if record.id in own else ()
+            kept = self._right(record.responses, problem, skill, given[0].text if given else None)
             if not kept and self.otherwise == "reference":
                 kept = given
+            if not kept:
+                resources.dropped("no right response")
             for i, answer in enumerate(kept):
                 name = record.id if i == 0 else f"{record.id}/{i + 1}"
                 yield replace(record, id=name, responses=(answer,), provenance=(*record.provenance, "verified"))
 
-    def _right(self, record: Record, skill: Skill, reference: str | None) -> tuple[Response, ...]:
-        pairs = [(record, answer.text) for answer in record.responses]
+    def _right(
+        self, responses: Sequence[Response], problem: Record, skill: Skill, reference: str | None
+    ) -> tuple[Response, ...]:
+        pairs = [(problem, answer.text) for answer in responses]
         scores = scored_all(skill, pairs, reference=lambda _: reference)
-        found = [replace(answer, score=one.score) for answer, one in zip(record.responses, scores, strict=True)]
+        found = [replace(answer, score=one.score) for answer, one in zip(responses, scores, strict=True)]
         right = [answer for answer in found if self._reaches(answer.score, of_skill(skill.metric))]
         if self.distinct:
             right = list({answer.text: answer for answer in right}.values())

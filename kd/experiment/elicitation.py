@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import Cost, cache_root, once
 from kd.augmentation import Resources
+from kd.augmentation.quality import quality
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
@@ -163,21 +164,22 @@ def _write(
         metered() as meter,
         (partial / "records.jsonl").open("w", encoding="utf-8") as file,
     ):
-        made = (_marked(record, folder) for record in _yielded(where, stage(iter(records), resources)))
-        kept = sum(file.write(line) > 0 for line in _lines(made, given))
+        made = [_marked(record, folder) for record in _yielded(where, stage(iter(records), resources))]
+        file.writelines(_lines(made, given))
     account = StageAccount(
         name=name,
         artifact=folder.name,
         given=len(before.records),
         left_out=len(before.records) - len(records),
-        kept=kept,
+        kept=len(made),
         dropped=dict(resources.account.dropped),
         prompts=resources.account.prompts,
         models=models.names(resources),
         seed=cfg.seed,
         cost=meter.spent._asdict(),
+        quality=quality(made, given, load_skill(cfg.skill)),
     )
-    if records and not kept:
+    if records and not made:
         raise ValueError(
             f"{where} leaves none of {len(records)} records{_reasons(account)}; change its settings, or take "
             "augmentation=none"

@@ -34,7 +34,7 @@ class StageAccount(Page):
     artifact: the name of the folder that holds its records. given, kept: records before and after it.
     left_out: of those before it, whose prompts leave its model no room for a response. dropped: by reason, as the stage
     counts them. prompts: that models answered. models: names of their content. cost: of generating (tokens, FLOPs,
-    seconds).
+    seconds). quality: of the records after it (`kd.augmentation.quality`).
     """
 
     name: str
@@ -47,6 +47,7 @@ class StageAccount(Page):
     models: dict[str, str]
     seed: int
     cost: dict[str, NonNegativeInt | NonNegativeFloat]
+    quality: dict[str, float | int] = Field(default_factory=dict)
 
 
 class Elicitation(Page):

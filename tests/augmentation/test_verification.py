@@ -1,12 +1,17 @@
 """Of generated responses those stay that the skill's scorer accepts."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from kd.augmentation import Resources
+from kd.augmentation import Account, Resources
+from kd.augmentation.quality import quality
 from kd.augmentation.verification import Verified
 from kd.metrics.table import Metric
+from kd.skills.dataset import Dataset
 from kd.types import Record, Response, Skill, Split
 
 
@@ -83,3 +88,21 @@ def test_settings_that_mean_nothing_are_refused(settings, named) -> None:
 def test_the_stage_is_in_the_provenance() -> None:
     one, _ = Verified()(iter([GENERATED[0]]), Resources(seed=0, skill=Sums()))
     assert one.provenance == ("verified",)
+
+
+def test_responses_are_compared_with_the_skills_references_not_with_one_another(tmp_path: Path) -> None:
+    """The rows of a file have their answers as responses, which a model's replaced before."""
+    file = tmp_path / "capitals.jsonl"
+    rows = [{"question": name, "answer": city} for name, city in (("France", "Paris"), ("Peru", "Lima"))]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    skill = Dataset(str(file), train=2, validation=0, test=0)
+    texts = {"France": "Lyon", "Peru": "Lima"}
+    answered = [
+        replace(one, responses=(Response(texts[str(one.prompt[0]["content"])], "teacher"),))
+        for one in skill.load("train")
+    ]
+    account = Account()
+    found = list(Verified()(iter(answered), Resources(seed=0, skill=skill, account=account)))
+    assert [one.responses[0].text for one in found] == ["Lima"]
+    assert account.dropped == {"no right response": 1}
+    assert quality(answered, skill.load("train"), skill)["score"] == 0.5

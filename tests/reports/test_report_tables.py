@@ -471,8 +471,28 @@ def test_augmentation_is_accounted_for(tmp_path: Path) -> None:
     stages = {"stages": {"labeling": {"samples": 1}, "verified": {}}}
     write_run(tmp_path, "sft", sections={"augmentation": stages}, spent={"teacher_tokens": 500, "generated_tokens": 70})
     rows = by_first(table(frame(tmp_path), "augmentation"))
-    assert rows["labeling+verified"][:6] == ["labeling, verified", "64", "0", "0", "500", "70"]
+    assert rows["labeling+verified"][:9] == ["labeling, verified", "64", "0", "0", "–", "–", "–", "500", "70"]
     assert rows["none"][0] == "none"
+
+
+def test_the_quality_of_elicited_records_is_shown(tmp_path: Path) -> None:
+    """100 records, of which a first stage dropped 20 and a second 50; its responses' score is a mean over seeds."""
+    for seed, right in ((1, 0.5), (2, 0.75)):
+        stages = {"stages": {"labeling": {}, "short": {}}}
+        folder = write_run(tmp_path, "sft", seed=seed, sections={"augmentation": stages})
+        page = {**folder.results(), "elicitation": elicitation(right)}
+        (folder.path / "DONE").write_text(folder.config_hash)  # as if they had been written so
+        folder.write_json("results.json", page)
+    rows = by_first(table(frame(tmp_path), "augmentation"))
+    assert rows["labeling+short"][4:7] == ["0.3", "0.625", "0.2"]
+
+
+def elicitation(right: float) -> dict[str, Any]:
+    account = {"artifact": "a", "left_out": 0, "dropped": {}, "prompts": 0, "models": {}, "seed": 1, "cost": {}}
+    first = {**account, "name": "labeling", "given": 100, "kept": 80, "quality": {"score": 0.1, "unique": 1.0}}
+    second = {**account, "name": "short", "given": 80, "kept": 30, "quality": {"score": right, "unique": 0.2}}
+    spent = dict.fromkeys(("teacher_tokens", "generated_tokens", "student_flops", "judge_flops", "seconds"), 0)
+    return {"records": 30, "responses": 30, "left_out": 0, **spent, "stages": [first, second]}
 
 
 def test_a_student_is_called_what_it_is(tmp_path: Path) -> None:

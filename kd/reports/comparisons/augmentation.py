@@ -19,10 +19,13 @@ ELICITED = {  # of the results' `elicitation`, and the teacher's FLOPs
     "judge_flops": "judge\nFLOPs",
     "seconds": "elicitation\nseconds",
 }
+QUALITY = {"acceptance": "accepted", "score": "score of\nthe data", "unique": "unique\nresponses"}
 SPENT = {"teacher_tokens": "all teacher\ntokens", "generated_tokens": "all generated\ntokens"}
 CHARGED = (
-    "Elicited text is charged to every run that learns on it; all: of elicitation and training together. Seconds are "
-    "of generating, once. Counts are means over seeds; a dash: from before they were recorded."
+    "Accepted: records after the last stage over those before the first. Score of the data: mean of the skill's metric "
+    "over the responses that are learnt from, 128 at most; unique: different ones over all. Elicited text is charged "
+    "to every run that learns on it; all: of elicitation and training together. Seconds are of generating, once. "
+    "Numbers are means over seeds; a dash: not known, or from before they were recorded."
 )
 
 
@@ -47,12 +50,29 @@ def augmentation_grid(frame: Frame) -> Grid | None:
         counts = [_count(arm, key) for key in COUNTS]
         elicited = [cost_cell(key, _elicited(arm, key)) for key in costs]
         spent = [cost_cell(key, mean_cost(arm, key)) for key in SPENT]
+        good = [Cell.number(_quality(arm, key)) for key in QUALITY]
         stages = ", ".join(stages_of(arm)) or "none"
-        rows.append([*(arm.values[key] for key in frame.columns), stages, *counts, *spent, *elicited, score])
-    titles = [*COUNTS.values(), *SPENT.values(), *(ELICITED[name] for name in costs)]
+        rows.append([*(arm.values[key] for key in frame.columns), stages, *counts, *good, *spent, *elicited, score])
+    titles = [*COUNTS.values(), *QUALITY.values(), *SPENT.values(), *(ELICITED[name] for name in costs)]
     header = [*frame.columns, "stages", *titles, "score"]
     notes = [CHARGED, OF_TEACHER, f"{seeds_text(frame.arms)}."]
     return Grid("Augmentation", header, rows, notes, len(frame.columns) + 1)
+
+
+def _quality(arm: Arm, key: str) -> float | None:
+    """The mean over seeds of a number of the records after the last stage; None where it is not known in each.
+
+    acceptance: records after the last stage over those before the first, above 1 where stages make more.
+    """
+    found: list[float | None] = []
+    for results in arm.results():
+        stages = (results.get("elicitation") or {}).get("stages") or ()
+        if not stages:
+            return None
+        before, after = stages[0]["given"], stages[-1]["kept"]
+        found.append(after / before if key == "acceptance" and before else stages[-1]["quality"].get(key))
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def _elicited(arm: Arm, key: str) -> float:
