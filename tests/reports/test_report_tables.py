@@ -478,13 +478,14 @@ def test_augmentation_is_accounted_for(tmp_path: Path) -> None:
 def test_the_quality_of_elicited_records_is_shown(tmp_path: Path) -> None:
     """100 records, of which a first stage dropped 20 and a second 50; its responses' score is a mean over seeds."""
     for seed, right in ((1, 0.5), (2, 0.75)):
+        write_run(tmp_path, "sft", seed=seed)
         stages = {"stages": {"labeling": {}, "short": {}}}
         folder = write_run(tmp_path, "sft", seed=seed, sections={"augmentation": stages})
         page = {**folder.results(), "elicitation": elicitation(right)}
         (folder.path / "DONE").write_text(folder.config_hash)  # as if they had been written so
         folder.write_json("results.json", page)
     rows = by_first(table(frame(tmp_path), "augmentation"))
-    assert rows["labeling+short"][4:7] == ["0.3", "0.625", "0.2"]
+    assert rows["labeling+short"][4:7] == ["0.300", "0.625", "0.200"]
 
 
 def elicitation(right: float) -> dict[str, Any]:
