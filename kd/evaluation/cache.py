@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from kd.artifacts import cache_root, key, once, read_manifest
+from kd.artifacts import Cost, cache_root, key, once, read_manifest
+from kd.generators.account import Meter, Spent, charge, metered
 from kd.versions import versions
 
 VERSION = 2  # part of every key: raise it when the same inputs are to give other numbers
@@ -22,7 +23,7 @@ def content_key(content: Mapping[str, Any]) -> str:
     return key({"code": versions(*CODE), **content})
 
 
-def kept(kind: str, content: Mapping[str, Any], suffix: str, write: Callable[[Path], None]) -> Path:
+def kept(kind: str, content: Mapping[str, Any], suffix: str, write: Callable[[Path], Any]) -> Path:
     """The file `cache_root()/evaluation/<kind>/<key><suffix>` of this content, verified; computed if it is missing."""
     path = cache_root() / "evaluation" / kind / f"{content_key(content)}{suffix}"
     once(path, write, kind="measurement")
@@ -45,14 +46,26 @@ def uncached() -> Iterator[None]:
 def remembered(
     kind: str, content: Mapping[str, Any], compute: Callable[[], pd.DataFrame]
 ) -> tuple[pd.DataFrame, float]:
-    """The table of this content and the seconds that it took to compute, now or when it was computed."""
+    """The table of this content and the seconds that it took to compute, now or when it was computed.
+
+    Tokens and FLOPs that are charged meanwhile (`kd.generators.account`) are kept with it. Every open meter is charged
+    with these and with the seconds, whether the table is computed or read.
+    """
+    meter = Meter()
+
+    def measured() -> pd.DataFrame:
+        with metered(meter):
+            return compute()
 
     if not _cached.get():
         started = time.perf_counter()
-        return compute(), time.perf_counter() - started
+        return measured(), time.perf_counter() - started
 
-    def write(path: Path) -> None:
-        path.write_text(json.dumps(compute().to_dict("list")), encoding="utf-8")
+    def write(path: Path) -> Cost:
+        path.write_text(json.dumps(measured().to_dict("list")), encoding="utf-8")
+        return {name: spent for name, spent in meter.spent._asdict().items() if name != "seconds"}
 
     path = kept(kind, content, ".json", write)
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))), read_manifest(path).cost["seconds"]
+    cost = read_manifest(path).cost
+    charge(Spent.of(cost).less(meter.spent))
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))), cost["seconds"]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from kd.data.images import PLACE
 from kd.data.sequences import Encoder, answer_ids, prompt_ids
 from kd.evaluation.likelihood import nlls
+from kd.generators.account import Row
 from kd.generators.continuations import branch_logprobs, continuation_logprobs
 from kd.models.language_model import LanguageModel
 from kd.progress import phase
@@ -55,16 +56,28 @@ def score_choices(
         max_tokens: of a micro-batch.
     """
     prompts, choices = [prompt for _, prompt, _ in items], [choices for *_, choices in items]
-    longest = max((len(ids) for several in choices for ids in several), default=0)
     with phase("evaluate", len(items), "items with choices") as shown:
         if isinstance(model, LanguageModel) and model.packs:
             found = branch_logprobs(model, prompts, choices, max_tokens=max_tokens, progress=shown.advance)
-        elif isinstance(model, LanguageModel) and longest <= SHORT:
+        elif isinstance(model, LanguageModel) and _short(items):
             found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=shown.advance)
         else:
             found = _of_sequences(model, items, max_tokens)
             shown.advance(len(items))
     return pd.DataFrame({"id": [record.id for record, *_ in items], "logprobs": found})
+
+
+def tokens_read(model: LanguageModel | Ensemble, items: Sequence[Choice]) -> int:
+    """The tokens that each network of `score_choices` reads, padding aside: a prompt once for all its choices, or, by
+    whole sequences, with each of them; and the choices but for their last token."""
+    once = isinstance(model, LanguageModel) and (model.packs or _short(items))
+    lengths = [(len(prompt), [len(ids) for ids in choices]) for _, prompt, choices in items]
+    rows = [Row(n, tuple(group)) for n, every in lengths for group in ([every] if once else [[one] for one in every])]
+    return sum(row.tokens for row in rows)
+
+
+def _short(items: Sequence[Choice]) -> bool:
+    return max((len(ids) for *_, choices in items for ids in choices), default=0) <= SHORT
 
 
 def _of_sequences(model: LanguageModel | Ensemble, items: Sequence[Choice], max_tokens: int) -> list[list[float]]:

@@ -48,6 +48,10 @@ class Spent(NamedTuple):
         """Both together."""
         return Spent(*(one + more for one, more in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
+    def less(self, other: "Spent") -> "Spent":
+        """What remains of it, of which `other` is a part."""
+        return Spent(*(max(one - part, 0) for one, part in zip(self, other, strict=True)))  # type: ignore[arg-type]
+
     @classmethod
     def of(cls, cost: Mapping[str, float | int]) -> "Spent":
         """The cost in a manifest, `_asdict()` of one that was written there."""

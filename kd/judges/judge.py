@@ -16,7 +16,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kd.data.prompt_templates import check_template, filled, question, template_text
 from kd.data.sequences import answer_ids, prompt_ids
 from kd.evaluation.cache import remembered
-from kd.evaluation.choices import Choice, score_choices
+from kd.evaluation.choices import Choice, score_choices, tokens_read
+from kd.generators.account import Spent, charge
 from kd.generators.settings import Decoding, NewTokens, Nucleus, Together
 from kd.generators.torch import Torch
 from kd.judges.models import positions
@@ -28,7 +29,7 @@ from kd.teachers.interface import Teacher
 from kd.types import Record
 from kd.versions import versions
 
-VERSION = 2  # preferred answers of labelled pairs are not all shown first without a swap
+VERSION = 3  # verdicts are kept with the tokens that they cost
 Mechanism = Literal["text", "likelihood"]
 Opponent = Literal["baseline", "teacher", "references"]
 
@@ -121,7 +122,11 @@ class Judge(ABC):
         return Record(record.id, record.skill, (*opening, {"role": "user", "content": content}))
 
     def replies(self, teacher: Teacher, prompts: Sequence[Record]) -> list[Reply]:
-        """The reply to each prompt, from the cache where the same judge answered the same prompts before."""
+        """The reply to each prompt, from the cache where the same judge answered the same prompts before.
+
+        Their cost is added to every open meter (`kd.generators.account`), that of replies in the cache as it was when
+        they were made.
+        """
         takes = self._takes(teacher, prompts)
         read = [prompt for prompt, fits in zip(prompts, takes, strict=True) if fits]
         if not read:
@@ -168,6 +173,7 @@ class Judge(ABC):
             for p in prompts
         ]
         table = score_choices(teacher.system, items, batch_size=self.decoding.batch_size, max_tokens=2048)
+        charge(Spent(teacher_tokens=teacher.readings * tokens_read(teacher.system, items)))
         return table[["logprobs"]]
 
     def _takes(self, teacher: Teacher, prompts: Sequence[Record]) -> list[bool]:

@@ -6,14 +6,16 @@ replies are rows of verdicts.jsonl.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from kd.evaluation.items import items
+from kd.generators.account import Meter, metered
 from kd.intervals import NAN, Score, mean, resampled
 from kd.judges.judge import Graded, Judge, Opponent, Pair, Pairwise
+from kd.judges.length_control import length_controlled_score
 from kd.judges.verdicts import VALUE, Outcome, Reply, Verdict
 from kd.metrics.labels import cohen_kappa
 from kd.metrics.table import Metric
@@ -47,13 +49,21 @@ class Answered:
         return self.texts[self.systems[opponent]]
 
 
+class Compared(NamedTuple):
+    """The verdict on two answers, the group of their record, and by how many characters the first one is longer."""
+
+    outcome: Outcome | None
+    group: str
+    longer: int
+
+
 @dataclass
 class Found:
     """What one judge found.
 
     scores: by skill, metric and system. rows: of items.csv, with skill and system. replies: rows of verdicts.jsonl.
     verdicts, lengths, groups: of all pairs; lengths are those of the first answer less the second's, in characters.
-    missing: 1 for each item without a verdict, 0 for the others. outcomes: with its group, of each item by record.
+    missing: 1 for each item without a verdict, 0 for the others. outcomes: of each item, by record.
     unread: the records of the items that do not fit the judge, of pairs. left_out: their number, of all items.
     labels: of each labelled record that fits the judge, the label and the outcome.
     """
@@ -66,7 +76,7 @@ class Found:
     lengths: list[int] = field(default_factory=list)
     missing: list[float] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
-    outcomes: dict[Key, dict[str, tuple[Outcome | None, str]]] = field(default_factory=dict)
+    outcomes: dict[Key, dict[str, Compared]] = field(default_factory=dict)
     unread: dict[Key, list[str]] = field(default_factory=dict)
     labels: dict[str, tuple[Outcome, Outcome | None]] = field(default_factory=dict)
     left_out: int = 0
@@ -83,34 +93,52 @@ class Found:
         """The mean over the items with a verdict, and a row for each item of `table`: id, group, value."""
         known = [(value, group) for _, group, value in table if not np.isnan(value)]
         score = mean([v for v, _ in known], [g for _, g in known], bounds=metric.bounds, **interval)
-        self.metrics[metric.name] = metric
-        self.scores.setdefault(skill, {}).setdefault(metric.name, {})[system] = score
         ids, groups, values = ([row[i] for row in table] for i in range(3))
         rows = items(metric.name, ids, groups, values, statistics)  # type: ignore[arg-type]
-        self.rows.append(rows.assign(skill=skill, system=system))
+        self._keep(skill, system, metric, score, rows)
 
     def add_rates(
         self,
         name: str,
-        key: "Key",
-        found: Mapping[str, tuple[Outcome | None, str]],
+        key: Key,
+        found: Mapping[str, Compared],
         statistics: Sequence[Any] | None = None,
         **interval: Any,
     ) -> None:
-        """The win rates of the judge `name`: ties as half a win, and of decided pairs alone, wins / (wins + losses).
+        """The win rates of the judge `name`: ties as half a win; of decided pairs alone, wins / (wins + losses); and
+        the first as it were between answers of equal length.
 
         statistics: of the first, the verdict in each order. Those of the second are numerator and denominator.
         """
         skill, system, opponent = key
         self.outcomes[key] = dict(found)
-        table = [(one, group, VALUE[outcome]) for one, (outcome, group) in found.items()]
+        table = [(one, pair.group, VALUE[pair.outcome]) for one, pair in found.items()]
         decided = [(one, group, NAN if value == VALUE["tie"] else value) for one, group, value in table]
         over = f"over\nthe {opponent}\n({name})"
         half = Metric(f"win_rate-{name}-{opponent}", f"win rate {over}")
         self.add(skill, system, half, table, statistics, **interval)
         shares = [None if np.isnan(v) else [0.0, 0.0] if v == VALUE["tie"] else [v, 1.0] for *_, v in table]
         self.add(skill, system, Metric(f"decided-{name}-{opponent}", f"of decided {over}"), decided, shares, **interval)
+        controlled = Metric(f"lc_win_rate-{name}-{opponent}", f"length-controlled\nwin rate {over}")
+        self._add_controlled(skill, system, controlled, found, **interval)
         self.count(skill, table)
+
+    def _add_controlled(
+        self, skill: str, system: str, metric: Metric, found: Mapping[str, Compared], **interval: Any
+    ) -> None:
+        """The length-controlled win rate, a number of all items; `statistics` of each are its verdict and length."""
+        known = {one: [[VALUE[pair.outcome], float(pair.longer)]] for one, pair in found.items() if pair.outcome}
+        groups = [found[one].group for one in known]
+        pairs = np.array([row for (row,) in known.values()]).reshape(-1, 2)
+        score = length_controlled_score(pairs, groups, **interval)
+        every = [pair.group for pair in found.values()]
+        rows = items(metric.name, [*found], every, [NAN] * len(found), [known.get(one) for one in found])
+        self._keep(skill, system, metric, score, rows)
+
+    def _keep(self, skill: str, system: str, metric: Metric, score: Score, rows: pd.DataFrame) -> None:
+        self.metrics[metric.name] = metric
+        self.scores.setdefault(skill, {}).setdefault(metric.name, {})[system] = score
+        self.rows.append(rows.assign(skill=skill, system=system))
 
     def count(self, skill: str, table: Sequence[tuple[str, str, float]]) -> None:
         """Count the items of which there is no verdict."""
@@ -130,10 +158,14 @@ class Judging:
 
     def __init__(self, name: str, judge: Judge, teacher: Teacher, labelled: Sequence[Record], **interval: Any):
         self.name, self.judge, self.teacher, self.labelled, self.interval = name, judge, teacher, labelled, interval
-        self.found = Found()
+        self.found, self.meter = Found(), Meter()
 
     def measure(self, answered: Answered) -> None:
         """Judge the answers of all systems to one skill's prompts."""
+        with metered(self.meter):
+            self._measure(answered)
+
+    def _measure(self, answered: Answered) -> None:
         if isinstance(self.judge, Graded):
             for system in answered.texts:
                 with part(f"{self.name}, {system}"):
@@ -148,6 +180,9 @@ class Judging:
     def facts(self) -> dict[str, Any]:
         """The judge's entry in results.json (`kd.runs.results.Judge`)."""
         found, spread = self.found, self.interval
+        with metered() as of_labels:
+            agreed = self._agreement()
+        spent = self.meter.spent.plus(of_labels.spent)
         placed = [*zip(found.verdicts, found.groups, strict=False)]  # of a judge that grades there are no verdicts
         longer = [
             ((verdict.outcome == "first") == (length > 0), group)
@@ -165,8 +200,9 @@ class Judging:
             "longer": share(longer, **spread),
             "between": None,
             "left_out": found.left_out,
-            **self._agreement(),
+            **agreed,
             "labelled_left_out": len(self.labelled) - len(found.labels),
+            "cost": {"tokens": spent.teacher_tokens + spent.generated_tokens, "seconds": spent.seconds},
         }
 
     # ---- one system --------------------------------------------------------------------------------------------------
@@ -182,9 +218,10 @@ class Judging:
         self.found.left_out += len(unread)
         verdicts = [judged[i][0] for i in read]
         self.found.verdicts += verdicts
-        self.found.lengths += [len(pairs[i].first) - len(pairs[i].second) for i in read]
+        longer = [len(pair.first) - len(pair.second) for pair in pairs]
+        self.found.lengths += [longer[i] for i in read]
         orders = [list(verdict.orders) for verdict in verdicts]
-        outcomes = {chosen[i][0].id: (judged[i][0].outcome, chosen[i][1]) for i in read}
+        outcomes = {chosen[i][0].id: Compared(judged[i][0].outcome, chosen[i][1], longer[i]) for i in read}
         self.found.add_rates(self.name, (answered.skill, system, opponent), outcomes, orders, **self.interval)
         place = {"judge": self.name, "skill": answered.skill, "system": system, "against": opponent}
         for i in read:

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from kd.intervals import mean
-from kd.judges.judging import Found, Judging, Key, agreement, share
+from kd.judges.judging import Compared, Found, Judging, Key, agreement, share
 from kd.judges.verdicts import Outcome
 
 VERSION = 2  # an item counts where more than half of the judges have a verdict on it
@@ -76,13 +76,15 @@ class Panel:
         members = [member.found for member in self.members if key in member.found.outcomes]
         if len(members) < 2:
             return
-        groups = {one: group for found in members for one, (_, group) in found.outcomes[key].items()}
-        read = {one for one in groups if 2 * sum(one in found.outcomes[key] for found in members) > len(members)}
-        every = set(groups).union(*(found.unread.get(key, ()) for found in members))
+        pairs = {one: pair for found in members for one, pair in found.outcomes[key].items()}
+        read = {one for one in pairs if 2 * sum(one in found.outcomes[key] for found in members) > len(members)}
+        every = set(pairs).union(*(found.unread.get(key, ()) for found in members))
         self.found.left_out += len(every - read)
-        votes = {one: [found.outcomes[key].get(one, (None,))[0] for found in members] for one in groups if one in read}
-        self.voting += [(float(len(vote) - vote.count(None)), f"{key[0]} {groups[one]}") for one, vote in votes.items()]
-        verdicts = {one: (majority(vote), groups[one]) for one, vote in votes.items()}
+        votes = {one: [_vote_of(found, key, one) for found in members] for one in pairs if one in read}
+        self.voting += [
+            (float(len(vote) - vote.count(None)), f"{key[0]} {pairs[one].group}") for one, vote in votes.items()
+        ]
+        verdicts = {one: pairs[one]._replace(outcome=majority(vote)) for one, vote in votes.items()}
         self.found.add_rates(self.name, key, verdicts, [*votes.values()], **self.interval)
 
     def _labels(self) -> tuple[dict[str, tuple[Outcome, Outcome | None]], int]:
@@ -98,12 +100,17 @@ class Panel:
     def _alike(self) -> list[tuple[bool, str]]:
         """For each pair of judges and each item on which both have a verdict, whether it is the same."""
         return [
-            (one[name][0] == other[name][0], f"{key[0]} {one[name][1]}")
+            (one[name].outcome == other[name].outcome, f"{key[0]} {one[name].group}")
             for key in self.found.outcomes
             for one, other in combinations([m.found.outcomes[key] for m in self.members if key in m.found.outcomes], 2)
             for name in one
-            if name in other and one[name][0] is not None and other[name][0] is not None
+            if name in other and one[name].outcome is not None and other[name].outcome is not None
         ]
+
+
+def _vote_of(found: Found, key: Key, name: str) -> Outcome | None:
+    pair: Compared | None = found.outcomes[key].get(name)
+    return None if pair is None else pair.outcome
 
 
 def panels(judgings: Sequence[Judging], **interval: Any) -> list[Panel]:

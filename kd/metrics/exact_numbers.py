@@ -15,6 +15,11 @@ _NUMBER = rf"(?:-?[1-9]\d{{0,2}}(?:,\d{{3}}){{1,3}}|{_WHOLE}(?:\.\d{{1,6}})?)"
 _END = r"[ .!\n]*\Z"
 _GOLD = re.compile(rf"(?P<number>{_FRACTION}|{_NUMBER})\Z", re.ASCII)
 _STATED = re.compile(rf"[^$\\\[]*?\banswer is:? (?P<number>{_FRACTION}){_END}", re.ASCII | re.DOTALL)
+_OF_UNITS = re.compile(  # "the answer is 17 points"; a share of a hundred is another number
+    rf"[^$\\\[]*?\banswer is:? (?P<number>{_FRACTION}|{_NUMBER})(?! +(?:[Pp]ercent|[Pp]ct))"
+    rf"(?: +[A-Za-z]+(?:-[A-Za-z]+)*){{1,6}}{_END}",
+    re.ASCII | re.DOTALL,
+)
 _AFTER_HASHES = re.compile(rf".*#### (?P<number>{_NUMBER}){_END}", re.ASCII | re.DOTALL)  # as in GSM8K
 _BOXED = re.compile(
     r"[^$\\\[\]{}]*(?P<dollar>\$?)\\boxed\{"
@@ -50,10 +55,11 @@ def exactly_equal(text: str, answer: str) -> bool | None:
 
 
 def stated(text: str) -> Exact | None:
-    """The number that a text ends with, in one of the forms "the answer is 3/4", "#### 1,200", "\\boxed{3}"."""
+    """The number that a text ends with, in one of the forms "the answer is 3/4", "the answer is 17 points",
+    "#### 1,200", "\\boxed{3}"."""
     words = text.lower()
     forms: tuple[tuple[bool, Callable[[], Exact | None]], ...] = (
-        (words.count("answer") == 1 and "final" not in words, lambda: _found(_STATED, text)),
+        (words.count("answer") == 1 and "final" not in words, lambda: _found(_STATED, text) or _found(_OF_UNITS, text)),
         ("answer" not in words and "boxed" not in words, lambda: _found(_AFTER_HASHES, text)),
         ("answer" not in words, lambda: _found(_BOXED, text)),
         (True, lambda: _found(_GOLD, text.rstrip(" .!\n"))),

@@ -178,6 +178,8 @@ def _trust(judge: Mapping[str, Any]) -> list[str]:
     }
     parts += [f"{with_interval(judge[key])} {words}" for key, words in shares.items() if judge[key] is not None]
     parts += [f"{with_interval(judge['voting'])} judges have a verdict on an item"] if judge.get("voting") else []
+    if (cost := judge.get("cost")) is not None:
+        parts.append(f"its verdicts cost {cost['tokens']:,} tokens and {cost['seconds']:.1f} s")
     lost = {"left_out": "items do not fit it", "labelled_left_out": "labelled pairs do not fit it"}
     return [*parts, *(f"{judge[key]} {words}" for key, words in lost.items() if judge.get(key))]
 

@@ -23,7 +23,7 @@ from pydantic import (
 
 from kd.artifacts import file_sha256
 from kd.metrics.table import ON_TEACHER, Subject
-from kd.runs.costs import Budget, Efficiency, Elicitation
+from kd.runs.costs import Budget, Efficiency, Elicitation, Verdicts
 from kd.runs.estimates import Estimate, VariantScores
 
 SCHEMA_VERSION: Final = 1
@@ -144,7 +144,7 @@ class Judge(_Page):
 
     model: digests of its weights and tokenizer; of a panel, its judges. metrics: those that are made of its verdicts.
     voting: of a panel, the judges with a verdict on an item. left_out, labelled_left_out: items, and labelled pairs,
-    that do not fit it.
+    that do not fit it. cost: of a panel none, for its judges have theirs; nor from before it was counted.
     """
 
     model: str
@@ -162,6 +162,7 @@ class Judge(_Page):
     voting: Estimate | None = None
     left_out: NonNegativeInt
     labelled_left_out: NonNegativeInt = 0
+    cost: Verdicts | None = None
 
 
 class Results(_Page):

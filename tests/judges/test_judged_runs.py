@@ -73,8 +73,10 @@ def test_a_run_is_judged(compare: str, opponent: str, tmp_path: Path, monkeypatc
     assert judged == {
         f"win_rate-pairwise-{opponent}": others,
         f"decided-pairwise-{opponent}": others,
+        f"lc_win_rate-pairwise-{opponent}": others,
         "win_rate-pairwise-references": systems,
         "decided-pairwise-references": systems,
+        "lc_win_rate-pairwise-references": systems,
         "grade-graded": systems,
     }
     with (plan.folder.path / "items.csv").open() as file:
@@ -89,6 +91,10 @@ def test_a_run_is_judged(compare: str, opponent: str, tmp_path: Path, monkeypatc
     grid = run_grid(results)
     assert "judge's agreement with labels" in grid.rows[-1][0]
     assert any(note.startswith("Judge pairwise: its agreement with labels is not measured; ") for note in grid.notes)
+    cost = facts["cost"]
+    assert cost["tokens"] > 2 * 2 * pairs  # one for each prompt, at least
+    stated = f"its verdicts cost {cost['tokens']:,} tokens and {cost['seconds']:.1f} s"
+    assert any(stated in note for note in grid.notes)
 
 
 def test_the_run_beside_it_has_no_judge_and_is_shared() -> None:

@@ -6,19 +6,25 @@ Run: python -m pytest tests/judges/test_judging.py
 import json
 import math
 import re
+import time
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
 
 from kd.data.prompt_templates import filled, question
 from kd.data.sequences import answer_ids, prompt_ids
+from kd.evaluation.choices import Choice, score_choices, tokens_read
+from kd.generators.account import metered
 from kd.judges.judge import Graded, Judge, Pair, Pairwise
 from kd.judges.judging import Answered, Judging
+from kd.judges.length_control import length_controlled
 from kd.judges.panel import majority, panels
 from kd.judges.verdicts import Verdict, parsed
 from kd.metrics.labels import Kappa, cohen_kappa
+from kd.teachers.ensemble import Ensemble
 from kd.teachers.interface import Answers, Teacher
 from kd.teachers.white_box import WhiteBox
 from kd.types import Record, Response
@@ -135,6 +141,20 @@ def test_win_rate_ties_flips_and_missing_verdicts_by_hand():
     # decided verdicts: yes no | yes yes | no yes | yes | yes yes
     assert (facts["shown_first"]["value"], facts["shown_first"]["n"]) == (7 / 9, 9)
     assert facts["agreement"] is None
+
+
+def test_the_length_controlled_rate_stands_beside_the_win_rate():
+    """Of these pairs each has the wins of `OWN`; the answers are longer by 3, 0, -1, 0 and 0 characters."""
+    own, other = ["9.00", "5", "1", "3", "5", "?"], ["1", "4", "9.", "5", "5", "5"]
+    judging = Judging("pairwise", Pairwise(template=TWO), Scripted(bias=2), [], **SETTINGS)
+    judging.measure(answered(own, other))
+    score = judging.found.scores["toy"]["lc_win_rate-pairwise-baseline"]["after"]
+    pairs = [[1, 3], [0.5, 0], [0, -1], [0.5, 0], [0.5, 0]]
+    assert (score.value, score.n) == (length_controlled(np.array(pairs, dtype=float)), 5)
+    assert score.low < score.value < score.high
+    rows = judging.found.rows[2]
+    assert [json.loads(one) for one in rows["statistics"]] == [*([pair] for pair in pairs), None]
+    assert rows["value"].isna().all()
 
 
 def test_every_verdict_is_a_row_and_every_reply_a_line():
@@ -410,6 +430,68 @@ def test_replies_are_cached_by_content_and_read_again():
     renamed = Pairwise(template=TWO, names=["B", "A", "tie"])  # the same texts, read otherwise
     (turned,) = renamed.compare(fifth := Scripted(), [pair])
     assert (turned.outcome, fifth.asked) == ("second", 0)
+
+
+class Slow(Scripted):
+    """Reads as many tokens as its prompt has characters and generates two, in 20 ms."""
+
+    def generate(self, records, *, decoding, engine, progress=None):
+        time.sleep(0.02 * len(records))
+        found = super().generate(records, decoding=decoding, engine=engine)
+        return [one._replace(tokens=len(r.prompt[-1]["content"]) + 2) for one, r in zip(found, records, strict=True)]
+
+
+def test_verdicts_in_the_cache_cost_what_they_did_when_they_were_made():
+    """In tokens: of two items and a labelled pair, each in two orders."""
+    labelled = [asked(7, "8", "2")]
+    judge = Pairwise(template=TWO, labelled="mine")
+    items = [(asked(0), ("9", "1")), (asked(1), ("5", "4")), (labelled[0], ("8", "2"))]
+    shown = [(record, pair) for record, one in items for pair in (one, one[::-1])]
+    prompts = [judge.prompt(record, {"answer_a": a, "answer_b": b}) for record, (a, b) in shown]
+    tokens = sum(len(prompt.prompt[-1]["content"]) + 2 for prompt in prompts)
+    costs = []
+    for _ in range(2):
+        teacher = Slow()
+        judging = Judging("pairwise", judge, teacher, labelled, **SETTINGS)
+        with metered() as meter:
+            judging.measure(answered(["9", "5"], ["1", "4"]))
+            facts = judging.facts()
+        costs.append((teacher.asked, facts["cost"]))
+        assert facts["cost"]["tokens"] == meter.spent.teacher_tokens == tokens
+        assert facts["cost"]["seconds"] == pytest.approx(meter.spent.seconds)
+        assert judging.facts()["cost"]["tokens"] == tokens  # the labels are read again, and count once
+    (asked_first, first), (asked_again, again) = costs
+    assert (asked_first, asked_again) == (6, 0)
+    assert first["seconds"] == pytest.approx(again["seconds"])
+    assert first["seconds"] >= 6 * 0.02
+
+
+@pytest.mark.parametrize("changes", [{}, {"attn_implementation": "eager"}])
+def test_the_tokens_of_labels_are_those_that_the_networks_read(changes):
+    """One prompt of 5 tokens and labels of 1, 2 and 4: 5 + 0 + 1 + 3 by one network that reads the prompt once; by two
+    that read it with each label, 2 (5 + 6 + 8)."""
+    model = tiny(**changes)
+    assert model.packs != bool(changes)  # tried now, on texts of its own
+    item: Choice = (asked(0), [3, 4, 5, 6, 7], [(8,), (9, 8), (10, 9, 8, 7)])
+    counts: list[int] = []
+    embeddings = model.network.get_input_embeddings()
+    with embeddings.register_forward_pre_hook(lambda _, args: counts.append(args[0].numel())):
+        score_choices(model, [item], batch_size=4, max_tokens=256)
+    assert tokens_read(model, [item]) == sum(counts) == 9
+    several = Ensemble(members={name: WhiteBox(tiny(i)) for i, name in enumerate("ab")}, combine="mean_logits")
+    assert several.readings * tokens_read(several, [item]) == 2 * (5 + 6 + 8)
+
+
+def test_the_cost_of_verdicts_by_likelihood():
+    teacher = WhiteBox(tiny(max_position_embeddings=4096))
+    judge = Pairwise(template=TWO, verdict="likelihood", names=["A", "B"], swap=False)
+    words, pair = teacher.model.tokenizer, ("9", "1")
+    expected = len(prompt_ids(judge.prompt(asked(0), {"answer_a": pair[0], "answer_b": pair[1]}), words))
+    expected += sum(len(answer_ids(asked(0), label, words, ended=False)) - 1 for label in "AB")
+    for _ in range(2):
+        judging = Judging("p", judge, teacher, [], **SETTINGS)
+        judging.measure(answered([pair[0]], [pair[1]]))
+        assert judging.facts()["cost"]["tokens"] == expected
 
 
 @pytest.mark.parametrize(

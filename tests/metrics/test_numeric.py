@@ -2,10 +2,13 @@
 
 import itertools
 import random
+import re
 from fractions import Fraction
 
 import pytest
 
+from kd.components.choices import content
+from kd.components.instantiation import instantiate
 from kd.evaluation.items import measured
 from kd.evaluation.measured import Measured
 from kd.metrics import program_tests
@@ -55,6 +58,8 @@ FORMS = (
     *("{n}", "{n}.", "\n {n}\n", "The answer is {n}.", "the answer is: {n}!", "answer: {n}", "{n}/2", "-{n}", "none"),
     *("(3 + 4) #### {n}.", "9 * 2 = $<<9*2=18>>18 every day\n#### {n}", "#### {n} apples", "12 \\boxed{{{n}}}."),
     *("so $\\boxed{{{n}}}$.", "Therefore\n\n$\\boxed{{{f}}}$", "\\boxed{{{f}}}", "The answer is {n} dollars"),
+    *("The answer is {n} apples and pears.", "So the answer is: {n} percent of it", "The answer is {n} Pct points"),
+    *("The answer is {n} square feet\n", "The answer is {n} over 3.", "The answer is {n} m", "The answer is {n} to 4"),
 )
 
 
@@ -88,9 +93,25 @@ def test_a_number_that_is_stated_plainly_has_the_verdict_of_math_verify():
     assert min(verdicts.count(True), verdicts.count(False)) > 40
 
 
+def test_answers_with_units_have_the_verdict_of_math_verify():
+    """Of each unit in ASDiv, the right answer and another number; none of them requires math-verify."""
+    records = instantiate(content("skill", "asdiv")).load("test")
+    stated = re.compile(r"The answer is ([\d.]+) (.+)\.")
+    units = {match[2]: match[1] for one in records if (match := stated.fullmatch(one.responses[0].text))}
+    judge = math_judge()
+    assert len(units) > 100
+    for unit, number in units.items():
+        for answer in (number, f"1{number}"):
+            text = f"3 + 4 = 7. The answer is {number} {unit}."
+            assert exactly_equal(text, answer) is (answer == number) is judge(answer, text), text
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
+        ("The answer is 50 percent.", "50"),
+        ("The answer is 5 + x", "5"),
+        ("The answer is 5 of 7", "5"),
         ("The answer is 1/3.", "0.333333"),  # equal to six decimals
         ("The final answer is 5. So the answer is 1/2", "1/2"),
         ("My answer: 4. Then the answer is 1/2", "1/2"),
@@ -110,6 +131,7 @@ def test_numbers_that_are_stated_plainly_need_no_sandbox():
     assert Numeric()("48 / 2 = 24.\n#### 1,024", ["7", "1024"]) == 1
     assert Numeric()("so $\\boxed{\\frac{3}{4}}$.", ["0.75"]) == 1
     assert Numeric()("no idea", ["0.75"]) == 0
+    assert Numeric()("5 + 12 = 17. The answer is 17 points.", ["17"]) == 1
     assert calls() == before
     assert Numeric()("about 7 of them", ["7"]) == 1
     assert calls() == before + 1

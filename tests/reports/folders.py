@@ -10,7 +10,7 @@ import yaml
 
 from kd.artifacts import key
 from kd.intervals import Score, mean, ratio
-from kd.judges.judging import Found
+from kd.judges.judging import Compared, Found
 from kd.judges.verdicts import VALUE, Outcome
 from kd.runs.folder import RunFolder
 from kd.runs.metrics_log import csv_text
@@ -20,6 +20,7 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 SYSTEMS = {"before": 0.0, "sft": 0.3, "after": 0.5, "teacher": 0.9}
 ITEMS = 32
 WIN_RATE, DECIDED = "win_rate-pairwise-teacher", "decided-pairwise-teacher"
+CONTROLLED = "lc_win_rate-pairwise-teacher"
 OUTCOME: dict[float | None, Outcome | None] = {value: outcome for outcome, value in VALUE.items()} | {None: None}
 FACTS = {
     "accuracy": {
@@ -99,8 +100,9 @@ def write_run(
         scores[headline]["sft"] = baseline.results()["scores"][skill][headline]["after"]
     if wins:
         judged = Found()
-        verdicts = {f"{skill}/{i}": (OUTCOME[win], f"record {skill}/{i}") for i, win in enumerate(wins)}
-        judged.add_rates("pairwise", (skill, "after", "teacher"), verdicts, [[one] * 2 for one, _ in verdicts.values()])
+        verdicts = {f"{skill}/{i}": Compared(OUTCOME[win], f"record {skill}/{i}", 0) for i, win in enumerate(wins)}
+        orders = [[one.outcome] * 2 for one in verdicts.values()]
+        judged.add_rates("pairwise", (skill, "after", "teacher"), verdicts, orders)
         for name, systems in judged.scores[skill].items():
             scores[name] = dict.fromkeys(("before", "after"), _estimate(systems["after"]))
         items += [row for table in judged.rows for row in table[list(items[0])].itertuples(index=False)]
@@ -118,7 +120,7 @@ def write_run(
             "gap_closed": {skill: {headline: scores[headline]["after"]["value"] / 0.9}},
             "metrics": FACTS
             | {headline: {**FACTS["accuracy"], "heading": headline}}
-            | (dict.fromkeys((WIN_RATE, DECIDED), FACTS["accuracy"]) if wins else {}),
+            | (dict.fromkeys((WIN_RATE, DECIDED, CONTROLLED), FACTS["accuracy"]) if wins else {}),
             "budget": {
                 **{"student_flops": 1e9, "tokens": 1000, "teacher_tokens": 0, "generated_tokens": 0, "seconds": 2.0},
                 **{"peak_memory_bytes": 10, **(spent or {})},
