@@ -477,7 +477,9 @@ def test_the_tokens_of_labels_are_those_that_the_networks_read(changes):
     embeddings = model.network.get_input_embeddings()
     with embeddings.register_forward_pre_hook(lambda _, args: counts.append(args[0].numel())):
         score_choices(model, [item], batch_size=4, max_tokens=256)
-    assert tokens_read(model, [item]) == sum(counts) == 9
+    assert tokens_read(model, [item]) == 9
+    if model.packs:  # else kd's decoder reads, which looks embeddings up by itself
+        assert sum(counts) == 9
     several = Ensemble(members={name: WhiteBox(tiny(i)) for i, name in enumerate("ab")}, combine="mean_logits")
     assert several.readings * tokens_read(several, [item]) == 2 * (5 + 6 + 8)
 
