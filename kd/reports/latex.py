@@ -30,14 +30,20 @@ GREEK = {  # a letter -> its command; that of a small one begins with a small le
 
 
 def latex(grid: Grid) -> str:
-    """A `table` for the package booktabs; intervals are smaller, the best bold. Notes and command are comments."""
+    """A `table` for the package booktabs; intervals are smaller, the best bold.
+
+    Notes and command are comments; of a table without columns, the title, too.
+    """
+    under = [f"% {' '.join(note.split())}" for note in grid.footer]
+    if not grid.header:
+        return "\n".join([f"% {' '.join(grid.title.split())}", *under]) + "\n"
     columns = ["r" if any(map(_is_number, column)) else "l" for column in zip(*grid.rows, strict=True)]
     words = "".join(columns or "l" * len(grid.header))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{tex(grid.title)}}}", rf"\begin{{tabular}}{{{words}}}"]
     lines += [r"\toprule", _ampersands(map(tex, grid.header)), r"\midrule"]
     lines += [_ampersands(map(_tex_cell, row)) for row in grid.rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join([*lines, *(f"% {' '.join(note.split())}" for note in grid.footer)]) + "\n"
+    return "\n".join([*lines, *under]) + "\n"
 
 
 def tex(text: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kd.reports.crossed import Difference, crossed, linearised, over_seeds_alone
 from kd.reports.frame import Arm, Estimate, Frame
-from kd.reports.settings import TRAINED_ON
+from kd.reports.settings import TRAINED_ON, has
 from kd.runs.results import check_page
 
 
@@ -194,7 +194,7 @@ def chosen(frame: Frame, wanted: Mapping[str, str]) -> dict[int, Arm]:
     Raises ValueError where no arm has them, a column is unknown, or two arms fit alike.
     """
     names = {_column(frame, name): value for name, value in wanted.items()}
-    fitting = [arm for arm in frame.arms if all(arm.values[name] == value for name, value in names.items())]
+    fitting = [arm for arm in frame.arms if has(arm.values, names)]
     text = ",".join(f"{name}={value}" for name, value in wanted.items())
     if not fitting:
         have = "; ".join(f"{name}: {', '.join(sorted({arm.values[name] for arm in frame.arms}))}" for name in names)

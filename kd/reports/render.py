@@ -53,7 +53,7 @@ def terminal(grid: Grid, width: int) -> Group:
     if grid.command:
         under.append(Text(f"Made by: {grid.command}", overflow="fold"))  # one line, to be copied
     title = Text(textwrap.fill(grid.title, width), style="bold")
-    return Group(title, *(_table(header, rows, band) for band in shown), *under, Text(""))
+    return Group(title, *(_table(header, rows, band) for band in shown if band), *under, Text(""))
 
 
 def print_grid(grid: Grid, console: Console) -> None:
@@ -165,7 +165,7 @@ def _best(cell: str) -> bool:
 
 def markdown(grid: Grid) -> str:
     """A pipe table; notes follow as paragraphs."""
-    lines = [_pipes(grid.header), _pipes(["---"] * len(grid.header)), *map(_pipes, grid.rows)]
+    lines = [_pipes(grid.header), _pipes(["---"] * len(grid.header)), *map(_pipes, grid.rows)] if grid.header else []
     notes = [f"\n{note}" for note in grid.notes] + ([f"\n    {grid.command}"] if grid.command else [])
     return "\n".join([f"### {grid.title}\n", *lines, *notes]) + "\n"
 

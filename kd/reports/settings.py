@@ -6,6 +6,7 @@ hyperparameters of another loss are no difference.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,6 +182,21 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def as_shown(value: Any) -> str:
+    """A value that a user wrote, in a file or a command, as reports show it: `1e-3` as `0.001`, `True` as `true`."""
+    if not isinstance(value, str) or value.lower() in ("null", "true", "false"):
+        return text_of(value.lower() if isinstance(value, str) else value)
+    try:
+        return value if re.fullmatch(r"[+-]?\d+", value) else text_of(float(value))
+    except ValueError:
+        return value
+
+
+def has(settings: Mapping[str, str], wanted: Mapping[str, Any]) -> bool:
+    """Return whether settings have the wanted values, however these are written."""
+    return all(name in settings and as_shown(settings[name]) == as_shown(value) for name, value in wanted.items())
 
 
 def _following_the_seed(jobs: Sequence[Job], found: Sequence[Flat]) -> set[str]:

@@ -24,6 +24,7 @@ COSTS = {  # of running a model, and their units
     "flops_per_token": "FLOPs a generated token",
     "tokens_per_second": "tokens/s",
 }
+NOTHING = "Nothing was evaluated (evaluation=none)."
 NEAR_WORST = 0.05  # of the way from a metric's worst value to its best
 
 
@@ -32,9 +33,13 @@ def run_grid(
 ) -> Grid:
     """Rows: the systems that were measured. Columns: bits per byte, agreement, skill metrics.
 
+    Where nothing was measured there are notes alone.
+
     config: the composed config of the run by section, by which the trained student is named.
     """
     columns = _columns(results)
+    if not columns:
+        return Grid(title, [], [], [NOTHING, *_facts(results)])
     names = NAMES | {"after": student_name(config or {})}
     rows = [
         [names.get(system, f"{system}, equal steps"), *(_cell(c.get(system)) for _, c, *_ in columns)]
@@ -44,13 +49,17 @@ def run_grid(
     if results.get("judges"):
         rows.append(["judge's agreement with labels", *(trust for *_, trust in columns)])
     notes = ["Intervals are over the n items or tokens of this run, not over seeds.", *_near_zero(results)]
-    notes += [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
+    return Grid(title, ["", *(name for name, *_ in columns)], rows, [*notes, *_facts(results)])
+
+
+def _facts(results: Mapping[str, Any]) -> list[str]:
+    """The sentences on a run that are under its table."""
+    notes = [*lost_records(results.get("records")), *lacking("The method", results.get("omits", ()))]
     notes += [*_leaks(results.get("contamination")), *_cost(results.get("efficiency") or {})]
     notes += _skipped(results.get("skipped_rows") or {})
     notes += judge_notes(results)
     notes += _undecided(results.get("undecided") or {})
-    notes += [f"Caution: {caution}." for caution in results.get("cautions", ())]
-    return Grid(title, ["", *(name for name, *_ in columns)], rows, notes)
+    return [*notes, *(f"Caution: {caution}." for caution in results.get("cautions", ()))]
 
 
 def student_name(config: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ def transfer_grid(jobs: Sequence[Job]) -> Grid | None:
     first metric of their answers. A cell has the student's mean over seeds after training and, in brackets, less that
     before.
 
-    None where fewer than two skills were trained on, or none of them was evaluated by runs on another.
+    None where fewer than two skills were trained on, or none of them was evaluated by runs on another. Rows without a
+    value in any column are left out, and so are the parts of a mixture, on which it was trained.
     """
     finished = [job for job in jobs if job.results is not None]
     settings = settings_of(finished)
@@ -27,8 +28,9 @@ def transfer_grid(jobs: Sequence[Job]) -> Grid | None:
     trained = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
     shared = [column for column in columns if len({row[0] for row, other in cells if other == column}) > 1]
-    if len({row[0] for row in trained}) < 2 or not shared:
+    if not shared:
         return None
+    trained = [row for row in trained if any((row, column) in cells for column in shared)]
     header = [TRAINED_ON, *labels, *(f"{column}\n{titles[column]}" for column in shared)]
     rows = [[*row, *(_cell(cells.get((row, column), [])) for column in shared)] for row in trained]
     notes = [
@@ -43,7 +45,8 @@ def _cells(jobs: Sequence[Job], settings: Sequence[Row]) -> tuple[Cells, dict[st
     for job, others in zip(jobs, settings, strict=True):
         results = job.results or {"scores": {}}
         own = next(iter(results["scores"]), None)  # a run's own skill comes first
-        for skill, metrics in results["scores"].items():
+        elsewhere = not job.config or bool((job.config.get("evaluation") or {}).get("skills"))
+        for skill, metrics in results["scores"].items() if elsewhere else list(results["scores"].items())[:1]:
             name = headline(results, metrics)
             if own is None or name is None:
                 continue

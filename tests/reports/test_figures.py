@@ -19,24 +19,10 @@ from kd.reports.figures.curves import curves
 from kd.reports.figures.differences import differences
 from kd.reports.figures.heat import heat_map
 from kd.reports.figures.ranks import alike
-from kd.reports.frame import Frame, frame_of
+from kd.reports.frame import Frame
 from kd.reports.grid import Cell
-from kd.reports.runs import read_jobs
 from kd.reports.sweep import Choices, tables_of
-from tests.reports.folders import write_grid
 from tests.reports.test_reports import program
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("figures") / "outputs"
-    write_grid(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def frame(root: Path) -> Frame:
-    return frame_of(read_jobs(root))
 
 
 def test_bands_are_t_intervals_of_the_seeds_that_logged_a_step() -> None:

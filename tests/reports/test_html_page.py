@@ -18,6 +18,8 @@ import pytest
 from kd.reports.__main__ import main
 from kd.reports.comparisons.curves import logged
 from kd.reports.frame import Frame, frame_of
+from kd.reports.page import comparisons
+from kd.reports.page.comparisons import OWN, title_of
 from kd.reports.page.content import SAMPLES, content
 from kd.reports.page.document import document, end_with_page, read_once
 from kd.reports.page.run_details import LONGEST
@@ -26,21 +28,9 @@ from kd.reports.palette import SHADES
 from kd.reports.runs import read_jobs
 from kd.reports.sweep import Choices, tables_of
 from kd.runs.folder import config_hash
-from tests.reports.folders import write_grid, write_run
+from tests.reports.folders import WIN_RATE, write_grid, write_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!-- \u2028 & \"'"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page") / "outputs"
-    write_grid(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def frame(root: Path) -> Frame:
-    return frame_of(read_jobs(root))
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +216,90 @@ def test_a_thinned_curve_keeps_its_ends_and_its_peaks() -> None:
     assert max(found["y"]) == 9.0
     assert thinned(values[:100], 100) == list(range(100))
     assert curve([0, 1], [float("nan"), 1.0], 10)["y"] == [None, 1.0]
+
+
+def test_what_is_not_finite_hides_no_peak() -> None:
+    """A loss that is above 0, and a reward below it, keep their peaks beside steps without a number."""
+    for sign in (1.0, -1.0):
+        values = (sign * (2 + np.sin(np.arange(10_000) / 50))).tolist()
+        values[4321], values[77] = sign * 0.5, sign * 9.0
+        values[4330], values[4331], values[80] = float("nan"), float("inf"), -float("inf")
+        assert {77, 4321} <= set(thinned(values, 100))
+
+
+def test_a_cell_opens_its_run_where_a_metric_is_named_beside_skills(tmp_path: Path) -> None:
+    for skill in ("one", "two", "three", "four", "five"):
+        for objective in ("fkl", "sft"):
+            write_run(tmp_path, objective, skill, headline="rouge" if skill == "two" else "accuracy")
+    found = frame_of(read_jobs(tmp_path))
+    first = content(found, Choices())["pivots"][0]
+    assert first["columns"][1] == "metric"
+    for row, places in zip(first["rows"], first["arms"], strict=True):
+        for objective, place in zip(first["columns"][2:], places, strict=True):
+            arm = found.arms[place]
+            assert (arm.skill, arm.values["objective"]) == (row[0], objective)
+
+
+def test_a_metric_that_the_first_arm_lacks_has_its_own_title(tmp_path: Path) -> None:
+    write_run(tmp_path, "fkl")
+    write_run(tmp_path, "rkl", wins=[1.0] * 8)
+    found = frame_of(read_jobs(tmp_path))
+    assert WIN_RATE not in found.arms[0].results()[0]["metrics"]
+    heading = next(arm for arm in found.arms if arm.label == "rkl").metric(WIN_RATE).title
+    assert title_of(found, WIN_RATE) == heading
+
+
+def test_arms_of_one_skill_have_points_by_the_metric_that_all_have(tmp_path: Path) -> None:
+    """As in the table `pareto`; each arm's first metric may be another."""
+    for objective, headline, seconds in (("fkl", "accuracy", 1.0), ("rkl", "rouge", 2.0), ("sft", "accuracy", 3.0)):
+        folder = write_run(tmp_path, objective, spent={"seconds": seconds}, headline=headline)
+        if headline == "rouge":  # which has both
+            page = folder.results()
+            scores = page["scores"]["sums"]
+            scores["accuracy"] = {**scores["rouge"], "after": {**scores["rouge"]["after"], "value": 0.25}}
+            page["metrics"]["accuracy"] = {**page["metrics"]["rouge"], "heading": "accuracy"}
+            folder.finish(page)
+    found = frame_of(read_jobs(tmp_path))
+    figure = next(one for one in content(found, Choices())["fronts"] if one["by"][1:] == [OWN, "training seconds"])
+    assert figure["y"] == "accuracy"
+    by_arm = {found.arms[mark["arm"]].label: mark["y"] for mark in figure["points"]}
+    assert by_arm["rkl"] == 0.25
+
+
+def test_runs_of_other_data_have_a_front_of_their_own(tmp_path: Path) -> None:
+    for data, right in (("a", 0.9), ("b", 0.3)):
+        for objective, seconds in (("fkl", 1.0), ("rkl", 2.0)):
+            write_run(tmp_path, objective, right=right, data=data, spent={"seconds": seconds})
+    found = frame_of(read_jobs(tmp_path))
+    assert len(found.comparable(found.arms)) == 2
+    figure = next(one for one in content(found, Choices())["fronts"] if one["by"][1:] == [OWN, "training seconds"])
+    for group in found.comparable(found.arms):
+        marks = [mark for mark in figure["points"] if found.arms[mark["arm"]] in group]
+        assert len({mark["data"] for mark in marks}) == 1
+        assert any(mark["front"] for mark in marks)
+
+
+def test_the_page_names_what_its_limits_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_grid(tmp_path, seeds=(1,))
+    found = frame_of(read_jobs(tmp_path))
+    assert content(found, Choices())["problems"] == []
+    for name, most in (("MOST_TESTED", 7), ("ARMS", 3)):
+        monkeypatch.setattr(comparisons, name, most)
+    page = content(found, Choices())
+    assert page["differences"] == page["fronts"] == []
+    assert page["problems"] == [
+        "Differences are not on the page: there are more than 7 runs; they are printed by python -m kd.reports PATH "
+        "--tables differences.",
+        "Score against cost of sums, words is not all on the page, which has at most 3 arms of a skill and 8,000 "
+        "points; they are printed by python -m kd.reports PATH --tables pareto.",
+    ]
+
+
+def test_means_of_one_arm_are_on_its_page(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path, seed=seed)
+    found = content(frame_of(read_jobs(tmp_path)), Choices())
+    assert "means" in [one["name"] for one in found["tables"]]
 
 
 def test_long_answers_and_curves_are_bounded(tmp_path: Path) -> None:

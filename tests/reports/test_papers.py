@@ -19,9 +19,9 @@ from kd.reports.paired import Side, mean_difference
 from kd.reports.papers.published import Published, papers, read_published
 from kd.reports.papers.tables import paper_grids
 from kd.reports.runs import Job, read_jobs
-from kd.reports.settings import settings_of
+from kd.reports.settings import has, settings_of
 from kd.runs.folder import NOT_HASHED
-from tests.reports.folders import config, write_grid, write_run
+from tests.reports.folders import config, write_run
 
 PAPER: dict[str, Any] = {
     "paper": "Sums, Table 1",
@@ -46,13 +46,6 @@ PAPER: dict[str, Any] = {
 
 def published(**changes: Any) -> Published:
     return Published.model_validate({**PAPER, **changes})
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("papers") / "outputs"
-    write_grid(folder)
-    return folder
 
 
 @pytest.fixture
@@ -203,6 +196,49 @@ def test_of_several_arms_with_a_row_s_settings_those_with_runs_that_name_the_pap
     scores, _ = paper_grids(frame(root, named), "sums")
     assert rows(scores)["KD Sums"][0].value == pytest.approx(50, abs=9)  # type: ignore[union-attr]
     assert "Words" not in " ".join(rows(scores))  # of the arms that do not name it
+
+
+def test_the_teacher_and_the_student_before_are_the_same_in_all_arms_of_the_same_models(
+    root: Path, place: Path, tmp_path: Path
+) -> None:
+    start = {"heading": "Start", "system": "before", "values": {"sums": 3}}
+    write(place, rows=[*PAPER["rows"], start])
+    found = rows(paper_grids(frame(root), "sums")[0])["Start Sums"]
+    assert isinstance(found[0], Cell)
+    assert found[1:3] == ["3", "−3.00"]
+    for role, heading in (("teacher", "Teacher"), ("student", "Start")):
+        other = config()[role] | {"model": {"_target_": "kd.models.networks.pretrained"}}
+        write_run(tmp_path / role, "fkl", sections={role: other})
+        arms = [{**PAPER["rows"][1], "arm": {"objective": "rkl"}}, {"heading": "Teacher", "system": "teacher"}, start]
+        kept = [{"values": {}, **row} for row in arms if row["heading"] in ("SFT", heading)]
+        write(place, rows=kept, directions=[])
+        with pytest.raises(ValueError, match=rf"row {heading} of Sums, Table 1 fits \d arms on sums: .*pretrained"):
+            paper_grids(frame(root, tmp_path / role), "sums")
+
+
+def test_arms_of_our_own_skills_are_compared_by_a_metric_that_all_have(place: Path, tmp_path: Path) -> None:
+    """The first metric of one arm is another's second: their difference is one of the same metric."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path / "own", "sft", "sorting", seed, right=0.2)
+        folder = write_run(tmp_path / "own", "fkl", "sorting", seed, right=0.8, headline="rouge")
+        page = folder.results()
+        scores = page["scores"]["sorting"]
+        scores["accuracy"] = {**scores["rouge"], "after": {**scores["rouge"]["after"], "value": 0.0}}
+        page["metrics"]["accuracy"] = {**page["metrics"]["rouge"], "heading": "accuracy"}
+        folder.finish(page)
+    scores, claims = paper_grids(frame(tmp_path / "own"), "sums", correction="none")
+    assert scores.header[1] == "sorting\naccuracy"
+    ours = rows(claims)["KD > SFT"][1]
+    assert isinstance(ours, Cell)
+    assert ours.value < 0  # type: ignore[operator]
+
+
+def test_values_of_a_row_are_those_of_its_runs_however_they_are_written(root: Path, place: Path) -> None:
+    arm = {"objective": "fkl", "optim.lr": "1e-3", "optim.steps": "40", "teacher.model": "scratch"}
+    write(place, rows=[{**PAPER["rows"][2], "arm": arm}], directions=[])
+    assert isinstance(rows(paper_grids(frame(root), "sums")[0])["KD Sums"][0], Cell)
+    assert has({"compare": "null", "run.page": "true"}, {"compare": None, "run.page": "True"})
+    assert not has({}, {"compare": "null"})  # a setting that a run lacks has no value
 
 
 def test_seeds_that_follow_the_runs_own_separate_no_arms() -> None:

@@ -29,15 +29,8 @@ from kd.reports.settings import ABSENT, TRAINED_ON, settings_of
 from kd.reports.sweep import Choices, tables_of
 from kd.reports.table import run_grid
 from kd.runs.composed import _section, read_config
-from tests.reports.folders import DECIDED, ITEMS, WIN_RATE, config, write_grid, write_run
+from tests.reports.folders import DECIDED, ITEMS, WIN_RATE, config, write_run
 from tests.reports.test_reports import program
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reports") / "outputs"
-    write_grid(folder)
-    return folder
 
 
 def frame(*paths: Path) -> Frame:
@@ -56,6 +49,17 @@ def shown(grid: Grid, width: int = 80) -> str:
 
 def by_first(grid: Grid) -> dict[str, list[str]]:
     return {row[0]: list(row[1:]) for row in grid.rows}
+
+
+def test_a_baseline_s_values_are_numbers_however_they_are_written(tmp_path: Path) -> None:
+    for lr in (0.001, 0.01):
+        write_run(tmp_path, "fkl", right=10 * lr, sections={"optim": {"steps": 40, "lr": lr}})
+    found = frame(tmp_path)
+    for text in ("optim.lr=0.001", "optim.lr=1e-3", "optim.lr=1.0e-03", "optim.lr=.001"):
+        grid = table(found, "differences", baseline=text)
+        assert [row[0] for row in grid.rows] == ["0.01"], text
+    with pytest.raises(ValueError, match=r"no run has these settings; there are optim.lr: 0.001, 0.01"):
+        table(found, "differences", baseline="optim.lr=2e-3")
 
 
 # --- the settings that tell runs apart ---

@@ -104,6 +104,27 @@ def test_it_is_made_again_only_when_a_run_changed(tmp_path: Path) -> None:
     assert group["lines"][0]["curves"]["train/loss"] == {"x": [1, 2], "y": [2.0, 1.0]}
 
 
+def test_a_browser_that_goes_away_and_a_request_that_fails_leave_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = PageServer(Live([str(tmp_path)]), port=0)
+    try:
+        for error in (BrokenPipeError(), ConnectionResetError(), KeyError("title")):
+            try:
+                raise error
+            except Exception:
+                made.handle_error(None, ("127.0.0.1", 1))
+    finally:
+        made.server_close()
+    assert capfd.readouterr().err == "caution: a request failed: KeyError: 'title'\n"
+
+
+def test_a_folder_that_cannot_be_listed_is_a_page_without_runs(tmp_path: Path) -> None:
+    """As one that was removed after the command began."""
+    live = Live([str(tmp_path / "gone")])
+    assert live.made[1]["runs"]["rows"] == []
+
+
 def test_a_sweep_is_followed_by_its_records_and_runs(tmp_path: Path) -> None:
     sweep = tmp_path / "outputs" / "sweeps" / "one"
     (sweep / "jobs").mkdir(parents=True)

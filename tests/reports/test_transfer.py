@@ -1,5 +1,6 @@
 """Trained on one skill, evaluated on another: the table of a sweep over skills with `evaluation.skills`."""
 
+from dataclasses import replace
 from typing import Any
 
 from kd.reports.runs import Job
@@ -80,6 +81,26 @@ def test_without_runs_on_several_skills_there_is_none() -> None:
     assert transfer_grid([run("sums", sums=(0.0, 0.5), words=(0.0, 0.0))]) is None
     assert transfer_grid([run("sums", sums=(0.0, 0.5)), run("words", words=(0.0, 1.0))]) is None
     assert transfer_grid([]) is None
+
+
+def test_rows_without_a_value_in_any_column_are_left_out() -> None:
+    jobs = [
+        run("sums", sums=(0.0, 0.5), words=(0.0, 0.0)),
+        run("words", words=(0.0, 1.0)),
+        run("sorting", sorting=(0.0, 1.0)),
+    ]
+    grid = transfer_grid(jobs)
+    assert grid is not None
+    assert [row[0] for row in grid.rows] == ["sums", "words"]
+
+
+def test_parts_of_a_mixture_are_no_other_skills() -> None:
+    """The mixture was trained on them; no run was evaluated elsewhere."""
+    config = {"evaluation": {"skills": []}}
+    both = [run("both", both=(0.0, 0.5), sums=(0.0, 0.5)), run("sums", sums=(0.0, 1.0))]
+    assert transfer_grid([replace(job, config=config) for job in both]) is None
+    elsewhere = replace(both[0], config={"evaluation": {"skills": ["sums"]}})
+    assert transfer_grid([elsewhere, both[1]]) is not None
 
 
 def test_a_sweep_ends_with_it() -> None:

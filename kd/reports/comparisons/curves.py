@@ -19,7 +19,7 @@ THEN = (  # after the weights and the values of terms
     *("train/generation_share", "train/truncation_rate", "train/response_length"),
     *("train/reward_student", "train/grad_norm", "train/lr"),
 )
-NO_TASKS = ("train", "validation", "audit", "")  # splits that are no skill
+NO_TASKS = ("train", "validation", "audit")  # splits that are no skill
 BANDS = (
     "Lines: means over seeds. Bands: 95 % t intervals over seeds at each step, on the plain scale; none of one seed."
 )
@@ -37,7 +37,7 @@ def logged(job: Job) -> dict[str, dict[int, float]]:
     try:
         lines = path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")  # the last row may be incomplete
         for step, split, name, value in islice(csv.reader(lines), 1, None):
-            found.setdefault(f"{split}/{name}", {})[int(step)] = float(value)
+            found.setdefault(f"{split}/{name}".removeprefix("/"), {})[int(step)] = float(value)
     except ValueError as error:
         raise ValueError(f"{path} is torn ({error})") from None
     return found
@@ -58,13 +58,19 @@ def terms_of(arms: Sequence[Arm]) -> list[str]:
     return list(dict.fromkeys(name for terms in objectives if len(terms) > 1 for name in terms))
 
 
+def of_task(name: str) -> bool:
+    """Return whether `split/name` is a score on a skill; a name without a split is none."""
+    split, slash, _ = name.partition("/")
+    return bool(slash) and split not in NO_TASKS
+
+
 def shown(logged: Mapping[str, Mapping[str, pd.DataFrame]], terms: Sequence[str] = ()) -> list[str]:
     """The metrics to draw, in their order: scores of tasks, FIRST, weights and values of terms, THEN, their entropies.
 
     Each has two steps at least in some arm.
     """
     names = dict.fromkeys(name for one in logged.values() for name, table in one.items() if len(table) > 1)
-    tasks = [name for name in names if name.partition("/")[0] not in NO_TASKS]
+    tasks = [name for name in names if of_task(name)]
     weights = [name for name in names if re.fullmatch(r"train/[^/]+_weight", name)]
     values = [f"train/{term}" for term in terms]
     entropies = [name for name in names if re.fullmatch(r"train/.+/entropy", name)]

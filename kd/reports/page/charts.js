@@ -156,9 +156,11 @@ function scatter(width, points, options) {
   const ys = points.flatMap((one) => finite([one.y, one.low, one.high]));
   const { drawing, x, y } = frame(width, options.height, points.map((one) => one.x), ys, { ...options, pad: 0.06 });
   drawing.append(svg("text", { class: "name", x: 6, y: 10 }, ""));
-  const line = points.filter((one) => one.front).sort((a, b) => a.x - b.x);
-  const steps = line.map((one, i) => (i ? `H${x.at(one.x).toFixed(1)}V${y.at(one.y).toFixed(1)}` : `M${x.at(one.x).toFixed(1)},${y.at(one.y).toFixed(1)}`));
-  drawing.append(svg("path", { d: steps.join(""), class: "front" }));
+  for (const data of distinct(points.map((one) => one.data))) { // runs of other data have a front of their own
+    const line = points.filter((one) => one.front && one.data === data).sort((a, b) => a.x - b.x);
+    const steps = line.map((one, i) => (i ? `H${x.at(one.x).toFixed(1)}V${y.at(one.y).toFixed(1)}` : `M${x.at(one.x).toFixed(1)},${y.at(one.y).toFixed(1)}`));
+    drawing.append(svg("path", { d: steps.join(""), class: "front" }));
+  }
   for (const one of points) {
     const title = svg("title", {}, `${one.name}: ${one.text}; ${options.x} ${one.cost}${one.front ? "; on the front" : ""}`);
     const ends = one.low === null || one.high === null ? null : svg("line", { x1: x.at(one.x), x2: x.at(one.x), y1: y.at(one.low), y2: y.at(one.high), stroke: one.style.colour, "stroke-width": 1.4 });

@@ -8,17 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from kd.reports.comparisons.costs import COSTS, OF_TRAINING, cost_cell, costs_of
+from kd.reports.comparisons.costs import OF_TEACHER, OF_TRAINING, TEACHER_FLOPS, TITLES, budgets_of, cost_cell
 from kd.reports.comparisons.curves import BANDS, band, logged, series
 from kd.reports.comparisons.differences import difference_grid
 from kd.reports.comparisons.pareto import STEPS, front, points
-from kd.reports.comparisons.pivot import MOST_TESTED, default_axes, interval_notes, mean_of, metrics_of, pivot_grid
+from kd.reports.comparisons.pivot import (
+    MOST_TESTED,
+    default_axes,
+    facts_of,
+    headline_of,
+    interval_notes,
+    mean_of,
+    metrics_of,
+    pivot_grid,
+)
 from kd.reports.comparisons.shades import coloured, line_of, pivot_shades
 from kd.reports.frame import Arm, Frame, seeds_text
 from kd.reports.grid import with_interval
 from kd.reports.page.run_details import ordered
 from kd.reports.page.tables import curve, drawn, table
-from kd.reports.paired import parsed
+from kd.reports.paired import beside, parsed
 from kd.reports.palette import SHADES
 from kd.reports.runs import Job
 from kd.reports.sweep import Choices
@@ -30,6 +39,7 @@ ARMS, MARKS = 200, 8000  # of a figure of score against cost, and of all of them
 LINES, CURVES, POINTS = 40, 10, 60_000  # arms and metrics of a figure of curves, and points of all of them
 RULE = "Line: the front, where no other arm costs no more and scores no worse; its points are means, without a test."
 UNFINISHED = "unfinished runs"
+TABLE = "they are printed by python -m kd.reports PATH --tables"
 
 
 def metric_choices(frame: Frame) -> list[str | None]:
@@ -39,7 +49,7 @@ def metric_choices(frame: Frame) -> list[str | None]:
 
 def title_of(frame: Frame, metric: str | None) -> str:
     """The words of a metric that may be chosen."""
-    return OWN if metric is None else frame.arms[0].metric(metric).title
+    return OWN if metric is None else facts_of(frame.arms, metric).title
 
 
 def pivots(frame: Frame, choices: Choices) -> list[dict[str, Any]]:
@@ -66,7 +76,7 @@ def _pivot(frame: Frame, rows: str, columns: str, metric: str | None, choices: C
         (*(arm.values[name] for name in labels), arm.values[columns]): place for place, arm in enumerate(frame.arms)
     }
     kept = grid.rows[:ROWS]
-    arms = [[places.get((*row[: grid.labels], name)) for name in across] for row in kept]
+    arms = [[places.get((*row[: len(labels)], name)) for name in across] for row in kept]  # a metric may follow
     chosen = replace(choices, pivot=f"{rows},{columns}", metric=metric)
     cut = [f"The first {ROWS} of {len(grid.rows)} rows."] if len(grid.rows) > ROWS else []
     shown = replace(grid, rows=kept, notes=[*cut, *grid.notes, coloured(grid)], command=chosen.command("pivot"))
@@ -94,7 +104,7 @@ def _unlike(shades: np.ndarray, line: str) -> np.ndarray:
 
 def differences(frame: Frame, choices: Choices) -> list[dict[str, Any]]:
     """The paired differences to the run beside each arm, by metric; none where there is none, or too many runs."""
-    if sum(len(arm.runs) for arm in frame.arms) > MOST_TESTED:
+    if too_many_runs(frame):
         return []
     baseline = None if choices.baseline is None else parsed(choices.baseline)
     found = []
@@ -107,46 +117,72 @@ def differences(frame: Frame, choices: Choices) -> list[dict[str, Any]]:
     return found
 
 
-def fronts(frame: Frame, choices: Choices) -> list[dict[str, Any]]:
-    """Points of score against each cost in which arms differ, by skill, metric and cost; MARKS at most."""
+def too_many_runs(frame: Frame) -> bool:
+    """Return whether there are more runs than the page has differences of."""
+    return sum(len(arm.runs) for arm in frame.arms) > MOST_TESTED
+
+
+def limits(frame: Frame, left: Sequence[str]) -> list[str]:
+    """Sentences on the differences and the figures of score against cost that the page leaves out.
+
+    left: the skills of which `fronts` leaves out figures.
+    """
+    found, names = [], list(dict.fromkeys(left))
+    if too_many_runs(frame) and beside(frame):
+        found.append(f"Differences are not on the page: there are more than {MOST_TESTED} runs; {TABLE} differences.")
+    if names:
+        shown = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        most = f"at most {ARMS} arms of a skill and {MARKS:,} points"
+        found.append(f"Score against cost of {shown} is not all on the page, which has {most}; {TABLE} pareto.")
+    return found
+
+
+def fronts(frame: Frame, choices: Choices, left: list[str]) -> list[dict[str, Any]]:
+    """Points of score against each cost in which arms differ, by skill, metric and cost; MARKS at most.
+
+    left: gets the skills of which some are left out.
+    """
     found: list[dict[str, Any]] = []
     for skill in frame.skills:
         arms = [(place, arm) for place, arm in enumerate(frame.arms) if arm.skill == skill]
         if not 1 < len(arms) <= ARMS:
+            left += [skill] if len(arms) > 1 else []
             continue
-        notes = [RULE, *interval_notes([arm for _, arm in arms]), OF_TRAINING]
+        own = [arm for _, arm in arms]
+        notes = [RULE, *interval_notes(own), OF_TRAINING]
         for metric in metric_choices(frame):
-            for cost in (STEPS, *costs_of([arm for _, arm in arms])):
+            name = metric or headline_of(own, skill) or ""
+            for cost in (STEPS, *budgets_of(own)):
                 full = sum(len(one["points"]) for one in found) + len(arms) > MARKS
-                marks = [] if full else _points(arms, cost, metric)
+                left += [skill] if full else []
+                marks = [] if full else _points(frame, arms, cost, name)
                 if len({mark["x"] for mark in marks}) > 1:
-                    name = COSTS.get(cost, cost).replace("\n", " ")
-                    title = arms[0][1].metric(metric or arms[0][1].headline(skill) or "").title
+                    words = TITLES.get(cost, cost).replace("\n", " ")
+                    one = {"by": [skill, title_of(frame, metric), words], "x": words, "y": facts_of(own, name).title}
+                    under = [*notes, *([OF_TEACHER] if cost == TEACHER_FLOPS else [])]
                     command = replace(choices, metric=metric).command("pareto")
-                    by = [skill, title_of(frame, metric), name]
-                    one = {"by": by, "x": name, "y": title, "points": marks, "notes": notes, "command": command}
-                    found.append(one)
+                    found.append({**one, "points": marks, "notes": under, "command": command})
     return found
 
 
-def _points(arms: Sequence[tuple[int, Arm]], cost: str, metric: str | None) -> list[dict[str, Any]]:
-    known = points([arm for _, arm in arms], cost, metric)
-    kept = front([(spent, score) for _, spent, score in known])
+def _points(frame: Frame, arms: Sequence[tuple[int, Arm]], cost: str, metric: str) -> list[dict[str, Any]]:
     places = {id(arm): place for place, arm in arms}
     marks = []
-    for (arm, spent, _), on in zip(known, kept, strict=True):
-        mean = mean_of(arm, arm.skill, metric or arm.headline(arm.skill) or "")
-        assert mean is not None
-        marks.append(
-            {
-                "arm": places[id(arm)],
-                "x": drawn(spent),
-                **{"y": drawn(mean["value"]), "low": drawn(mean.get("low")), "high": drawn(mean.get("high"))},
-                "text": f"{with_interval(mean)}, n = {mean['n']}, {seeds_text([arm]).lower()}",
-                "cost": str(cost_cell(cost, spent)),
-                "front": on,
-            }
-        )
+    for data, group in enumerate(frame.comparable(arm for _, arm in arms)):
+        known = points(group, cost, metric)
+        kept = front([(spent, score) for _, spent, score in known])
+        for (arm, spent, _), on in zip(known, kept, strict=True):
+            mean: Any = mean_of(arm, arm.skill, metric)
+            marks.append(
+                {
+                    "arm": places[id(arm)],
+                    "x": drawn(spent),
+                    **{"y": drawn(mean["value"]), "low": drawn(mean.get("low")), "high": drawn(mean.get("high"))},
+                    "text": f"{with_interval(mean)}, n = {mean['n']}, {seeds_text([arm]).lower()}",
+                    "cost": str(cost_cell(cost, spent)),
+                    **{"front": on, "data": data},
+                }
+            )
     return marks
 
 

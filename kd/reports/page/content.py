@@ -12,7 +12,7 @@ from typing import Any
 
 from kd.reports.comparisons.jobs import jobs_grid
 from kd.reports.frame import Arm, Frame, identity, seeds_text
-from kd.reports.page.comparisons import arm_curves, differences, fronts, pivots, unfinished_curves
+from kd.reports.page.comparisons import arm_curves, differences, fronts, limits, pivots, unfinished_curves
 from kd.reports.page.run_details import Sections, details
 from kd.reports.page.tables import table
 from kd.reports.paired import beside
@@ -40,7 +40,7 @@ def content(frame: Frame, choices: Choices, page: str = "report.html") -> dict[s
     order = {skill: [arm for arm in frame.arms if arm.skill == skill] for skill in frame.skills}
     styles = {id(arm): place for arms in order.values() for place, arm in enumerate(arms)}
     arms = [{**_arm(arm, places), "style": styles[id(arm)]} for arm in frame.arms]
-    shown: list[str] = []
+    shown, left = list[str](), list[str]()
     section = _Section(shown)
     further = [*(["paper"] if choices.paper else []), *FURTHER]
     found = {
@@ -58,12 +58,12 @@ def content(frame: Frame, choices: Choices, page: str = "report.html") -> dict[s
             *section(lambda: arm_curves(frame)),
             *section(lambda: unfinished_curves(list(enumerate(jobs)))),
         ],
-        "fronts": section(lambda: fronts(frame, choices)),
+        "fronts": section(lambda: fronts(frame, choices, left)),
         "tables": [one for name in further for one in section(partial(_further, name, frame, choices))],
         "runs": _runs(frame, jobs, choices),
         **_details(frame, jobs),
     }
-    return {**found, "problems": [*problems(jobs), *shown]}
+    return {**found, "problems": [*problems(jobs), *shown, *limits(frame, left)]}
 
 
 class _Section:
@@ -143,7 +143,7 @@ def _counted(version: str, count: int) -> str:
 
 
 def _further(name: str, frame: Frame, choices: Choices) -> list[dict[str, Any]]:
-    if not 1 < len(frame.arms) <= MOST_ARMS or len(frame.jobs) == 1:
+    if not 0 < len(frame.arms) <= MOST_ARMS or len(frame.jobs) == 1:
         return []
     command = choices.command(name)
     return [{"name": name, **table(replace(grid, command=command))} for grid in TABLES[name](frame, choices)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kd.reports.comparisons.costs import COSTS, cost_cell, shown_costs, spent
-from kd.reports.comparisons.curves import FIRST, logged
+from kd.reports.comparisons.curves import FIRST, logged, of_task
 from kd.reports.comparisons.samples import change, changed_first, side_by_side, summary, systems_of
 from kd.reports.grid import number
 from kd.reports.page.tables import curve, table
@@ -93,7 +93,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
 
 def ordered(names: Sequence[str]) -> list[str]:
     """Logged metrics: those of tasks, `FIRST`, then the others."""
-    tasks = [name for name in names if name.partition("/")[0] not in ("train", "validation", "")]
+    tasks = [name for name in names if of_task(name)]
     return list(dict.fromkeys([*tasks, *(name for name in FIRST if name in names), *names]))
 
 

@@ -5,6 +5,7 @@ It is made again when run folders changed, and only while a browser shows it.
 
 import argparse
 import os
+import sys
 import threading
 import time
 import webbrowser
@@ -37,7 +38,8 @@ class Live:
     def __init__(self, paths: Sequence[str]):
         self.paths = list(paths)
         self.lock = threading.Lock()
-        self.made: tuple[str, dict[str, Any]] = "", {}  # the content, and the state that names it
+        nothing = content(frame_of([]), Choices(paths=self.paths))
+        self.made: tuple[str, dict[str, Any]] = "", nothing  # the state, and the content that it names
         self.next = 0.0  # the time of the next look
         self.refresh()
 
@@ -52,7 +54,7 @@ class Live:
                 self.made = state, self._content()
             now = time.monotonic()
             self.next = now + max(PAUSE, REST * (now - began))
-        except OSError:  # a folder went away: the page stays as it is
+        except (OSError, ValueError):  # a folder went away, or a file is being written: the page stays as it is
             self.next = time.monotonic() + PAUSE
         finally:
             self.lock.release()
@@ -166,6 +168,12 @@ class PageServer(ThreadingHTTPServer):
             why = (error.strerror or str(error)).lower()
             raise ValueError(f"port {port} cannot be had ({why}); take another, as in --port {port + 1}") from None
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print a sentence on a request that failed; nothing of a browser that went away."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError | TimeoutError):
+            print(f"caution: a request failed: {sentence(error)}", file=sys.stderr, flush=True)
 
     @property
     def address(self) -> str:

@@ -17,6 +17,7 @@ function sorted(rows, column, direction) {
 
 /** A table that sorts by its heads. `options`: id, filter (a box above), open (called with the place of a row). */
 function dataTable(found, options) {
+  if (!found.columns.length) return [notes(found)];
   const state = chosen.get(options.id) || { column: null, direction: 1, query: "", most: MOST_ROWS };
   chosen.set(options.id, state);
   const body = el("tbody");

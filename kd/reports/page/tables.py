@@ -55,12 +55,13 @@ def thinned(values: Sequence[float], most: int) -> list[int]:
     count = len(values)
     if count <= most:
         return list(range(count))
-    finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0.0, posinf=0.0, neginf=0.0)
+    plain = np.asarray(values, dtype=float)
+    low, high = (np.where(np.isfinite(plain), plain, end) for end in (np.inf, -np.inf))
     edges = np.linspace(1, count - 1, max(1, (most - 2) // 2) + 1).astype(int).tolist()
     places = {0, count - 1}
     for start, end in pairwise(edges):
         if end > start:
-            places |= {start + int(finite[start:end].argmin()), start + int(finite[start:end].argmax())}
+            places |= {start + int(low[start:end].argmin()), start + int(high[start:end].argmax())}
     return sorted(places)
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kd.reports.comparisons.pivot import headline_of
 from kd.reports.frame import Arm, Frame
 from kd.reports.paired import Side
 from kd.reports.papers.published import Published, Row
-from kd.reports.settings import every_setting
+from kd.reports.settings import every_setting, has
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Arms:
         self.frame, self.published = frame, published
         firsts = [next(iter(arm.runs.values())) for arm in frame.arms]
         self.named = [any(job.config.get("paper") == name for job in arm.runs.values()) for arm in frame.arms]
-        settings = every_setting(firsts)
+        self.settings = every_setting(firsts)
         self.fitting: Mapping[str, list[int]] = {
-            row.heading: [i for i, one in enumerate(settings) if not row.lacks and fits(one, row)]
+            row.heading: [i for i, one in enumerate(self.settings) if not row.lacks and has(one, row.arm)]
             for row in published.rows
         }
 
@@ -56,24 +57,37 @@ class Arms:
             for name, column in table.columns.items()
             if column.skill in evaluated
         ]
-        own = dict.fromkeys(arm.skill for arm in arms)
-        return found or [Place(None, skill, skill, metric, 1.0) for skill in own]
+        own: dict[str, list[Arm]] = {}
+        for arm in arms:
+            own.setdefault(arm.skill, []).append(arm)
+        return found or [Place(None, s, s, metric or headline_of(each, s), 1.0) for s, each in own.items() if s]
 
     def side(self, row: Row, place: Place) -> Side | None:
         """The scores of a row in a column; None where no run has them.
 
-        Raises ValueError where several arms do.
+        Raises ValueError where several arms do, of a row of the teacher or the student before: with other models.
         """
         having = [(i, side) for i in self.fitting[row.heading] if (side := self._side(i, row, place)) is not None]
         trained = [one for one in having if one[1].arm.skill == place.skill] or having
         own = [one for one in trained if self.named[one[0]]] or trained
-        if len(own) > 1 and row.system != "teacher":
+        if len(own) > 1 and len({self._model(i, row.system) for i, _ in own}) > 1:
             labels = " and ".join(side.arm.label or side.arm.skill for _, side in own)
             raise ValueError(
                 f"row {row.heading} of {self.published.paper} fits {len(own)} arms on {place.skill}: {labels}; name "
                 "fewer folders, as that of one sweep, or more settings in its published.yaml"
             )
         return own[0][1] if own else None
+
+    def _model(self, i: int, system: str) -> frozenset[tuple[str, str]] | int:
+        """What arms share whose scores of a system are the same: the settings of a model that they do not train.
+
+        Of a system that was trained nothing, which is its place.
+        """
+        role = {"teacher": "teacher", "before": "student"}.get(system)
+        if role is None:
+            return i
+        pairs = self.settings[i].items()
+        return frozenset((k, v) for k, v in pairs if k.partition(".")[0] == role and not k.endswith(".seed"))
 
     def without_row(self) -> list[Arm]:
         """Arms on the table's skills that no row stands for."""
@@ -94,8 +108,3 @@ class Arms:
             return None
         side = Side(arm, place.skill, metric, row.system)
         return side if side.seeds else None
-
-
-def fits(settings: Mapping[str, str], row: Row) -> bool:
-    """Return whether a run with these settings is one of the row's."""
-    return all(settings.get(name) == value for name, value in row.arm.items())

@@ -1,6 +1,5 @@
 """The published numbers of a paper's table, `experiments/<paper>_<table>/published.yaml` (docs/papers.md)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 import kd
-from kd.reports.settings import text_of
+from kd.reports.settings import as_shown
 from kd.runs.composed import LOADER
 
 FILE = "published.yaml"
@@ -64,7 +63,7 @@ class Row(_Part):
     @field_validator("arm", mode="before")
     @classmethod
     def _as_shown(cls, found: Any) -> Any:
-        return {key: _setting(value) for key, value in found.items()} if isinstance(found, Mapping) else found
+        return {key: as_shown(value) for key, value in found.items()} if isinstance(found, Mapping) else found
 
     def stated(self, column: str) -> tuple[float, float] | None:
         """The interval that the paper states: its own, or a standard deviation to both sides."""
@@ -243,11 +242,3 @@ def _among(what: str, name: str, known: Mapping[str, Any], noun: str) -> None:
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     meant = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"{what}: there is no such {noun}; {meant}there are {', '.join(known) or 'none'}")
-
-
-def _setting(value: Any) -> str:
-    """The text of a value, as settings of runs are shown; YAML reads 1e-3 as text."""
-    try:
-        return text_of(value if not isinstance(value, str) or re.fullmatch(r"[+-]?\d+", value) else float(value))
-    except ValueError:
-        return text_of(value)

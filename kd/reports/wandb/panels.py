@@ -7,13 +7,13 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 
 from kd.reports.comparisons.costs import COSTS
+from kd.reports.comparisons.curves import logged
 from kd.reports.comparisons.pivot import default_axes, pivot_grid
 from kd.reports.frame import Arm, Frame
 from kd.reports.render import markdown
 from kd.reports.settings import ORDER, TRAINED_ON
 from kd.reports.sweep import Choices
 from kd.reports.wandb.final import HEADLINE, answers_beside, final, lengths
-from kd.reports.wandb.history import logged
 from kd.reports.wandb.record import AXIS, STEP
 
 ANSWERS = "tables/answers"
@@ -45,7 +45,7 @@ def names_of(arms: Sequence[Arm]) -> Names:
     for job in (job for arm in arms for job in arm.runs.values()):
         if job.folder is None or job.results is None:
             continue
-        history |= dict.fromkeys(name for _, values in logged(job.folder) for name in values)
+        history |= dict.fromkeys(logged(job))
         texts = answers_beside(job.folder, None)
         finals.append({**final(job.results), **lengths(texts), **({ANSWERS: len(texts)} if texts else {})})
     summary = dict.fromkeys(name for one in finals for name in one)

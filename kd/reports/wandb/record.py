@@ -9,6 +9,7 @@ from typing import Any
 
 from kd.reports.runs import Job, read_folder
 from kd.reports.settings import axes_of
+from kd.reports.sweep import near
 from kd.reports.wandb.final import SCORES, answer_rows, answers_beside, final, lengths, score_rows
 from kd.runs.results import read_results
 
@@ -124,18 +125,13 @@ def end(run: Any) -> str:
     run.finish(exit_code=0)
     if disabled:
         return "W&B: disabled, so that nothing is recorded"
-    shown = _near(Path(folder))
+    shown = shlex.quote(near(Path(folder)))
     return f"W&B: {page}" if page else f"W&B: recorded offline in {shown}; to upload it: wandb sync {shown}"
 
 
 def address(run: Any) -> str | None:
     """The page of a run that is uploaded."""
     return None if run.offline or run.disabled else run.url
-
-
-def _near(path: Path) -> str:
-    """The path from the working folder, where it lies in that; as a word of a shell."""
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def tolerated(action: Callable[[], Any], what: str) -> Any:

@@ -1,13 +1,13 @@
 """Finished run folders as W&B runs: recorded from their files, for runs that were not logged while they ran."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd.reports.comparisons.curves import logged
 from kd.reports.frame import Frame
 from kd.reports.runs import Job
-from kd.reports.wandb.history import logged
 from kd.reports.wandb.record import STEP, begin, end, group_of, log_end, recorded
 
 
@@ -41,10 +41,22 @@ def _record(job: Job, known: dict[str, Job], beside: set[str | None], **place: A
         tags=logger.get("tags") or (),
         **place,
     )
-    for step, values in logged(job.folder):
+    for step, values in by_step(job):
         run.log({**values, STEP: step})
     log_end(run, job.folder, None if other is None else other.folder)
     return end(run)
+
+
+def by_step(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, `split/name` -> value) of each step that a run logged, in the order of steps.
+
+    Raises ValueError if metrics.csv is torn, or the run is DONE and it is not as it was then.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for name, values in logged(job).items():
+        for step, value in values.items():
+            rows.setdefault(step, {})[name] = value
+    yield from sorted(rows.items())
 
 
 def _again(folder: Path) -> str:
