@@ -16,12 +16,14 @@ import pytest
 
 from kd.reports.comparisons.samples import read_answers
 from kd.reports.figures import write_figures
+from kd.reports.figures.front import fronts
 from kd.reports.frame import Frame, frame_of
 from kd.reports.grid import Cell, Grid
 from kd.reports.latex import latex, tex
 from kd.reports.render import markdown, rendered
 from kd.reports.runs import read_jobs
 from kd.reports.sweep import TABLES, Choices, tables_of
+from kd.reports.table import run_grid
 from kd.runs.folder import RunFolder
 from tests.reports import folders
 from tests.reports.folders import logged, write_grid, write_run
@@ -99,6 +101,24 @@ def test_runs_that_measured_nothing(tmp_path: Path) -> None:
     assert "pivot" not in {grid.title for grid in check(root, tmp_path)}
     with pytest.raises(ValueError, match=r"--tables pivot needs .* and a score"):
         tables_of(frame(root), Choices(tables=["pivot"]))
+
+
+def test_the_table_of_a_run_without_evaluation_is_one_sentence(tmp_path: Path) -> None:
+    changed(write_run(tmp_path), nothing)
+    (job,) = read_jobs(tmp_path)
+    grid = run_grid(job.results or {}, "Held-out scores")
+    assert (grid.header, grid.rows) == ([], [])
+    assert shown(grid).split() == ["Held-out", "scores", "Nothing", "was", "evaluated", "(evaluation=none)."]
+    assert rendered([grid], "markdown") == "### Held-out scores\n\n\nNothing was evaluated (evaluation=none).\n"
+
+
+def test_arms_of_the_same_cost_have_no_figure_of_it(tmp_path: Path) -> None:
+    for objective in ("fkl", "rkl"):
+        write_run(tmp_path / "same", objective)
+        write_run(tmp_path / "other", objective, spent={"seconds": {"fkl": 1.0, "rkl": 2.0}[objective]})
+    assert fronts(frame(tmp_path / "same"), Choices()) == []
+    (drawn,) = fronts(frame(tmp_path / "other"), Choices())
+    assert [ax.get_xlabel() for ax in drawn.figure.axes if ax.get_visible()] == ["training seconds"]
 
 
 @pytest.mark.long

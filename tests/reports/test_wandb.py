@@ -20,10 +20,11 @@ from kd.reports.frame import frame_of
 from kd.reports.runs import read_jobs
 from kd.reports.sweep import Choices
 from kd.reports.wandb.dashboard import spec
+from kd.reports.wandb.final import POSITION
 from kd.reports.wandb.record import STEP
 from kd.runs.results import read_results
 from tests.documents import ROOT, commands
-from tests.reports.folders import logged, write_run
+from tests.reports.folders import by_position, logged, write_run
 from tests.wandb_records import Record, records_of
 
 COMMANDS = [line for line in commands(ROOT / "docs" / "dashboards.md") if line.startswith("python -m kd.reports")]
@@ -48,7 +49,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("wandb") / "outputs"
     for skill in ("sums", "words"):
         beside = write_run(made, "sft", skill, right=0.2, metrics=logged(1, 3.0))
-        write_run(made, "fkl", skill, baseline=beside, metrics=logged(2, 0.5), spent={"seconds": 3.0})
+        facts = {"metrics": logged(2, 0.5), "spent": {"seconds": 3.0}, "positions": by_position(skill, 0.4)}
+        write_run(made, "fkl", skill, baseline=beside, **facts)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("WANDB_API_KEY", raising=False)
         patch.setenv("NETRC", str(made / "netrc"))
@@ -128,6 +130,16 @@ def test_tables_of_scores_and_answers(root: Path, records: Mapping[str, Record])
             assert (row[system], row[f"score {system}"]) == texts[row["prompt"], system]
 
 
+def test_the_history_has_the_curves_by_position(records: Mapping[str, Record]) -> None:
+    """Of the trained student: bins that double, from 0.4 on in steps of a tenth."""
+    record = next(record for name, record in records.items() if name.startswith("words-fkl"))
+    rows = [row for row in record.history if POSITION in row]
+    assert [row[POSITION] for row in rows] == [1, 2, 3, 5, 9]
+    found = [row["positions/references/forward_kl"] for row in rows]
+    assert found == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])
+    assert [row["positions/references/reverse_kl"] for row in rows] == pytest.approx([2 * kl for kl in found])
+
+
 def test_recorded_runs_are_not_recorded_again(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(str(root), "--log-runs", "--offline", str(tmp_path / "spec.json")) == 0
     assert "0 runs recorded" in capsys.readouterr().out
@@ -173,6 +185,10 @@ def test_every_name_that_a_panel_shows_is_logged(root: Path, records: Mapping[st
             assert panel["config"].get("groupBy") in (None, "axis_objective.value", "axis_objective")
     charts = {"Run History Line Plot", "Bar Chart", "Scatter Plot", "Markdown Panel", "Run Comparer", "Weave"}
     assert kinds == charts
+    by_place = [p["config"] for p in panels(found["workspaces"][0]) if p["config"].get("xAxis") == POSITION]
+    assert len(by_place) == 5  # KL both ways, top-1, and both entropies
+    assert {"positions/references/forward_kl", "positions/references/top1"} <= {c["metrics"][0] for c in by_place}
+    assert all(config["xLogScale"] and "by position in the references" in config["chartTitle"] for config in by_place)
     everything = {name for record in records.values() for row in record.history for name in row}
     everything |= {name for record in records.values() for name in record.summary}
     assert all(shown(panel) <= everything for panel in panels(found["report"]))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,24 +48,25 @@ ALL = Span(0, 0)
 Spans = dict[Span, dict[str, Estimate]]  # by metric; n: tokens
 
 
-def spans_of(arm: Arm, responses: str, system: str = "after") -> Spans:
-    """The means over seeds of an arm's own skill, in the order of positions, ALL last; empty where nothing is known.
+def spans_of(arm: Arm, system: str = "after") -> dict[str, Spans]:
+    """By kind of responses, of those that were read, the means over seeds of an arm's own skill; ALL is last.
 
     The interval is that of `kd.intervals.over_seeds`, in which a seed counts for as many items as it has responses.
 
     Raises ValueError for a positions.csv that was changed since, or torn.
     """
-    seeds = [_of_run(read_positions(job.folder), arm.skill, system, responses) for job in _with_folder(arm)]
+    seeds = [read_positions(job.folder) for job in arm.runs.values() if job.folder is not None]
+    found = {kind: _spans([_of_run(rows, arm.skill, system, kind) for rows in seeds]) for kind in READ}
+    return {kind: spans for kind, spans in found.items() if spans}
+
+
+def _spans(seeds: Sequence[dict[Span, PositionBin]]) -> Spans:
     found: dict[Span, list[PositionBin]] = {}
     for one in filter(None, seeds):
         for place, row in {**one, ALL: _whole(list(one.values()))}.items():
             found.setdefault(place, []).append(row)
     order = sorted(found, key=lambda place: (place == ALL, place))
     return {place: _means(place, found[place]) for place in order}
-
-
-def _with_folder(arm: Arm) -> list[Any]:
-    return [job for job in arm.runs.values() if job.folder is not None]
 
 
 def _of_run(rows: Sequence[PositionBin], skill: str, system: str, responses: str) -> dict[Span, PositionBin]:
@@ -104,17 +105,16 @@ def positions_grids(frame: Frame, metric: str | None = None, system: str = "afte
 
     metric: one of HEADINGS, which is then shown alone; any other name: all of them.
     """
-    return [
-        grid
-        for skill in frame.skills
-        for responses in READ
-        if (grid := _grid(frame, skill, responses, metric, system)) is not None
-    ]
+    grids = []
+    for skill in frame.skills:
+        arms = [(arm, spans_of(arm, system)) for arm in frame.arms if arm.skill == skill]
+        for responses in READ:
+            found = [(arm, own[responses]) for arm, own in arms if responses in own]
+            grids.append(_grid(frame, f"{skill}: by position in {READ[responses]}", found, metric, system))
+    return [grid for grid in grids if grid is not None]
 
 
-def _grid(frame: Frame, skill: str, responses: str, metric: str | None, system: str) -> Grid | None:
-    arms = [arm for arm in frame.arms if arm.skill == skill]
-    found = [(arm, spans) for arm in arms if (spans := spans_of(arm, responses, system))]
+def _grid(frame: Frame, title: str, found: Sequence[tuple[Arm, Spans]], metric: str | None, system: str) -> Grid | None:
     every = {place for _, spans in found for place in spans}
     measured = {name for _, spans in found for one in spans.values() for name in one}
     shown = [name for name in HEADINGS if name in measured and (metric not in HEADINGS or name == metric)]
@@ -128,7 +128,6 @@ def _grid(frame: Frame, skill: str, responses: str, metric: str | None, system: 
         if place in spans
     ]
     header = ["position", *names, "n", *(HEADINGS[name] for name in shown)]
-    title = f"{skill}: by position in {READ[responses]}"
     notes = [MEANING, *([f"System: {system}."] if system != "after" else []), *seed_notes([arm for arm, _ in found])]
     return Grid(title, header, rows, notes, labels=1 + len(names), folds=True)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd.reports.comparisons.changed_words import as_text, marked
 from kd.reports.frame import Arm, Frame
 from kd.reports.grid import Cell, Grid, number
 from kd.reports.paired import beside
@@ -13,6 +14,7 @@ from kd.runs.results import check_page
 
 SYSTEMS = ("teacher", "sft", "before", "after")
 LONGEST = 240  # characters of a text in a cell
+MARKS = "[-…-]: words before training that are gone after it. {+…+}: words which the student before lacks."
 
 Answers = dict[tuple[str, str], dict[str, Mapping[str, Any]]]  # (skill, id) -> by system the first answer
 Items = Mapping[str, Mapping[str, Mapping[str, Any]]]  # of one skill: id -> the same
@@ -37,6 +39,7 @@ def _grid(arm: Arm, other: Arm | None, count: int) -> Grid | None:
     headline = arm.headline(arm.skill)
     sign = 1 if headline is None or arm.metric(headline).higher_is_better else -1
     notes = [f"{summary(own, job.folder.name, titles['sft'], sign)} Texts are cut at {LONGEST} characters."]
+    notes += [MARKS] if "before" in present else []
     return Grid(f"Answers: {label}", header, rows, notes, labels=0)
 
 
@@ -65,7 +68,8 @@ def systems_of(own: Items) -> list[str]:
 
 def _row(systems: Mapping[str, Mapping[str, Any]], present: Sequence[str]) -> list[str]:
     one = systems["after"]
-    texts = [_short(systems[system]["response"]) if system in systems else "–" for system in present]
+    pieces = marked(systems, LONGEST)
+    texts = [as_text(pieces[system], system == "before") if system in systems else "–" for system in present]
     before = systems.get("before", {}).get("score")
     change = f"{number(before)} → {number(one.get('score'))}"
     return [_short(one["prompt"]), _short(one.get("reference") or "–"), *texts, Cell(change, one.get("score"))]

@@ -1,12 +1,12 @@
 """KL both ways, entropy and agreement by the position of a token in its response: a line for each arm."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib import rc_context
 
 from kd.reports.comparisons.positions import ALL, HEADINGS, READ, Span, Spans, seed_notes, spans_of
 from kd.reports.figures.style import PAGE, TYPE, Drawn, axes, drawn, drawn_with, legend, legend_height
-from kd.reports.frame import Frame
+from kd.reports.frame import Arm, Frame
 from kd.reports.sweep import Choices
 
 PANELS = ("forward_kl", "reverse_kl", "entropy", "top1")
@@ -19,14 +19,19 @@ def positions(frame: Frame, choices: Choices) -> list[Drawn]:
 
     Raises ValueError for a positions.csv that was changed since, or torn.
     """
-    pairs = [(skill, responses) for skill in frame.skills for responses in READ]
-    found = [_figure(frame, skill, responses, choices.system) for skill, responses in pairs]
+    found = []
+    for skill in frame.skills:
+        arms, left_out = drawn([arm for arm in frame.arms if arm.skill == skill])
+        own = {arm.label: spans_of(arm, choices.system) for arm in arms}
+        for responses in READ:
+            lines = {label: spans.get(responses, {}) for label, spans in own.items()}
+            found.append(_figure(skill, responses, arms, lines, left_out))
     return [one for one in found if one is not None]
 
 
-def _figure(frame: Frame, skill: str, responses: str, system: str) -> Drawn | None:
-    arms, left_out = drawn([arm for arm in frame.arms if arm.skill == skill])
-    lines = {arm.label: spans_of(arm, responses, system) for arm in arms}
+def _figure(
+    skill: str, responses: str, arms: Sequence[Arm], lines: Mapping[str, Spans], left_out: Sequence[str]
+) -> Drawn | None:
     names = [name for name in PANELS if any(_known(one, name) for one in lines.values())]
     if not names or max(map(len, lines.values())) < 3:  # one position and ALL make no line
         return None

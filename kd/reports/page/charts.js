@@ -61,13 +61,20 @@ function frame(width, height, xs, ys, options) {
     drawing.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y.at(value), y2: y.at(value) }),
       svg("text", { x: left - 7, y: y.at(value) + 4, "text-anchor": "end" }, tick(value)));
   }
+  if (options.names) x.ticks = spaced(options.names.length, (width - left - right) / 62);
   for (const value of x.ticks) {
     drawing.append(svg("line", { class: "tick", x1: x.at(value), x2: x.at(value), y1: height - bottom, y2: height - bottom + 4 }),
-      svg("text", { x: x.at(value), y: height - bottom + 16, "text-anchor": "middle" }, tick(value)));
+      svg("text", { x: x.at(value), y: height - bottom + 16, "text-anchor": "middle" }, options.names ? options.names[value][0] : tick(value)));
   }
   drawing.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
   if (!options.small) drawing.append(svg("text", { class: "name", x: width - right, y: height - 4, "text-anchor": "end" }, options.x));
   return { drawing, x, y, left, right, top, bottom };
+}
+
+/** Places from 0 to `count` - 1 at equal distances, `most` of them or fewer. */
+function spaced(count, most) {
+  const every = Math.ceil(count / most);
+  return Array.from({ length: Math.ceil(count / every) }, (_, i) => i * every);
 }
 
 /** A path through the points that are there. */
@@ -88,12 +95,12 @@ function bandPath(curve, x, y) {
   return kept.length < 2 ? "" : `M${kept.map((i) => at(i, "high")).join("L")}L${kept.reverse().map((i) => at(i, "low")).join("L")}Z`;
 }
 
-/** Lines over steps. `lines`: name, style, curve (x, y, low, high), thin. `options`: x, label, height, log, small. */
+/** Lines over steps. `lines`: name, style, curve (x, y, low, high), thin. `options`: x, label, height, log, small; names: [text, more] of x = 0, 1, …. */
 function lineChart(width, lines, options) {
   const used = lines.filter((line) => finite(line.curve.y).length);
   if (!used.length) return el("p", { class: "empty" }, "Nothing was logged here.");
   const ys = used.flatMap((line) => finite([...line.curve.y, ...(line.curve.low || []), ...(line.curve.high || [])])).filter((one) => !options.log || one > 0);
-  const plot = frame(width, options.height, used.flatMap((line) => line.curve.x), ys, options);
+  const plot = frame(width, options.height, options.names ? [0, options.names.length - 1] : used.flatMap((line) => line.curve.x), ys, options);
   const { drawing, x, y } = plot;
   for (const { curve, style } of used) {
     if (curve.low && !options.log) drawing.append(svg("path", { d: bandPath(curve, x, y), fill: style.colour, class: "band" }));
@@ -129,7 +136,8 @@ function readable(plot, lines, width, options) {
       const range = curve.low && curve.low[i] !== null ? ` [${precise(curve.low[i])}, ${precise(curve.high[i])}]` : "";
       return [swatch(style), name, `${precise(curve.y[i])}${range}`];
     }).filter(Boolean).slice(0, 16);
-    tip(event, `${options.x || "step"} ${step}`, rows);
+    const [name, ...more] = options.names ? options.names[step] : [step];
+    tip(event, [`${options.x || "step"} ${name}`, ...more].join(", "), rows);
   }
   const hide = () => { rule.setAttribute("visibility", "hidden"); hideTip(); };
   drawing.addEventListener("pointermove", (event) => {

@@ -13,6 +13,7 @@ from typing import Any
 from kd.reports.comparisons.jobs import jobs_grid
 from kd.reports.frame import Arm, Frame, identity, seeds_text
 from kd.reports.page.comparisons import arm_curves, differences, fronts, limits, pivots, unfinished_curves
+from kd.reports.page.positions import left_out, position_curves
 from kd.reports.page.run_details import Sections, details
 from kd.reports.page.tables import table
 from kd.reports.paired import beside
@@ -58,12 +59,13 @@ def content(frame: Frame, choices: Choices, page: str = "report.html") -> dict[s
             *section(lambda: arm_curves(frame)),
             *section(lambda: unfinished_curves(list(enumerate(jobs)))),
         ],
+        "positions": section(lambda: position_curves(frame, choices)),
         "fronts": section(lambda: fronts(frame, choices, left)),
         "tables": [one for name in further for one in section(partial(_further, name, frame, choices))],
         "runs": _runs(frame, jobs, choices),
         **_details(frame, jobs),
     }
-    return {**found, "problems": [*problems(jobs), *shown, *limits(frame, left)]}
+    return {**found, "problems": [*problems(jobs), *shown, *limits(frame, left), *left_out(frame)]}
 
 
 class _Section:

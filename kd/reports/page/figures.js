@@ -76,19 +76,24 @@ function curveCard(content) {
 }
 
 function curveFigure({ group, metric }, content, options) {
-  const hidden = chosen.get("curve-hidden") || new Set();
-  chosen.set("curve-hidden", hidden);
   const lines = group.lines.filter((line) => line.curves[metric]).map((line) => {
     const arm = content.arms[line.arm];
     const name = line.label || arm.label, style = styleOf(arm ? arm.style : group.lines.indexOf(line));
     return { name, style, curve: line.curves[metric], seeds: line.curves[metric].seeds || {} };
   });
-  const place = figure((width) => {
-    const seen = lines.filter((line) => !hidden.has(line.name));
+  const [legend, place] = withLegend("curve", lines, (width, seen) => {
     const positive = seen.every((line) => finite(line.curve.y).every((value) => value > 0));
     const seeds = options.seeds() ? seen.flatMap((line) => Object.entries(line.seeds).map(([seed, curve]) => ({ name: `${line.name}, seed ${seed}`, style: line.style, curve, thin: true }))) : [];
     return lineChart(width, [...seeds, ...seen], { x: "step", label: `${metric} by step`, height: Math.max(260, Math.min(400, width * 0.45)), log: options.log() && positive });
   });
+  return [legend, el("h3", {}, metric), place, notes({ notes: [...group.notes, "Thinned to their least and greatest values; the arrow keys move from step to step."] })];
+}
+
+/** A legend that hides lines and shows them again, and the figure that `draw` makes of those that are seen. */
+function withLegend(id, lines, draw) {
+  const hidden = chosen.get(`${id}-hidden`) || new Set();
+  chosen.set(`${id}-hidden`, hidden);
+  const place = figure((width) => draw(width, lines.filter((line) => !hidden.has(line.name))));
   const legend = el("div", { class: "keys", role: "group", "aria-label": "Lines" }, lines.map((line) => el("button", {
     "aria-pressed": String(!hidden.has(line.name)),
     click: (event) => {
@@ -97,7 +102,22 @@ function curveFigure({ group, metric }, content, options) {
       place.redraw();
     },
   }, swatch(line.style), line.name)));
-  return [legend, el("h3", {}, metric), place, notes({ notes: [...group.notes, "Thinned to their least and greatest values; the arrow keys move from step to step."] })];
+  return [legend, place];
+}
+
+// --- By position. ---
+
+function positionCard(content) {
+  const place = el("div");
+  const controls = choices("position", ["trained on", "read in", "metric"], content.positions, (found) => place.replaceChildren(...positionFigure(found, content)));
+  return card("positions", "By position", controls, place);
+}
+
+function positionFigure(found, content) {
+  const lines = found.lines.map(({ arm, curve }) => ({ name: content.arms[arm].label, style: styleOf(content.arms[arm].style), curve }));
+  const title = found.by[2];
+  const [legend, place] = withLegend("position", lines, (width, seen) => lineChart(width, seen, { x: "position", names: found.positions, pad: 0.04, label: `${title} by position`, height: Math.max(260, Math.min(360, width * 0.4)) }));
+  return [legend, el("h3", {}, title), place, notes(found)];
 }
 
 // --- Score against cost. ---

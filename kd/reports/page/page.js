@@ -30,6 +30,7 @@ function sections(content) {
     content.differences.length ? differenceCard(content) : null,
     alone && alone.answers ? card("answers", "Answers side by side", answers(alone.answers, "answers-alone")) : null,
     content.curves.length ? curveCard(content) : null,
+    content.positions.length ? positionCard(content) : null,
     content.fronts.length ? frontCard(content) : null,
     alone ? card("run-facts", "The run", runFacts(content.only, content)) : null,
     content.runs.rows.length ? runsCard(content) : card("runs", "Runs", el("p", { class: "empty" }, "There is no run yet.")),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kd.reports.comparisons.changed_words import Piece, marked
 from kd.reports.comparisons.costs import COSTS, cost_cell, shown_costs, spent
 from kd.reports.comparisons.curves import FIRST, logged, of_task
 from kd.reports.comparisons.samples import change, changed_first, side_by_side, summary, systems_of
@@ -15,6 +16,7 @@ from kd.reports.table import run_grid
 
 LONGEST = 600  # characters of a text
 METRICS = 16  # curves of a run
+MARKS = "Struck out: words before training that are gone after it. Underlined: words which the student before lacks."
 
 
 @dataclass
@@ -114,29 +116,35 @@ def _answers(job: Job, other: Job | None, beside: str, count: int) -> dict[str, 
     return {
         "systems": [named.get(system, system) for system in present],
         "items": [_item(name, own[name], present) for name in changed_first(own)[:count]],
-        "notes": [summary(own, job.folder.name, beside), f"Texts are cut at {LONGEST} characters."],
+        "before": present.index("before") if "before" in present else None,
+        "notes": [
+            summary(own, job.folder.name, beside),
+            *([MARKS] if "before" in present else []),
+            f"Texts are cut at {LONGEST} characters.",
+        ],
     }
 
 
 def _item(name: str, systems: Mapping[str, Mapping[str, Any]], present: Sequence[str]) -> dict[str, Any]:
     one = systems["after"]
-    moved = change(systems, "before")
+    moved, pieces = change(systems, "before"), marked(systems, LONGEST)
     words = "" if "before" not in systems else "gained" if moved > 0 else "lost" if moved < 0 else "as before"
     return {
         "id": name,
         "prompt": _short(one["prompt"]),
         "reference": _short(one.get("reference") or "–"),
-        "answers": [_answer(systems.get(system)) for system in present],
+        "answers": [_answer(systems.get(system), pieces.get(system, ())) for system in present],
         "change": words,
     }
 
 
-def _answer(one: Mapping[str, Any] | None) -> list[Any] | None:
-    """[text, score as text, score, further notes]; None without an answer."""
+def _answer(one: Mapping[str, Any] | None, pieces: Sequence[Piece]) -> list[Any] | None:
+    """[pieces, score as text, score, further notes]; None without an answer. A changed piece is a list of one text."""
     if one is None:
         return None
     more = [*(["truncated"] if one.get("truncated") else []), *filter(None, [one.get("verifier_error")])]
-    return [_short(one["response"]), number(one.get("score")), one.get("score"), "; ".join(map(_short, more))]
+    shown = [[text] if changed else text for text, changed in pieces if text]
+    return [shown, number(one.get("score")), one.get("score"), "; ".join(map(_short, more))]
 
 
 def _short(text: str) -> str:

@@ -60,26 +60,27 @@ function answers(found, id) {
   function draw(kind) {
     const kept = found.items.filter((one) => kind === "all" || one.change === kind);
     count.textContent = `${kept.length} of ${found.items.length} shown here`;
-    place.replaceChildren(...kept.map((one) => answered(one, found.systems)));
+    place.replaceChildren(...kept.map((one) => answered(one, found)));
   }
   const control = select(id, "score against before", ["all", ...kinds], draw);
   draw(chosen.get(id));
   return [el("div", { class: "controls" }, control, count), place, notes(found)];
 }
 
-function answered(one, systems) {
+function answered(one, { systems, before }) {
   return el("article", { class: "answer" },
     el("header", {}, el("span", { class: `change ${one.change.split(" ")[0]}` }, SIGNS[one.change] || ""), el("code", {}, one.id)),
     el("div", { class: "asked" }, el("div", {}, el("h4", {}, "prompt"), el("p", {}, one.prompt)), el("div", {}, el("h4", {}, "reference"), el("p", {}, one.reference))),
-    el("div", { class: "given" }, systems.map((system, i) => given(system, one.answers[i]))));
+    el("div", { class: "given" }, systems.map((system, i) => given(system, one.answers[i], i === before ? "del" : "ins"))));
 }
 
-function given(system, answer) {
+/** An answer of a system; of its pieces, those that are lists are changed: words that are gone (del) or new (ins). */
+function given(system, answer, mark) {
   if (!answer) return el("div", {}, el("h4", {}, system), el("p", { class: "empty" }, "no answer"));
-  const [text, score, value, more] = answer;
+  const [pieces, score, value, more] = answer;
   const sign = value === 1 ? "✓ " : value === 0 ? "✗ " : "";
   return el("div", { class: value === 1 ? "right" : null }, el("h4", {}, system, el("span", { class: "score" }, `${sign}${score}`)),
-    text ? el("p", {}, text) : el("p", { class: "empty" }, "(empty)"), more ? el("small", {}, more) : null);
+    pieces.length ? el("p", {}, pieces.map((piece) => (Array.isArray(piece) ? el(mark, {}, piece) : piece))) : el("p", { class: "empty" }, "(empty)"), more ? el("small", {}, more) : null);
 }
 
 function settings(found, content, place) {

@@ -8,8 +8,10 @@ from typing import Any
 from kd.reports.comparisons.samples import SYSTEMS, Answers, read_answers
 from kd.reports.frame import Arm
 from kd.reports.runs import Job
+from kd.runs.positions import VALUES, read_positions
 
 HEADLINE = "headline"  # of the skill that a run was trained on: its first metric, whichever that is
+POSITION = "positions/position"  # the first of a bin: the x axis of the curves by position
 SCORES = ("skill", "metric", "system", "value", "low", "high", "n")
 
 Row = Sequence[Any]
@@ -55,6 +57,23 @@ def score_rows(results: Mapping[str, Any]) -> list[Row]:
         (skill or own, metric, system, *(one[name] for name in SCORES[3:]))
         for skill, metric, system, one in estimates(results)
     ]
+
+
+def by_position(folder: Path, skill: str) -> list[dict[str, float]]:
+    """The curves of the trained student by the position of a token, a row for each bin.
+
+    POSITION is the first of the bin; `positions/RESPONSES/NAME` are the divergences, entropies and agreement that were
+    measured in it (docs/run_folder.md, positions.csv).
+
+    Raises ValueError if positions.csv is torn, or not as it was when its run ended.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for one in read_positions(folder):
+        if (one.skill, one.system) == (skill, "after") and one.n:
+            numbers = {f"positions/{one.responses}/{name}": getattr(one, name) for name in VALUES}
+            known = {name: value for name, value in numbers.items() if value is not None}
+            found.setdefault(one.first, {POSITION: float(one.first)}).update(known)
+    return [found[first] for first in sorted(found)]
 
 
 def answers_beside(folder: Path, beside: Path | None) -> Answers:

@@ -9,11 +9,12 @@ import wandb_workspaces.reports.v2 as wr
 from kd.reports.comparisons.costs import COSTS
 from kd.reports.comparisons.curves import logged
 from kd.reports.comparisons.pivot import default_axes, pivot_grid
+from kd.reports.comparisons.positions import HEADINGS, READ
 from kd.reports.frame import Arm, Frame
 from kd.reports.render import markdown
 from kd.reports.settings import ORDER, TRAINED_ON
 from kd.reports.sweep import Choices
-from kd.reports.wandb.final import HEADLINE, answers_beside, final, lengths
+from kd.reports.wandb.final import HEADLINE, POSITION, answers_beside, by_position, final, lengths
 from kd.reports.wandb.record import AXIS, STEP
 
 ANSWERS = "tables/answers"
@@ -42,10 +43,11 @@ def names_of(arms: Sequence[Arm]) -> Names:
     """The names that the finished runs of arms log. Raises ValueError if a file is not as it was when its run ended."""
     history: dict[str, None] = {}
     finals: list[Mapping[str, float]] = []
-    for job in (job for arm in arms for job in arm.runs.values()):
+    for skill, job in ((arm.skill, job) for arm in arms for job in arm.runs.values()):
         if job.folder is None or job.results is None:
             continue
         history |= dict.fromkeys(logged(job))
+        history |= dict.fromkeys(name for row in by_position(job.folder, skill) for name in row)
         texts = answers_beside(job.folder, None)
         finals.append({**final(job.results), **lengths(texts), **({ANSWERS: len(texts)} if texts else {})})
     summary = dict.fromkeys(name for one in finals for name in one)
@@ -76,6 +78,7 @@ def sections(frame: Frame, skill: str) -> list[tuple[str, list[Any]]]:
             *_lines(names, DISTANCE, by),
             *_agreement(names, by),
         ],
+        "By position": _by_position(names, by),
         "Length and truncation": [*_lines(names, RESPONSES, by), *_lengths(names, skill, by)],
         "Answers": [wr.WeavePanelSummaryTable(table_name=ANSWERS)] if ANSWERS in names.summary else [],
         "Runs": [wr.RunComparer(diff_only="split")],
@@ -98,18 +101,30 @@ def score_table(frame: Frame, choices: Choices) -> str:
 
 
 def _lines(names: Names, wanted: Sequence[str], by: str) -> list[Any]:
+    return [_line(name, name, by, STEP) for name in wanted if name in names.history]
+
+
+def _line(title: str, name: str, by: str, x: str) -> Any:
+    """The curve of a name over `x`; positions, of which each bin has twice as many as that before, in powers of ten."""
+    return wr.LinePlot(
+        title=title,
+        x=x,
+        y=[name],
+        groupby=wr.Config(by),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        title_x={STEP: "step", POSITION: "position"}[x],
+        log_x=True if x == POSITION else None,
+    )
+
+
+def _by_position(names: Names, by: str) -> list[Any]:
+    """A panel for each kind of responses and number that some run measured by the position of a token."""
     return [
-        wr.LinePlot(
-            title=name,
-            x=STEP,
-            y=[name],
-            groupby=wr.Config(by),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-            title_x="step",
-        )
-        for name in wanted
-        if name in names.history
+        _line(f"{HEADINGS[metric]} by position in {READ[responses]}".replace("\n", " "), name, by, POSITION)
+        for responses in READ
+        for metric in HEADINGS
+        if (name := f"positions/{responses}/{metric}") in names.history
     ]
 
 

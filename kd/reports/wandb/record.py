@@ -10,7 +10,17 @@ from typing import Any
 from kd.reports.runs import Job, read_folder
 from kd.reports.settings import axes_of
 from kd.reports.sweep import near
-from kd.reports.wandb.final import SCORES, answer_rows, answers_beside, final, lengths, score_rows
+from kd.reports.wandb.final import (
+    POSITION,
+    SCORES,
+    answer_rows,
+    answers_beside,
+    by_position,
+    final,
+    headline,
+    lengths,
+    score_rows,
+)
 from kd.runs.results import read_results
 
 STEP = "trainer/global_step"  # Lightning's name of the x axis
@@ -86,7 +96,8 @@ def tags_of(axes: Mapping[str, str]) -> list[str]:
 
 
 def log_end(run: Any, folder: Path, beside: Path | None = None, *, answers: int = 32, artifact: str = "none") -> None:
-    """Log what a finished run's folder holds: final numbers as summary, tables of scores and answers, its files.
+    """Log what a finished run's folder holds: final numbers as summary, tables of scores and answers, curves by
+    position, its files.
 
     Args:
         beside: the folder of the run beside (`compare`); its answers are shown, too.
@@ -100,9 +111,14 @@ def log_end(run: Any, folder: Path, beside: Path | None = None, *, answers: int 
     results, texts = read_results(folder), answers_beside(folder, beside)
     run.summary.update({**final(results), **lengths(texts)})
     tables = {"scores": (list(SCORES), score_rows(results)), "answers": answer_rows(texts, answers)}
-    for name, (columns, rows) in tables.items():
-        if rows:
-            run.log({f"tables/{name}": wandb.Table(columns=[*columns], data=[list(row) for row in rows])})
+    for name, (columns, cells) in tables.items():
+        if cells:
+            run.log({f"tables/{name}": wandb.Table(columns=[*columns], data=[list(row) for row in cells])})
+    rows = by_position(folder, headline(results)[0])
+    for name in dict.fromkeys(name for row in rows for name in row if name != POSITION):
+        run.define_metric(name, step_metric=POSITION)
+    for row in rows:
+        run.log(row)
     if artifact != "none":
         run.log_artifact(_artifact(folder, results["config_hash"], weights=artifact == "weights"))
 
