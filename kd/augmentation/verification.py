@@ -1,14 +1,14 @@
 """Verification: of responses that were generated, those that the skill scores well stay."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from kd.augmentation import Resources, Stage
 from kd.metrics.table import Metric, of_skill
 from kd.skills.scoring import scored_all
-from kd.types import Record, Response, Skill
+from kd.types import Record, Response
 
 VERSION = 2  # responses are compared with the skill's references, where they were with one another
 
@@ -32,6 +32,7 @@ class Verified(Stage):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"skill"})
+    name: ClassVar[str] = "verified"  # in a record's provenance
 
     def __init__(
         self,
@@ -49,33 +50,39 @@ class Verified(Stage):
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """A record for each such response, with it alone and its score; a window may mix them whatever their number."""
-        skill = resources.skill
+        records, own = list(records), _own(resources)
+        right = self.right(records, [record.responses for record in records], resources)
+        for record, kept in zip(records, right, strict=True):
+            if not kept and self.otherwise == "reference" and record.id in own:
+                kept = own[record.id].responses
+            if not kept:
+                resources.dropped("no right response")
+            yield from one_each(record, kept, self.name)
+
+    def right(
+        self, records: Sequence[Record], responses: Sequence[Sequence[Response]], resources: Resources
+    ) -> list[tuple[Response, ...]]:
+        """Of the responses to each record those that stay, with their scores.
+
+        A score may read the responses with which the skill's record of this id came, or else the record's own.
+
+        Raises ValueError where the threshold is the metric's best value, and it has none.
+        """
+        skill, own = resources.skill, _own(resources)
         assert skill is not None  # `requires`
         metric = of_skill(skill.metric)
         if self.threshold is None and not math.isfinite(metric.best):
             raise ValueError(
                 f"threshold=null keeps what has the best value of {metric.name}, which has none; give the threshold"
             )
-        own = {record.id: record for record in skill.load("train")}  # a score may read the responses of these
-        for record in records:
-            problem = own.get(record.id, record)
-            given = own[record.id].responses if record.id in own else ()
-            kept = self._right(record.responses, problem, skill, given[0].text if given else None)
-            if not kept and self.otherwise == "reference":
-                kept = given
-            if not kept:
-                resources.dropped("no right response")
-            for i, answer in enumerate(kept):
-                name = record.id if i == 0 else f"{record.id}/{i + 1}"
-                yield replace(record, id=name, responses=(answer,), provenance=(*record.provenance, "verified"))
+        problems = [own.get(record.id, record) for record in records]
+        pairs = [(problem, one.text) for problem, several in zip(problems, responses, strict=True) for one in several]
+        scores = iter(scored_all(skill, pairs, reference=lambda problem: _reference(own, problem)))
+        scored = [[replace(one, score=next(scores).score) for one in several] for several in responses]
+        return [self._kept(several, metric) for several in scored]
 
-    def _right(
-        self, responses: Sequence[Response], problem: Record, skill: Skill, reference: str | None
-    ) -> tuple[Response, ...]:
-        pairs = [(problem, answer.text) for answer in responses]
-        scores = scored_all(skill, pairs, reference=lambda _: reference)
-        found = [replace(answer, score=one.score) for answer, one in zip(responses, scores, strict=True)]
-        right = [answer for answer in found if self._reaches(answer.score, of_skill(skill.metric))]
+    def _kept(self, scored: Sequence[Response], metric: Metric) -> tuple[Response, ...]:
+        right = [answer for answer in scored if self._reaches(answer.score, metric)]
         if self.distinct:
             right = list({answer.text: answer for answer in right}.values())
         return tuple(right[: self.most])
@@ -84,3 +91,22 @@ class Verified(Stage):
         assert score is not None
         least = metric.best if self.threshold is None else self.threshold
         return score >= least if metric.higher_is_better else score <= least
+
+
+def one_each(record: Record, responses: Sequence[Response], *names: str) -> Iterator[Record]:
+    """A record for each response, with it alone, passed by the stages `names`; from the second on with a number."""
+    for i, response in enumerate(responses):
+        name = record.id if i == 0 else f"{record.id}/{i + 1}"
+        yield replace(record, id=name, responses=(response,), provenance=(*record.provenance, *names))
+
+
+def _own(resources: Resources) -> dict[str, Record]:
+    """The skill's training records, by id."""
+    assert resources.skill is not None  # `requires`
+    return {record.id: record for record in resources.skill.load("train")}
+
+
+def _reference(own: Mapping[str, Record], problem: Record) -> str | None:
+    """A right answer to a problem, with which a verifier that fails is tried; None where the skill has none."""
+    responses = own[problem.id].responses if problem.id in own else ()
+    return responses[0].text if responses else None

@@ -75,10 +75,13 @@ def _check(found: Mapping[str, Sequence[int]], wanted: Mapping[str, int | None],
             )
 
 
-def near_duplicates(texts: Sequence[str]) -> list[str]:
+def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[str]:
     """The cluster of each text: texts of which one is nearly another, by MinHash of their characters, are together.
 
     What many texts share, as the words of a template around them, does not count. A cluster is named by its first text.
+
+    threshold: the Jaccard similarity of two texts' shingles from which they are near-duplicates, at least `THRESHOLD`,
+        for which the bands of the index are made.
     """
     from rensa import RMinHash, RMinHashLSH
 
@@ -103,7 +106,7 @@ def near_duplicates(texts: Sequence[str]) -> list[str]:
         own.update(sorted(_shingles(plain) - common) or [plain])
         hashes.append(own)
         for other in sorted(index.query(own)):
-            if root(other) != root(i) and own.jaccard(hashes[other]) >= THRESHOLD:
+            if root(other) != root(i) and own.jaccard(hashes[other]) >= threshold:
                 parent[max(root(i), root(other))] = min(root(i), root(other))
         index.insert(i, own)
     return [rank(texts[root(i)])[:12] for i in range(len(texts))]

@@ -11,6 +11,9 @@ OBJECTIVES = "tests/composition/test_composition.py::test_every_objective_is_a_r
 DIVERGENCE = "tests/objectives/test_divergence.py"
 FEATURES = "tests/objectives/test_features.py"
 LABELING = "tests/augmentation/test_labeling.py"
+SELF = "tests/augmentation/test_self_knowledge.py"
+FILTERS = "tests/augmentation/test_filters.py"
+SCORED = "tests/augmentation/test_scored_filters.py"
 EARLIER = "encoders with a classifier's head, which the survey names as earlier work"
 
 
@@ -94,19 +97,81 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
         ),
         Leaf(
             "Rationales that lead to the answer (STaR)",
-            "augmentation=rest_em loop.rounds=3",
-            "tests/augmentation/test_verification.py::test_what_stays",
-            "rationalisation, the hint of the answer where none was right",
+            "augmentation=star loop.rounds=3",
+            f"{SELF}::test_star_keeps_right_rationales_and_gives_the_answer_where_there_is_none",
+        ),
+        Leaf(
+            "Samples above thresholds that rise (ReST)",
+            "augmentation=rest loop.rounds=3 loop.student=continue",
+            f"{SELF}::test_the_threshold_of_rest_rises_with_the_round",
+            "several Improve steps on the samples of one Grow step",
         ),
         Leaf(
             "Self-play against earlier rounds (SPIN)",
             "method=spin",
             "tests/methods/test_samples.py::test_spins_opponent_is_the_student_of_before",
         ),
-        Leaf("Majority of paths (LMSI)", missing="the stage"),
-        Leaf("Self-rewarding", missing="the student as judge; loops are there"),
-        Leaf("Context distillation (Self-Align)", missing="prompts of stages"),
-        Leaf("Contrastive prompts (RLCD)", missing="prompts of stages"),
+        Leaf(
+            "Majority of paths (LMSI)",
+            "augmentation=lmsi",
+            f"{SELF}::test_the_majority_is_kept_whatever_the_reference",
+        ),
+        Leaf(
+            "Self-rewarding",
+            "augmentation=self_rewarding objective=dpo loop.rounds=2 loop.student=continue",
+            f"{SELF}::test_the_best_and_the_worst_become_a_pair",
+            "prompts that the student makes itself",
+        ),
+        Leaf(
+            "Context distillation (Self-Align)",
+            "augmentation=context_distillation",
+            f"{SELF}::test_the_context_is_read_and_not_learnt",
+        ),
+        Leaf(
+            "Contrastive prompts (RLCD)",
+            "augmentation=rlcd objective=dpo",
+            f"{SELF}::test_contrasting_prompts_make_the_pair",
+        ),
+    ),
+    "A · data selection": (
+        Leaf(
+            "Duplicates, exact and near",
+            "augmentation=[sampling,exact_duplicates,near_duplicates]",
+            f"{FILTERS}::test_what_stays",
+        ),
+        Leaf("Length and language", "augmentation=[sampling,length,language]", f"{FILTERS}::test_what_stays"),
+        Leaf("Refusals (WizardLM's elimination)", "augmentation=[sampling,refusals]", f"{FILTERS}::test_what_stays"),
+        Leaf(
+            "Responses that a verifier accepts (RFT)",
+            "augmentation=[sampling,verified]",
+            "tests/augmentation/test_verification.py::test_what_stays",
+        ),
+        Leaf(
+            "Contamination by the evaluation", "augmentation=[sampling,decontaminated]", f"{FILTERS}::test_what_stays"
+        ),
+        Leaf("Novelty by ROUGE-L (Self-Instruct's pool)", "augmentation=novel", f"{FILTERS}::test_what_stays"),
+        Leaf(
+            "Difference sampling and perplexity ratio (MiniPLM)",
+            "augmentation=difference_sampling",
+            f"{SCORED}::test_difference_sampling_keeps_what_the_teacher_finds_likeliest_against_the_student",
+            "selection of plain text (`corpus`)",
+        ),
+        Leaf(
+            "Instruction-following difficulty (IFD, Superfiltering)",
+            "augmentation=ifd",
+            f"{SCORED}::test_ifd_keeps_what_the_question_helps_least_but_helps",
+        ),
+        Leaf(
+            "Quality x complexity, then diversity (DEITA)",
+            "augmentation=deita",
+            f"{SCORED}::test_deita_takes_the_best_that_are_unlike",
+            "trained scorers",
+        ),
+        Leaf(
+            "A diverse coreset (k-center greedy, WaveCoder)",
+            "augmentation=coreset",
+            f"{SCORED}::test_k_centers_are_the_farthest_in_turn",
+        ),
     ),
     "A · distillation": (
         Leaf(

@@ -1,12 +1,16 @@
 """A teacher that provides all outputs of a model."""
 
+from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import nn
 
+from kd.generators.account import Spent, charge, is_metered
+from kd.models.flops import reading_flops
 from kd.models.language_model import LanguageModel
 from kd.teachers.interface import NetworkTeacher
-from kd.types import ModelOutput, Sequences, Source
+from kd.types import Batch, ModelOutput, Sequences, Source
 
 
 class WhiteBox(nn.Module, NetworkTeacher):
@@ -34,6 +38,12 @@ class WhiteBox(nn.Module, NetworkTeacher):
 
 
 class StudentText(WhiteBox):
-    """A student as a model that generates text: as a teacher does, at the student's cost."""
+    """A student as a model that generates text, and is read, as a teacher is, at the student's cost."""
 
     charged_to: ClassVar[Source] = "student"
+
+    def read(self, batch: Batch, wanted: frozenset[str], device: torch.device | None = None) -> ModelOutput:
+        """See `Teacher`; its FLOPs are added to every open meter."""
+        if is_metered():
+            charge(Spent(decoding_flops=reading_flops(self.model, batch.teacher)))
+        return self.output(batch if device is None else replace(batch, teacher=batch.teacher.to(device)), wanted)
