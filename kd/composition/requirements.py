@@ -27,6 +27,7 @@ from kd.signals import (
     of_role,
     requires,
 )
+from kd.teachers.interface import Teacher
 from kd.training.observers import monitors
 from kd.training.terms import STREAMS
 
@@ -232,7 +233,7 @@ def provided(path: str, node: Node) -> frozenset[str]:
     if node.get("_target_") is None:
         return frozenset()
     found = made_by(path, node)
-    given = found.provides
+    given = found.provided(node) if interface_of(path) is Teacher else found.provides
     if isinstance(writer := node.get("writer"), Mapping):  # a rollout passes on what its writer provides, and may add
         given &= provided(joined(path, "writer"), writer) | found.adds
     return given

@@ -96,6 +96,7 @@ def build(cfg: DictConfig) -> Parts:
     spent = elicited.spent
     module.budget.teacher_tokens, module.budget.generated_tokens = spent.teacher_tokens, spent.generated_tokens
     module.budget.student_flops, module.budget.judge_flops = spent.decoding_flops, spent.judge_flops
+    module.budget.money = spent.money
     if found := held(data.train, encoder.student):
         rank_zero_only(remark)(f"text: {found}")
     if teacher is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from kd.components.axes import AXES
 from kd.components.instantiation import calls, instantiate
@@ -41,6 +42,8 @@ def check_models(cfg: DictConfig) -> None:
     losses = {str(name): instantiate(node.loss, _convert_="all") for name, node in cfg.objective.items()}
     contents: Any = [OmegaConf.to_container(node, resolve=True) for node in nodes]
     student, teacher = laid_out(contents[0]), laid_out(described(contents[1]))
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        teacher = None  # a server's: there is nothing to compare with
     if images:
         check_readers(cfg.skill._target_, {"student": student, "teacher": teacher})
     check_mergeable(student)

@@ -79,6 +79,8 @@ class Elicited:
             "generated_tokens": spent.generated_tokens,
             "student_flops": spent.decoding_flops,
             "judge_flops": spent.judge_flops,
+            "requests": spent.requests,
+            "money": spent.money,
             "seconds": spent.seconds,
             "stages": [stage.model_dump() for stage in self.stages],
         }

@@ -222,6 +222,8 @@ def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) ->
     origins = {"data": (data, skill_licence)}
     for role, node in _teachers(config).items():
         origins[role] = _which(node["model"]), licence_of(node, config) or _trained_on(node, skill_licence)
+    if served := config["teacher"].get("served_model"):
+        origins["teacher"] = f"`{served}` on a server", config["teacher"].get("licence")
     if config["student"]["model"].get("source"):
         origins["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
     return origins

@@ -14,13 +14,15 @@ import kd
 from kd.artifacts import texts_sha256
 from kd.components.choices import choices, content
 from kd.components.instantiation import instantiate
-from kd.components.signatures import suggestion
+from kd.components.signatures import joined, suggestion
+from kd.composition.interfaces import interface_of, made_by
 from kd.data.prompt_templates import template_text as prompt_template
 from kd.models.tokenizers import template_text
 from kd.runs.folder import config_hash
 from kd.secrets import hashable, masked
 from kd.skills.records import made, skill_of
 from kd.sources.addresses import digest, keys_of
+from kd.teachers.interface import Teacher
 from kd.training.observers import counted
 from kd.types import Record, Skill, Split
 from kd.versions import versions
@@ -54,7 +56,21 @@ def identity(cfg: DictConfig, stages: Sequence[str] = STAGES) -> str:
     }
     digests = {masked(name): content for name, content in found.items()}
     version = code_of({**config, **named}, (*stages, *_part_classes(config.get("skill"))))
-    return config_hash(_in_order(counted(hashable(cfg))), digests=digests, version=version)
+    return config_hash(_hashed(cfg), digests=digests, version=version)
+
+
+def _hashed(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a config that enters the hash."""
+    return _in_order(_counted_settings("", counted(hashable(cfg))))
+
+
+def _counted_settings(path: str, node: Any) -> Any:
+    """A node without the settings of teachers on which no number depends (`kd.teachers.interface.Teacher`)."""
+    if not isinstance(node, Mapping):
+        return node
+    is_teacher = node.get("_target_") and interface_of(path) is Teacher
+    apart = made_by(path, node).uncounted(node) if is_teacher else frozenset()
+    return {key: _counted_settings(joined(path, key), value) for key, value in node.items() if key not in apart}
 
 
 def _metric_nodes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -82,7 +98,7 @@ def _part_classes(node: Any) -> set[str]:
 
 def alike(one: DictConfig, other: DictConfig) -> bool:
     """Return whether two configs have the same identity; no content is read for that."""
-    first, second = (config_hash(_in_order(counted(hashable(cfg))), digests={}, version={}) for cfg in (one, other))
+    first, second = (config_hash(_hashed(cfg), digests={}, version={}) for cfg in (one, other))
     return first == second
 
 

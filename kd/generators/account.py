@@ -36,6 +36,8 @@ class Spent(NamedTuple):
         without the last token of those that were generated.
     seconds: of generating alone, without scoring.
     judge_flops: of a reward model, or a discriminator, that scored responses.
+    requests: to a server behind which a teacher is.
+    money: their price, in the unit of the teacher's `price`.
     """
 
     generated_tokens: int = 0
@@ -43,6 +45,8 @@ class Spent(NamedTuple):
     teacher_tokens: int = 0
     seconds: float = 0.0
     judge_flops: int = 0
+    requests: int = 0
+    money: float = 0.0
 
     def plus(self, other: "Spent") -> "Spent":
         """Both together."""

@@ -13,6 +13,7 @@ class Budget(Page):
     teacher_tokens: NonNegativeInt
     generated_tokens: NonNegativeInt
     judge_flops: NonNegativeFloat = 0
+    money: NonNegativeFloat = 0
     seconds: NonNegativeFloat
     peak_memory_bytes: NonNegativeInt
 
@@ -65,11 +66,12 @@ class Verdicts(Page):
 class Elicitation(Page):
     """The training records after the stages of an augmentation, and the cost of the texts that were generated for them.
 
-    The tokens and FLOPs are in the budget of the run, too; the seconds, of generating, are not. Text that was read from
-    a cache costs what it did when it was generated.
+    The tokens, FLOPs and money are in the budget of the run, too; the seconds, of generating, are not. Text that was
+    read from a cache costs what it did when it was generated.
 
     records, responses: after the last stage. left_out: records that leave the teacher no room. stages: in order; none
     in results from before they were recorded.
+    requests, money: to the server behind a teacher, and their price.
     """
 
     records: NonNegativeInt
@@ -79,5 +81,7 @@ class Elicitation(Page):
     generated_tokens: NonNegativeInt
     student_flops: NonNegativeFloat
     judge_flops: NonNegativeFloat
+    requests: NonNegativeInt = 0
+    money: NonNegativeFloat = 0
     seconds: NonNegativeFloat
     stages: list[StageAccount] = Field(default_factory=list)

@@ -2,7 +2,7 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -53,6 +53,18 @@ class Teacher(Protocol):
     follows_student: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False
     charged_to: ClassVar[Source] = "teacher"
+
+    # ---- settings ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def provided(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """What it provides under its settings in the config: `provides`, unless a subclass reads them."""
+        return cls.provides
+
+    @classmethod
+    def uncounted(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """The keys of its settings on which no number depends; they are not in the identity of a run."""
+        return frozenset()
 
     # ---- text --------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Budget:
     judge_flops: of networks that are neither student nor teacher: of a reward model's scores, and of a
     discriminator's scores and training. No limit is set on them, and equal `student_flops` leave them out: report
     them beside.
+    money: the price of what a teacher's server generated, for an augmentation too; the teacher itself has a limit.
     peak_memory_bytes: of the first rank in training: allocated on its GPU, else resident.
     """
 
@@ -46,6 +47,7 @@ class Budget:
     generated_tokens: int = 0
     student_flops: int = 0
     judge_flops: int = 0
+    money: float = 0.0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 

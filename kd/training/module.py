@@ -167,18 +167,17 @@ class Distillation(RunState):
         silent = sum(int((~b.student.mask.any(-1)).sum()) for _, b in batches)
         responses = sum(len(b.student.mask) for _, b in batches)
         before, self._counted = self._counted, self.meter.spent
-        generated, decoding, read, _, judging = (now - then for now, then in zip(self._counted, before, strict=True))
-        judging += self._learning_to_judge(batches)
-        costs = torch.tensor(
-            [real, padded, responses, silent, teacher + read, generated, flops + decoding, judging], dtype=torch.float64
-        )
+        new = self._counted.less(before)
+        judging = new.judge_flops + self._learning_to_judge(batches)
+        own, read = (new.generated_tokens, flops + new.decoding_flops), teacher + new.teacher_tokens
+        costs = torch.tensor([real, padded, responses, silent, read, *own, judging, new.money], dtype=torch.float64)
         totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
         each = len(fields(Counts))
         spent, size = self.budget, each * len(local)
         spent.rows += int(sum(totals[:size:each]))
         names = ("tokens", "padded", "responses", "masked", "teacher_tokens", "generated_tokens", "student_flops")
-        for name, value in zip((*names, "judge_flops"), totals[size:], strict=True):
-            setattr(spent, name, getattr(spent, name) + int(value))
+        for name, value in zip((*names, "judge_flops", "money"), totals[size:], strict=True):
+            setattr(spent, name, getattr(spent, name) + (value if name == "money" else int(value)))
         return {name: Counts(*totals[each * i : each * (i + 1)]) for i, name in enumerate(self.active)}
 
     def _learning_to_judge(self, batches: Sequence[tuple[str, Batch]]) -> int:

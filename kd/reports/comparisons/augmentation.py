@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd.reports.comparisons.costs import OF_TEACHER, TEACHER_FLOPS, cost_cell, mean_cost, teacher_flops
+from kd.reports.comparisons.costs import OF_TEACHER, TEACHER_FLOPS, WHERE_ANY, cost_cell, mean_cost, teacher_flops
 from kd.reports.comparisons.pivot import mean_of
 from kd.reports.frame import Arm, Frame, seeds_text
 from kd.reports.grid import Cell, Grid
@@ -17,6 +17,7 @@ ELICITED = {  # of the results' `elicitation`, and the teacher's FLOPs
     "generated_tokens": "by the student:\ntokens",
     "student_flops": "by the student:\nFLOPs",
     "judge_flops": "judge\nFLOPs",
+    "money": "money",
     "seconds": "elicitation\nseconds",
 }
 QUALITY = {"acceptance": "accepted", "score": "score of\nthe data", "unique": "unique\nresponses"}
@@ -42,7 +43,7 @@ def augmentation_grid(frame: Frame) -> Grid | None:
     """
     if not any(map(stages_of, frame.arms)):
         return None
-    costs = [name for name in ELICITED if name != "judge_flops" or any(_elicited(a, name) > 0 for a in frame.arms)]
+    costs = [name for name in ELICITED if name not in WHERE_ANY or any(_elicited(a, name) > 0 for a in frame.arms)]
     rows = []
     for arm in frame.arms:
         name = arm.headline(arm.skill)
@@ -85,7 +86,7 @@ def _of_run(results: Any, key: str) -> float:
     page = results.get("elicitation")
     if page is None:
         return math.nan
-    return teacher_flops(results, page["teacher_tokens"]) if key == TEACHER_FLOPS else float(page[key])
+    return teacher_flops(results, page["teacher_tokens"]) if key == TEACHER_FLOPS else float(page.get(key, 0))
 
 
 def _count(arm: Arm, key: str) -> Cell:

@@ -17,17 +17,18 @@ COSTS = {  # of a run's budget, in the order of the columns
     "teacher_tokens": "teacher\ntokens",
     "generated_tokens": "generated\ntokens",
     "judge_flops": "judge\nFLOPs",
+    "money": "money",
     "seconds": "training\nseconds",
     "elicitation_seconds": "elicitation\nseconds",
 }
 TEACHER_FLOPS = "teacher_flops"
 TITLES = {**COSTS, TEACHER_FLOPS: "teacher\nFLOPs"}
-WHERE_ANY = ("judge_flops", "elicitation_seconds")  # shown where one is above 0
+WHERE_ANY = ("judge_flops", "money", "elicitation_seconds")  # shown where one is above 0
 OF_TEACHER = "Teacher FLOPs: its tokens times its FLOPs a token, without attention to earlier tokens."
 
 
 def spent(job: Job, name: str) -> float | int:
-    """A cost of a run; runs from before a judge was counted have no judge_flops, without stages nothing was elicited.
+    """A cost of a run; runs from before a cost was counted have none of it, without stages nothing was elicited.
 
     NaN for the FLOPs of a teacher with unknown FLOPs per token.
     """
@@ -46,7 +47,7 @@ def teacher_flops(results: Mapping[str, Any], tokens: int) -> float:
 
 
 def shown_costs(jobs: Sequence[Job]) -> list[str]:
-    """The costs to be shown: a judge's, and the seconds of elicitation, where there are any."""
+    """The costs to be shown: a judge's, money, and the seconds of elicitation, where there are any."""
     return [name for name in COSTS if name not in WHERE_ANY or any(spent(job, name) for job in jobs)]
 
 
@@ -79,4 +80,6 @@ def cost_cell(name: str, value: float | int) -> Cell:
         return Cell("–")
     if name.endswith("flops"):
         return Cell.number(value, f"{value:.2e}")
+    if name == "money":
+        return Cell.number(value, f"{value:.4g}")
     return Cell.number(value, f"{value:.1f}" if name.endswith("seconds") else f"{value:,.0f}")
