@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,12 +23,11 @@ from kd.experiment.build import Parts, build
 from kd.experiment.loading import device
 from kd.experiment.preparation import targets_folder
 from kd.experiment.run import as_read
-from kd.kernels.logits import DenseLogits, HeadLogits, Logits
 from kd.locks import locked
 from kd.models.digests import model_digest
 from kd.progress import phase
-from kd.seeding import derive
 from kd.teachers.cached import head_tensors
+from kd.teachers.listed import Listed
 from kd.teachers.target_store import TargetStore, check_part, keep, keys_of
 from kd.teachers.targets import Hidden, stored
 from kd.teachers.truncated import Approximated
@@ -68,7 +66,7 @@ def write(cfg: DictConfig, this_run: bool = False) -> str:
         cfg.targets.cached = False
     cfg = as_read(cfg)
     folder, parts = targets_folder(cfg), build(cfg)
-    teacher: Approximated = parts.module.models.teacher
+    teacher: Approximated | Listed = parts.module.models.teacher
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), reading(teacher):
         records = parts.data.met() if this_run else parts.data.train
@@ -78,7 +76,8 @@ def write(cfg: DictConfig, this_run: bool = False) -> str:
         before = len(store)
         probe = _probe(cfg, parts)
         _write_targets(store, teacher, [*batches, *probe])
-        _write_probe(store, teacher, probe)
+        if isinstance(teacher, Approximated):
+            _write_probe(store, teacher, probe)
     return summary(store, len(store) - before, time.monotonic() - started)
 
 
@@ -91,32 +90,30 @@ def summary(store: TargetStore, new: int, seconds: float) -> str:
     )
 
 
-def targets_of(teacher: Approximated, batch: Batch) -> Iterator[tuple[bytes, dict[str, Tensor]]]:
-    """Each sequence's key and columns. The draws depend on the sequence alone, not on others in the cache."""
-    logits = teacher.exact.read(batch, frozenset({"logits"})).logits
-    ends = batch.teacher.mask.sum(1).cumsum(0).tolist()
-    for key, start, end in zip(keys_of(batch.teacher), [0, *ends], ends, strict=False):
-        generator = torch.Generator(batch.teacher.mask.device).manual_seed(derive(0, "targets", key.hex()))
-        columns = teacher.targets.columns(_part(logits, slice(start, end)), generator)
-        yield key, stored(columns, teacher.targets.dtype, logits.size)
+def targets_of(teacher: Approximated | Listed, batch: Batch) -> Iterator[tuple[bytes, dict[str, Tensor]]]:
+    """Each sequence's key and columns, as they are stored."""
+    for key, columns in zip(keys_of(batch.teacher), teacher.columns_of(batch), strict=True):
+        yield key, stored(columns, teacher.targets.dtype, teacher.vocabulary)
 
 
-def _write_frame(folder: Path, teacher: Approximated) -> None:
+def _write_frame(folder: Path, teacher: Approximated | Listed) -> None:
     """Write what holds for all sequences: the targets' settings, the teacher's tokenizer, and its head if needed."""
     if (folder / "targets.json").exists():
         return
-    model = teacher.model
-    keep(folder / "tokenizer", model.tokenizer.save_pretrained)
+    words = teacher.tokenizer
+    assert words is not None  # its targets are about ids
+    keep(folder / "tokenizer", words.save_pretrained)
     if isinstance(teacher.targets, Hidden):
-        head = head_tensors(model.head())
+        head = head_tensors(teacher.model.head())
         keep(folder / "head.safetensors", lambda path: save_file(head, path))
     settings = {"targets": type(teacher.targets).__name__, **vars(teacher.targets)}
     settings.pop("rule", None)  # the tail rule is chosen when they are read
-    facts = {"teacher": model_digest(model), "vocabulary": model.vocabulary, **settings}
+    named = teacher.identity() if teacher.model is None else model_digest(teacher.model)
+    facts = {"teacher": named, "vocabulary": teacher.vocabulary, **settings}
     keep(folder / "targets.json", lambda path: write_atomically(path, json.dumps(facts, indent=2) + "\n"))
 
 
-def _write_targets(store: TargetStore, teacher: Approximated, batches: Sequence[Batch]) -> None:
+def _write_targets(store: TargetStore, teacher: Approximated | Listed, batches: Sequence[Batch]) -> None:
     """Write a shard for every SHARD sequences, so that no more is lost when the command is stopped."""
     waiting: dict[bytes, dict[str, Tensor]] = {}
     with phase("write the teacher's targets", len(batches), "batches") as shown:
@@ -150,12 +147,6 @@ def _write_probe(store: TargetStore, teacher: Approximated, batches: Sequence[Ba
     if whole:
         whole |= load_file(check_part(store.probe)) if known else {}
         keep(store.probe, lambda path: save_file(whole, path))
-
-
-def _part(logits: Logits, rows: slice) -> Logits:
-    if isinstance(logits, HeadLogits):
-        return HeadLogits(logits.hidden[rows], logits.head)
-    return DenseLogits(logits.rows(rows))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,10 @@ COMMAND = re.compile(r"^ *(python (?:run\.py|-m (?:kd|benchmarks)\.).*)$", flags
 SHOWING = [page for page in pages() if page.parent != ROOT and "extending" not in page.parts]
 COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMAND.findall(page.read_text())))
 # Checked and not run: what needs a server, a model of your own, a sandbox's minutes or another command's files; sweeps;
-# what the README has.
+# what the README has. tests/teachers/test_endpoint_page.py runs those of docs/endpoint.md.
 CHECKED = re.compile(
-    r"<|=vllm|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m|(?:experiment|method)=|run\.py +#"
+    r"<|=vllm|teacher=(?:endpoint|several)|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m"
+    r"|(?:experiment|method)=|run\.py +#"
 )
 # Grids of papers (tests/composition/test_paper_grids.py composes their arms), and globs.
 SLOW = re.compile(r"glob\(\*|experiment=(?!first_run|tiny_)")

@@ -16,7 +16,7 @@ from kd.composition.interfaces import made_by
 from kd.composition.requirements import demands
 from kd.seeding import seeded
 from kd.signals import is_row_wise, of_role, requires, separated
-from kd.teachers.targets import Targets
+from kd.teachers.targets import Targets, TopK
 from kd.types import WRITERS, Progress
 
 Node = Mapping[str, Any]
@@ -32,6 +32,8 @@ def check_targets(config: Node) -> None:
     node = config["targets"]
     if not isinstance(node.get("cached", False), bool):
         raise ValueError(f"targets.cached={shown(node['cached'])}: give true or false")
+    if config["teacher"].get("_target_") is not None and made_by("teacher", config["teacher"]).lists_targets:
+        _check_listing(config)
     if node.get("_target_") is None:
         if node.get("cached"):
             raise ValueError(
@@ -72,6 +74,29 @@ def _check_ensemble(teacher: Node, targets: Targets, cached: bool) -> None:
             f"targets {type(targets).__name__} cannot be kept of an ensemble with "
             f"teacher.combine={teacher['combine']}; "
             "take targets=full, or, where members are averaged, targets=topk or sampled"
+        )
+
+
+def _check_listing(config: Node) -> None:
+    """Refuse whole distributions, an audit and a temperature of a teacher that lists the likeliest ids alone."""
+    name, node = made_by("teacher", config["teacher"]).__name__, config["targets"]
+    reads = [part for _, part, names in demands(config) if "logits" in _of_teacher(names)]
+    if not reads:
+        return
+    if node.get("_target_") is None or not isinstance(kept(node), TopK):
+        raise ValueError(
+            f"{reads[0]} reads the whole distribution of the teacher, but teacher {name} lists the likeliest ids of "
+            "each position; take targets=topk targets.audit=null"
+        )
+    if (node.get("audit") or {}).get("every") is not None:
+        raise ValueError(
+            f"targets.audit compares with the whole distribution, which teacher {name} does not have; set "
+            "targets.audit=null"
+        )
+    if node["temperature"] != 1:
+        raise ValueError(
+            f"targets.temperature={node['temperature']}: teacher {name} lists probabilities at temperature 1, and a "
+            "tail cannot be heated; set temperature=1.0"
         )
 
 

@@ -221,9 +221,9 @@ def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) ->
     """
     origins = {"data": (data, skill_licence)}
     for role, node in _teachers(config).items():
-        origins[role] = _which(node["model"]), licence_of(node, config) or _trained_on(node, skill_licence)
-    if served := config["teacher"].get("served_model"):
-        origins["teacher"] = f"`{served}` on a server", config["teacher"].get("licence")
+        known = bool(node.get("model"))
+        licence = licence_of(node, config) or _trained_on(node, skill_licence) if known else node.get("licence")
+        origins[role] = _which(node["model"]) if known else _elsewhere(node), licence
     if config["student"]["model"].get("source"):
         origins["student, before"] = _which(config["student"]["model"]), licence_of(config["student"], config)
     return origins
@@ -237,7 +237,11 @@ def licence_of(node: Mapping[str, Any], config: Mapping[str, Any]) -> str | None
     source = node["model"].get("source")
     if node.get("licence") or not source:
         return node.get("licence")
-    theirs = (other.get("licence") for other in _teachers(config).values() if other["model"].get("source") == source)
+    theirs = (
+        other.get("licence")
+        for other in _teachers(config).values()
+        if (other.get("model") or {}).get("source") == source
+    )
     return next(filter(None, theirs), None) or stated_licence(source)
 
 
@@ -252,7 +256,13 @@ def _teachers(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The teacher, or each member of an ensemble, by role."""
     teacher = config["teacher"]
     members = {f"teacher {name}": member for name, member in (teacher.get("members") or {}).items()}
-    return members or ({"teacher": teacher} if teacher.get("model") else {})
+    own = teacher.get("model") or teacher.get("served_model") or teacher.get("file")
+    return members or ({"teacher": teacher} if own else {})
+
+
+def _elsewhere(node: Mapping[str, Any]) -> str:
+    """The name of a teacher without weights here: a model on a server, or a file."""
+    return f"`{node['served_model']}` on a server" if node.get("served_model") else f"`{node['file']['address']}`"
 
 
 def _which(model: Mapping[str, Any]) -> str:

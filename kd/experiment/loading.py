@@ -20,6 +20,7 @@ from kd.models.language_model import LanguageModel
 from kd.models.networks import pretrained
 from kd.seeding import seeded
 from kd.teachers.cached import Cached
+from kd.teachers.listed import Listed
 from kd.teachers.truncated import Approximated
 
 
@@ -42,7 +43,8 @@ def kept_teacher(cfg: DictConfig) -> Any:
     targets = kept(cfg.targets)
     if cfg.targets.cached:
         return Cached(targets_folder(cfg), targets)
-    return Approximated(load_teacher(cfg.teacher), targets)
+    teacher = load_teacher(cfg.teacher)
+    return Listed(teacher, targets) if teacher.lists_targets else Approximated(teacher, targets)
 
 
 def load_teacher(node: DictConfig) -> Any:

@@ -47,12 +47,14 @@ class Teacher(Protocol):
         share it.
     has_weights: whether its `model` generates with an engine of `kd.generators`.
     charged_to: the model whose cost its responses are, a teacher or the student.
+    lists_targets: whether its only logits are rows of some ids (`listed`), which `targets=topk` keeps.
     """
 
     provides: ClassVar[frozenset[str]]
     follows_student: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False
     charged_to: ClassVar[Source] = "teacher"
+    lists_targets: ClassVar[bool] = False
 
     # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,13 @@ class Teacher(Protocol):
         """The output that `read` returns; overridden by a teacher that requires more of a batch than its sequences."""
         forward: Any = self
         return forward(batch.teacher, wanted)
+
+    def listed(self, batch: Batch, labels: Sequence[Sequence[int]]) -> list[Any]:
+        """The rows (`kd.teachers.listed.Row`) of each sequence of a batch, one for each of its `labels`.
+
+        Raises ValueError for a teacher that lists none.
+        """
+        raise ValueError(f"teacher {type(self).__name__} lists no targets; take one with logits")
 
     @property
     def readings(self) -> int:

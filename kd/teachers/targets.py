@@ -71,6 +71,7 @@ class TopK:
     def read(self, columns: Columns, size: int, head: Head | None = None) -> SparseLogits:
         """The rows that `columns` made, possibly rounded for storage."""
         ids, wide = columns["ids"].long(), {name: _wide(columns[name]) for name in ("logprobs", "tail")}
+        ids = ids.masked_fill((ids < 0) | (ids >= size), EMPTY)  # in two bytes without a sign it is 65535
         return SparseLogits(ids, wide["logprobs"], wide["tail"], size, self.rule, self.temperature)
 
 
@@ -183,7 +184,7 @@ def held_of(drawn: Tensor, logprobs: Float[Tensor, "c V"], proposal: Float[Tenso
 
 def stored(columns: Columns, dtype: StoredType, size: int) -> dict[str, Tensor]:
     """The columns in the types of the disk: ids in two bytes where they fit."""
-    small = {"ids": torch.uint16 if size <= 1 << 16 else torch.int32, "held": torch.uint16}
+    small = {"ids": torch.uint16 if size < 1 << 16 else torch.int32, "held": torch.uint16}
     return {name: column.to(small.get(name, getattr(torch, dtype))).cpu() for name, column in columns.items()}
 
 

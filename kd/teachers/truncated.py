@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kd.data.sequences import Encoder
-from kd.kernels.logits import Logits
+from kd.kernels.logits import DenseLogits, HeadLogits, Logits
 from kd.kernels.sparse import SparseLogits
+from kd.seeding import derive
 from kd.teachers.interface import NetworkTeacher
+from kd.teachers.target_store import keys_of
 from kd.teachers.targets import HeldMass, Targets
 from kd.types import Batch, ModelOutput, Record
 
@@ -68,9 +71,24 @@ class Approximated(nn.Module, NetworkTeacher):
         logits = self.exact.read(batch, frozenset({"logits"})).logits
         return self._kept(logits), logits
 
+    def columns_of(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """The columns of each sequence of a batch. The draws depend on the sequence alone, not on others."""
+        logits = self.exact.read(batch, frozenset({"logits"})).logits
+        ends, found = batch.teacher.mask.sum(1).cumsum(0).tolist(), []
+        for key, start, end in zip(keys_of(batch.teacher), [0, *ends], ends, strict=False):
+            generator = torch.Generator(batch.teacher.mask.device).manual_seed(derive(0, "targets", key.hex()))
+            found.append(self.targets.columns(_part(logits, slice(start, end)), generator))
+        return found
+
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""
         return {} if self.targets.rule is None else self.held_mass.take_report()
 
     def _kept(self, logits: Logits) -> Any:
         return self.targets.read(self.targets.columns(logits), logits.size)
+
+
+def _part(logits: Logits, rows: slice) -> Logits:
+    if isinstance(logits, HeadLogits):
+        return HeadLogits(logits.hidden[rows], logits.head)
+    return DenseLogits(logits.rows(rows))

@@ -124,6 +124,17 @@ def test_a_fault_is_answered_by_another_request_or_one_sentence(faults, requests
     assert len(server.requests) == requests
 
 
+def test_the_page_has_the_table_of_faults():
+    page = (ROOT / "docs" / "endpoint.md").read_text(encoding="utf-8").partition("| fault | of | requests |")[2]
+    shown = re.findall(r"^\| ([\w ]+) \| (the first|every) request \| (\d) \| (.*?) \|$", page, flags=re.MULTILINE)
+    lost = "an unfinished, empty response, with a warning"
+    expected = []
+    for faults, requests, error, _ in TABLE:
+        result = error.__name__ if error else lost if len(faults) > 1 else "answered"
+        expected.append((faults[0], "every" if len(faults) > 1 else "the first", str(requests), result))
+    assert shown == expected
+
+
 def test_a_server_that_is_not_there_is_named(tmp_path):
     with serving(Scripted()) as server:
         url = server.url
@@ -174,7 +185,7 @@ def test_a_budget_is_never_crossed_and_more_of_it_goes_on(limit, value, each, tm
 
 
 def test_money_needs_a_price(tmp_path):
-    with pytest.raises(ValueError, match="teacher.budget.money=1 is a limit on money, but teacher.price is not given"):
+    with pytest.raises(ValueError, match=r"teacher.budget.money=1 is a limit on money, but teacher.price is not given"):
         client("http://localhost:1/v1", tmp_path, {"money": 1})
 
 
@@ -318,7 +329,11 @@ LOGPROBS = frozenset({"text", "logprobs", "top_logprobs"})
             plain,
             "structured of scripted: response 0 does not follow the schema: no JSON.*teacher.offers",
         ),
-        ({"text", "prompt_logprobs"}, plain, "prompt_logprobs of scripted: of a given text 0 tokens.*or start vLLM"),
+        (
+            {"text", "prompt_logprobs"},
+            plain,
+            "prompt_logprobs of scripted: it has no log-probabilities of the prompt.*or start vLLM",
+        ),
         (LOGPROBS, with_logprobs(), None),
         ({"text"}, plain, None),
     ],

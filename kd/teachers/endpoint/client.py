@@ -113,6 +113,12 @@ class Client:
             pool.shutdown(cancel_futures=True)
         return [found[name] for name in keys]
 
+    def bodies(self, requests: Sequence[Request]) -> list[str]:
+        """The bodies of the replies to each request, sent for as in `replies`."""
+        self.replies(requests)
+        found = [self.store.get(request.key(self.identity)) for request in requests]
+        return [kept.content for kept in found if kept is not None]
+
     def is_kept(self, request: Request) -> bool:
         """Return whether its reply is on disk."""
         return self.store.get(request.key(self.identity)) is not None
@@ -203,6 +209,7 @@ class Client:
         remedy = {
             "n": "set teacher.together=false, which requests each response apart",
             "logprobs": "take logprobs out of teacher.offers",
+            "prompt_logprobs": "take prompt_logprobs out of teacher.offers",
             "structured": "take a model that follows a schema, or teacher.schema=null",
         }.get(fault.missing or "", "look at what answers there")
         times = self.connection.attempts

@@ -36,7 +36,7 @@ class Dialect:
             longest: tokens of a response.
             settings: further keys, such as temperature, top_p, n and seed.
         """
-        body: dict[str, Any] = {"model": self.served_model, **self._prompt(messages), self.length: longest, **settings}
+        body: dict[str, Any] = {"model": self.served_model, **self.prompt(messages), self.length: longest, **settings}
         if self.steps:
             body |= self.asking_logprobs()
         if self.schema is not None:
@@ -51,7 +51,8 @@ class Dialect:
         """A body with `parameters`, and without the keys that are null there."""
         return {name: value for name, value in {**body, **self.parameters}.items() if value is not None}
 
-    def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The key of a body that holds a conversation."""
         if self.form == "chat":
             return {"messages": [dict(message) for message in messages]}
         return {"prompt": "\n\n".join(str(message["content"]) for message in messages) + "\n"}

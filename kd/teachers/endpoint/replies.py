@@ -38,11 +38,11 @@ class Usage(Part):
 
 
 class Scored(Part):
-    """A token with its log-probability; the id is an addition of llama.cpp and vLLM."""
+    """A token with its log-probability; bytes: where its text is no whole character."""
 
     token: str
     logprob: Logprob
-    id: int | None = None
+    bytes: list[int] | None = None
 
 
 class Step(Scored):
@@ -109,12 +109,14 @@ class Wanted(NamedTuple):
     """The content that a request is for.
 
     responses: their number. steps: whether log-probabilities are. schema: a JSON schema that each text follows.
+    reading: whether log-probabilities of the prompt are, and the text counts for nothing.
     """
 
     form: Form
     responses: int = 1
     steps: bool = False
     schema: Mapping[str, Any] | None = None
+    reading: bool = False
 
 
 def parsed(content: str, wanted: Wanted, *, empty: bool = False) -> tuple[list[Answer], Usage | None]:
@@ -138,7 +140,9 @@ def parsed(content: str, wanted: Wanted, *, empty: bool = False) -> tuple[list[A
     if (found := [choice.index for choice in choices]) != list(range(wanted.responses)):
         numbers = ", ".join(map(str, found[:9])) or "none"
         raise Fault(f"{wanted.responses} responses were requested, and it holds {len(found)} (number {numbers})", "n")
-    return [_answer(choice, wanted, empty) for choice in choices], reply.usage
+    if wanted.reading and not (reply.prompt_logprobs or choices[0].prompt_logprobs):
+        raise Fault("it has no log-probabilities of the prompt, which were requested", "prompt_logprobs")
+    return [_answer(choice, wanted, empty or wanted.reading) for choice in choices], reply.usage
 
 
 def usage_of(content: str) -> Usage | None:

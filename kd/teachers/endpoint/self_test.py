@@ -1,6 +1,5 @@
 """The test of a server before the first paid request: whether it does what its yaml declares that it offers."""
 
-import json
 import logging
 import math
 import re
@@ -26,6 +25,7 @@ REMEDIES = {  # by what a reply lacks: the ability, and the remedy
     "n": ("several responses at once", "set teacher.together=false"),
     "logprobs": ("logprobs", "take logprobs and top_logprobs out of teacher.offers, or start another server"),
     "structured": ("structured", "take structured out of teacher.offers, or start another server"),
+    "prompt_logprobs": ("prompt_logprobs", "take prompt_logprobs out of teacher.offers, or start vLLM"),
     "text": ("text", "see what answers at teacher.url, and its log"),
 }
 LONGEST = 24  # tokens of a test's response
@@ -71,10 +71,16 @@ class SelfTest:
 
     def _asked(self, more: Mapping[str, Any], wanted: Wanted) -> list[Answer]:
         """The answers to the test's prompt. Raises ValueError where the content is never right."""
-        request, fault = Request("the self-test", self._body(more), wanted), Fault("")
+        return parsed(self._right(Request("the self-test", self._body(more), wanted)), wanted)[0]
+
+    def _right(self, request: Request) -> str:
+        """The body of a reply with what was requested. Raises ValueError where it never is."""
+        fault = Fault("")
         for _ in range(self.client.connection.attempts):
+            content = self.client.sent(request)
             try:
-                return parsed(self.client.sent(request), wanted)[0]
+                parsed(content, request.wanted)
+                return content
             except Fault as found:
                 fault = found
         ability, remedy = REMEDIES[fault.missing or "text"]
@@ -132,14 +138,22 @@ class SelfTest:
     def _check_reading(self) -> None:
         """Refuse a server that does not score every token of a given text, or not twice alike."""
         body = {"model": self.dialect.served_model, "prompt": PROMPT, self.dialect.length: 1, "temperature": 0.0}
-        body = self.dialect.completed({**body, "prompt_logprobs": 0})
-        request = Request("the self-test", body, Wanted("completions"))
-        first, again = (readings(self.client.sent(request)) for _ in range(2))
+        body = self.dialect.completed({**body, "prompt_logprobs": 0})  # of the text's own tokens alone
+        first, again = (
+            self._read(Request("the self-test", body, Wanted("completions", reading=True))) for _ in range(2)
+        )
         if len(first) < 2 or None in first[1:] or len(first) != len(again):
             fact = f"of a given text {sum(one is not None for one in first)} tokens have a log-probability"
-            self._refuse("prompt_logprobs", fact, "take prompt_logprobs out of teacher.offers, or start vLLM")
+            self._refuse("prompt_logprobs", fact, REMEDIES["prompt_logprobs"][1])
         pairs = zip(first[1:], again[1:], strict=True)
         self._check_alike("prompt_logprobs", max(abs(one - two) for one, two in pairs if one and two))
+
+    def _read(self, request: Request) -> Sequence[float | None]:
+        """The log-probability of each token of a prompt; the first has none."""
+        content = self._right(request)
+        reply = Reply.model_validate_json(content)
+        found = reply.choices[0].prompt_logprobs or reply.prompt_logprobs or []
+        return [None if not entry else max(one["logprob"] for one in entry.values()) for entry in found]
 
     def _check_alike(self, ability: str, worst: float) -> None:
         if worst > EQUAL:
@@ -149,10 +163,3 @@ class SelfTest:
     def _refuse(self, ability: str, fact: str, remedy: str) -> NoReturn:
         served = self.dialect.served_model
         raise ValueError(f"{self.client.url} failed the test of {ability} of {served}: {fact}; {remedy}")
-
-
-def readings(content: str) -> Sequence[float | None]:
-    """The log-probability of each token of a prompt, in vLLM's layout with one for each; the first has none."""
-    reply = Reply.model_validate(json.loads(content))
-    found = reply.choices[0].prompt_logprobs or reply.prompt_logprobs or []
-    return [None if not entry else max(one["logprob"] for one in entry.values()) for entry in found]

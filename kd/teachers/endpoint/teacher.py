@@ -3,24 +3,31 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
+from transformers import PreTrainedTokenizerBase
 
 from kd.artifacts import cache_root
+from kd.data.sequences import Encoder
 from kd.generators import Generator
 from kd.generators.account import Spent, charge
 from kd.generators.settings import Decoding
+from kd.models.tokenizers import byte_tokenizer, load_tokenizer
+from kd.sources.addresses import keys_of, model_folder
 from kd.teachers.endpoint.client import Client, Connection, Replied, Request, reply_file
 from kd.teachers.endpoint.dialect import Dialect
 from kd.teachers.endpoint.limits import Amounts, Prices, Purse
+from kd.teachers.endpoint.listing import Generated, read
 from kd.teachers.endpoint.replies import Form
 from kd.teachers.endpoint.self_test import SelfTest
 from kd.teachers.endpoint.store import ReplyStore
 from kd.teachers.interface import Answers, Teacher
-from kd.types import Record
+from kd.teachers.listed import Row
+from kd.types import Batch, Record
 
 Ability = Literal["text", "logprobs", "top_logprobs", "prompt_logprobs", "structured"]
 Text = Annotated[str, Field(min_length=1)]
@@ -43,6 +50,8 @@ class Endpoint(Teacher):
         offers: the server's abilities: text; logprobs, of the tokens that it generates; top_logprobs, the likeliest
             tokens beside each; prompt_logprobs, of a given text's tokens (vLLM); structured, texts of a JSON schema.
         identity: names the model (weights, quantisation, template) for what is kept; None: `served_model` at `url`.
+        tokenizer: the address of the served model's tokenizer, or `bytes`: for targets from log-probabilities.
+        vocabulary: ids of its head; None: as many as the tokenizer has.
         parameters: further keys of each request's body, as {reasoning_effort: low}; null leaves one of ours out.
         length: the body's key for the longest response; OpenAI's newer models take max_completion_tokens.
         together: whether all samples of a prompt are one request (`n`), so that the prompt is paid once.
@@ -54,10 +63,12 @@ class Endpoint(Teacher):
         self_test: whether the server is tested.
 
     Raises:
-        ValueError: no address; a schema without the ability; a limit on money without a price.
+        ValueError: no address; the extra `endpoint` is not installed; a schema without the ability; a limit on money
+            without a price.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"text"})
+    lists_targets: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -67,6 +78,8 @@ class Endpoint(Teacher):
         form: Form = "chat",
         offers: Sequence[Ability] = ("text",),
         identity: Text | None = None,
+        tokenizer: str | Mapping[str, Any] | None = None,
+        vocabulary: PositiveInt | None = None,
         parameters: Mapping[str, Any] | None = None,
         length: Text = "max_tokens",
         together: bool = True,
@@ -80,6 +93,8 @@ class Endpoint(Teacher):
         place = urlsplit(url)
         if place.scheme not in ("http", "https") or not place.hostname:
             raise ValueError(f"teacher.url={url} is no address of a server; give one like http://localhost:8000/v1")
+        if find_spec("openai") is None:
+            raise ValueError("teacher=endpoint needs the package openai; pip install 'kd[endpoint]'")
         if schema is not None and "structured" not in offers:
             raise ValueError(
                 "teacher.schema needs a server that follows a schema, but teacher.offers has no structured; add it "
@@ -87,15 +102,17 @@ class Endpoint(Teacher):
             )
         self.url, self.together, self.connection, self.tested = url.rstrip("/"), together, connection, not self_test
         self.dialect = Dialect(served_model, form, frozenset(offers), dict(parameters or {}), length, schema, top)
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._named = identity or f"{served_model} at {self.url.replace(place.netloc, _without_account(place.netloc))}"
         self._path = reply_file(cache_root() / "replies", self._named)
         self._purse = Purse(budget or {}, price or {}, str(self._path))
 
     @classmethod
     def provided(cls, settings: Mapping[str, Any]) -> frozenset[str]:
-        """See `Teacher`: text, and logits, the likeliest of which a cache holds, where the server offers them."""
+        """See `Teacher`: text, and the likeliest logits where log-probabilities are offered and the ids are known."""
         offers = frozenset(settings.get("offers", ("text",)))
-        return (offers & {"text"}) | ({"logits"} if offers & LOGITS else frozenset[str]())
+        lists = offers & LOGITS and settings.get("tokenizer") is not None
+        return (offers & {"text"}) | ({"logits"} if lists else frozenset[str]())
 
     @classmethod
     def uncounted(cls, settings: Mapping[str, Any]) -> frozenset[str]:
@@ -104,8 +121,26 @@ class Endpoint(Teacher):
 
     def identity(self) -> str:
         """The model's name, and the settings on which its texts depend."""
-        content = {name: getattr(self.dialect, name) for name in ("form", "parameters", "schema")}
+        own = self.dialect
+        content = {"form": own.form, "parameters": own.parameters, "schema": own.schema}
         return f"endpoint {self._named} {json.dumps(content, sort_keys=True)}"
+
+    @cached_property
+    def words(self) -> PreTrainedTokenizerBase | None:
+        """The served model's tokenizer, where the config names it."""
+        if self._tokenizer is None or self._tokenizer == "bytes":
+            return None if self._tokenizer is None else byte_tokenizer()
+        return load_tokenizer(model_folder(**keys_of(self._tokenizer)))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """See `words`."""
+        return self.words
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of ids, where the tokenizer is known."""
+        return self._vocabulary or (0 if self.words is None else len(self.words))
 
     @cached_property
     def client(self) -> Client:
@@ -134,6 +169,55 @@ class Endpoint(Teacher):
         each = len(requests) // len(records) if records else 1
         return [_answers(found[i : i + each]) for i in range(0, len(found), each)]
 
+    def listed(self, batch: Batch, labels: Sequence[Sequence[int]]) -> list[list[Row]]:
+        """See `Teacher`: of given texts where the server offers prompt_logprobs, else of those that it generated.
+
+        Raises ValueError for a text that it did not generate.
+        """
+        if "prompt_logprobs" in self.dialect.offers:
+            self._test([])
+            rows = read(self.client, self.dialect, _sequences(batch), labels, "a response")
+            charge(Spent(requests=len(rows)))
+            return rows
+        return [self._generated(batch, i, own) for i, own in enumerate(labels)]
+
+    def check(
+        self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
+    ) -> None:
+        """Raises ValueError, with the record's name, for a response that the server did not generate."""
+        if "top_logprobs" in self.dialect.offers and "prompt_logprobs" not in self.dialect.offers:
+            for record in read:
+                for response in record.responses:
+                    self._rows(record, response.text, ())
+
+    def take_report(self) -> dict[str, tuple[float, float]]:
+        """See `kd.types.Reports`: the share of tokens at which the server's distribution is known."""
+        if "kept_steps" not in self.__dict__:
+            return {}
+        kept = self.kept_steps
+        share, kept.found, kept.tokens = (float(kept.found), float(kept.tokens)), 0, 0
+        return {"teacher_listed": share}
+
+    @cached_property
+    def kept_steps(self) -> Generated:
+        """The log-probabilities of the kept replies."""
+        assert self.words is not None  # `provided`
+        return Generated(self.client.store, self.dialect, self.words)
+
+    def _generated(self, batch: Batch, i: int, labels: Sequence[int]) -> list[Row]:
+        record = batch.records[i // batch.group_size]
+        return self._rows(record, record.responses[i % batch.group_size].text, labels)
+
+    def _rows(self, record: Record, text: str, labels: Sequence[int]) -> list[Row]:
+        prompt = self.dialect.prompt(record.prompt)
+        if (rows := self.kept_steps.rows(next(iter(prompt.values())), text, labels)) is None:
+            raise ValueError(
+                f"record {record.id}: the server did not generate the response {text[:40]!r} with log-probabilities; "
+                "take augmentation=labeling with teacher.offers=[text,top_logprobs], or a server with "
+                "prompt_logprobs"
+            )
+        return rows
+
     def _requests(self, record: Record, decoding: Decoding) -> list[Request]:
         """The requests for the responses to a record: one, or one for each response; each with a seed of its own.
 
@@ -154,7 +238,7 @@ class Endpoint(Teacher):
 
     def _test(self, requests: Sequence[Request]) -> None:
         """Test the server, once, before the first request that has to be paid."""
-        if not self.tested and not all(map(self.client.is_kept, requests)):
+        if not self.tested and not (requests and all(map(self.client.is_kept, requests))):
             SelfTest(self.client, self.dialect, several=self.together).check()
             self.tested = True
 
@@ -168,6 +252,13 @@ def _answers(replies: Sequence[Replied]) -> Answers:
     answers = [answer for reply in replies for answer in reply.answers]
     tokens = sum(sum(reply.tokens) for reply in replies)
     return Answers(tuple(answer.text for answer in answers), tuple(answer.finished for answer in answers), tokens)
+
+
+def _sequences(batch: Batch) -> list[list[int]]:
+    """The ids of each sequence, the last label included."""
+    read, real = batch.teacher, batch.teacher.real
+    rows = zip(read.tokens.cpu(), read.labels.cpu(), real.cpu(), strict=True)
+    return [[*tokens[own].tolist(), int(labels[own][-1])] for tokens, labels, own in rows]
 
 
 def _without_account(place: str) -> str:
