@@ -37,7 +37,6 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "Labels of the teacher (SeqKD, LLaMA-GPT4, Vicuna)",
             "augmentation=labeling",
             f"{LABELING}::test_the_teachers_text_replaces_the_references",
-            "texts of an endpoint",
         ),
         Leaf(
             "Several samples for each prompt",
@@ -251,7 +250,6 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "Instruction following",
             "augmentation=labeling objective=sft",
             f"{LABELING}::test_the_teachers_text_replaces_the_references",
-            "texts of an endpoint",
         ),
     ),
     "B · evaluation": (
