@@ -79,11 +79,11 @@ def read_responses(path: Path) -> dict[tuple[str | None, str], list[str]]:
 
 def _line(text: str, where: str) -> tuple[str | None, str, list[str]]:
     try:
-        row = json.loads(text)
+        row: Any = json.loads(text)
     except ValueError:
         row = None
-    responses = None if not isinstance(row, Mapping) else row.get("responses", [row.get("response")])
-    good = isinstance(row, Mapping) and isinstance(responses, list) and responses
-    if not good or not isinstance(row.get("id"), str) or not all(isinstance(one, str) for one in responses):
+    found: Any = row.get("responses", [row.get("response")]) if isinstance(row, Mapping) else None
+    texts = found if isinstance(found, list) and all(isinstance(one, str) for one in found) else []
+    if not texts or not isinstance(row.get("id"), str):
         raise ValueError(f'{where}: {text.strip()[:60]!r} is not {{"id": "...", "response": "..."}}; correct the line')
-    return row.get("skill"), row["id"], list(responses)
+    return row.get("skill"), row["id"], texts

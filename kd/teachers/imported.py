@@ -36,10 +36,10 @@ class Line(BaseModel):
 
     def rows(self) -> list[Row]:
         """The positions. Raises ValueError where the lists have different lengths."""
-        lists = (self.ids, self.logprobs, *([self.mass] if self.mass is not None else []))
-        if len({*map(len, lists)}) != 1 or (self.tokens is not None and len(self.tokens) != len(self.ids)):
+        lists: list[Any] = [self.ids, self.logprobs, *([] if self.mass is None else [self.mass])]
+        if len({len(one) for one in lists}) != 1 or (self.tokens is not None and len(self.tokens) != len(self.ids)):
             raise ValueError("ids, logprobs, mass and tokens are of different numbers of positions")
-        masses = self.mass or [None] * len(self.ids)
+        masses: Sequence[float | None] = self.mass or [None] * len(self.ids)
         return [Row(*row) for row in zip(self.ids, self.logprobs, masses, strict=True)]
 
 

@@ -149,8 +149,8 @@ def placed(
         here += len(token)
     found, place, count = list[Row](), 0, 0
     for label, piece in zip(labels, words.of(list(labels), silent=False), strict=True):
-        j = starts.get(place)
-        same = piece != END and j is not None and tokens[j] == piece
-        found.append(rows[j] if same and j is not None else certain(label))
+        here = starts.get(place, -1) if piece != END else -1
+        same = here >= 0 and tokens[here] == piece
+        found.append(rows[here] if same else certain(label))
         count, place = count + same, place + (0 if piece == END else len(piece))
     return found, count
