@@ -202,7 +202,11 @@ class Judging:
             "left_out": found.left_out,
             **agreed,
             "labelled_left_out": len(self.labelled) - len(found.labels),
-            "cost": {"tokens": spent.teacher_tokens + spent.generated_tokens, "seconds": spent.seconds},
+            "cost": {
+                "tokens": spent.teacher_tokens + spent.generated_tokens,
+                "seconds": spent.seconds,
+                **({"money": spent.money} if spent.money else {}),
+            },
         }
 
     # ---- one system --------------------------------------------------------------------------------------------------

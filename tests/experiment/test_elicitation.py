@@ -87,7 +87,7 @@ def test_it_is_made_once_and_charged_to_each_run(monkeypatch: pytest.MonkeyPatch
     assert Elicitation.model_validate(first.facts()).model_dump() == {
         **{"records": len(first.records), "responses": sum(len(one.responses) for one in first.records)},
         **{"left_out": first.left_out, "teacher_tokens": spent.teacher_tokens, "seconds": spent.seconds},
-        **{"generated_tokens": 0, "student_flops": 0, "judge_flops": 0},
+        **{"generated_tokens": 0, "student_flops": 0, "judge_flops": 0, "requests": 0, "money": 0},
         "stages": [one.model_dump() for one in first.stages],
     }
     assert spent.seconds > 0
