@@ -21,6 +21,7 @@ from kd.composition.sections import Prepare, prepared_roles
 from kd.experiment.export import licence_of
 from kd.experiment.identity import TRAINING, identity
 from kd.locks import locked
+from kd.models.hardware import OPTIONS
 from kd.progress import part, remark
 from kd.runs.folder import RunFolder
 from kd.secrets import unrevealed
@@ -87,7 +88,8 @@ def read_from(folder: Path, node: DictConfig, lora: Any) -> None:
     """Make the checkpoint in `folder` the model of a teacher's or student's node."""
     with open_dict(node):
         source = {"address": f"local:{folder}"}
-        node.model = {"_target_": PREPARED, "source": source, "dtype": node.model.dtype, "lora": lora}
+        own = {name: node.model[name] for name in OPTIONS if node.model.get(name) is not None}
+        node.model = {"_target_": PREPARED, "source": source, "dtype": node.model.dtype, "lora": lora, **own}
         node.prepare = None
 
 
@@ -149,7 +151,7 @@ def _recipe(cfg: DictConfig, role: str) -> DictConfig:
     """
     node = OmegaConf.select(cfg, role)
     prepare = Prepare(**OmegaConf.to_container(node.prepare, resolve=True))  # type: ignore[arg-type]
-    model: dict[str, Any] = unrevealed(node.model)
+    model: dict[str, Any] = {name: value for name, value in unrevealed(node.model).items() if name != "load_in"}
     groups = {"teacher": "none", "alignment": "none", "evaluation": "none", "objective": prepare.objective}
     recipe = _defaults(*(f"{group}={name}" for group, name in groups.items())).copy()
     skill = cfg.skill if prepare.skill is None else choice("skill", prepare.skill)

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from kd.data.images import vision_of
+from kd.models.hardware import Attention, Bits, check_attention, quantised, recomputing
 from kd.models.language_model import LanguageModel, check_head
 from kd.models.tokenizers import load_tokenizer, tokenizer_of_bytes
 from kd.models.vision import auto_model, check_inputs, config_fields, is_vision
@@ -36,17 +37,24 @@ def pretrained(
     lora: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    attn_implementation: Attention | None = None,
+    gradient_checkpointing: bool = False,
+    load_in: Bits | None = None,
 ) -> LanguageModel:
     """A checkpoint, unchanged.
 
     source: an address, or {address, member?, sha256?, adapter?} of `kd.sources.addresses`. lora: fields of peft's
     LoraConfig. chat_template: a Jinja template, or the path of one, instead of the checkpoint's. template_kwargs:
     variables of the template, such as {enable_thinking: false}; they become its defaults, in the exported tokenizer
-    too.
+    too. attn_implementation: transformers' name of an attention; None: its choice. gradient_checkpointing: whether
+    activations are recomputed. load_in: 8bit or 4bit, of a model that is not trained (`kd.models.hardware`).
     """
+    check_attention(attn_implementation)
+    extra = quantised(load_in, dtype, lora=lora is not None)
+    extra |= {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     folder = model_folder(**keys_of(source))
     tokenizer = load_tokenizer(folder, chat_template, template_kwargs)
-    return _finish(_load(folder, dtype), tokenizer, lora)
+    return _finish(_load(folder, dtype, **extra), tokenizer, lora, gradient_checkpointing)
 
 
 def pruned(
@@ -59,12 +67,13 @@ def pruned(
     lora: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
 ) -> LanguageModel:
     """A checkpoint with fewer layers and, with `ffn`, narrower feed-forward blocks; the weights kept are copied.
 
     layers: the number of layers that stay, or their indices. rule: the layers for a number: `even` (first and last
     included), `first`, `last`, `ends` (half from each end). ffn: neurons kept in each block, those with the
-    largest product of weight norms. chat_template, template_kwargs: see `pretrained`.
+    largest product of weight norms. Others: see `pretrained`.
     """
     folder = model_folder(**keys_of(source))
     tokenizer = load_tokenizer(folder, chat_template, template_kwargs)
@@ -78,7 +87,7 @@ def pruned(
     network = _cut_depth(network, kept)
     if ffn is not None:
         network = _cut_ffn(network, ffn)
-    return _finish(network, tokenizer, lora)
+    return _finish(network, tokenizer, lora, gradient_checkpointing)
 
 
 def scratch(
@@ -89,11 +98,12 @@ def scratch(
     lora: None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
 ) -> LanguageModel:
     """Random weights. `architecture` is a transformers config: `model_type` and its fields (vocabulary is filled in).
 
     tokenizer: "bytes", or the address or {address, ...} of a checkpoint whose tokenizer is used; a vision-language
-    architecture takes its processor of images, too. chat_template, template_kwargs: see `pretrained`.
+    architecture takes its processor of images, too. Others: see `pretrained`.
     """
     if tokenizer == "bytes":
         words = tokenizer_of_bytes(architecture, chat_template, template_kwargs)
@@ -107,7 +117,8 @@ def scratch(
     known = config_fields(architecture, {**fields, "vocab_size": len(words)}, words)
     config = AutoConfig.for_model(**known)
     _check_kind(config, words)
-    return _finish(auto_model(config).from_config(config, dtype=getattr(torch, dtype)), words, lora)
+    network = auto_model(config).from_config(config, dtype=getattr(torch, dtype))
+    return _finish(network, words, lora, gradient_checkpointing)
 
 
 def shaped(
@@ -149,13 +160,13 @@ def kept_layers(depth: int, layers: int | Sequence[int], rule: Rule) -> list[int
     return [round(i * (depth - 1) / max(layers - 1, 1)) for i in range(layers)]
 
 
-def _load(folder: Path, dtype: DType) -> PreTrainedModel:
+def _load(folder: Path, dtype: DType, **extra: Any) -> PreTrainedModel:
     """The checkpoint; on the device "meta" its shapes alone."""
     config = AutoConfig.from_pretrained(folder)
     _check_causal(config, folder)
     if _is_outline():
         return auto_model(config).from_config(config, dtype=getattr(torch, dtype))
-    network = auto_model(config).from_pretrained(folder, dtype=getattr(torch, dtype))
+    network = auto_model(config).from_pretrained(folder, dtype=getattr(torch, dtype), **extra)
     _check_finite(network, folder)
     return network
 
@@ -201,9 +212,11 @@ def _check_kind(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _finish(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Mapping[str, Any] | None
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Mapping[str, Any] | None, recomputes: bool
 ) -> LanguageModel:
     check_inputs(network)
+    if recomputes:
+        recomputing(network)
     if not _is_outline():
         check_head(network)
     if lora is not None:
