@@ -37,7 +37,7 @@ $(VENV)/parity: $(VENV)/installed
 # Against vLLM itself, on a CPU, in an environment of its own (3.5 GB): it wants other versions than the project. What it
 # brings for pictures and sound is not built for this torch and is taken away; its command looks for a package `vllm`.
 vllm: $(VENV)/installed $(VLLM)/installed
-	KD_VLLM=$(abspath $(VLLM)) $(PYTEST) tests/generators/test_vllm_itself.py -s $(ARGS)
+	KD_VLLM=$(abspath $(VLLM)) $(PYTEST) tests/generators/test_vllm_itself.py tests/teachers/test_endpoint_vllm.py -s $(ARGS)
 
 $(VLLM)/installed:
 	$(PYTHON) -m venv $(VLLM)
