@@ -33,7 +33,7 @@ def test_the_server_passes_its_test_and_its_targets_are_the_models(tmp_path: Pat
     Server(url="http://unused", weights=str(folder)).save(model)
     encoder = Encoder(model.tokenizer, None, max_length=256, max_tokens=4096)
     with vllm(folder, tmp_path / "log.txt") as url:
-        offers = ["text", "logprobs", "top_logprobs", "prompt_logprobs", "structured"]
+        offers = ["text", "logprobs", "top_logprobs", "prompt_logprobs"]
         settings = {"served_model": str(folder), "offers": offers, "tokenizer": "bytes", "top": 5}
         teacher = Endpoint(url=f"{url}/v1", connection=Connection(timeout=300), **settings)
         [answers] = teacher.respond(given[:1], decoding=Decoding(4, temperature=0.0), engine=None)
