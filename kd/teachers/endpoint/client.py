@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -68,12 +69,13 @@ class Request(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """The answers to a request, the tokens and the seconds that they cost, and whether they were there before."""
+    """The answers to a request, the tokens and the seconds that they cost, whether they were there before, the body."""
 
     answers: list[Answer]
     tokens: Tokens
     seconds: float
     kept: bool
+    content: str
 
 
 class Client:
@@ -96,28 +98,28 @@ class Client:
     def replies(self, requests: Sequence[Request], progress: Callable[[int], None] | None = None) -> list[Replied]:
         """The answers to each request. Equal requests are sent once. `progress`: called with numbers of responses.
 
-        An error ends the call; requests under way are finished, and their replies kept, before it is raised.
+        Replies on disk come first, so that their cost counts before more is paid. An error ends the call; requests
+        under way are finished, and their replies kept, before it is raised.
         """
         keys = [request.key(self.identity) for request in requests]
-        different = dict(zip(keys, requests, strict=True))
-        found: dict[str, Replied] = {}
+        different, counts = dict(zip(keys, requests, strict=True)), Counter(keys)
+        kept = {name: reply for name in different if (reply := self.store.get(name)) is not None}
+        found = {name: self._replied(name, different[name], reply, kept=True) for name, reply in kept.items()}
+        if progress is not None and kept:
+            progress(sum(counts[name] * len(found[name].answers) for name in kept))
         pool = ThreadPoolExecutor(self.connection.concurrency)
         try:
-            waiting = {pool.submit(self._one, name, request): name for name, request in different.items()}
+            waiting = {
+                pool.submit(self._requested, name, different[name]): name for name in different if name not in kept
+            }
             for done in as_completed(waiting):
                 name = waiting[done]
-                found[name] = done.result()
+                found[name] = self._replied(name, different[name], done.result(), kept=False)
                 if progress is not None:
-                    progress(keys.count(name) * len(found[name].answers))
+                    progress(counts[name] * len(found[name].answers))
         finally:
             pool.shutdown(cancel_futures=True)
         return [found[name] for name in keys]
-
-    def bodies(self, requests: Sequence[Request]) -> list[str]:
-        """The bodies of the replies to each request, sent for as in `replies`."""
-        self.replies(requests)
-        found = [self.store.get(request.key(self.identity)) for request in requests]
-        return [kept.content for kept in found if kept is not None]
 
     def is_kept(self, request: Request) -> bool:
         """Return whether its reply is on disk."""
@@ -136,15 +138,13 @@ class Client:
         finally:
             self.purse.release(request.most)
 
-    def _one(self, name: str, request: Request) -> Replied:
-        kept = self.store.get(name)
-        content, seconds = kept if kept is not None else self._requested(name, request)
-        answers, usage = parsed(content, request.wanted, empty=True)
+    def _replied(self, name: str, request: Request, reply: Kept, *, kept: bool) -> Replied:
+        answers, usage = parsed(reply.content, request.wanted, empty=True)
         tokens = _tokens(usage, request)
-        if kept is not None and name not in self._charged:
+        if kept and name not in self._charged:
             self.purse.pay(tokens)
         self._charged.add(name)
-        return Replied(answers, tokens, seconds, kept is not None)
+        return Replied(answers, tokens, reply.seconds, kept, reply.content)
 
     def _requested(self, name: str, request: Request) -> Kept:
         """The reply, sent for until its content is right, and kept. Raises ValueError where it never is."""

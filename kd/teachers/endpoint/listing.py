@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.token_bytes import TokenBytes, token_bytes
-from kd.teachers.endpoint.client import Client, Request
+from kd.teachers.endpoint.client import Client, Replied, Request
 from kd.teachers.endpoint.dialect import Dialect
 from kd.teachers.endpoint.replies import Fault, Reply, Scored, Step, Wanted, parsed
 from kd.teachers.endpoint.store import ReplyStore
@@ -71,8 +71,8 @@ def _named(prompt: Any) -> str:
 
 def read(
     client: Client, dialect: Dialect, sequences: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], name: str
-) -> list[list[Row]]:
-    """The rows of the last tokens of sequences, which a server with vLLM's `prompt_logprobs` reads as ids.
+) -> tuple[list[list[Row]], list[Replied]]:
+    """The rows of the last tokens of sequences that a server with vLLM's `prompt_logprobs` reads, and its replies.
 
     Args:
         sequences: the ids of prompts and responses.
@@ -86,8 +86,8 @@ def read(
         body = {"model": dialect.served_model, "prompt": list(ids), dialect.length: 1, "temperature": 0.0}
         body = dialect.completed({**body, "prompt_logprobs": dialect.top})
         requests.append(Request(name, body, Wanted("completions", reading=True)))
-    found = client.bodies(requests)
-    return [_read(content, own, client.url) for content, own in zip(found, labels, strict=True)]
+    found = client.replies(requests)
+    return [_read(reply.content, own, client.url) for reply, own in zip(found, labels, strict=True)], found
 
 
 def _read(content: str, labels: Sequence[int], url: str) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 Form = Literal["chat", "completions"]
+CUT = (None, "length", "content_filter", "abort")  # reasons with which a response did not end by itself
 _ROUNDING = 1e-3  # nats that a log-probability may be above 0
 Logprob = Annotated[float, Field(le=_ROUNDING)]
 _TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
@@ -165,7 +166,7 @@ def _answer(choice: Choice, wanted: Wanted, empty: bool) -> Answer:
     found = choice.logprobs.steps() if wanted.steps and choice.logprobs is not None else []
     if wanted.steps and not found:
         raise Fault(f"response {choice.index} has no log-probabilities, which were requested", "logprobs")
-    return Answer(text, choice.finish_reason in ("stop", "tool_calls"), tuple(found))
+    return Answer(text, choice.finish_reason not in CUT, tuple(found))
 
 
 def misfit(text: str, schema: Mapping[str, Any]) -> str | None:

@@ -103,6 +103,7 @@ class Endpoint(Teacher):
         self.url, self.together, self.connection, self.tested = url.rstrip("/"), together, connection, not self_test
         self.dialect = Dialect(served_model, form, frozenset(offers), dict(parameters or {}), length, schema, top)
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._kept_steps: Generated | None = None  # read when the first target is
         self._named = identity or f"{served_model} at {self.url.replace(place.netloc, _without_account(place.netloc))}"
         self._path = reply_file(cache_root() / "replies", self._named)
         self._purse = Purse(budget or {}, price or {}, str(self._path))
@@ -176,8 +177,8 @@ class Endpoint(Teacher):
         """
         if "prompt_logprobs" in self.dialect.offers:
             self._test([])
-            rows = read(self.client, self.dialect, _sequences(batch), labels, "a response")
-            charge(Spent(requests=len(rows)))
+            rows, found = read(self.client, self.dialect, _sequences(batch), labels, "a response")
+            charge(self._spent(found))
             return rows
         return [self._generated(batch, i, own) for i, own in enumerate(labels)]
 
@@ -185,24 +186,23 @@ class Endpoint(Teacher):
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
     ) -> None:
         """Raises ValueError, with the record's name, for a response that the server did not generate."""
-        if "top_logprobs" in self.dialect.offers and "prompt_logprobs" not in self.dialect.offers:
-            for record in read:
-                for response in record.responses:
-                    self._rows(record, response.text, ())
+        for record in read if self._reads_kept else ():
+            for response in record.responses:
+                self._rows(record, response.text, ())
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`: the share of tokens at which the server's distribution is known."""
-        if "kept_steps" not in self.__dict__:
+        if not self._reads_kept:
             return {}
-        kept = self.kept_steps
-        share, kept.found, kept.tokens = (float(kept.found), float(kept.tokens)), 0, 0
-        return {"teacher_listed": share}
+        kept, counts = self._kept_steps, (0.0, 0.0)
+        if kept is not None:
+            counts, kept.found, kept.tokens = (float(kept.found), float(kept.tokens)), 0, 0
+        return {"teacher_listed": counts}
 
-    @cached_property
-    def kept_steps(self) -> Generated:
-        """The log-probabilities of the kept replies."""
-        assert self.words is not None  # `provided`
-        return Generated(self.client.store, self.dialect, self.words)
+    @property
+    def _reads_kept(self) -> bool:
+        """Whether its targets are those of the texts that it generated."""
+        return "top_logprobs" in self.dialect.offers and "prompt_logprobs" not in self.dialect.offers
 
     def _generated(self, batch: Batch, i: int, labels: Sequence[int]) -> list[Row]:
         record = batch.records[i // batch.group_size]
@@ -210,7 +210,10 @@ class Endpoint(Teacher):
 
     def _rows(self, record: Record, text: str, labels: Sequence[int]) -> list[Row]:
         prompt = self.dialect.prompt(record.prompt)
-        if (rows := self.kept_steps.rows(next(iter(prompt.values())), text, labels)) is None:
+        if self._kept_steps is None:
+            assert self.words is not None  # `provided`
+            self._kept_steps = Generated(self.client.store, self.dialect, self.words)
+        if (rows := self._kept_steps.rows(next(iter(prompt.values())), text, labels)) is None:
             raise ValueError(
                 f"record {record.id}: the server did not generate the response {text[:40]!r} with log-probabilities; "
                 "take augmentation=labeling with teacher.offers=[text,top_logprobs], or a server with "
