@@ -67,7 +67,7 @@ def test_what_a_teacher_reads_beside_the_student_is_counted(meter):
 
 def test_spending_adds_up():
     assert Spent(1, 2, 3, 0.5, 4).plus(Spent(10, 20, 30, 0.25, 40)) == Spent(11, 22, 33, 0.75, 44)
-    assert Spent() == (0, 0, 0, 0, 0)
+    assert Spent() == (0,) * 7
 
 
 def test_lengths_and_truncations_are_logged():
