@@ -26,9 +26,9 @@ def check_groups(name: str, node: Node, loss: Any, rollout: Node) -> None:
             "gives them in the order in which they were generated",
             ways(),
         )
-    size, check = _responses_each("rollout", rollout), group_check(node, loss)
+    size, check = responses_each("rollout", rollout), group_check(node, loss)
     if size is None and _writes(rollout):  # at some steps given responses, at others those of the wrapped rollout
-        size = _responses_each("rollout.writer", rollout["writer"])
+        size = responses_each("rollout.writer", rollout["writer"])
     if check is None or size is None:
         return
     try:
@@ -96,8 +96,10 @@ def _ordered(path: str, node: Node) -> bool:
     return _ordered(joined(path, "writer"), node["writer"]) if _writes(node) else True
 
 
-def _responses_each(path: str, node: Node) -> int | None:
-    written = _responses_each(joined(path, "writer"), node["writer"]) if _writes(node) else None
+def responses_each(path: str, node: Node) -> int | None:
+    """The number of responses that a prompt has under a rollout; None: as many as the records have, or not always the
+    same."""
+    written = responses_each(joined(path, "writer"), node["writer"]) if _writes(node) else None
     return made_by(path, node).responses_each(node, written)
 
 

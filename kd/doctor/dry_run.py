@@ -1,16 +1,23 @@
 """A dry run: every job of a grid composed and checked, and what it would need, without weights, data, hub or GPU."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.overrides import check_overrides, started
 from kd.doctor.grid import GridJob, jobs
 from kd.doctor.needs import Assumed, Needs, needs, shown
+from kd.experiment.identity import settings_hash
+from kd.experiment.plan import baseline, plain
 from kd.reports.grid import Cell, Grid
 
-PARTS = ("student", "teacher", "gradients", "AdamW", "activations", "head", "layer", "cache")
+Arms = dict[str, list[tuple[GridJob, Needs]]]
+PARTS = {  # the columns of memory, and what of it they hold
+    "student": ("student",),
+    "teacher": ("teacher",),
+    "state": ("gradients", "AdamW"),
+    "working": ("activations", "head", "layer", "cache"),
+}
 GENERAL = (
     "Estimated from architectures alone, without weights, data or tokenizers; left out are validation, evaluation and "
     "loading, and the networks of rewards and judges."
@@ -20,9 +27,9 @@ OF_FLOPS = (
     "generate, each response is counted as generated, of the greatest length."
 )
 OF_MEMORY = (
-    "Memory of one device, in GB (10⁹ bytes): weights, gradients, two moments of AdamW, the activations of the largest "
-    "micro-batch, chunks of logits; layer: a frozen model's working memory; cache: keys and values of a batch. "
-    "A PyTorch process takes a gigabyte or two beside it."
+    "Memory of one device, in GB (10⁹ bytes). student, teacher: weights. state: gradients and two moments of AdamW. "
+    "working: in training the activations of the largest micro-batch, chunks of logits and a layer of the teacher; in "
+    "generation keys and values of a batch. A PyTorch process takes a gigabyte or two beside it."
 )
 
 
@@ -34,20 +41,56 @@ def dry_run(overrides: Sequence[str], assumed: Assumed, more: str | None = None)
     Raises ValueError, in one sentence: a job cannot be run, or the architecture of a model is not known.
     """
     check_overrides([*(["--config-dir", more] if more else []), *overrides])
-    arms: dict[str, list[tuple[GridJob, Needs]]] = {}
-    known: dict[str, Needs] = {}
+    arms: Arms = {}
+    every, beside = _Estimates(assumed), _Beside()
     with started(more=more, overrides=overrides):
         for job in jobs(overrides):
-            config: Any = OmegaConf.to_container(job.cfg, resolve=True)
-            alike = OmegaConf.to_yaml(OmegaConf.create({**config, "seed": 0}))
-            if alike not in known:
-                known[alike] = needs(config, assumed)
-            arms.setdefault(job.arm, []).append((job, known[alike]))
-    return [_costs(arms, assumed), _memory(arms, assumed)]
+            arms.setdefault(job.arm, []).append((job, every(job.cfg)))
+            if job.cfg.compare is not None:
+                beside.add(job.cfg)
+        others = [every(cfg) for cfg in beside.missing()]
+    return [_costs(arms, others, assumed), _memory(arms, assumed)]
 
 
-def _costs(arms: Mapping[str, Sequence[tuple[GridJob, Needs]]], assumed: Assumed) -> Grid:
-    """One line for each arm: parameters, tokens, FLOPs and hours of one job, and the total."""
+class _Estimates:
+    """The needs of configs; those of jobs that differ in their seed alone are estimated once."""
+
+    def __init__(self, assumed: Assumed):
+        self.assumed = assumed
+        self.known: dict[str, Needs] = {}
+
+    def __call__(self, cfg: DictConfig) -> Needs:
+        config = plain(cfg)
+        alike = OmegaConf.to_yaml(OmegaConf.create({**config, "seed": 0}))
+        if alike not in self.known:
+            self.known[alike] = needs(config, self.assumed)
+        return self.known[alike]
+
+
+class _Beside:
+    """The runs beside jobs (`compare`), which share them; a job that is its own is none."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, DictConfig] = {}
+        self.jobs: set[str] = set()
+
+    def add(self, cfg: DictConfig) -> None:
+        """Add that of a job."""
+        other, alone = baseline(cfg), cfg.copy()
+        alone.compare = None
+        self.found.setdefault(settings_hash(other), other)
+        self.jobs.add(settings_hash(alone))
+
+    def missing(self) -> list[DictConfig]:
+        """Those that are no job of the grid."""
+        return [cfg for digest, cfg in self.found.items() if digest not in self.jobs]
+
+
+def _costs(arms: Arms, beside: Sequence[Needs], assumed: Assumed) -> Grid:
+    """One line for each arm: parameters, tokens, FLOPs and hours of one job, and the total.
+
+    beside: the runs beside the jobs.
+    """
     rows: list[list[str]] = []
     for arm, members in arms.items():
         one = members[0][1]
@@ -55,7 +98,7 @@ def _costs(arms: Mapping[str, Sequence[tuple[GridJob, Needs]]], assumed: Assumed
         spent[2] += one.flops["elicitation"]
         rows.append(
             [
-                arm or "the run",
+                _lines(arm),
                 Cell.number(len(members), str(len(members))),
                 _sizes(one),
                 Cell.number(one.tokens, _short(one.tokens)),
@@ -65,9 +108,9 @@ def _costs(arms: Mapping[str, Sequence[tuple[GridJob, Needs]]], assumed: Assumed
         )
     every = [one for members in arms.values() for _, one in members]
     recipes: dict[str, float] = {}
-    for one in every:
+    for one in [*every, *beside]:
         recipes |= one.recipes
-    total = sum(one.hours for one in every) + sum(recipes.values())
+    total = sum(one.hours for one in [*every, *beside]) + sum(recipes.values())
     header = [
         "job",
         "jobs",
@@ -78,32 +121,40 @@ def _costs(arms: Mapping[str, Sequence[tuple[GridJob, Needs]]], assumed: Assumed
         "writing\nFLOP",
         "hours",
     ]
-    prepared = f", with {_hours(sum(recipes.values()))} for {len(recipes)} preparations" if recipes else ""
-    first = every[0]
-    cards = first.devices * total
+    parts = [f"{_hours(sum(recipes.values()))} for {len(recipes)} preparations"] if recipes else []
+    parts += [f"{_hours(sum(one.hours for one in beside))} for {len(beside)} runs beside (compare)"] if beside else []
+    more = f", with {' and '.join(parts)}" if parts else ""
+    cards = sum(one.devices * one.hours for one in [*every, *beside]) + sum(recipes.values())
     notes = [
-        f"In total {_hours(total)} hours on {shown(assumed, first.devices)}{prepared}; {_hours(cards)} GPU hours.",
+        f"In total {_hours(total)} hours on {shown(assumed, every[0].devices)}{more}; {_hours(cards)} GPU hours.",
         _lengths(assumed),
         OF_FLOPS,
         GENERAL,
     ]
-    return Grid(f"{len(every)} jobs, composed and checked", header, rows, notes)
+    return Grid(f"{len(every)} jobs, composed and checked", header, rows, notes, folds=True)
 
 
-def _memory(arms: Mapping[str, Sequence[tuple[GridJob, Needs]]], assumed: Assumed) -> Grid:
+def _memory(arms: Arms, assumed: Assumed) -> Grid:
     """One line for each arm and phase: memory by part."""
     lines = []
     for arm, members in arms.items():
         for phase, parts in members[0][1].memory.items():
-            lines.append((arm or "the run", phase, parts))
-    shown_parts = [part for part in PARTS if any(parts.get(part) for _, _, parts in lines)]
-    rows = [[arm, phase, *(_gb(parts.get(part)) for part in shown_parts), _sum(parts)] for arm, phase, parts in lines]
-    over = [f"{arm} ({phase})" for arm, phase, parts in lines if sum(parts.values()) > assumed.gpu.memory]
+            lines.append((arm, phase, parts))
+    rows = [
+        [_lines(arm), phase, *(_gb(sum(parts.get(one, 0) for one in held)) for held in PARTS.values()), _sum(parts)]
+        for arm, phase, parts in lines
+    ]
+    over = [f"{arm or 'the run'} ({phase})" for arm, phase, parts in lines if sum(parts.values()) > assumed.gpu.memory]
     limit = f"{assumed.gpu.name} has {assumed.gpu.memory / 1e9:.0f} GB"
     remedy = "lower data.max_tokens, take student=lora, targets.cached=true or a larger GPU"
     verdict = f"TOO LARGE for it: {', '.join(over)}; {remedy}"
     notes = [f"{limit}: {'every job fits' if not over else verdict}.", OF_MEMORY]
-    return Grid("Memory", ["job", "phase", *shown_parts, "sum"], rows, notes, labels=2)
+    return Grid("Memory", ["job", "phase", *PARTS, "sum"], rows, notes, labels=2, stacks=True)
+
+
+def _lines(arm: str) -> str:
+    """The overrides of an arm below one another."""
+    return arm.replace(" ", "\n") or "the run"
 
 
 def _lengths(assumed: Assumed) -> str:
@@ -116,10 +167,8 @@ def _lengths(assumed: Assumed) -> str:
 
 
 def _sizes(one: Needs) -> str:
-    trained = f" ({_short(one.trained)} trained)" if one.trained < one.student else ""
-    return (
-        f"{_short(one.student)}{trained} ← {_short(one.teacher)}" if one.teacher else f"{_short(one.student)}{trained}"
-    )
+    trained = [f"({_short(one.trained)}", "trained)"] if one.trained < one.student else []
+    return "\n".join([_short(one.student), *trained, *([f"← {_short(one.teacher)}"] if one.teacher else [])])
 
 
 def _short(value: int | float) -> str:
@@ -133,10 +182,12 @@ def _short(value: int | float) -> str:
 
 
 def _hours(value: float) -> str:
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def _gb(size: int | None) -> Cell:
+def _gb(size: int) -> Cell:
     return Cell("–") if not size else Cell.number(size / 1e9, f"{size / 1e9:.2f}")
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from kd.composition.groups import responses_each
 from kd.composition.interfaces import made_by
 from kd.composition.requirements import demands
-from kd.composition.sections import Prepare
+from kd.composition.sections import Prepare, learning_processes
 from kd.data.rows import Encoded
 from kd.data.sequences import collate
 from kd.doctor.gpus import Gpu
@@ -99,20 +100,24 @@ class _Job:
     def __init__(self, config: Config, assumed: Assumed):
         self.config, self.assumed = config, assumed
         self.student = laid_out(next(networks_in(config["student"]["model"])))
-        self.teachers = [laid_out(node) for node in networks_in(config["teacher"])]
+        self.own = _follows_student(config["teacher"])
+        networks = [laid_out(node) for node in networks_in(config["teacher"])]
+        self.teachers = [self.student] if self.own else networks
         self.reads_teacher = _reads_teacher(config) and not config["targets"]["cached"]
         chain = list(_chain(config["rollout"]))
-        classes = [made_by(f"rollout{'.writer' * i}", node) for i, node in enumerate(chain)]
-        self.by_teacher = any("teacher" in one.requires for one in classes)
-        self.by_student = any(
-            not one.keeps_responses and ("teacher" not in one.requires or "teacher_logits" in one.requires)
-            for one in classes
+        writer = made_by(f"rollout{'.writer' * (len(chain) - 1)}", chain[-1])  # the others wrap it
+        self.by_teacher = "teacher" in writer.requires
+        self.by_student = not writer.keeps_responses and not (
+            self.by_teacher and "teacher_logits" not in writer.requires
         )
         self.samples = max(int(node.get("samples") or 1) for node in chain)
+        replayed = chain[0].get("uses") if chain[0].get("max_age") is None else None
+        self.uses = int(replayed or 1)  # steps that learn from the same responses
         self.length = min(assumed.length or config["data"]["max_length"], config["data"]["max_length"])
         most = [node["max_new_tokens"] for node in chain if node.get("max_new_tokens")]
         self.response = max(1, min([self.length // 2, *(most if self.by_student or self.by_teacher else ())]))
-        self.rows = config["optim"]["window"] * self.samples
+        self.window = config["optim"]["window"]
+        self.rows = self.window * (_responses(config["rollout"]) or self.samples)
         self.devices = _devices(config["trainer"])
         self.sequence = collate([Encoded((0,) * (self.length + 1), self.length + 1 - self.response)], pad=0)
         self.batch = max(int(node.get("batch_size") or 16) for node in chain)
@@ -121,19 +126,18 @@ class _Job:
         per_step = self._flops_of_a_step()
         steps = self._steps(per_step)
         flops = {kind: steps * value for kind, value in per_step.items()}
-        flops["elicitation"] = self._elicitation(steps)
-        generated = self.rows * self.response * (self.by_student + self.by_teacher)
+        flops["elicitation"], elicitation = self._elicitation(steps)
         recipes = self._recipes()
         return Needs(
             student=_count(self.student),
             trained=sum(p.numel() for p in self.student.parameters() if p.requires_grad),
-            teacher=sum(map(_count, self.teachers)),
+            teacher=0 if self.own else sum(map(_count, self.teachers)),
             steps=steps,
             tokens=steps * self.rows * self.length,
-            generated=steps * generated,
+            generated=round(steps * self._generated_tokens()),
             flops=flops,
             memory=self._memory(),
-            hours=self._hours(flops, steps),
+            hours=(steps * self._seconds(per_step) + elicitation) / 3600,
             devices=self.devices,
             preparation=sum(recipes.values(), start=0.0),
             recipes=recipes,
@@ -142,58 +146,69 @@ class _Job:
     # --- FLOPs ---
 
     def _flops_of_a_step(self) -> dict[str, float]:
-        prompt = self.length - self.response
-        lengths = ([prompt], [self.response])
         reads = [reading_flops(one, self.sequence) for one in self.teachers if self.reads_teacher]
-        generation = decoding_flops(self.student, *lengths) if self.by_student else 0
-        generation += sum(decoding_flops(one, *lengths) for one in self.teachers if self.by_teacher)
         return {
             "student": float(self.rows * training_flops(self.student, self.sequence)),
             "teacher": float(self.rows * sum(reads)),
-            "generation": float(self.rows * generation),
+            "generation": sum(map(self._written, self._writers())),
         }
+
+    def _writers(self) -> list[Outline]:
+        """The models that generate in the rollout."""
+        return [self.student] * self.by_student + self.teachers * self.by_teacher
+
+    def _written(self, model: Outline) -> float:
+        """FLOPs of a model for what the rollout generates, by step."""
+        each = _decoded(model, self.length - self.response, self.response, self.samples)
+        return self.window * each / self.uses
+
+    def _generated_tokens(self) -> float:
+        """Tokens that the rollout generates, by step; those that both models choose count once."""
+        return self.window * self.samples * self.response * (self.by_student or self.by_teacher) / self.uses
 
     def _steps(self, per_step: Mapping[str, float]) -> int:
         """The steps to the first limit that is reached."""
         budget, steps = self.config["budget"], [self.config["optim"]["steps"]]
-        own = per_step["student"] + (per_step["generation"] if self.by_student else 0)
+        written = self.window * self.samples * self.length / self.uses * self.by_teacher
         spent = {
-            "student_flops": own,
+            "student_flops": per_step["student"] + (self._written(self.student) if self.by_student else 0),
             "tokens": self.rows * self.length,
-            "teacher_tokens": self.rows * self.length * self.reads_teacher,
-            "generated_tokens": self.rows * self.response * self.by_student,
+            "teacher_tokens": len(self.teachers) * (self.rows * self.length * self.reads_teacher + written),
+            "generated_tokens": self._generated_tokens() * self.by_student,
+            "seconds": self._seconds(per_step),
         }
         for name, each in spent.items():
             if budget.get(name) is not None and each:
                 steps.append(math.ceil(budget[name] / each))
         return min(steps)
 
-    def _elicitation(self, steps: int) -> float:
-        """FLOPs of the responses that stages have a model generate: one for each record that is read."""
-        stages = self.config["augmentation"]["stages"] or {}
-        needed = [made_by(f"augmentation.stages.{name}", node).requires for name, node in stages.items()]
+    def _elicitation(self, steps: int) -> tuple[float, float]:
+        """FLOPs and seconds of the responses that stages have a model generate, for each record, on one device."""
+        flops = seconds = 0.0
         known = self.config["skill"].get("train")
-        records = min(steps * self.config["optim"]["window"], known if isinstance(known, int) else math.inf)
-        lengths = ([self.length - self.response], [self.response])
-        each = sum(
-            sum(decoding_flops(one, *lengths) for one in self.teachers) * ("teacher" in names)
-            + decoding_flops(self.student, *lengths) * ("student" in names)
-            for names in needed
-        )
-        return float(records * each)
+        records = known if isinstance(known, int) else steps * self.window
+        for name, node in (self.config["augmentation"]["stages"] or {}).items():
+            names = made_by(f"augmentation.stages.{name}", node).requires
+            samples, batch = int(node.get("samples") or 1), int(node.get("batch_size") or 16)
+            response = max(1, min(self.length // 2, node.get("max_new_tokens") or self.length))
+            for model in [*self.teachers * ("teacher" in names), *[self.student] * ("student" in names)]:
+                own = float(records * _decoded(model, self.length - response, response, samples))
+                read = math.ceil(records * samples / batch) * response * _bytes(model)
+                flops, seconds = flops + own, seconds + max(own / self._speed(), read / self._bandwidth())
+        return flops, seconds
 
     # --- time ---
 
-    def _hours(self, flops: Mapping[str, float], steps: int) -> float:
-        """Training and reading are bound by FLOP/s, generation by these or by reading the weights for each token."""
+    def _seconds(self, per_step: Mapping[str, float]) -> float:
+        """Seconds of a step: training and reading are bound by FLOP/s, generation by that or by reading the weights."""
         speed = self._speed() * self.devices
-        seconds = (flops["student"] + flops["teacher"]) / speed
-        batches = math.ceil(self.rows / self.devices / self.batch)
-        writers = [self.student] * self.by_student + self.teachers * self.by_teacher
-        weights = sum(_bytes(one) for one in writers)
-        reading = steps * batches * self.response * weights / (self.assumed.gpu.bandwidth * self.assumed.utilisation)
-        seconds += max(flops["generation"] / speed, reading)
-        return (seconds + flops["elicitation"] / speed) / 3600
+        batches = math.ceil(self.window * self.samples / self.devices / self.batch) / self.uses
+        reading = batches * self.response * sum(map(_bytes, self._writers())) / self._bandwidth()
+        return (per_step["student"] + per_step["teacher"]) / speed + max(per_step["generation"] / speed, reading)
+
+    def _bandwidth(self) -> float:
+        """Bytes per second that one device reads."""
+        return self.assumed.gpu.bandwidth * self.assumed.utilisation
 
     def _speed(self) -> float:
         """FLOP per second of one device."""
@@ -219,14 +234,17 @@ class _Job:
         rows = max(1, min(self.config["data"]["max_tokens"] // self.length, -(-self.rows // self.devices)))
         load = Load(rows, self.length)
         trained = sum(p.numel() * p.element_size() for p in self.student.parameters() if p.requires_grad)
-        weights = {"student": stored(self.student), "teacher": sum(map(stored, self.teachers))}
+        teachers = [] if self.config["targets"]["cached"] else self.teachers
+        copied = trained if self.config["teacher"].get("mode") != "live" else 0
+        weights = {"student": stored(self.student), "teacher": copied if self.own else sum(map(stored, teachers))}
         state = {"gradients": trained, "AdamW": 2 * trained}
-        working = max((LIVE_LAYER * load.tokens * widest(one) * HALF for one in self.teachers), default=0)
+        working = max(
+            (LIVE_LAYER * load.tokens * widest(one) * one.network.dtype.itemsize for one in teachers), default=0
+        )
         training = {"activations": self._activations(load), "head": head_pass(self.student, load), "layer": working}
         found = {"training": {**weights, **state, **training}}
         if self.by_student or self.by_teacher:
-            writers = [self.student] * self.by_student + self.teachers * self.by_teacher
-            cache = sum(_cache(one) for one in writers) * min(self.batch, self.rows) * self.length
+            cache = sum(map(_cache, self._writers())) * min(self.batch, self.window * self.samples) * self.length
             found["generation"] = {**weights, "AdamW": 2 * trained, "cache": cache}
         return found
 
@@ -246,6 +264,22 @@ def _reads_teacher(config: Config) -> bool:
     return any(name.startswith(("teacher_", "native_teacher_")) for names in every for name in names)
 
 
+def _follows_student(teacher: Config) -> bool:
+    """Return whether the teacher is made of the student."""
+    return teacher.get("_target_") is not None and made_by("teacher", teacher).follows_student
+
+
+def _responses(rollout: Config) -> int | None:
+    """The responses to a prompt that are learnt on; of a rollout whose number varies, those of its writer."""
+    found = responses_each("rollout", rollout)
+    return responses_each("rollout.writer", rollout["writer"]) if found is None and rollout.get("writer") else found
+
+
+def _decoded(model: Outline, prompt: int, response: int, samples: int) -> int:
+    """FLOPs of generating all responses to one prompt."""
+    return decoding_flops(model, [prompt], [response] * samples, samples=samples)
+
+
 def _chain(node: Config) -> Any:
     """A rollout's node, its writer's, and so on."""
     while isinstance(node, Mapping):
@@ -254,10 +288,8 @@ def _chain(node: Config) -> Any:
 
 
 def _devices(trainer: Config) -> int:
-    devices = trainer["devices"]
-    if isinstance(devices, list):
-        return len(devices)
-    return devices if isinstance(devices, int) and devices > 0 else 1
+    """Devices of all machines; where that depends on the machine, one."""
+    return learning_processes(trainer) or 1
 
 
 def _count(model: Outline) -> int:

@@ -98,8 +98,12 @@ def _part_classes(node: Any) -> set[str]:
 
 def alike(one: DictConfig, other: DictConfig) -> bool:
     """Return whether two configs have the same identity; no content is read for that."""
-    first, second = (config_hash(_hashed(cfg), digests={}, version={}) for cfg in (one, other))
-    return first == second
+    return settings_hash(one) == settings_hash(other)
+
+
+def settings_hash(cfg: DictConfig) -> str:
+    """12 hexadecimal digits of all settings that count; those of contents and code are not among them."""
+    return config_hash(_hashed(cfg), digests={}, version={})
 
 
 def _in_order(config: dict[str, Any]) -> dict[str, Any]:
