@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from kd.augmentation import By, Expected, Resources, Stage
-from kd.generators import Generator
-from kd.generators.settings import Decoding
-from kd.generators.torch import Torch
+from kd.augmentation import By, Expected, Resources
+from kd.augmentation.generation import Generating
+from kd.generators.settings import Decoding, Samples
 from kd.teachers.interface import Answers
 from kd.types import Record, Response
 
@@ -17,7 +16,8 @@ log = logging.getLogger(__name__)
 VERSION = 5  # part of every hash: raise it when the same settings are to give other texts
 
 
-class Labeling(Stage):
+@dataclass(kw_only=True, eq=False)
+class Labeling(Generating):
     """The teacher's responses in place of the references: sequence-level KD (arXiv 1606.07947; 2402.13116, 3.1).
 
     Args:
@@ -39,35 +39,40 @@ class Labeling(Stage):
     source: ClassVar[By] = "teacher"  # of the responses
     name: ClassVar[str] = "labeling"  # in a record's provenance
 
-    def __init__(
-        self,
-        *,
-        samples: int = 1,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
-        keep_reference: bool = False,
-        drop_unfinished: bool = False,
-        batch_size: int = 16,
-        generator: Generator | None = None,
-    ):
-        self.generator: Generator = Torch() if generator is None else generator
-        self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
-        self.generator.check(self.decoding)
-        self.keep_reference, self.drop_unfinished = keep_reference, drop_unfinished
+    samples: Samples = 1
+    keep_reference: bool = False
+    drop_unfinished: bool = False
+
+    @property
+    def decoding(self) -> Decoding:
+        """Of the responses."""
+        return Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.batch_size)
+
+    def shown(self, records: Sequence[Record], resources: Resources) -> Sequence[Sequence[Record]]:
+        """The prompts that the model reads for each record, each with `samples` responses; by default its own."""
+        return [[record] for record in records]
+
+    def learnt(self, record: Record, shown: Record) -> Record:
+        """The record with the student's prompt, given the first that the model read for it; by default its own."""
+        return record
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The records with the model's responses, from disk where they were generated before."""
         records = list(records)
-        found = resources.generate(self.source, records, self.decoding, what="labels", engine=self.generator)
+        shown = self.shown(records, resources)
+        prompts = [prompt for several in shown for prompt in several]
+        found = resources.generate(self.source, prompts, self.decoding, what="labels", engine=self.engine)
         self._report_unfinished(found)
-        for record, answer in zip(records, found, strict=True):
-            if self.drop_unfinished and not all(answer.finished):
+        every = iter(found)
+        for record, several in zip(records, shown, strict=True):
+            answers = [next(every) for _ in several]
+            if self.drop_unfinished and not all(all(answer.finished) for answer in answers):
                 resources.dropped("truncated response")
                 continue
-            written = tuple(Response(text, self.source) for text in answer.texts)
+            written = tuple(Response(text, self.source) for answer in answers for text in answer.texts)
             kept = record.responses if self.keep_reference else ()
-            yield replace(record, responses=kept + written, provenance=(*record.provenance, self.name))
+            made = self.learnt(record, several[0])
+            yield replace(made, responses=kept + written, provenance=(*record.provenance, self.name))
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
@@ -94,6 +99,7 @@ class Labeling(Stage):
             )
 
 
+@dataclass(kw_only=True, eq=False)
 class SelfLabeling(Labeling):
     """The student's own responses in place of the references (self-knowledge: arXiv 2402.13116, 3.1.5).
 

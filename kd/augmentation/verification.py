@@ -7,10 +7,29 @@ from typing import ClassVar
 
 from kd.augmentation import Resources, Stage
 from kd.metrics.table import Metric, of_skill
-from kd.skills.scoring import scored_all
-from kd.types import Record, Response
+from kd.skills.scoring import Scored, scored_all
+from kd.types import Record, Response, Skill
 
 VERSION = 2  # responses are compared with the skill's references, where they were with one another
+
+
+def scores_of(pairs: Sequence[tuple[Record, str]], resources: Resources) -> list[Scored]:
+    """The skill's score of each record's text.
+
+    A score may read the responses with which the skill's record of this id came, or else the record's own.
+    """
+    own = _own(resources)
+    assert resources.skill is not None  # `requires`
+    problems = [(own.get(record.id, record), text) for record, text in pairs]
+    return scored_all(resources.skill, problems, reference=lambda problem: _reference(own, problem))
+
+
+def best_of(skill: Skill) -> float:
+    """The best value of the skill's metric. Raises ValueError where it has none."""
+    metric = of_skill(skill.metric)
+    if not math.isfinite(metric.best):
+        raise ValueError(f"a right answer has the best value of {metric.name}, which has none; take another skill")
+    return metric.best
 
 
 class Verified(Stage):
@@ -62,22 +81,18 @@ class Verified(Stage):
     def right(
         self, records: Sequence[Record], responses: Sequence[Sequence[Response]], resources: Resources
     ) -> list[tuple[Response, ...]]:
-        """Of the responses to each record those that stay, with their scores.
-
-        A score may read the responses with which the skill's record of this id came, or else the record's own.
+        """Of the responses to each record those that stay, with their scores (`scores_of`).
 
         Raises ValueError where the threshold is the metric's best value, and it has none.
         """
-        skill, own = resources.skill, _own(resources)
-        assert skill is not None  # `requires`
-        metric = of_skill(skill.metric)
+        assert resources.skill is not None  # `requires`
+        metric = of_skill(resources.skill.metric)
         if self.threshold is None and not math.isfinite(metric.best):
             raise ValueError(
                 f"threshold=null keeps what has the best value of {metric.name}, which has none; give the threshold"
             )
-        problems = [own.get(record.id, record) for record in records]
-        pairs = [(problem, one.text) for problem, several in zip(problems, responses, strict=True) for one in several]
-        scores = iter(scored_all(skill, pairs, reference=lambda problem: _reference(own, problem)))
+        pairs = [(record, one.text) for record, several in zip(records, responses, strict=True) for one in several]
+        scores = iter(scores_of(pairs, resources))
         scored = [[replace(one, score=next(scores).score) for one in several] for several in responses]
         return [self._kept(several, metric) for several in scored]
 

@@ -233,15 +233,26 @@ class Pairwise(Judge):
 
     def judged(self, teacher: Teacher, pairs: Sequence[Pair]) -> list[tuple[Verdict, list[Reply]]]:
         """The verdict on each pair and the replies that it was read from."""
-        turns = [(False, True) if self.swap else (bool(i % 2),) for i in range(len(pairs))]
-        prompts = [self._shown(pair, turned) for pair, several in zip(pairs, turns, strict=True) for turned in several]
-        replies = iter(self.replies(teacher, prompts))
+        return self.verdicts(self.replies(teacher, self.prompts(pairs)), len(pairs))
+
+    def prompts(self, pairs: Sequence[Pair]) -> list[Record]:
+        """The prompts on all pairs, one for each order in which a pair is read."""
+        turns = self._turns(len(pairs))
+        return [self._shown(pair, turned) for pair, several in zip(pairs, turns, strict=True) for turned in several]
+
+    def verdicts(self, replies: Sequence[Reply], pairs: int) -> list[tuple[Verdict, list[Reply]]]:
+        """The verdict on each of so many pairs, and its replies, of the replies to their `prompts`."""
+        every = iter(replies)
         found = []
-        for several in turns:
-            own = [next(replies) for _ in several]
+        for several in self._turns(pairs):
+            own = [next(every) for _ in several]
             orders = tuple(self._outcome(reply, turned) for reply, turned in zip(own, several, strict=True))
             found.append((Verdict(orders, several, not any(reply.left_out for reply in own)), own))
         return found
+
+    def _turns(self, pairs: int) -> list[tuple[bool, ...]]:
+        """For each of so many pairs, the orders in which it is read: whether the second answer is shown first."""
+        return [(False, True) if self.swap else (bool(i % 2),) for i in range(pairs)]
 
     def _shown(self, pair: Pair, turned: bool) -> Record:
         first, second = (pair.second, pair.first) if turned else (pair.first, pair.second)
