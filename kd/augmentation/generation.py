@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pydantic import NonNegativeFloat
 
 from kd.augmentation import Resources, Stage
-from kd.data.prompt_templates import check_template, filled, inserted, question, template_text
+from kd.data.prompt_templates import filled, question, template_text
 from kd.generators import Generator
 from kd.generators.settings import Decoding, NewTokens, Nucleus, Together
 from kd.generators.torch import Torch
@@ -63,14 +63,6 @@ class Generating(Stage):
         return found
 
 
-def template_of(where: str, template: str, *required: str, optional: Sequence[str] = ()) -> str:
-    """The text of a stage's template, which is given as it stands, as a file, or by its name in
-    `kd/augmentation/prompts`. Raises ValueError for one that is none of these, lacks a field, or has another one."""
-    text = template_text(where, template)
-    check_template(where, text, required=required, optional=optional)
-    return text
-
-
 def paragraphs(where: str, template: str) -> list[str]:
     """The paragraphs of a template's text, each of which is a message, a principle, or the like.
 
@@ -79,13 +71,6 @@ def paragraphs(where: str, template: str) -> list[str]:
     if found := [part.strip() for part in template_text(where, template).split("\n\n") if part.strip()]:
         return found
     raise ValueError(f"{where}={template!r} has no paragraph; write one or more, with an empty line between them")
-
-
-def asked(record: Record, template: str, texts: Mapping[str, str] | None = None) -> Record:
-    """The record with the template in place of its last message, which is the template's field `question`."""
-    *before, last = record.prompt
-    content = inserted(template, {"question": str(last["content"]), **(texts or {})})
-    return replace(record, prompt=(*before, {**last, "content": content}))
 
 
 def fenced(record: Record, template: str, texts: Mapping[str, str], plain: Mapping[str, str] | None = None) -> Record:

@@ -14,6 +14,8 @@ LABELING = "tests/augmentation/test_labeling.py"
 SELF = "tests/augmentation/test_self_knowledge.py"
 FILTERS = "tests/augmentation/test_filters.py"
 SCORED = "tests/augmentation/test_scored_filters.py"
+LABELS = "tests/augmentation/test_labels.py"
+FEEDBACK = "tests/augmentation/test_feedback.py"
 EARLIER = "encoders with a classifier's head, which the survey names as earlier work"
 
 
@@ -43,15 +45,37 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "augmentation=sampling",
             f"{LABELING}::test_samples_are_drawn_from_the_seed",
         ),
-        Leaf("Explanations by a system message (Orca, Orca 2)", missing="prompts of stages"),
+        Leaf(
+            "Explanations by a system message (Orca)",
+            "augmentation=explanations",
+            f"{LABELS}::test_a_system_message_is_drawn_by_the_record_and_stays",
+        ),
+        Leaf(
+            "Strategies, the prompt erased (Orca 2)",
+            "augmentation=strategies",
+            f"{LABELS}::test_every_strategy_responds_and_none_is_seen_by_the_student",
+        ),
+        Leaf(
+            "Chains of thought (Fine-tune-CoT, Mixed Distill)",
+            "augmentation=label_cot",
+            f"{LABELS}::test_the_rationale_is_learnt_without_the_prompt_that_requested_it",
+        ),
         Leaf(
             "Rationales as a second task (distilling step-by-step)",
-            "skill=step_by_step reduction=sequence",
-            "tests/skills/test_generated_text.py::test_each_problem_has_its_answer_and_its_rationale",
-            "rationales of a teacher; those of the data are learnt",
+            "skill=gsm_predict augmentation=rationale_task reduction=sequence objective=sft",
+            f"{LABELS}::test_each_record_has_a_second_one_with_its_rationale",
         ),
-        Leaf("Programs of thought that are executed (MAmmoTH)", missing="the stage; the sandbox is there"),
-        Leaf("Few-shot annotation (AnnoLLM)", missing="demonstrations in a stage's prompt"),
+        Leaf(
+            "Programs of thought that are executed (MAmmoTH)",
+            "augmentation=label_pot",
+            f"{LABELS}::test_the_printed_answer_is_the_label",
+        ),
+        Leaf(
+            "Few-shot annotation (AnnoLLM)",
+            "augmentation=few_shot_labels",
+            f"{LABELS}::test_demonstrations_are_others_and_are_erased",
+            "explanations of the demonstrations by the teacher",
+        ),
     ),
     "A · elicitation: expansion": (
         Leaf("Self-Instruct, Alpaca", missing="the stage"),
@@ -71,6 +95,11 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "objective=fkl",
             f"{DIVERGENCE}::test_forward_kl_by_hand",
         ),
+        Leaf(
+            "Targets of the teacher attached to the records, once, on disk",
+            "targets=topk targets.cached=true",
+            "tests/test_cache.py::test_training_from_the_cache_is_training_with_the_teacher",
+        ),
         Leaf("Mean of two teachers' logits (BabyLlama)", "method=babyllama student=tiny", METHODS),
         Leaf("Text of the full-precision model itself (LLM-QAT)", missing="quantised students"),
         Leaf("Fused distributions of several tokenizers (FuseLLM)", missing="fusion across tokenizers"),
@@ -81,12 +110,37 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "method=gkd",
             "tests/methods/test_samples.py::test_gkds_coin_falls_for_the_student_in_a_share_of_steps",
         ),
-        Leaf("Critique and revision (constitutional AI)", missing="the stage"),
-        Leaf("Scores of aspects (UltraFeedback)", missing="a judge that scores responses for training"),
-        Leaf("Pairwise judging with a swap (RLAIF)", missing="a judge that orders responses for training"),
-        Leaf("Hard examples (Lion)", missing="the stage; loops are there"),
-        Leaf("Repair after execution (PERsD)", missing="the stage; the sandbox is there"),
-        Leaf("Rewards of steps (WizardMath)", missing="scores of steps"),
+        Leaf(
+            "Critique and revision (constitutional AI)",
+            "augmentation=[self_labeling,revised] objective=sft",
+            f"{FEEDBACK}::test_the_revision_replaces_the_response_or_is_preferred_to_it",
+        ),
+        Leaf(
+            "Scores of aspects (UltraFeedback)",
+            "augmentation=[self_labeling,aspect_scores] objective=rrhf reward=scores",
+            f"{FEEDBACK}::test_the_mean_over_aspects_is_the_score_and_the_order",
+        ),
+        Leaf(
+            "Pairwise judging with a swap (RLAIF)",
+            "augmentation=[self_labeling,pairwise_preferences] objective=dpo",
+            f"{FEEDBACK}::test_the_preferred_response_is_first",
+        ),
+        Leaf(
+            "Hard examples (Lion)",
+            "augmentation=[labeling,hard_examples] objective=sft loop.rounds=2",
+            f"{FEEDBACK}::test_hard_records_stay_and_new_ones_are_made_like_them",
+        ),
+        Leaf(
+            "Repair after execution (PERsD)",
+            "skill=humaneval augmentation=repaired objective=sft",
+            f"{FEEDBACK}::test_what_the_student_gets_wrong_and_the_teacher_mends_is_learnt",
+        ),
+        Leaf(
+            "Rewards of steps (WizardMath)",
+            "augmentation=[self_labeling,step_scores] objective=rrhf reward=scores",
+            f"{FEEDBACK}::test_the_steps_make_the_score",
+            "a reward model of steps, and PPO with it",
+        ),
     ),
     "A · elicitation: self-knowledge": (
         Leaf(
@@ -245,7 +299,12 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
             "tests/skills/test_dataset.py::test_prompts_have_a_system_text_demonstrations_and_a_form",
             "soft labels of in-context outputs",
         ),
-        Leaf("Chain of thought (Fine-tune-CoT, MCC-KD, SOCRATIC)", missing="prompts of stages"),
+        Leaf(
+            "Chain of thought (Fine-tune-CoT, MCC-KD, SOCRATIC)",
+            "augmentation=label_cot objective=sft",
+            f"{LABELS}::test_the_rationale_is_learnt_without_the_prompt_that_requested_it",
+            "MCC-KD's consistency of rationales, SOCRATIC's decomposer",
+        ),
         Leaf(
             "Instruction following",
             "augmentation=labeling objective=sft",

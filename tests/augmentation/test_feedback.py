@@ -21,7 +21,7 @@ from kd.augmentation.feedback.repair import Repaired
 from kd.augmentation.feedback.revision import Revision
 from kd.augmentation.feedback.steps import StepScores
 from kd.experiment.loading import load_teacher
-from kd.metrics.program_tests import tests_passed
+from kd.metrics import program_tests
 from kd.types import Record, Response, Skill
 from tests import runs
 from tests.augmentation.scripted import CUT, NASTY, SETTINGS, Rule, Scripted, Sums, made, silent, sums
@@ -242,7 +242,7 @@ class Functions(Skill):
         ]
 
     def score(self, record: Record, text: str) -> float:
-        return tests_passed(text, record.meta)
+        return program_tests.tests_passed(text, record.meta)
 
 
 def attempt(prompt: str) -> str:
@@ -294,8 +294,8 @@ def test_hard_records_stay_and_new_ones_are_made_like_them():
     given = [
         record(0, "Write of alpha", "long answer"),
         record(1, "Write of beta", "long answer"),
-        record(2, "Tell me about gamma rays", "short"),
-        record(3, "Say hello", "short"),
+        record(2, "Tell me about gamma rays", "weak"),
+        record(3, "Say hello", "weak"),
     ]
     found, account = made(stage_of("hard_examples"), given, referee, student=lambda prompt: "weak")
     assert [(one.id, one.prompt[0]["content"], one.responses[0].text) for one in found] == [

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/augmentation/test_labels.py
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -48,7 +49,7 @@ def stage_of(name: str, **changes: Any) -> Stage:
 
 def solved(prompt: str) -> str:
     """3 + 4 -> "3 and 4 make 7. The answer is 7."; of 5 + 5 a text that has no end."""
-    a, _, b = prompt.split("\n")[0].split()[-3:]
+    a, b = re.findall(r"(\d+) \+ (\d+)", prompt)[-1]
     text = f"{a} and {b} make {int(a) + int(b)}."
     return f"{text[:8]}{CUT}" if a == "5" else f"{text} The answer is {int(a) + int(b)}."
 
@@ -144,7 +145,6 @@ def test_demonstrations_are_others_and_are_erased():
         *shown, own = [message["content"] for message in prompt]
         assert [message["role"] for message in prompt] == ["user", "assistant"] * 2 + ["user"]
         assert own not in shown[::2]
-        assert len(set(shown[::2])) == 2
         assert shown[1::2] == [answers[text] for text in shown[::2]]
     kept, _ = made(stage_of("few_shot_labels", erase=False), [*GIVEN, twin], lambda prompt: "2")
     assert [one.prompt for one in kept] == teacher.read
@@ -195,7 +195,7 @@ def test_each_record_has_a_second_one_with_its_rationale():
         replace(one, prompt=({"role": "user", "content": f"predict: {one.prompt[0]['content']}"},)) for one in GIVEN
     ]
     teacher = Scripted(lambda prompt: "I do not know." if prompt.startswith("1") else solved(prompt))
-    stage = stage_of("rationale_task", label_prefix="predict: ")
+    stage = stage_of("rationale_task", label_prefix="predict:")
     found, account = made(stage, given, silent, teacher=teacher)
     assert [(one.id, one.prompt[0]["content"], one.responses) for one in found] == [
         ("3+4/label", "predict: 3 + 4", (Response("7"),)),

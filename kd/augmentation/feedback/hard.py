@@ -8,7 +8,8 @@ from pydantic import Field, NonNegativeInt
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.feedback.grading import Grading
-from kd.augmentation.generation import fenced, template_of
+from kd.augmentation.generation import fenced
+from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import question
 from kd.metrics.overlap import rouge_l
 from kd.types import Record, Response
@@ -54,8 +55,8 @@ class HardExamples(Grading):
         super().__post_init__()
         self.grader = self.judge()
         self.texts = {
-            "hard": template_of("hard_template", self.hard_template, "question"),
-            "easy": template_of("easy_template", self.easy_template, "question"),
+            "hard": checked_template("hard_template", self.hard_template, "question"),
+            "easy": checked_template("easy_template", self.easy_template, "question"),
         }
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
@@ -83,7 +84,8 @@ class HardExamples(Grading):
             for text in (record.responses[0].text, attempt.texts[0])
         ]
         grades = iter(self.grades(resources, self.grader, prompts, "grades"))
-        hard, easy = [], []
+        hard: list[Record] = []
+        easy: list[Record] = []
         for record, teacher, student in zip(given, grades, grades, strict=True):
             if teacher is None or student is None:
                 resources.dropped("no grade")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.generation import Generating, fenced, template_of
+from kd.augmentation.generation import Generating, fenced
+from kd.augmentation.ratings import checked_template
 from kd.augmentation.verification import best_of, scores_of
 from kd.metrics.program_tests import function
 from kd.sandbox import concurrently, run
@@ -54,7 +55,7 @@ class Repaired(Generating):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.text = template_of("template", self.template, "question", "attempt", "feedback")
+        self.text = checked_template("template", self.template, "question", "attempt", "feedback")
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The records that the student fails and the teacher repairs."""
@@ -63,7 +64,7 @@ class Repaired(Generating):
         prompts = self._failed(list(records), skill, resources)
         found = self.teacher_texts(resources, [prompt for _, prompt in prompts], "repairs")
         repaired = [(*both, text) for both, text in zip(prompts, found, strict=True) if text is not None]
-        scores = scores_of([(record, text) for record, _, text in repaired], skill)
+        scores = scores_of([(record, text) for record, _, text in repaired], resources)
         for (record, prompt, text), score in zip(repaired, scores, strict=True):
             if score.score != best_of(skill):
                 resources.dropped("repair that fails")
@@ -79,7 +80,7 @@ class Repaired(Generating):
         """The records that the student fails, each with the prompt of the repair."""
         answers = resources.generate("student", records, self.decoding, what="attempts", engine=self.engine)
         attempts = [(record, answer.texts[0]) for record, answer in zip(records, answers, strict=True)]
-        scores, best = scores_of(attempts, skill), best_of(skill)
+        scores, best = scores_of(attempts, resources), best_of(skill)
         failed = [(*both, one.error) for both, one in zip(attempts, scores, strict=True) if one.score != best]
         if solved := len(records) - len(failed):
             resources.dropped("solved by the student", solved)

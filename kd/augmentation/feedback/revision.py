@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.generation import Generating, fenced, paragraphs, template_of
+from kd.augmentation.generation import Generating, fenced, paragraphs
+from kd.augmentation.ratings import checked_template
 from kd.seeding import derive
 from kd.types import Record, Response
 
@@ -50,8 +51,8 @@ class Revision(Generating):
         super().__post_init__()
         self.principles = paragraphs("constitution_template", self.constitution_template)
         fields = ("question", "response", "principle")
-        self.critique = template_of("critique_template", self.critique_template, *fields)
-        self.revision = template_of("revision_template", self.revision_template, *fields, "critique")
+        self.critique = checked_template("critique_template", self.critique_template, *fields)
+        self.revision = checked_template("revision_template", self.revision_template, *fields, "critique")
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The records with the last revision."""

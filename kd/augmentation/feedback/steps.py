@@ -24,7 +24,7 @@ COMBINED: Mapping[str, Callable[[Sequence[float]], float]] = {
 class StepGraded(Graded):
     """A judge that grades one step, `answer`, after the steps `before` it."""
 
-    required = ("question", "before", "answer")
+    required: ClassVar[Sequence[str]] = ("question", "before", "answer")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.generation import Generating, asked, template_of
+from kd.augmentation.generation import Generating
+from kd.augmentation.ratings import asked, checked_template
 from kd.augmentation.verification import best_of, scores_of
 from kd.data.prompt_templates import inserted
 from kd.generators.settings import Decoding, Samples
@@ -70,8 +71,8 @@ class ProgramOfThought(Generating):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.text = template_of("template", self.template, "question")
-        template_of("answer_form", self.answer_form, "answer")
+        self.text = checked_template("template", self.template, "question")
+        checked_template("answer_form", self.answer_form, "answer")
 
     @property
     def decoding(self) -> Decoding:
@@ -105,7 +106,7 @@ class ProgramOfThought(Generating):
         stated = [
             (record, inserted(self.answer_form, {"answer": one.text})) for record, one in pairs if one.fault is None
         ]
-        scores, best = iter(scores_of(stated, resources.skill)), best_of(resources.skill)
+        scores, best = iter(scores_of(stated, resources)), best_of(resources.skill)
         texts = iter(stated)
         for _, answer in pairs:
             if answer.fault is not None:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.generation import asked, instructed, paragraphs, template_of
+from kd.augmentation.generation import instructed, paragraphs
 from kd.augmentation.labeling import Labeling
+from kd.augmentation.ratings import asked, checked_template
 from kd.seeding import derive
 from kd.types import Message, Record
 
@@ -54,7 +55,7 @@ class ChainOfThought(Prompted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.text = template_of("template", self.template, "question")
+        self.text = checked_template("template", self.template, "question")
 
     def shown(self, records: Sequence[Record], resources: Resources) -> Sequence[Sequence[Record]]:
         """See `Labeling`."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.generation import Generating, asked, quota, template_of
+from kd.augmentation.generation import Generating, quota
+from kd.augmentation.ratings import asked, checked_template
 from kd.types import Record, Response
 
 _ANSWER = re.compile(
@@ -42,9 +43,9 @@ class RationaleTask(Generating):
         template: the prompt of the rationale with the field {question}; the reply has to end with "The answer is …".
         label: reference: the record's first response | teacher: the answer that the rationale ends with, for data
             without labels. Both are in the paper.
-        label_prefix: before the question in the prompt of the label. A prompt that begins with it is as it is, as those
-            of skill=gsm_predict. Evaluated prompts are the skill's: they should have it, too.
-        rationale_prefix: before the question in the prompt of the rationale.
+        label_prefix: before the question in the prompt of the label, with a space between. A prompt that begins with
+            it is as it is, as those of skill=gsm_predict. Evaluated prompts are the skill's: they should have it, too.
+        rationale_prefix: the same in the prompt of the rationale.
         rationales: the share of records with a rationale, between 0 and 1; at less than 0.5 some rationales are left
             out, at more some labels, evenly over the records.
         max_new_tokens, temperature, top_p, batch_size, generator: see `kd.augmentation.generation.Generating`.
@@ -60,12 +61,12 @@ class RationaleTask(Generating):
     template: str
     label: Literal["reference", "teacher"] = "reference"
     label_prefix: str = ""
-    rationale_prefix: str = "explain: "
+    rationale_prefix: str = "explain:"
     rationales: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.text = template_of("template", self.template, "question")
+        self.text = checked_template("template", self.template, "question")
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The record with the label, and the one with the rationale after it."""
@@ -110,5 +111,6 @@ class RationaleTask(Generating):
 def _prefixed(record: Record, prefix: str, *, without: str = "") -> Record:
     """The record with a prefix before its last message, in place of the one that the message may begin with."""
     *before, last = record.prompt
-    content = prefix + str(last["content"]).removeprefix(without)
-    return replace(record, prompt=(*before, {**last, "content": content}))
+    content = str(last["content"])
+    content = content.removeprefix(f"{without} ") if without else content
+    return replace(record, prompt=(*before, {**last, "content": f"{prefix} {content}" if prefix else content}))
