@@ -8,10 +8,10 @@ from pydantic import Field, NonNegativeInt
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.feedback.grading import Grading
+from kd.augmentation.filters.novelty import Pool
 from kd.augmentation.generation import fenced
 from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import question
-from kd.metrics.overlap import rouge_l
 from kd.types import Record, Response
 
 
@@ -67,7 +67,7 @@ class HardExamples(Grading):
             resources.dropped("easy for the student", len(easy))
         for record in hard:
             yield replace(record, responses=record.responses[:1], provenance=(*record.provenance, "hard_examples"))
-        pool = [question(record) for record in records]
+        pool = Pool([question(record) for record in records], below=self.below)
         made = self._new("hard", hard, pool, resources) + self._new("easy", easy[: len(hard)], pool, resources)
         answers = self.teacher_texts(resources, made, "responses")
         for record, text in zip(made, answers, strict=True):
@@ -95,7 +95,7 @@ class HardExamples(Grading):
             resources.dropped("no response", lacking)
         return hard, easy
 
-    def _new(self, kind: str, of: Sequence[Record], pool: list[str], resources: Resources) -> list[Record]:
+    def _new(self, kind: str, of: Sequence[Record], pool: Pool, resources: Resources) -> list[Record]:
         """New instructions of a kind, each unlike those in the pool, to which they are added."""
         prompts = [
             replace(fenced(record, self.texts[kind], {}), id=f"{record.id}/{kind}{i + 1}")
@@ -107,10 +107,9 @@ class HardExamples(Grading):
         for prompt, text in zip(prompts, texts, strict=True):
             if text is None:
                 continue
-            if rouge_l(text, pool) >= self.below:
+            if not pool.add(text):
                 resources.dropped("instruction like another")
                 continue
-            pool.append(text)
             turn = ({"role": "user", "content": text},)
             found.append(replace(prompt, prompt=turn, provenance=("hard_examples",)))
         return found

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from kd.augmentation import Expected, Resources
 from kd.augmentation.generation import Generating
 from kd.augmentation.ratings import asked, checked_template
-from kd.augmentation.verification import best_of, scores_of
+from kd.augmentation.verification import best_of, one_each, scores_of
 from kd.data.prompt_templates import inserted
 from kd.generators.settings import Decoding, Samples
 from kd.metrics.program_tests import BLOCK
@@ -96,9 +96,7 @@ class ProgramOfThought(Generating):
             kept = [one for one in made if isinstance(one, Response)]
             if not kept:
                 resources.dropped(str(made[0]))
-            for i, one in enumerate(kept):
-                name = record.id if i == 0 else f"{record.id}/{i + 1}"
-                yield replace(record, id=name, responses=(one,), provenance=(*record.provenance, "label_pot"))
+            yield from one_each(record, kept, "label_pot")
 
     def _judged(self, pairs: Sequence[tuple[Record, Answer]], resources: Resources) -> Iterator[Response | str]:
         """For each answer the response that is learnt, with its score, or why there is none."""
