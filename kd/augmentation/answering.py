@@ -140,6 +140,7 @@ def _kept(
 def _lines(prompts: Sequence[Record], rows: Sequence[Answers]) -> str:
     lines = []
     for prompt, row in zip(prompts, rows, strict=True):
-        own = {"id": prompt.id, "responses": row.texts, "finished": row.finished, "tokens": row.tokens}
+        texts = [text.encode("utf-8", "replace").decode() for text in row.texts]  # half of a surrogate pair becomes "?"
+        own = {"id": prompt.id, "responses": texts, "finished": row.finished, "tokens": row.tokens}
         lines.append(json.dumps(own, ensure_ascii=False) + "\n")
     return "".join(lines)

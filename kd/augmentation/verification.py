@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 from kd.augmentation import Resources, Stage
+from kd.augmentation.new_records import PARENTS
 from kd.metrics.table import Metric, of_skill
 from kd.skills.scoring import Scored, scored_all
 from kd.types import Record, Response, Skill
 
-VERSION = 2  # responses are compared with the skill's references, where they were with one another
+VERSION = 3  # problems that a stage made are dropped, which the skill cannot score
 
 
 def scores_of(pairs: Sequence[tuple[Record, str]], resources: Resources) -> list[Scored]:
@@ -46,6 +47,8 @@ class Verified(Stage):
         distinct: whether a text that occurs twice for one prompt stays once.
         otherwise: what becomes of a record without such a response: "drop", or "reference", which the skill gave it.
 
+    New problems that a stage made (`kd.augmentation.new_records`) are dropped: the skill has no answers to them.
+
     Raises:
         ValueError: `most` is not positive.
     """
@@ -69,7 +72,10 @@ class Verified(Stage):
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """A record for each such response, with it alone and its score; a window may mix them whatever their number."""
-        records, own = list(records), _own(resources)
+        given, own = list(records), _own(resources)
+        records = [record for record in given if record.id in own or PARENTS not in record.meta]
+        if len(records) < len(given):  # a response would be compared with itself, or a text with another's answer
+            resources.dropped("problem that the skill cannot score", len(given) - len(records))
         right = self.right(records, [record.responses for record in records], resources)
         for record, kept in zip(records, right, strict=True):
             if not kept and self.otherwise == "reference" and record.id in own:

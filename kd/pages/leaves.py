@@ -11,6 +11,8 @@ OBJECTIVES = "tests/composition/test_composition.py::test_every_objective_is_a_r
 DIVERGENCE = "tests/objectives/test_divergence.py"
 FEATURES = "tests/objectives/test_features.py"
 LABELING = "tests/augmentation/test_labeling.py"
+EXPANSION = "tests/augmentation/test_expansion.py"
+CURATION = "tests/augmentation/test_curation.py"
 SELF = "tests/augmentation/test_self_knowledge.py"
 FILTERS = "tests/augmentation/test_filters.py"
 SCORED = "tests/augmentation/test_scored_filters.py"
@@ -78,16 +80,65 @@ PARTS: dict[str, tuple[Leaf, ...]] = {
         ),
     ),
     "A · elicitation: expansion": (
-        Leaf("Self-Instruct, Alpaca", missing="the stage"),
-        Leaf("Evol-Instruct (WizardLM, WizardCoder, WizardMath)", missing="the stage"),
-        Leaf("Paraphrase (AugGPT)", missing="the stage"),
-        Leaf("Targeted subgroups (TDG)", missing="the stage"),
+        Leaf(
+            "Self-Instruct, Alpaca",
+            "augmentation=self_instruct",
+            f"{EXPANSION}::test_self_instruct_by_hand",
+        ),
+        Leaf(
+            "Evol-Instruct (WizardLM, WizardCoder, WizardMath)",
+            "augmentation=evol_instruct",
+            f"{EXPANSION}::test_evolution_by_hand",
+            "WizardMath's reward models of instructions and steps",
+        ),
+        Leaf("Paraphrase (AugGPT)", "augmentation=paraphrase", f"{EXPANSION}::test_a_paraphrase_is_the_same_problem"),
+        Leaf("Fusion of prompts (Instruction Fusion)", "augmentation=fusion", f"{EXPANSION}::test_fusion_by_hand"),
+        Leaf(
+            "Instruction back-translation",
+            "augmentation=back_translation",
+            f"{EXPANSION}::test_back_translation_by_hand",
+            "the trained backward model; the teacher is prompted",
+        ),
+        Leaf(
+            "Targeted subgroups (TDG)",
+            "augmentation=subgroups",
+            f"{EXPANSION}::test_the_student_fails_in_a_subgroup_which_grows",
+            "the estimate whether data for a group harms others, and the human in the loop",
+        ),
     ),
     "A · elicitation: curation": (
-        Leaf("Topics and self-chat (UltraChat, Baize)", missing="the stage"),
-        Leaf("Textbooks (phi)", missing="the stage"),
-        Leaf("Snippets as seeds (OSS-Instruct)", missing="the stage"),
-        Leaf("Label-conditioned texts (ZeroGen), queries of documents (InPars)", missing="the stage"),
+        Leaf(
+            "Topics and simulated users (UltraChat)",
+            "augmentation=ultrachat",
+            f"{CURATION}::test_a_simulated_user_by_hand",
+            "two different models; the teacher takes both parts",
+        ),
+        Leaf("Self-chat (Baize)", "augmentation=baize", f"{CURATION}::test_self_chat_by_hand"),
+        Leaf("Textbooks (phi)", "augmentation=textbooks", f"{CURATION}::test_textbooks_by_hand", "exercises in code"),
+        Leaf(
+            "Snippets as seeds (OSS-Instruct)",
+            "augmentation=oss_instruct skill=doctest_functions",
+            f"{CURATION}::test_snippets_by_hand",
+        ),
+        Leaf(
+            "Label-conditioned texts (ZeroGen)",
+            "augmentation=zerogen",
+            f"{CURATION}::test_zerogen_by_hand",
+            "SunGen's weights of samples",
+        ),
+        Leaf(
+            "Queries of documents (InPars)",
+            "augmentation=inpars",
+            f"{CURATION}::test_queries_by_hand",
+            "negative documents for a reranker",
+        ),
+        Leaf("Personas and constraints", "augmentation=personas", f"{CURATION}::test_personas_by_hand"),
+        Leaf(
+            "Questions and answers on documents of a domain (the verticals' recipe)",
+            "augmentation=domain_questions",
+            f"{CURATION}::test_domain_questions_by_hand",
+            "retrieval at evaluation",
+        ),
     ),
     "A · elicitation: feature": (
         Leaf(
