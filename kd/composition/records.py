@@ -34,8 +34,8 @@ def record_checks(config: Node) -> Iterator[Callable[[], None]]:
     if reward.get("_target_") is not None and made_by("reward", reward).of_records:
         yield partial(_check_all, config, _check_scores, ("train",))
     if config["teacher"].get("combine") == "routed":
-        members = tuple(config["teacher"]["members"])
-        yield partial(_check_all, config, partial(_check_routed, members), ("train", "validation", "test"))
+        members, key = tuple(config["teacher"]["members"]), config["teacher"].get("key", "teacher")
+        yield partial(_check_all, config, partial(_check_routed, members, key), ("train", "validation", "test"))
 
 
 def _group_checks(objective: Node) -> Iterator[tuple[str, Callable[[int], None]]]:
@@ -84,9 +84,9 @@ def _check_responses(names: str, check: Callable[[int], None], record: Record) -
         raise Lack(f"{names}, of the records' own responses ({came}): {fact}", ways()) from None
 
 
-def _check_routed(members: Sequence[str], record: Record) -> None:
+def _check_routed(members: Sequence[str], key: str, record: Record) -> None:
     try:
-        member_of(record, members)
+        member_of(record, members, key)
     except ValueError as error:
         raise Lack(str(error).partition("; ")[0], {"teacher": choices("teacher")}) from None
 

@@ -101,7 +101,8 @@ def _check_readers(config: Node) -> None:
 
 
 def _check_reward(config: Node) -> None:
-    """Checks that a reward that learns is a term, and that one of records is used with their own responses."""
+    """Checks that a reward that learns is a term, that one of records is used with their own responses, and that one of
+    domains has a teacher for each."""
     reward = config["reward"]
     if reward.get("_target_") is None:
         return
@@ -111,6 +112,11 @@ def _check_reward(config: Node) -> None:
             f"reward.term={shown(name)}: the reward is a term that learns with the others, and the objective has "
             f"{', '.join(config['objective'])}",
             {"reward": choices("reward")},
+        )
+    if found.of_domains and config["teacher"].get("combine") != "routed":
+        raise Lack(
+            f"reward {found.__qualname__} compares the domains of several teachers, and this teacher is not routed",
+            {"teacher": ["routed"], "reward": choices("reward")},
         )
     if found.of_records and not rollout.keeps_responses:
         raise Lack(

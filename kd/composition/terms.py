@@ -17,7 +17,7 @@ LARGEST = 1e6  # beyond it, gradients leave float32 sooner or later; the learnin
 Node = Mapping[str, Any]
 
 LOGGED = ("loss", "grad_norm", "lr", "tokens_per_second", "weights", "generation_share")  # beside terms
-KINDS = ("divergence", "likelihood", "feature", "ranking", "policy", "preference", "transport")
+KINDS = ("divergence", "clipped", "likelihood", "feature", "ranking", "policy", "preference", "transport")
 
 
 def check_objective(objective: Node) -> None:

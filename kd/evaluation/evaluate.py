@@ -67,8 +67,8 @@ class Evaluation:
         seed: of the random numbers of sampling.
         skills: files of `conf/skill` beside the run's own, on whose test splits the systems are measured, too.
         variants: files of `conf/variant`: changes of the items, each measured beside the items as they are.
-        excess_error: answers of each model to each prompt, drawn at temperature 1, from which the student's excess
-            accumulated error is estimated (`kd.evaluation.excess_error`); 0: it is not measured.
+        excess_error: answers of each model to each prompt, of `kd.evaluation.excess_error`; 0: it is not measured.
+        draft: tokens that the student proposes to the teacher in `kd.evaluation.drafting`; 0: it is not measured.
         generator: the engine that generates the answers (`kd.evaluation.engines.Engine`); None: our own.
         lm_eval: the arguments of `kd.evaluation.lm_eval.LmEval`.
 
@@ -93,6 +93,7 @@ class Evaluation:
         skills: Sequence[str] = (),
         variants: Sequence[str | Mapping[str, Any]] = (),
         excess_error: NonNegativeInt = 0,
+        draft: NonNegativeInt = 0,
         generator: Generator | None = None,
         lm_eval: Mapping[str, Any] | None = None,
     ):
@@ -100,9 +101,8 @@ class Evaluation:
         self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
         self.seed, self.skills = seed, tuple(skills)
         self.confidence, self.resamples = confidence, resamples
-        self.variants, self.excess_error = variants_of(variants), excess_error
-        self.engine = Engine(generator)
-        self.lm_eval = LmEval(**(lm_eval or {}))
+        self.variants, self.excess_error, self.draft = variants_of(variants), excess_error, draft
+        self.engine, self.lm_eval = Engine(generator), LmEval(**(lm_eval or {}))
         try:
             self.decoding.check() if generator is None else generator.check(self.decoding)
         except ValueError as error:

@@ -35,7 +35,7 @@ from kd.metrics.table import EXCESS_ERROR
 from kd.models.language_model import LanguageModel
 from kd.seeding import seeded
 from kd.teachers.ensemble import Ensemble
-from kd.types import Record
+from kd.types import Batch, Record
 
 VERSION = 1
 COLUMNS = ("id", "own", "oracle", "own_positions", "oracle_positions")
@@ -109,6 +109,19 @@ def _along(
     seed: int,
 ) -> tuple[list[float], list[Bins]]:
     """For each record the summed KL(teacher || student) along the writer's responses to it, their mean; and bins."""
+    found = forward_kls(student, teacher, drawn(writer, encoder, records, decoding, seed))
+    groups = [[found[f"{i} {j}"] for j in range(decoding.samples)] for i in range(len(records))]
+    sums = [sum(total for total, _ in group) / decoding.samples for group in groups]
+    return sums, [added(bins for _, bins in group) for group in groups]
+
+
+def drawn(
+    writer: LanguageModel, encoder: Encoder, records: Sequence[Record], decoding: Decoding, seed: int
+) -> list[Batch]:
+    """`decoding.samples` responses of a model to each record, at temperature 1, each a record of its own.
+
+    The id of response j to record i is "i j".
+    """
     prompts = [prompt_ids(record, writer.tokenizer) for record in records]
     with seeded(seed, "excess error"):
         written = write(
@@ -121,7 +134,4 @@ def _along(
         )
     rows = [(i, j, one) for i, answers in enumerate(written) for j, one in enumerate(answers)]
     copies = [replace(records[i], id=f"{i} {j}") for i, j, _ in rows]
-    found = forward_kls(student, teacher, encoder.written(copies, [[one] for *_, one in rows]))
-    groups = [[found[f"{i} {j}"] for j in range(decoding.samples)] for i in range(len(records))]
-    sums = [sum(total for total, _ in group) / decoding.samples for group in groups]
-    return sums, [added(bins for _, bins in group) for group in groups]
+    return encoder.written(copies, [[one] for *_, one in rows])

@@ -26,11 +26,12 @@ def check_measurable(evaluation: Evaluation, skills: Sequence[Skill], *, curve: 
         _check_metrics(skill, evaluation)
     _check_curve(skills[0], curve)
     _check_variants(skills, evaluation)
-    if evaluation.excess_error and not teacher:
-        raise ValueError(
-            f"evaluation.excess_error={evaluation.excess_error} compares the student with a teacher, but teacher=none; "
-            "take a teacher, or evaluation.excess_error=0"
-        )
+    for name, value in (("excess_error", evaluation.excess_error), ("draft", evaluation.draft)):
+        if value and not teacher:
+            raise ValueError(
+                f"evaluation.{name}={value} compares the student with a teacher, but teacher=none; "
+                f"take a teacher, or evaluation.{name}=0"
+            )
 
 
 def _check_names(skills: Sequence[Skill], evaluation: Evaluation) -> None:

@@ -29,7 +29,13 @@ from kd.versions import versions
 
 TRAINING = ("kd.experiment.build",)
 JUDGING = ("kd.judges.panel",)  # where a run has judges
-STAGES = (*TRAINING, "kd.evaluation.evaluate", "kd.evaluation.variants.robustness", "kd.evaluation.excess_error")
+STAGES = (
+    *TRAINING,
+    "kd.evaluation.evaluate",
+    "kd.evaluation.variants.robustness",
+    "kd.evaluation.excess_error",
+    "kd.evaluation.drafting",
+)
 SOURCE = ("address", "member", "sha256", "adapter")  # the keys of a source
 MODELS = ("source", "tokenizer")  # keys of a model whose value may be an address alone
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

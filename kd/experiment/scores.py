@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from kd.components.instantiation import instantiate
 from kd.composition.cautions import cautions
+from kd.evaluation.drafting import with_drafting
 from kd.evaluation.excess_error import with_excess_error
 from kd.evaluation.variants.robustness import Pair, Robustness
 from kd.experiment.identity import code_of, family, load_skill, skill_node
@@ -17,7 +18,7 @@ from kd.experiment.plan import plain
 from kd.intervals import Score
 from kd.judges.judging import Answered, Judging
 from kd.judges.panel import Panel, panels
-from kd.metrics.table import EXCESS_ERROR, METRICS, ON_TEACHER, Metric
+from kd.metrics.table import METRICS, ON_REQUEST, ON_TEACHER, Metric
 from kd.models.language_model import LanguageModel
 from kd.progress import part, remark
 from kd.runs.folder import RunFolder
@@ -91,6 +92,7 @@ class Evaluated:
             found = session.measure(model, identity=identity)
             if system != "teacher":
                 found = with_excess_error(session, model, found, identity=identity)
+                found = with_drafting(session, model, found, identity=identity)
             self.measured[skill][system] = found
             self.varied[skill][system] = self.robustness[skill].measure(model, found, identity=identity)
 
@@ -194,7 +196,7 @@ class Evaluated:
             return self.evaluation.lm_eval.metric(name)
         session = self.sessions[skill]
         known = {metric.name: metric for metric in (session.metric, *(one.metric for one in session.metrics))}
-        standing = {**METRICS, EXCESS_ERROR.name: EXCESS_ERROR, **self.judged}
+        standing = {**METRICS, **ON_REQUEST, **self.judged}
         return standing.get(name) or known[name]
 
     def _write_items(self) -> None:

@@ -113,6 +113,22 @@ EXCESS_ERROR = Metric(
     of="teacher",
     description="excess accumulated error of the student's own prefixes, percent",
 )  # of evaluation.excess_error
+ACCEPTANCE = Metric(
+    "acceptance_rate",
+    "acceptance",
+    of="teacher",
+    description="share of the student's proposals that speculative decoding of the teacher accepts",
+)  # of evaluation.draft, as the next one
+ACCEPTED_LENGTH = Metric(
+    "accepted_length",
+    "tokens a block",
+    unit="tokens",
+    low=1.0,
+    high=math.inf,
+    of="teacher",
+    description="tokens for each pass of the teacher in speculative decoding with the student as draft",
+)
+ON_REQUEST = {metric.name: metric for metric in (EXCESS_ERROR, ACCEPTANCE, ACCEPTED_LENGTH)}
 ON_TEACHER = tuple(name for name, metric in METRICS.items() if metric.of == "teacher")  # in a report's order
 
 

@@ -18,6 +18,7 @@ class Reward(Protocol):
     provides: names of `kd.signals.FROM_REWARD` that it fills.
     requires: signals of the models that it reads.
     of_records: whether it scores the responses that records came with, and no others.
+    of_domains: whether it compares the domains of several teachers (`kd.teachers.routed`).
     largest_difference: the largest difference of two rewards; None: not bounded.
     learns: whether it is one of the objective's terms, the one that its setting `term` names (`bind`).
     model: the network that it reads with, where it has one.
@@ -26,6 +27,7 @@ class Reward(Protocol):
     provides: ClassVar[frozenset[str]]
     requires: ClassVar[frozenset[str]]
     of_records: ClassVar[bool] = False
+    of_domains: ClassVar[bool] = False
     largest_difference: ClassVar[float | None] = None
     learns: ClassVar[bool] = False
     model: Any = None

@@ -54,7 +54,7 @@ class Ranked(Wrapping):
         decided = [group for group in groups if self._decided(group)]
         self._dropped = [self._dropped[0] + len(groups) - len(decided), self._dropped[1] + len(groups)]
         if groups and not decided:
-            return [_silent(_rows(min(groups, key=lambda g: g.student.tokens.numel()), [0] * self._size(groups[0])))]
+            return [silent(_rows(min(groups, key=lambda g: g.student.tokens.numel()), [0] * self._size(groups[0])))]
         return merge([_rows(group, self._order(group)) for group in decided], encoder)
 
     def take_report(self) -> dict[str, tuple[float, float]]:
@@ -92,7 +92,7 @@ def _rows(group: Batch, rows: list[int]) -> Batch:
     return split([kept])[0]  # no wider than the rows that are left
 
 
-def _silent(group: Batch) -> Batch:
+def silent(group: Batch) -> Batch:
     """The same sequences without loss rows; signals that are 0 where no label counts are 0 everywhere."""
     student = _masked(group.student)
     signals = {name: getattr(group, name) for name in SIGNALS}

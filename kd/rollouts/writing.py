@@ -61,6 +61,7 @@ class Writing(Rollout):
         self.generator = Torch() if self.generator is None else self.generator
         self.decoding = Decoding(self.max_new_tokens, self.samples, self.temperature, self.top_p, self.batch_size)
         self.engine.check(self.decoding)
+        self.longest: int | None = None  # a bound below `max_new_tokens` that a rollout around it sets at a step
         self._pending = [0.0, 0.0, 0.0]  # responses, their tokens, and how many were cut, since the last report
         self._recent: list[bool] = []  # whether each was cut, of the last RECENT
         self._warned = False
@@ -135,7 +136,7 @@ class Writing(Rollout):
 
     def _bound(self, rooms: Sequence[int]) -> int:
         """The largest useful bound: a longer response would be truncated for every prompt."""
-        return min(self.max_new_tokens, max(rooms, default=1))
+        return min(self.longest or self.max_new_tokens, self.max_new_tokens, max(rooms, default=1))
 
     def note(self, responses: Sequence[Sequence[Written]], rooms: Sequence[int]) -> None:
         """Adds responses to the next report; `rooms`: the longest response that each record has room for."""
@@ -147,8 +148,9 @@ class Writing(Rollout):
         tokens = sum(len(answer.ids) for group in responses for answer in group)
         new = (len(ends), tokens, sum(ends))
         self._pending = [a + b for a, b in zip(self._pending, new, strict=True)]
-        self._recent = [*self._recent, *ends][-RECENT:]
-        self._warn()
+        if self.longest is None:  # else they are cut on purpose
+            self._recent = [*self._recent, *ends][-RECENT:]
+            self._warn()
 
     def _warn(self) -> None:
         cut, count = sum(self._recent), len(self._recent)

@@ -156,14 +156,14 @@ class Ensemble(nn.Module, Teacher):
         return self.members[self.names[k]](sequences, frozenset({"logits"})).logits
 
 
-def member_of(record: Record, members: Sequence[str]) -> int:
-    """The number of the member that the record names in its meta, else the one that is called as its skill.
+def member_of(record: Record, members: Sequence[str], key: str = "teacher") -> int:
+    """The number of the member that the record's meta names under `key`, else the one that is called as its skill.
 
     Raises ValueError for a record that names none.
     """
-    name: Any = record.meta.get("teacher", record.skill if record.skill in members else None)
+    name: Any = record.meta.get(key, record.skill if record.skill in members else None)
     if name not in members:
-        fact = f"names teacher {name!r}" if "teacher" in record.meta else "has no `teacher`"
+        fact = f"names {key} {name!r}" if key in record.meta else f"has no `{key}`"
         raise ValueError(
             f"record {record.id} of {record.skill} {fact} in its meta, but the members of teacher.combine=routed are "
             f"{' and '.join(members)}; name one of them, or take teacher.combine=mean_probabilities"

@@ -134,6 +134,15 @@ class Teacher(Protocol):
         return 1
 
     @property
+    def domains(self) -> Sequence[str]:
+        """The names of the members of which each reads the records of its own domain; none where all read all."""
+        return ()
+
+    def owners(self, batch: Batch) -> Tensor:
+        """The number of the domain that each sequence belongs to, `[B]`. Raises ValueError without `domains`."""
+        raise ValueError(f"teacher {type(self).__name__} has no domains; take teacher=routed")
+
+    @property
     def exact(self) -> Any:
         """The teacher with its full logits, whatever targets are kept of them; None where these are not available."""
         return self if "logits" in self.provides else None

@@ -4,6 +4,7 @@ Run: python -m pytest tests/methods/test_runs.py
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.components.choices import CONF, axes, choices
 from kd.experiment.build import build, fit
-from kd.types import Record
+from kd.types import Record, Split
 from tests.methods.points import pair
 from tests.runs import SIZE, Toy, started
 
 STEPS = 4
 MEMBERS = ("teacher.members.first", "teacher.members.second")
+DOMAINS = ("spell_backward", "number_filtering")
+EXPERTS = tuple(f"teacher.members.{name}" for name in DOMAINS)
 ROOM = ("max_new_tokens", "writer.max_new_tokens")
 
 
@@ -30,10 +33,18 @@ class Lettered(Toy):
         return sum(letter.isalpha() for letter in text) / max(len(text), 1)
 
 
+class OfDomains(Lettered):
+    """Records of two domains in turn."""
+
+    def load(self, split: Split) -> list[Record]:
+        """Each names its own."""
+        return [replace(one, meta={"teacher": DOMAINS[i % 2]}) for i, one in enumerate(super().load(split))]
+
+
 def small(method: str) -> DictConfig:
     """The method's config with the smallest models that it can have, and a skill that needs no package."""
     brings = axes("method", method, CONF).get("teacher", ("tiny",))[0]
-    teachers = {"tiny": ("teacher",), "ensemble": MEMBERS, "own": ()}[brings]
+    teachers = {"tiny": ("teacher",), "ensemble": MEMBERS, "routed": EXPERTS, "own": ()}[brings]
     sizes = [f"{r}.model.architecture.{k}={v}" for r in (*teachers, "student") for k, v in SIZE.items()]
     sizes += [f"{role}.model.architecture.num_hidden_layers=2" for role in (*teachers, "student")]
     prepared = [f"{role}.prepare=null" for role in teachers]
@@ -42,7 +53,10 @@ def small(method: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"method={method}", *pair(method), *sizes, *prepared, *run])
     with open_dict(cfg):
-        cfg.skill = {"_target_": "tests.methods.test_runs.Lettered"}
+        skill = "OfDomains" if brings == "routed" else "Lettered"
+        cfg.skill = {"_target_": f"tests.methods.test_runs.{skill}"}
+        if "success" in cfg.rollout:
+            cfg.rollout.success = 0.0  # random weights have none
     _shorten(cfg)
     return cfg
 

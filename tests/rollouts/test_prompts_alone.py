@@ -22,6 +22,7 @@ from tests import runs
 from tests.tiny import record, tiny
 
 READ = {"offline", "mixed", "adaptive", "paired", "demonstrated", "privileged_self"}
+JUDGED = {"ranked", "privileged_peers"}  # these require a reward
 NOW = Progress(step=0, total=10)
 
 
@@ -38,7 +39,7 @@ def test_rollouts_that_read_the_records_own_responses_are_known():
     assert {name for name in choices("rollout") if reads_given("rollout", settings(name))} == READ
 
 
-@pytest.mark.parametrize("name", sorted(set(choices("rollout")) - READ - {"ranked"}))  # ranked requires a reward
+@pytest.mark.parametrize("name", sorted(set(choices("rollout")) - READ - JUDGED))
 def test_what_is_learnt_does_not_depend_on_a_response_that_is_replaced(name, models):
     encoder = Encoder(models.student.tokenizer, None, max_length=200, max_tokens=400)
     asked = record(0, "Who?", "a reference of some length")
