@@ -59,11 +59,11 @@ def test_each_record_is_answered_by_its_teacher_or_one_that_is_drawn():
 
 
 def test_the_best_response_is_the_one_most_like_the_others():
-    """F1 of words: "a b c" and "a b d" share 2 of 3, "x" shares none; the unfinished one comes last whatever it is."""
-    group = [Answers(("x", "a b c"), (True, True), 5), Answers(("a b d", "a b c d"), (True, False), 7)]
-    # likeness: x 0; a b c: 2/3 + 6/7; a b d: 2/3 + 6/7; the first of equals stays before the second
-    assert _best(group, 1) == Answers(("a b c",), (True,), 12)
-    assert _best(group, 3).texts == ("a b c", "a b d", "x")
+    """F1 of words: "k b c" and "k b d" share 2 of 3, "x" shares none; the unfinished one comes last whatever it is."""
+    group = [Answers(("x", "k b c"), (True, True), 5), Answers(("k b d", "k b c d"), (True, False), 7)]
+    # likeness: x 0; k b c: 2/3 + 6/7; k b d: 2/3 + 6/7; the first of equals stays before the second
+    assert _best(group, 1) == Answers(("k b c",), (True,), 12)
+    assert _best(group, 3).texts == ("k b c", "k b d", "x")
 
 
 def test_a_budget_is_of_each_teacher():
