@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Resources, Stage
-from kd.data.prompt_templates import check_template, inserted, template_text
+from kd.augmentation.ratings import checked_template
+from kd.data.prompt_templates import inserted
 from kd.generators import Generator
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
@@ -208,13 +209,6 @@ def whole(reply: Answers, resources: Resources) -> str | None:
     elif not text:
         resources.dropped("empty text")
     return text if text and reply.finished[0] else None
-
-
-def checked_template(where: str, template: str, *fields: str) -> str:
-    """The text of a template. Raises ValueError for one that is none, lacks a field or has another one."""
-    text = template_text(where, template)
-    check_template(where, text, required=fields, optional=())
-    return text
 
 
 def question(record: Record) -> str:

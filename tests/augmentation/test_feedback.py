@@ -307,6 +307,7 @@ def test_hard_records_stay_and_new_ones_are_made_like_them():
     # beta's instruction is like that of record 2, and the second easy one like the first
     assert account.dropped == {"easy for the student": 2, "instruction like another": 2}
     assert [one.provenance for one in found] == [("hard_examples",)] * 4
+    assert [one.meta for one in found[2:]] == [{"parents": ["0"]}, {"parents": ["2"]}]  # no verifier scores them
     alone, _ = made(stage_of("hard_examples", new=0), given, referee, student=lambda prompt: "weak")
     assert [one.id for one in alone] == ["0", "1"]
     _, account = made(stage_of("hard_examples", margin=7.0), given, referee, student=lambda prompt: "weak")

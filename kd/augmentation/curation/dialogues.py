@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.new_records import Draft, NewRecords, Requests, Seed, checked_template, question, readable
+from kd.augmentation.new_records import Draft, NewRecords, Requests, Seed, question, readable
+from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import inserted
 from kd.generators import Generator
 from kd.generators.settings import Decoding

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.new_records import Draft, NewRecords, Seed, checked_template, plain
+from kd.augmentation.new_records import Draft, NewRecords, Seed, plain
+from kd.augmentation.ratings import checked_template
 from kd.augmentation.replies import items
 from kd.data.prompt_templates import inserted
 from kd.generators import Generator

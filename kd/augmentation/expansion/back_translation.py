@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.documents import DocumentRequests
-from kd.augmentation.new_records import Draft, Seed, checked_template
-from kd.augmentation.ratings import stated
+from kd.augmentation.new_records import Draft, Seed
+from kd.augmentation.ratings import checked_template, stated
 from kd.data.prompt_templates import inserted
 from kd.generators import Generator
 from kd.generators.settings import Decoding

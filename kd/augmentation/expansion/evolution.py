@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.new_records import Draft, NewRecords, Seed, checked_template, question, readable
+from kd.augmentation.new_records import Draft, NewRecords, Seed, question, readable
+from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import inserted
 from kd.generators import Generator
 from kd.generators.settings import Decoding

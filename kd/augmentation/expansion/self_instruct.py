@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.filters.novelty import Pool, unfit
-from kd.augmentation.new_records import Draft, NewRecords, Seed, checked_template, plain, question, readable
+from kd.augmentation.new_records import Draft, NewRecords, Seed, plain, question, readable
+from kd.augmentation.ratings import checked_template
 from kd.augmentation.replies import blocks, items
 from kd.data.prompt_templates import inserted
 from kd.generators import Generator

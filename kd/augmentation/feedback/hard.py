@@ -10,6 +10,7 @@ from kd.augmentation import Expected, Resources
 from kd.augmentation.feedback.grading import Grading
 from kd.augmentation.filters.novelty import Pool
 from kd.augmentation.generation import fenced
+from kd.augmentation.new_records import PARENTS
 from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import question
 from kd.types import Record, Response
@@ -37,7 +38,8 @@ class HardExamples(Grading):
         below: ROUGE-L with every instruction so far under which a new one is kept, above 0 to 1.
         max_new_tokens, temperature, top_p, batch_size, generator: of all texts; see `Generating`.
 
-    Records yielded: the hard ones, then new ones, which have no `meta`, so that the skill does not score them.
+    Records yielded: the hard ones, then new ones, which have the ids of their `parents` as `meta`, so that the skill
+    does not score them.
 
     Raises:
         ValueError: a template lacks a field, and as `Grading`.
@@ -111,7 +113,8 @@ class HardExamples(Grading):
                 resources.dropped("instruction like another")
                 continue
             turn = ({"role": "user", "content": text},)
-            found.append(replace(prompt, prompt=turn, provenance=("hard_examples",)))
+            meta = {PARENTS: [prompt.id.rpartition("/")[0]]}
+            found.append(replace(prompt, prompt=turn, provenance=("hard_examples",), meta=meta))
         return found
 
     @staticmethod
