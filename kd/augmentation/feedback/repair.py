@@ -10,7 +10,7 @@ from kd.augmentation.ratings import checked_template
 from kd.augmentation.verification import best_of, scores_of
 from kd.metrics.program_tests import function
 from kd.sandbox import concurrently, run
-from kd.types import Record, Response, Skill
+from kd.types import Record, Response
 
 LONGEST = 2000  # characters of an error that the teacher reads, its last ones
 TESTED = ("signature", "entry_point", "tests")  # in `meta` of a function with tests (`kd.metrics.program_tests`)
@@ -61,12 +61,13 @@ class Repaired(Generating):
         """The records that the student fails and the teacher repairs."""
         skill = resources.skill
         assert skill is not None  # `requires`
-        prompts = self._failed(list(records), skill, resources)
+        best = best_of(skill)
+        prompts = self._failed(list(records), best, resources)
         found = self.teacher_texts(resources, [prompt for _, prompt in prompts], "repairs")
         repaired = [(*both, text) for both, text in zip(prompts, found, strict=True) if text is not None]
         scores = scores_of([(record, text) for record, _, text in repaired], resources)
         for (record, prompt, text), score in zip(repaired, scores, strict=True):
-            if score.score != best_of(skill):
+            if score.score != best:
                 resources.dropped("repair that fails")
                 continue
             passed = (*record.provenance, "repaired")
@@ -76,11 +77,11 @@ class Repaired(Generating):
             if self.form != "fix":
                 yield replace(made, id=f"{record.id}/refined", prompt=prompt.prompt)
 
-    def _failed(self, records: Sequence[Record], skill: Skill, resources: Resources) -> list[tuple[Record, Record]]:
+    def _failed(self, records: Sequence[Record], best: float, resources: Resources) -> list[tuple[Record, Record]]:
         """The records that the student fails, each with the prompt of the repair."""
         answers = resources.generate("student", records, self.decoding, what="attempts", engine=self.engine)
         attempts = [(record, answer.texts[0]) for record, answer in zip(records, answers, strict=True)]
-        scores, best = scores_of(attempts, resources), best_of(skill)
+        scores = scores_of(attempts, resources)
         failed = [(*both, one.error) for both, one in zip(attempts, scores, strict=True) if one.score != best]
         if solved := len(records) - len(failed):
             resources.dropped("solved by the student", solved)

@@ -81,16 +81,15 @@ class ProgramOfThought(Generating):
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """A record for each program whose answer stays."""
+        assert resources.skill is not None  # `requires`
+        best = best_of(resources.skill) if self.keep == "right" else None
         records = list(records)
         prompts = [asked(record, self.text) for record in records]
         found = resources.generate("teacher", prompts, self.decoding, what="programs", engine=self.engine)
         answers = iter(concurrently(executed, [text for answer in found for text in answer.texts]))
         own = [list(dict.fromkeys(next(answers) for _ in range(self.samples))) for _ in records]
-        judged = iter(
-            self._judged(
-                [(record, one) for record, several in zip(records, own, strict=True) for one in several], resources
-            )
-        )
+        pairs = [(record, one) for record, several in zip(records, own, strict=True) for one in several]
+        judged = iter(self._judged(pairs, best, resources))
         for record, several in zip(records, own, strict=True):
             made = [next(judged) for _ in several]
             kept = [one for one in made if isinstance(one, Response)]
@@ -98,13 +97,16 @@ class ProgramOfThought(Generating):
                 resources.dropped(str(made[0]))
             yield from one_each(record, kept, "label_pot")
 
-    def _judged(self, pairs: Sequence[tuple[Record, Answer]], resources: Resources) -> Iterator[Response | str]:
-        """For each answer the response that is learnt, with its score, or why there is none."""
-        assert resources.skill is not None  # `requires`
-        stated = [
-            (record, inserted(self.answer_form, {"answer": one.text})) for record, one in pairs if one.fault is None
-        ]
-        scores, best = iter(scores_of(stated, resources)), best_of(resources.skill)
+    def _judged(
+        self, pairs: Sequence[tuple[Record, Answer]], best: float | None, resources: Resources
+    ) -> Iterator[Response | str]:
+        """For each answer the response that is learnt, with its score, or why there is none.
+
+        best: the score that it must have; None: any.
+        """
+        form = self.answer_form
+        stated = [(record, inserted(form, {"answer": one.text})) for record, one in pairs if one.fault is None]
+        scores = iter(scores_of(stated, resources))
         texts = iter(stated)
         for _, answer in pairs:
             if answer.fault is not None:
@@ -112,7 +114,7 @@ class ProgramOfThought(Generating):
                 continue
             (_, text), score = next(texts), next(scores).score
             learnt = text if self.response == "answer" else f"```python\n{answer.program}\n```"
-            yield "wrong answer" if self.keep == "right" and score != best else Response(learnt, "teacher", score)
+            yield "wrong answer" if best is not None and score != best else Response(learnt, "teacher", score)
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
