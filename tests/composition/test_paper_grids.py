@@ -17,10 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from kd.components.choices import CONF
 from kd.composition.check import check
 from kd.composition.overrides import started
-from kd.reports.papers.arms import fits
 from kd.reports.papers.published import papers, read_published
 from kd.reports.runs import Job
-from kd.reports.settings import every_setting
+from kd.reports.settings import every_setting, has
 
 FILES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONF / "experiment").glob("*.yaml")}
 GRIDS = sorted(name for name, page in FILES.items() if page.get("paper"))
@@ -72,7 +71,7 @@ def test_every_arm_is_a_run_and_every_row_is_one_arm(name: str) -> None:
     settings = every_setting([as_report_reads(arm, cfg) for arm, cfg in found.items()])
     for row in read_published(FILES[name]["paper"]).rows:
         if row.system == "after" and not row.lacks:
-            assert sum(fits(one, row) for one in settings) <= 1, row.heading
+            assert sum(has(one, row.arm) for one in settings) <= 1, row.heading
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.long) for n in papers()])
@@ -81,4 +80,4 @@ def test_every_row_has_an_arm_at_one_scale(name: str) -> None:
     settings = every_setting(jobs)
     for row in read_published(name).rows:
         if row.system == "after":
-            assert row.lacks or any(fits(one, row) for one in settings), row.heading
+            assert row.lacks or any(has(one, row.arm) for one in settings), row.heading
