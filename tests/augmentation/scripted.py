@@ -3,8 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from hydra import compose
+
 from kd.augmentation import Account, Resources, Stage
+from kd.components.choices import CONF
+from kd.composition.overrides import started
 from kd.data.prompt_templates import question
+from kd.experiment.loading import load_teacher
 from kd.generators.settings import Decoding
 from kd.metrics.final_number import final_number
 from kd.teachers.interface import Answers, Teacher
@@ -34,6 +39,12 @@ class Scripted(Teacher):
     def _answers(self, prompt: str, samples: int) -> Answers:
         texts = tuple(self.rule(f"{i} {prompt}" if i else prompt) for i in range(samples))
         return Answers(texts, tuple(not text.endswith(CUT) for text in texts), len(prompt))
+
+
+def smollm2() -> Any:
+    """A real teacher."""
+    with started(CONF):
+        return load_teacher(compose("config", overrides=["teacher=smollm2_135m"]).teacher)
 
 
 def silent(prompt: str) -> str:

@@ -20,11 +20,10 @@ from kd.augmentation.feedback.preferences import PairwisePreferences
 from kd.augmentation.feedback.repair import Repaired
 from kd.augmentation.feedback.revision import Revision
 from kd.augmentation.feedback.steps import StepScores
-from kd.experiment.loading import load_teacher
 from kd.metrics import program_tests
 from kd.types import Record, Response, Skill
 from tests import runs
-from tests.augmentation.scripted import CUT, NASTY, SETTINGS, Rule, Scripted, Sums, made, silent, sums
+from tests.augmentation.scripted import CUT, NASTY, SETTINGS, Rule, Scripted, Sums, made, silent, smollm2, sums
 from tests.tiny import record
 
 FENCED = re.compile(r"^(=+)\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
@@ -371,7 +370,7 @@ def test_each_is_a_choice_and_they_compose():
 @pytest.mark.long
 def test_a_real_teacher_gives_feedback():
     """A model of this size seldom ends with a grade; its revisions are texts."""
-    teacher = load_teacher(runs.config("teacher=smollm2_135m", "teacher.prepare=null").teacher)
+    teacher = smollm2()
     given = [
         record(i, text, "I do not know!", "It is in Europe, I think.")
         for i, text in enumerate(("Where is Rome?", "Where is Oslo?"))

@@ -18,11 +18,10 @@ from kd.augmentation.labels.programs import ProgramOfThought
 from kd.augmentation.labels.prompted import ChainOfThought, Explanations, FewShot, Strategies
 from kd.augmentation.labels.rationales import RationaleTask, divided
 from kd.experiment.elicitation import elicit
-from kd.experiment.loading import load_teacher
 from kd.skills.gsm_symbolic import GsmSymbolic
 from kd.types import Response
 from tests import runs
-from tests.augmentation.scripted import CUT, NASTY, SETTINGS, Scripted, Sums, made, silent, sums
+from tests.augmentation.scripted import CUT, NASTY, SETTINGS, Scripted, Sums, made, silent, smollm2, sums
 from tests.tiny import record
 
 GIVEN = sums((3, 4), (1, 1), (2, 6), (5, 5))
@@ -276,7 +275,7 @@ def test_the_students_prompt_is_kept_with_the_records():
 
 @pytest.mark.long
 def test_a_real_teacher_labels():
-    teacher = load_teacher(runs.config("teacher=smollm2_135m", "teacher.prepare=null").teacher)
+    teacher = smollm2()
     given = list(GsmSymbolic(train=4, validation=1, test=1).load("train"))
     settings = {"max_new_tokens": 48, "batch_size": 4}
     for name in ("label_cot", "explanations", "few_shot_labels"):
