@@ -279,7 +279,7 @@ class Graded(Judge):
         ValueError: the scale has no two grades, and as a `Judge`.
     """
 
-    required = ("question", "answer")
+    required: ClassVar[Sequence[str]] = ("question", "answer")
 
     low: NonNegativeInt = 1
     high: PositiveInt = 10
