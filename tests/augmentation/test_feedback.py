@@ -30,6 +30,12 @@ FENCED = re.compile(r"^(=+)\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
 ASPECTS = {"long": "Is it long?", "calm": "Is it calm?"}
 
 
+@pytest.fixture(scope="module")
+def real_teacher():
+    """Loaded before the cache of a test is empty, so that the weights are those that are there."""
+    return smollm2()
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
@@ -368,9 +374,9 @@ def test_each_is_a_choice_and_they_compose():
 
 
 @pytest.mark.long
-def test_a_real_teacher_gives_feedback():
+def test_a_real_teacher_gives_feedback(real_teacher):
     """A model of this size seldom ends with a grade; its revisions are texts."""
-    teacher = smollm2()
+    teacher = real_teacher
     given = [
         record(i, text, "I do not know!", "It is in Europe, I think.")
         for i, text in enumerate(("Where is Rome?", "Where is Oslo?"))

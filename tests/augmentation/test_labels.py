@@ -28,6 +28,12 @@ GIVEN = sums((3, 4), (1, 1), (2, 6), (5, 5))
 MESSAGES = "Answer at once.\n\nReason first.\n\nAsk yourself why."
 
 
+@pytest.fixture(scope="module")
+def real_teacher():
+    """Loaded before the cache of a test is empty, so that the weights are those that are there."""
+    return smollm2()
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
@@ -274,8 +280,8 @@ def test_the_students_prompt_is_kept_with_the_records():
 
 
 @pytest.mark.long
-def test_a_real_teacher_labels():
-    teacher = smollm2()
+def test_a_real_teacher_labels(real_teacher):
+    teacher = real_teacher
     given = list(GsmSymbolic(train=4, validation=1, test=1).load("train"))
     settings = {"max_new_tokens": 48, "batch_size": 4}
     for name in ("label_cot", "explanations", "few_shot_labels"):
