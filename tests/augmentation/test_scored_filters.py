@@ -27,7 +27,7 @@ from kd.data.chat_template import encode_answer, encode_prompt
 from kd.data.sequences import Encoder
 from kd.experiment.elicitation import elicit
 from kd.experiment.loading import load_teacher
-from kd.generators.account import metered
+from kd.generators.account import Spent, metered
 from kd.models.flops import reading_flops
 from kd.models.tokenizers import byte_tokenizer
 from kd.teachers.interface import Answers, Teacher
@@ -111,10 +111,12 @@ def test_reading_is_charged_to_the_model_that_reads() -> None:
     batches = Encoder(model.tokenizer, None, max_length=200, max_tokens=4096).batches(given)
     with metered() as meter:
         likelihoods(WhiteBox(model), given, max_length=200)
-    assert meter.spent._replace(seconds=0.0) == (0, 0, sum(int(b.student.lengths.sum()) for b in batches), 0.0, 0)
+    assert meter.spent._replace(seconds=0.0) == Spent(teacher_tokens=sum(int(b.student.lengths.sum()) for b in batches))
     with metered() as meter:
         likelihoods(StudentText(model), given, max_length=200)
-    assert meter.spent._replace(seconds=0.0) == (0, sum(reading_flops(model, b.student) for b in batches), 0, 0.0, 0)
+    assert meter.spent._replace(seconds=0.0) == Spent(
+        decoding_flops=sum(reading_flops(model, b.student) for b in batches)
+    )
 
 
 # --- difference and ratio: gaps of a 0.5, b 2.0, c 0.0, d 1.0 nats a token, whatever the length ---
