@@ -172,8 +172,9 @@ def ci(script: str, tmp_path: Path, **environment: str) -> list[dict[str, str]]:
     """The calls of `make` that a script of .ci makes: their words, and the folders that they would find full."""
     listing = tmp_path / "calls"
     (tmp_path / "make").write_text(
-        f'#!/usr/bin/env bash\necho "$*" >> {listing}\n'
-        + "".join(f'echo "{name} ${name} $(ls -A "${name}" 2>/dev/null | wc -l)" >> {listing}\n' for name in EMPTY)
+        '#!/usr/bin/env bash\ncall=$(echo "$*"\n'
+        + "".join(f'echo "{name} ${name} $(ls -A "${name}" 2>/dev/null | wc -l)"\n' for name in EMPTY)
+        + f')\necho "$call" >> {listing}\n'  # at once: two may run side by side
     )
     (tmp_path / "make").chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
@@ -191,8 +192,13 @@ def test_ci_starts_as_a_newcomer_does(tmp_path: Path) -> None:
     places.mkdir()
     full = {name: str(tmp_path) for name in EMPTY}
     calls = ci("run", tmp_path, TMPDIR=str(places), HF_HUB_CACHE=str(tmp_path), **full)
-    assert [call["make"].split()[0] for call in calls] == ["lint", "run", "test"]
-    assert re.fullmatch(r"run ARGS=run\.root=\S+", calls[1]["make"])  # no fewer steps, nothing else than the default
+    calls = [
+        calls[0],
+        *sorted(calls[1:-1], key=lambda call: call["make"]),
+        calls[-1],
+    ]  # style is checked beside the run
+    assert [call["make"].split()[0] for call in calls] == [".venv/installed", "lint", "run", "test"]
+    assert re.fullmatch(r"run ARGS=run\.root=\S+", calls[2]["make"])  # no fewer steps, nothing else than the default
     for call in calls:
         found = {name: call[name].rpartition(" ") for name in EMPTY}
         assert all(Path(place).is_relative_to(places) and count == "0" for place, _, count in found.values())

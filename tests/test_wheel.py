@@ -97,7 +97,7 @@ def test_tab_completes_the_console_command(kd: Path, tmp_path: Path) -> None:
         'hydra_bash_completion 2> /dev/null; echo "${COMPREPLY[@]}"; complete -p kd'
     )
     completed, registered = run(kd, ["bash", "-c", script], tmp_path).stdout.splitlines()
-    assert completed.split() == ["objective=rkd", "objective=rkl"]
+    assert completed.split() == ["objective=rkd", "objective=rkl", "objective=rkl_student_topk"]
     assert registered.endswith("-F hydra_bash_completion kd")
 
 

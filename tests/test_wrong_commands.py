@@ -203,7 +203,8 @@ def test_every_other_choice_is_a_file():
 
 
 @pytest.mark.parametrize(
-    ("typed", "found"), [("objective=rk", "objective=rkd objective=rkl"), ("optim.sc", "optim.schedule=")]
+    ("typed", "found"),
+    [("objective=rk", "objective=rkd objective=rkl objective=rkl_student_topk"), ("optim.sc", "optim.schedule=")],
 )
 def test_tab_completes_as_hydra_documents_it(typed, found):
     line = f"python run.py {typed}"

@@ -221,7 +221,7 @@ def licences(config: Mapping[str, Any], data: str, skill_licence: str | None) ->
     """
     origins = {"data": (data, skill_licence)}
     for role, node in _teachers(config).items():
-        known = bool(node.get("model"))
+        known = node.get("model") is not None
         licence = licence_of(node, config) or _trained_on(node, skill_licence) if known else node.get("licence")
         origins[role] = _which(node["model"]) if known else _elsewhere(node), licence
     if config["student"]["model"].get("source"):

@@ -38,7 +38,7 @@ def entropy_gated_kl(
     """KL(q || p) + g KL(p || q), g = 1[H(p) > threshold]. Entropy-aware on-policy distillation (arXiv 2603.07079).
 
     At a threshold of log V or more it is the reverse KL; with `replace` and a threshold below every H(p) the forward
-    KL. Logs `gate`, the mean of g.
+    KL. Logs `gate`, the mean of g, through which nothing learns. dL/dz = q (log q - log p - KL(q || p)) + g (q - p).
 
     Args:
         threshold: of the teacher's entropy in nats, at least 0; at most log V has an effect. 0.8 is ours.

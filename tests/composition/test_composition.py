@@ -36,6 +36,7 @@ WANDB |= {"answers": 32, "artifact": "none"}
 PREPARE = {"objective": "sft", "skill": None, "steps": 1}
 
 # What a file needs beside it, where the defaults will not do.
+LISTED = ("targets=topk", "targets.audit=null")  # the likeliest ids alone are known
 BESIDE = {
     "teacher=pretrained": ("teacher.source=local:./mine",),
     "teacher=none": NO_TEACHER,
@@ -44,6 +45,13 @@ BESIDE = {
     "teacher=ensemble": ("student=tiny",),
     "teacher=own": ("student=tiny",),
     "teacher=routed": ("student=tiny", "skill=spell_backward"),
+    "teacher=endpoint": (
+        *("teacher.url=http://127.0.0.1:8000/v1", "teacher.served_model=mine", "student=tiny"),
+        *("objective=sft", "augmentation=labeling"),
+    ),
+    "teacher=imported": ("teacher.file.address=local:./rows.jsonl", "teacher.tokenizer=bytes", "student=tiny", *LISTED),
+    "teacher=several": ("student=tiny", "objective=sft", "augmentation=labeling"),
+    "augmentation=imported": ("augmentation.stages.imported.file.address=local:./texts.jsonl",),
     "skill=dataset": (f"skill.path={CONF.parent / 'docs' / 'own_data' / 'numerals.jsonl'}",),
     "skill=mixture": ("skill.of={spell_backward: 1, chain_sum: 1}",),
     "method=babyllama": ("student=tiny",),  # nothing to cut a student out of
@@ -243,7 +251,7 @@ def test_a_sweep_of_everything_passes_as_a_command_line(command_line):
         ({"objective.fkl.weight": float("nan")}, ["objective.fkl.weight=NaN", "a number between 0"]),
         ({"objective.fkl.weight": 0}, ["objective.fkl.weight=0", "nothing is left to learn"]),
         ({"objective.fkl.lr": 0.1}, ["objective.fkl.lr=0.1", "forward_kl", "optim.lr"]),
-        ({"objective.fkl.kind": "divergance"}, ["objective.fkl.kind=divergance", "divergence, likelihood"]),
+        ({"objective.fkl.kind": "divergance"}, ["objective.fkl.kind=divergance", "divergence, clipped, likelihood"]),
         ({"objective.fkl.loss._partial_": False}, ["_partial_=false", "forward_kl", "set _partial_: true"]),
         ({"objective.fkl": 1}, ["objective.fkl=1", "weight, kind and loss"]),
         ({"rollout._target_": "kd.rollout.Offline"}, ["kd has no rollout", "did you mean rollouts?"]),
@@ -378,7 +386,8 @@ def test_an_objective_without_its_teacher():
 def test_an_augmentation_without_its_teacher():
     sentence = refused(composed(*NO_TEACHER, "augmentation=labeling"))
     assert "Labeling needs a teacher, but teacher=none" in sentence
-    assert "augmentation=none" in sentence
+    assert "take teacher=tiny" in sentence
+    assert "or augmentation=" in sentence
 
 
 def test_a_student_cut_out_of_a_teacher_without_a_checkpoint():

@@ -9,6 +9,7 @@ import pytest
 
 from kd.generators.account import metered
 from kd.generators.settings import Decoding
+from kd.generators.torch import Torch
 from kd.teachers.endpoint.client import Connection
 from kd.teachers.endpoint.teacher import Endpoint
 from kd.teachers.interface import Answers
@@ -43,19 +44,19 @@ def test_each_record_is_answered_by_its_teacher_or_one_that_is_drawn():
     with serving(saying("one")) as first, serving(saying("two")) as second:
         members = {"a": member(first.url), "b": member(second.url, price={"input": 1e6})}
         with metered() as meter:
-            found = Several(members=members, combine="routed").respond(routed, decoding=GREEDY, engine=None)
+            found = Several(members=members, combine="routed").respond(routed, decoding=GREEDY, engine=Torch())
         assert [one.texts[0] for one in found] == [("one", "two")[i % 3 == 0] for i in range(12)]
         assert (meter.spent.requests, meter.spent.money > 0) == (12, True)
         weighted = {name: {"a": 1, "b": 0.001}[name] for name in members}
         drawn = Several(members=members, combine="mixture", weights=weighted)
-        assert [one.texts[0] for one in drawn.respond(given, decoding=GREEDY, engine=None)] == ["one"] * 12
+        assert [one.texts[0] for one in drawn.respond(given, decoding=GREEDY, engine=Torch())] == ["one"] * 12
         both = {
             one.texts[0]
-            for one in Several(members=members, combine="mixture").generate(given, decoding=GREEDY, engine=None)
+            for one in Several(members=members, combine="mixture").generate(given, decoding=GREEDY, engine=Torch())
         }
         assert both == {"one", "two"}
         with pytest.raises(ValueError, match=f"record {given[0].id} .* has no `teacher` in its meta"):
-            Several(members=members, combine="routed").generate(given, decoding=GREEDY, engine=None)
+            Several(members=members, combine="routed").generate(given, decoding=GREEDY, engine=Torch())
 
 
 def test_the_best_response_is_the_one_most_like_the_others():
@@ -73,7 +74,7 @@ def test_a_budget_is_of_each_teacher():
         with pytest.raises(
             ValueError, match=r"teacher.members.b: teacher.budget.tokens=10 has no room for another request"
         ):
-            several.generate(records(2), decoding=GREEDY, engine=None)
+            several.generate(records(2), decoding=GREEDY, engine=Torch())
         assert (len(first.requests), len(second.requests)) == (2, 0)
 
 
