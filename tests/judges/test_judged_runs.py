@@ -136,6 +136,7 @@ def test_what_is_refused_by_the_config(words: list[str], sentence: str) -> None:
         check(composed(*words))
 
 
+@pytest.mark.long
 def test_what_a_judge_requires_of_the_teacher() -> None:
     own = {"_target_": "kd.teachers.self_teacher.Own", "mode": "frozen", "decay": 0.9, "prepare": None, "licence": None}
     none = {"_target_": None, "model": None, "prepare": None, "licence": None}
