@@ -106,7 +106,8 @@ class Stage(Protocol):
     Its cost is counted where text is generated, not here: `Resources.generate` keeps each answer, for what is generated
     once is not paid twice, and charges it to every run that reads it.
 
-    requires: which of "teacher", "student" (models that generate text) and "skill" it uses.
+    requires: which of "teacher", "student" (models that generate text) and "skill" it uses; beside "teacher" signals of
+        it, as "native_teacher_logprobs", without which it is refused.
     """
 
     requires: ClassVar[frozenset[str]]

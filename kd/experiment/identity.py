@@ -145,11 +145,15 @@ def load_skill(node: Any) -> Skill:
 
 
 def _data_digest(config: dict[str, Any]) -> dict[str, str]:
-    """Digests of all records that the run can read, so that their source does not matter; of judges' labels, too."""
+    """Digests of all records that the run can read, so that their source does not matter; of judges' labels and of the
+    skills that a stage names, too."""
     node = config.get("skill")
     own = {"skill": _records_digest(json.dumps(node, sort_keys=True))} if node and node.get("_target_") else {}
     labelled = {judge["labelled"] for judge in (config.get("judge") or {}).values() if judge.get("labelled")}
-    others = dict.fromkeys([*((config.get("evaluation") or {}).get("skills") or ()), *sorted(labelled)])
+    stages = ((config.get("augmentation") or {}).get("stages") or {}).values()
+    compared = {name for stage in stages for name in stage.get("skills") or ()}  # by filters
+    evaluated = (config.get("evaluation") or {}).get("skills") or ()
+    others = dict.fromkeys([*evaluated, *sorted(labelled), *sorted(compared)])
     return own | {f"skill {name}": _records_digest(json.dumps(skill_node(name), sort_keys=True)) for name in others}
 
 

@@ -10,6 +10,7 @@ from kd import versions
 from kd.components import choices
 from kd.composition.overrides import started
 from kd.experiment import identity as module
+from kd.experiment.elicitation import elicited_folder
 from kd.experiment.export import export
 from kd.experiment.identity import TRAINING, check_records, check_unchanged, family, identity
 from kd.experiment.loading import load_teacher
@@ -240,6 +241,23 @@ def test_a_metric_counts_by_what_its_file_holds(tmp_path):
         forget()
         with started(more=tmp_path / "conf"):
             found.append(identity(cfg))
+    assert found[0] == found[2] != found[1]
+
+
+def test_elicited_records_are_named_by_the_content_of_the_skills_that_a_stage_reads(tmp_path):
+    """Of those that are evaluated, with which `decontaminated` compares."""
+    rows, file = tmp_path / "rows.jsonl", tmp_path / "conf" / "skill" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"_target_: kd.skills.dataset.Dataset\npath: {rows}\nvalidation: 2\ntest: 2\n")
+    cfg, found = runs.config("augmentation=decontaminated", "objective=sft"), []
+    cfg.augmentation.stages.decontaminated.skills = ["mine"]
+    for letter in "aba":
+        rows.write_text(
+            "".join(json.dumps({"prompt": f"{letter}{i}", "completion": f"c{i}"}) + "\n" for i in range(12))
+        )
+        forget()
+        with started(more=tmp_path / "conf"):
+            found.append(elicited_folder(cfg))
     assert found[0] == found[2] != found[1]
 
 

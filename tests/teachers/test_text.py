@@ -42,6 +42,10 @@ def config(*words: str, target: str = "tests.teachers.test_text.TextAlone") -> A
     ("words", "told"),
     [
         (["objective=fkl"], "fkl needs teacher_logits, but teacher TextAlone provides text"),
+        (
+            ["objective=sft", "augmentation=superfiltering"],
+            "stage Superfiltering needs native_teacher_logprobs, but teacher TextAlone provides text",
+        ),
         (["objective=minilm"], "needs teacher_qkv, but teacher TextAlone provides text"),
         (["objective=sft", "rollout=teacher_mixed"], "needs teacher_logits, but teacher TextAlone provides text"),
         (
