@@ -64,7 +64,7 @@ class Stated(Teacher):
         return ModelOutput(logprobs=torch.where(batch.teacher.mask, -nats[:, None], 0.0))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CACHE", str(tmp_path))
 
@@ -241,6 +241,7 @@ def rating(prompt: str) -> str:
     return f"I think so. Score: {found[1]}" if found else "I cannot rate it."
 
 
+@pytest.mark.usefixtures("cache")
 def test_deita_takes_the_best_that_are_unlike() -> None:
     """Products of 30, 25 (like the first), 16, 1; out of bounds; no response; no rating of its quality."""
     given = [
@@ -274,9 +275,15 @@ def test_its_settings_are_checked(settings, named) -> None:
         QualityComplexity(share=0.5, **settings)
 
 
+def test_the_plan_knows_how_many_records_stay() -> None:
+    assert [one.expected(25, {"share": 0.1}).records for one in (Coreset, IFD, DifferenceSampling)] == [3, 3, 3]
+    assert QualityComplexity.expected(25, {"share": 0.01, "samples": 2, "max_new_tokens": 16}) == (1, 50, 100, 1600)
+
+
 # --- hostile records ---
 
 
+@pytest.mark.usefixtures("cache")
 def test_no_record_makes_a_filter_fail() -> None:
     hostile = ["", "\x00", "{question} {0} %s", "<|im_end|>", "日本語🙂" * 9, "x" * 500, "e\u0301" * 40]
     given = [record(i, question, answer) for i, question in enumerate(hostile) for answer in hostile[:2]]
@@ -293,6 +300,7 @@ def test_no_record_makes_a_filter_fail() -> None:
 # --- in a run, and with a real model ---
 
 
+@pytest.mark.usefixtures("cache")
 def test_each_filter_of_a_run_has_its_account() -> None:
     """Of the toy skill's 24 records half of a half stay; the student that reads them is charged."""
     cfg = runs.config(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from kd.augmentation import Resources, Stage
+from kd.augmentation import Expected, Resources, Stage
 from kd.data.conversations import strings
 from kd.types import Record
 
@@ -73,6 +73,32 @@ class ResponseFilter(Filter):
             yield (replace(record, responses=passed), None) if passed else (record, first)
 
 
+class Selection(Filter):
+    """A filter that keeps a share of the records.
+
+    Args:
+        share: of the records that stay (rounded, at least one).
+
+    Raises:
+        ValueError: `share` is not above 0 and at most 1.
+    """
+
+    def __init__(self, *, share: float):
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share} is no share of the records; set it above 0 and at most 1")
+        self.share = share
+
+    @staticmethod
+    def expected(records: int, settings: Mapping[str, Any]) -> Expected:
+        """See `kd.augmentation.Stage`."""
+        return Expected(number(settings["share"], records))
+
+
+def number(share: float, records: int) -> int:
+    """A share of so many records (rounded, at least one)."""
+    return max(1, int(share * records + 0.5))
+
+
 def instruction(record: Record) -> str:
     """The text of the last message, to which the responses are; empty where there is none."""
     return str(record.prompt[-1]["content"]) if record.prompt else ""
@@ -85,11 +111,4 @@ def conversation(record: Record) -> str:
 
 def highest(scores: Sequence[float], share: float) -> set[int]:
     """The places of the highest scores, a share of all (rounded, at least one); of equal ones the first."""
-    count = max(1, int(share * len(scores) + 0.5))
-    return set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
-
-
-def check_share(share: float) -> None:
-    """Raises ValueError for a share of the records that is not above 0 and at most 1."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} is no share of the records; set it above 0 and at most 1")
+    return set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: number(share, len(scores))])

@@ -6,12 +6,12 @@ from typing import ClassVar
 import numpy as np
 
 from kd.augmentation import Resources
-from kd.augmentation.filters import Filter, check_share
+from kd.augmentation.filters import Selection, number
 from kd.augmentation.filters.embeddings import hidden_vectors, k_centers, ngram_vectors
 from kd.types import Record
 
 
-class Coreset(Filter):
+class Coreset(Selection):
     """Keeps a diverse share of the records: k-center greedy on vectors of their n-grams.
 
     K-center greedy (arXiv 1708.00489), by which WaveCoder (arXiv 2312.14187) selects raw code: from the
@@ -26,14 +26,10 @@ class Coreset(Filter):
 
     name: ClassVar[str] = "coreset"
 
-    def __init__(self, *, share: float):
-        check_share(share)
-        self.share = share
-
     def judged(self, records: Iterable[Record], resources: Resources) -> Iterator[tuple[Record, str | None]]:
         """See `Filter`."""
         records = list(records)
-        count = max(1, int(self.share * len(records) + 0.5))
+        count = number(self.share, len(records))
         stay = set(k_centers(self.vectors(records, resources), count)) if records else set()
         for i, record in enumerate(records):
             yield record, None if i in stay else "covered by others"

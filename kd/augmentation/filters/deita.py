@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
-from kd.augmentation.filters import Filter, check_share
+from kd.augmentation.filters import Selection, number
 from kd.augmentation.filters.embeddings import apart, ngram_vectors
 from kd.augmentation.ratings import checked_template, rate
 from kd.generators import Generator
@@ -14,7 +14,7 @@ from kd.types import Record
 LOWEST, HIGHEST = 1, 6  # ratings
 
 
-class QualityComplexity(Filter):
+class QualityComplexity(Selection):
     """Keeps a share of the records with the highest complexity x quality, each unlike those before it: DEITA.
 
     Liu et al. (arXiv 2312.15685): records are sorted by the product of both scores, and taken from the top
@@ -54,10 +54,10 @@ class QualityComplexity(Filter):
         batch_size: int = 16,
         generator: Generator | None = None,
     ):
-        check_share(share)
+        super().__init__(share=share)
         if not 0 < similarity <= 1:
             raise ValueError(f"similarity={similarity} is no cosine of texts; set it above 0 and at most 1")
-        self.share, self.similarity, self.generator = share, similarity, generator
+        self.similarity, self.generator = similarity, generator
         self.complexity = checked_template("complexity_template", complexity_template, "question")
         self.quality = checked_template("quality_template", quality_template, "question", "response")
         self.decoding = Decoding(max_new_tokens, samples, temperature, top_p, batch_size)
@@ -67,9 +67,7 @@ class QualityComplexity(Filter):
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`: two ratings of each record."""
         replies = 2 * records * settings["samples"]
-        return Expected(
-            max(1, int(settings["share"] * records + 0.5)), 2 * records, replies, replies * settings["max_new_tokens"]
-        )
+        return Expected(number(settings["share"], records), 2 * records, replies, replies * settings["max_new_tokens"])
 
     def judged(self, records: Iterable[Record], resources: Resources) -> Iterator[tuple[Record, str | None]]:
         """See `Filter`."""
@@ -78,17 +76,17 @@ class QualityComplexity(Filter):
         scores = self._scores([records[i] for i in answered], resources)
         known = {i: score for i, score in zip(answered, scores, strict=True) if score is not None}
         order = sorted(known, key=lambda i: (-known[i], i))
-        count = max(1, int(self.share * len(records) + 0.5))
+        count = number(self.share, len(records))
         stay = apart(ngram_vectors(records), order, similarity=self.similarity, count=count)
         last = order.index(stay[-1]) if len(stay) == count else len(order)
-        unlike = set(order[last + 1 :])  # below all that were taken
+        below = set(order[last + 1 :])  # those of lower scores than all that were taken
         for i, record in enumerate(records):
             if i in stay:
                 yield record, None
             elif i not in known:
                 yield record, "no rating"
             else:
-                yield record, "low complexity x quality" if i in unlike else "like a better one"
+                yield record, "low complexity x quality" if i in below else "like a better one"
 
     def _scores(self, records: list[Record], resources: Resources) -> list[float | None]:
         bounds = (LOWEST, HIGHEST)

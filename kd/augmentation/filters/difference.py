@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from kd.augmentation import Resources
-from kd.augmentation.filters import Filter, check_share, highest
+from kd.augmentation.filters import Filter, Selection, highest
 from kd.augmentation.filters.likelihood import likelihoods
 from kd.types import Record
 
 
-class DifferenceSampling(Filter):
+class DifferenceSampling(Selection):
     """Keeps the records whose responses the teacher finds likeliest against the student (MiniPLM, arXiv 2410.17215).
 
     MiniPLM keeps the share of a corpus with the highest log p(x) - log p_ref(x), of a small reference model: it drops
@@ -31,8 +31,7 @@ class DifferenceSampling(Filter):
     name: ClassVar[str] = "difference_sampling"
 
     def __init__(self, *, share: float = 0.5):
-        check_share(share)
-        self.share = share
+        super().__init__(share=share)
 
     def judged(self, records: Iterable[Record], resources: Resources) -> Iterator[tuple[Record, str | None]]:
         """See `Filter`."""

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal
 
 from kd.augmentation import Resources
-from kd.augmentation.filters import Filter, check_share, highest
+from kd.augmentation.filters import Selection, highest
 from kd.augmentation.filters.difference import NO_SCORE
 from kd.augmentation.filters.likelihood import likelihoods
 from kd.types import Record
 
 
-class IFD(Filter):
+class IFD(Selection):
     """Keeps the records with the highest instruction-following difficulty below 1 under the student (arXiv 2308.12032).
 
     IFD = s(A|Q) / s(A): the mean negative log-likelihood of the answer's tokens after the instruction, over that
@@ -34,8 +34,8 @@ class IFD(Filter):
     name: ClassVar[str] = "ifd"
 
     def __init__(self, *, share: float = 0.1, below: float = 1.0):
-        check_share(share)
-        self.share, self.below = share, below
+        super().__init__(share=share)
+        self.below = below
 
     def judged(self, records: Iterable[Record], resources: Resources) -> Iterator[tuple[Record, str | None]]:
         """See `Filter`."""
