@@ -45,6 +45,11 @@ class Writer:
         return words is None or self.room is None or len(prompt_ids(prompt, words)) < self.room
 
 
+def is_missing(answer: Answers) -> bool:
+    """Return whether a model gave no response: the prompt left no room for one, or its server sent empty ones."""
+    return not any(answer.texts) and not any(answer.finished)
+
+
 def answers(
     writer: Writer, prompts: Sequence[Record], decoding: Decoding, *, what: str, seed: int, engine: Generator
 ) -> list[Answers]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import By, Expected, Resources
+from kd.augmentation.answering import is_missing
 from kd.augmentation.generation import Generating
 from kd.generators.settings import Decoding, Samples
 from kd.teachers.interface import Answers
@@ -66,6 +67,9 @@ class Labeling(Generating):
         every = iter(found)
         for record, several in zip(records, shown, strict=True):
             answers = [next(every) for _ in several]
+            if any(map(is_missing, answers)):  # else the student would learn empty responses
+                resources.dropped("no room for a response")
+                continue
             if self.drop_unfinished and not all(all(answer.finished) for answer in answers):
                 resources.dropped("truncated response")
                 continue

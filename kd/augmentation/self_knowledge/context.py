@@ -1,16 +1,16 @@
 """Context distillation: the student generates with a context, and learns without it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.ratings import asked, checked_template
 from kd.augmentation.self_knowledge import SelfGenerating
-from kd.generators import Generator
 from kd.types import Record, Response
 
 
+@dataclass(kw_only=True, eq=False)
 class ContextDistillation(SelfGenerating):
     """The student's responses to each prompt within a context (instructions, principles, demonstrations), without it.
 
@@ -27,26 +27,11 @@ class ContextDistillation(SelfGenerating):
         ValueError: the template lacks its field.
     """
 
-    def __init__(
-        self,
-        *,
-        template: str,
-        samples: int = 1,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
-        batch_size: int = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        self.template = checked_template("template", template, "question")
+    template: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.template = checked_template("template", self.template, "question")
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
@@ -64,4 +49,7 @@ class ContextDistillation(SelfGenerating):
         records = list(records)
         found = self.responses(resources, [asked(record, self.template) for record in records], "responses in context")
         for record, responses in zip(records, found, strict=True):
-            yield replace(record, responses=responses, provenance=(*record.provenance, "context_distillation"))
+            if responses:
+                yield replace(record, responses=responses, provenance=(*record.provenance, "context_distillation"))
+            else:
+                resources.dropped("no room for the context")

@@ -1,16 +1,18 @@
-"""RLCD: a preferred and a rejected response from two prompts that ask for opposites."""
+"""RLCD: a preferred and a rejected response from two prompts for opposites."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+from pydantic import NonNegativeFloat
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.ratings import asked, checked_template
 from kd.augmentation.self_knowledge import SelfGenerating
-from kd.generators import Generator
 from kd.types import Record, Response
 
 
+@dataclass(kw_only=True, eq=False)
 class RLCD(SelfGenerating):
     """Pairs of the student's responses to a positive and to a negative version of each prompt, the first preferred.
 
@@ -28,25 +30,13 @@ class RLCD(SelfGenerating):
         ValueError: a template lacks its field.
     """
 
-    def __init__(
-        self,
-        *,
-        positive_template: str = "rlcd_positive",
-        negative_template: str = "rlcd_negative",
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        batch_size: int = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        given = {"positive": positive_template, "negative": negative_template}
+    positive_template: str = "rlcd_positive"
+    negative_template: str = "rlcd_negative"
+    temperature: NonNegativeFloat = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {"positive": self.positive_template, "negative": self.negative_template}
         self.templates = {sign: checked_template(f"{sign}_template", one, "question") for sign, one in given.items()}
 
     @staticmethod
@@ -66,7 +56,11 @@ class RLCD(SelfGenerating):
             self.responses(resources, [asked(record, template) for record in records], f"{sign} responses")
             for sign, template in self.templates.items()
         )
-        for record, (preferred,), (rejected,) in zip(records, better, worse, strict=True):
+        for record, pair in zip(records, zip(better, worse, strict=True), strict=True):
+            if not all(pair):
+                resources.dropped("no room for the instruction")
+                continue
+            (preferred,), (rejected,) = pair
             if preferred.text == rejected.text:
                 resources.dropped("equal responses")
             else:

@@ -1,19 +1,21 @@
 """Self-rewarding: the student judges its own responses, and learns to prefer its best to its worst."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+from pydantic import NonNegativeFloat
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.ratings import checked_template, rate
 from kd.augmentation.self_knowledge import SelfGenerating
-from kd.generators import Generator
-from kd.generators.settings import Decoding
+from kd.generators.settings import Decoding, NewTokens, Nucleus, Samples
 from kd.types import Record, Response
 
 LOWEST, HIGHEST = 0, 5  # points
 
 
+@dataclass(kw_only=True, eq=False)
 class SelfRewarding(SelfGenerating):
     """Pairs of the student's best and worst response to each prompt, as the student itself rates them.
 
@@ -34,32 +36,20 @@ class SelfRewarding(SelfGenerating):
         ValueError: `samples` is below 2; the template lacks a field; nothing sensible can be decoded.
     """
 
-    def __init__(
-        self,
-        *,
-        template: str = "self_rewarding",
-        judgements: int = 3,
-        judge_tokens: int = 256,
-        samples: int = 4,
-        max_new_tokens: int,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
-        batch_size: int = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        if samples < 2:
-            raise ValueError(f"samples={samples} makes no pair; set it to 2 or more")
-        self.template = checked_template("template", template, "question", "response")
-        self.judging = Decoding(judge_tokens, judgements, temperature, top_p, batch_size)
-        self.generator.check(self.judging)
+    template: str = "self_rewarding"
+    judgements: Samples = 3
+    judge_tokens: NewTokens = 256
+    samples: Samples = 4
+    temperature: NonNegativeFloat = 0.7
+    top_p: Nucleus = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2:
+            raise ValueError(f"samples={self.samples} makes no pair; set it to 2 or more")
+        self.template = checked_template("template", self.template, "question", "response")
+        self.judging = Decoding(self.judge_tokens, self.judgements, self.temperature, self.top_p, self.batch_size)
+        self.engine.check(self.judging)
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
@@ -90,7 +80,7 @@ class SelfRewarding(SelfGenerating):
                 self.judging,
                 what="points",
                 bounds=(LOWEST, HIGHEST),
-                engine=self.generator,
+                engine=self.engine,
             )
         )
         for record, several in zip(records, found, strict=True):

@@ -1,17 +1,19 @@
 """STaR: the student's rationales that lead to the right answer, those with the answer as a hint among them."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+
+from pydantic import NonNegativeFloat
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.ratings import asked, checked_template
 from kd.augmentation.self_knowledge import SelfGenerating
 from kd.augmentation.verification import Verified, one_each
-from kd.generators import Generator
 from kd.types import Record, Response
 
 
+@dataclass(kw_only=True, eq=False)
 class STaR(SelfGenerating):
     """Keeps the student's rationales that end in the right answer; where none does, those with the answer as a hint.
 
@@ -35,30 +37,16 @@ class STaR(SelfGenerating):
 
     requires: ClassVar[frozenset[str]] = frozenset({"student", "skill"})
 
-    def __init__(
-        self,
-        *,
-        template: str = "star_hint",
-        rationalise: bool = True,
-        threshold: float | int | None = None,
-        most: int | None = None,
-        samples: int = 1,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        batch_size: int = 16,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        self.template = checked_template("template", template, "question", "answer")
-        self.rationalise, self.verified = rationalise, Verified(threshold=threshold, most=most)
+    template: str = "star_hint"
+    rationalise: bool = True
+    threshold: float | int | None = None
+    most: int | None = None
+    temperature: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.template = checked_template("template", self.template, "question", "answer")
+        self.verified = Verified(threshold=self.threshold, most=self.most)
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
