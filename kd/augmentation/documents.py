@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kd.augmentation import Resources
 from kd.augmentation.new_records import Requests, Seed, question
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.sources.addresses import fetch
 from kd.types import Record
 
 TEXTS = (".txt", ".md", ".rst")
 
 
+@dataclass(kw_only=True, eq=False)
 class DocumentRequests(Requests):
     """A stage that makes new records of documents, by a request for each passage.
 
@@ -30,21 +30,16 @@ class DocumentRequests(Requests):
     fields: ClassVar[tuple[str, ...]] = ("document",)
     suffixes: ClassVar[tuple[str, ...]] = TEXTS  # of the files of a folder that are read
 
-    def __init__(
-        self,
-        *,
-        documents: Mapping[str, Any] | None,
-        part: str,
-        words: int | None,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        if words is not None and words < 1:
-            raise ValueError(f"words={words} leaves no passage; set it to 1 or more, or to null for whole documents")
-        self.documents, self.part, self.words = documents, part, words
+    documents: Mapping[str, Any] | None
+    part: str
+    words: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.words is not None and self.words < 1:
+            raise ValueError(
+                f"words={self.words} leaves no passage; set it to 1 or more, or to null for whole documents"
+            )
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`: a seed for each passage, with its document as the parent."""

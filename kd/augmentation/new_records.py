@@ -78,6 +78,7 @@ class Draft:
         return (*seed.before, *self.turns, {"role": "user", "content": self.question})
 
 
+@dataclass(kw_only=True, eq=False)
 class NewRecords(Stage):
     """A stage that makes new records of what the teacher generates.
 
@@ -92,14 +93,21 @@ class NewRecords(Stage):
 
     requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
     name: ClassVar[str]  # in ids and provenance
-    answers: bool = True  # whether the teacher answers questions; else a later stage does, as labeling
+    answers = True  # whether the teacher answers questions; else a later stage does, as labeling
 
-    def __init__(self, *, decoding: Decoding, keep_given: bool, generator: Generator | None = None):
-        self.generator: Generator = Torch() if generator is None else generator
-        self.generator.check(decoding)
-        if decoding.samples != 1:
-            raise ValueError(f"decoding.samples={decoding.samples}: each request has one reply here; set it to 1")
-        self.decoding, self.keep_given = decoding, keep_given
+    decoding: Decoding
+    keep_given: bool
+    generator: Generator | None = None
+
+    def __post_init__(self) -> None:
+        self.engine.check(self.decoding)
+        if self.decoding.samples != 1:
+            raise ValueError(f"decoding.samples={self.decoding.samples}: each request has one reply here; set it to 1")
+
+    @property
+    def engine(self) -> Generator:
+        """The engine that generates."""
+        return Torch() if self.generator is None else self.generator
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The given records if they stay, then the new ones."""
@@ -141,13 +149,14 @@ class NewRecords(Stage):
     def replies(self, prompts: Sequence[Record], resources: Resources, what: str) -> list[Answers]:
         """The teacher's reply to each prompt."""
         named = f"{self.name} {what}"
-        return resources.generate("teacher", prompts, self.decoding, what=named, engine=self.generator)
+        return resources.generate("teacher", prompts, self.decoding, what=named, engine=self.engine)
 
     def texts(self, prompts: Sequence[Record], resources: Resources, what: str) -> list[str | None]:
         """The text of each reply; None where there is none or it was truncated, which is counted as a drop."""
         return [whole(reply, resources) for reply in self.replies(prompts, resources, what)]
 
 
+@dataclass(kw_only=True, eq=False)
 class Requests(NewRecords):
     """A stage that makes new records of one reply to each seed.
 
@@ -157,9 +166,11 @@ class Requests(NewRecords):
 
     fields: ClassVar[tuple[str, ...]]  # of the template
 
-    def __init__(self, *, template: str, decoding: Decoding, keep_given: bool, generator: Generator | None = None):
-        super().__init__(decoding=decoding, keep_given=keep_given, generator=generator)
-        self.template = checked_template("template", template, *self.fields)
+    template: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.template = checked_template("template", self.template, *self.fields)
 
     @abstractmethod
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterable[Seed]:

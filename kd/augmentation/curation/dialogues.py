@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.new_records import Draft, NewRecords, Requests, Seed, question, readable
 from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.types import Message, Record
 
 _SPEAKER = re.compile(r"^[ \t*]*\[(human|ai)\][ \t*:]*", re.IGNORECASE | re.MULTILINE)
@@ -17,6 +16,7 @@ _THANKS = re.compile(r"\b(?:thanks?|thank you|goodbye|bye|you're welcome)\b", re
 CLOSING = 12  # words of a turn with thanks that closes a dialogue
 
 
+@dataclass(kw_only=True, eq=False)
 class SelfChat(Requests):
     """A dialogue between a human and an assistant, both of them the teacher's, in one reply: Baize.
 
@@ -36,17 +36,8 @@ class SelfChat(Requests):
     name: ClassVar[str] = "self_chat"
     fields: ClassVar[tuple[str, ...]] = ("prompt",)
 
-    def __init__(
-        self,
-        *,
-        least: int,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        self.least = least
+    least: int
+    keep_given: bool = False
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
@@ -64,6 +55,7 @@ class SelfChat(Requests):
         yield _draft(transcript(text), self.least)
 
 
+@dataclass(kw_only=True, eq=False)
 class SimulatedUser(NewRecords):
     """A dialogue turn by turn: the teacher answers, and in the user's place continues to ask: UltraChat.
 
@@ -83,21 +75,16 @@ class SimulatedUser(NewRecords):
 
     name: ClassVar[str] = "dialogue"
 
-    def __init__(
-        self,
-        *,
-        turns: int,
-        least: int,
-        user_template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(decoding=decoding, keep_given=keep_given, generator=generator)
-        if not 1 <= least <= turns:
-            raise ValueError(f"turns={turns} and least={least} leave no dialogue; set 1 <= least <= turns")
-        self.turns, self.least = turns, least
-        self.user = checked_template("user_template", user_template, "dialogue")
+    turns: int
+    least: int
+    user_template: str
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.least <= self.turns:
+            raise ValueError(f"turns={self.turns} and least={self.least} leave no dialogue; set 1 <= least <= turns")
+        self.user = checked_template("user_template", self.user_template, "dialogue")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

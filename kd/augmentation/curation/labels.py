@@ -2,16 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.new_records import Draft, Requests, Seed
 from kd.data.prompt_templates import check_template, inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.types import Record
 
 
+@dataclass(kw_only=True, eq=False)
 class LabelConditioned(Requests):
     """As many texts of each label, which the teacher generates for it: ZeroGen.
 
@@ -33,26 +33,19 @@ class LabelConditioned(Requests):
     name: ClassVar[str] = "zerogen"
     fields: ClassVar[tuple[str, ...]] = ("label",)
 
-    def __init__(
-        self,
-        *,
-        labels: Mapping[str, str],
-        each: int,
-        prompt: str,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        if len(labels) < 2 or each < 1:
-            raise ValueError(
-                f"{len(labels)} labels with each={each} texts are no classification; give two labels or more"
-            )
-        if each > 1 and decoding.temperature == 0:
+    labels: Mapping[str, str]
+    each: int
+    prompt: str
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count, each = len(self.labels), self.each
+        if count < 2 or each < 1:
+            raise ValueError(f"{count} labels with each={each} texts are no classification; give two labels or more")
+        if each > 1 and self.decoding.temperature == 0:
             raise ValueError(f"each={each} texts of a label at decoding.temperature=0 are all the same; raise it")
-        check_template("prompt", prompt, required=("text",), optional=())
-        self.labels, self.each, self.prompt = dict(labels), each, prompt
+        check_template("prompt", self.prompt, required=("text",), optional=())
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
@@ -11,8 +11,6 @@ from kd.augmentation.filters.likelihood import likelihoods
 from kd.augmentation.new_records import Draft, Seed
 from kd.augmentation.replies import blocks
 from kd.data.prompt_templates import check_template, inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.types import Record, Response
 
 _OUTSIDE = re.compile(
@@ -22,6 +20,7 @@ _OUTSIDE = re.compile(
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class Queries(DocumentRequests):
     """A search query for each document, which is its answer: InPars.
 
@@ -43,28 +42,16 @@ class Queries(DocumentRequests):
 
     name: ClassVar[str] = "query"
 
-    def __init__(
-        self,
-        *,
-        shortest: int,
-        share: float | int,
-        prompt: str,
-        documents: Mapping[str, Any] | None,
-        part: str,
-        words: int | None,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            documents=documents, part=part, words=words, template=template, decoding=decoding, keep_given=keep_given,
-            generator=generator,
-        )  # fmt: skip
-        if not 0 < share <= 1:
-            raise ValueError(f"share={share} is no share of the pairs; set it above 0 and at most 1")
-        check_template("prompt", prompt, required=("query",), optional=())
-        self.shortest, self.share, self.prompt = shortest, share, prompt
+    shortest: int
+    share: float | int
+    prompt: str
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} is no share of the pairs; set it above 0 and at most 1")
+        check_template("prompt", self.prompt, required=("query",), optional=())
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
@@ -119,6 +106,7 @@ class Queries(DocumentRequests):
         return [float("-inf") if one is None else -one.nll / one.tokens for one in found]
 
 
+@dataclass(kw_only=True, eq=False)
 class DomainQuestions(DocumentRequests):
     """Questions with answers on the documents of a domain: the recipe of law, medicine, finance and science.
 
@@ -140,26 +128,14 @@ class DomainQuestions(DocumentRequests):
     name: ClassVar[str] = "domain"
     fields: ClassVar[tuple[str, ...]] = ("document", "count")
 
-    def __init__(
-        self,
-        *,
-        count: int,
-        open_book: bool,
-        documents: Mapping[str, Any] | None,
-        part: str,
-        words: int | None,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            documents=documents, part=part, words=words, template=template, decoding=decoding, keep_given=keep_given,
-            generator=generator,
-        )  # fmt: skip
-        if count < 1:
-            raise ValueError(f"count={count} requests no question; set it to 1 or more")
-        self.count, self.open_book = count, open_book
+    count: int
+    open_book: bool
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1:
+            raise ValueError(f"count={self.count} requests no question; set it to 1 or more")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

@@ -2,21 +2,20 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.documents import DocumentRequests
 from kd.augmentation.new_records import Draft, Seed, plain
 from kd.augmentation.replies import block
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.seeding import derive
 from kd.types import Record
 
 CODE = (".py", ".js", ".ts", ".java", ".c", ".h", ".cc", ".cpp", ".cs", ".go", ".rs", ".php", ".sh", ".swift")
 
 
+@dataclass(kw_only=True, eq=False)
 class Snippets(DocumentRequests):
     """Problems inspired by lines of code, with their solutions: OSS-Instruct.
 
@@ -38,24 +37,14 @@ class Snippets(DocumentRequests):
     name: ClassVar[str] = "snippet"
     suffixes: ClassVar[tuple[str, ...]] = CODE
 
-    def __init__(
-        self,
-        *,
-        longest: int,
-        documents: Mapping[str, Any] | None,
-        part: str,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            documents=documents, part=part, words=None, template=template, decoding=decoding, keep_given=keep_given,
-            generator=generator,
-        )  # fmt: skip
-        if longest < 1:
-            raise ValueError(f"longest={longest} leaves no line of a snippet; set it to 1 or more")
-        self.longest = longest
+    longest: int
+    words: int | None = field(default=None, init=False)  # a document is not divided
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.longest < 1:
+            raise ValueError(f"longest={self.longest} leaves no line of a snippet; set it to 1 or more")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

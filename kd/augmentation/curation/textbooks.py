@@ -2,17 +2,17 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.new_records import Draft, Requests, Seed
 from kd.data.prompt_templates import check_template, inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.seeding import derive
 from kd.types import Record
 
 
+@dataclass(kw_only=True, eq=False)
 class Textbooks(Requests):
     """Sections of textbooks on topics for audiences: phi.
 
@@ -35,32 +35,25 @@ class Textbooks(Requests):
     name: ClassVar[str] = "textbook"
     fields: ClassVar[tuple[str, ...]] = ("topic", "audience", "words")
 
-    def __init__(
-        self,
-        *,
-        topics: Sequence[str],
-        audiences: Sequence[str],
-        each: int,
-        words: Sequence[str],
-        drawn: int,
-        prompt: str,
-        shortest: int,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        if not topics or not audiences or each < 1:
+    topics: Sequence[str]
+    audiences: Sequence[str]
+    each: int
+    words: Sequence[str]
+    drawn: int
+    prompt: str
+    shortest: int
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        topics, audiences, words = len(self.topics), len(self.audiences), len(self.words)
+        if not topics or not audiences or self.each < 1:
             raise ValueError(
-                f"{len(topics)} topics, {len(audiences)} audiences and each={each} make no record; give one or "
-                "more of each"
+                f"{topics} topics, {audiences} audiences and each={self.each} make no record; give one or more of each"
             )
-        if not 0 <= drawn <= len(words):
-            raise ValueError(f"drawn={drawn} of {len(words)} words cannot be drawn; add words, or draw fewer")
-        check_template("prompt", prompt, required=("topic", "audience"), optional=())
-        self.topics, self.audiences, self.each = tuple(topics), tuple(audiences), each
-        self.words, self.drawn, self.prompt, self.shortest = tuple(words), drawn, prompt, shortest
+        if not 0 <= self.drawn <= words:
+            raise ValueError(f"drawn={self.drawn} of {words} words cannot be drawn; add words, or draw fewer")
+        check_template("prompt", self.prompt, required=("topic", "audience"), optional=())
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
@@ -91,6 +84,7 @@ class Textbooks(Requests):
             yield Draft(inserted(self.prompt, seed.fields), text, facts=facts)
 
 
+@dataclass(kw_only=True, eq=False)
 class Personas(Requests):
     """Requests of personas under constraints that are drawn, with the teacher's answers.
 
@@ -112,28 +106,22 @@ class Personas(Requests):
     name: ClassVar[str] = "persona"
     fields: ClassVar[tuple[str, ...]] = ("persona",)
 
-    def __init__(
-        self,
-        *,
-        personas: Sequence[str],
-        each: int,
-        constraints: Sequence[str],
-        drawn: int,
-        answers: bool,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        if not personas or each < 1:
-            raise ValueError(f"{len(personas)} personas and each={each} make no record; give one or more of each")
-        if not 0 <= drawn <= len(constraints):
+    personas: Sequence[str]
+    each: int
+    constraints: Sequence[str]
+    drawn: int
+    answers: bool
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        personas, constraints = len(self.personas), len(self.constraints)
+        if not personas or self.each < 1:
+            raise ValueError(f"{personas} personas and each={self.each} make no record; give one or more of each")
+        if not 0 <= self.drawn <= constraints:
             raise ValueError(
-                f"drawn={drawn} of {len(constraints)} constraints cannot be drawn; add some, or draw fewer"
+                f"drawn={self.drawn} of {constraints} constraints cannot be drawn; add some, or draw fewer"
             )
-        self.personas, self.each, self.answers = tuple(personas), each, answers
-        self.constraints, self.drawn = tuple(constraints), drawn
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

@@ -1,6 +1,7 @@
 """Topics: a tree of topics and subtopics, and the questions at its leaves."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
@@ -8,11 +9,10 @@ from kd.augmentation.new_records import Draft, NewRecords, Seed, plain
 from kd.augmentation.ratings import checked_template
 from kd.augmentation.replies import items
 from kd.data.prompt_templates import inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.types import Record
 
 
+@dataclass(kw_only=True, eq=False)
 class Topics(NewRecords):
     """Questions of subtopics of topics, each level a list that the teacher generates.
 
@@ -34,28 +34,23 @@ class Topics(NewRecords):
 
     name: ClassVar[str] = "topic"
 
-    def __init__(
-        self,
-        *,
-        topics: Sequence[str],
-        subtopics: int,
-        questions: int,
-        answers: bool,
-        subtopic_template: str,
-        question_template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(decoding=decoding, keep_given=keep_given, generator=generator)
-        if not topics or subtopics < 1 or questions < 1:
+    topics: Sequence[str]
+    subtopics: int
+    questions: int
+    answers: bool
+    subtopic_template: str
+    question_template: str
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.topics or self.subtopics < 1 or self.questions < 1:
             raise ValueError(
-                f"{len(topics)} topics, subtopics={subtopics} and questions={questions} make no record; give one or "
-                "more of each"
+                f"{len(self.topics)} topics, subtopics={self.subtopics} and questions={self.questions} make no record; "
+                "give one or more of each"
             )
-        self.topics, self.subtopics, self.questions, self.answers = tuple(topics), subtopics, questions, answers
-        self.subtopic = checked_template("subtopic_template", subtopic_template, "topic", "count")
-        self.question = checked_template("question_template", question_template, "topic", "subtopic", "count")
+        self.subtopic = checked_template("subtopic_template", self.subtopic_template, "topic", "count")
+        self.question = checked_template("question_template", self.question_template, "topic", "subtopic", "count")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

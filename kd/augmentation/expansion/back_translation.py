@@ -1,7 +1,7 @@
 """Back-translation: the prompts that texts of others would answer."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
@@ -9,13 +9,12 @@ from kd.augmentation.documents import DocumentRequests
 from kd.augmentation.new_records import Draft, Seed
 from kd.augmentation.ratings import checked_template, stated
 from kd.data.prompt_templates import inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.types import Record
 
 LOWEST, HIGHEST = 1, 5  # ratings
 
 
+@dataclass(kw_only=True, eq=False)
 class BackTranslation(DocumentRequests):
     """Texts as responses to prompts that the teacher makes for them: instruction back-translation.
 
@@ -35,26 +34,17 @@ class BackTranslation(DocumentRequests):
 
     name: ClassVar[str] = "back_translation"
 
-    def __init__(
-        self,
-        *,
-        least: float | int,
-        rating_template: str,
-        documents: Mapping[str, Any] | None,
-        part: str,
-        words: int | None,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = False,
-        generator: Generator | None = None,
-    ):
-        super().__init__(
-            documents=documents, part=part, words=words, template=template, decoding=decoding, keep_given=keep_given,
-            generator=generator,
-        )  # fmt: skip
-        if not LOWEST <= least <= HIGHEST:
-            raise ValueError(f"least={least} is no rating, which is from {LOWEST} to {HIGHEST}; the paper takes 5 or 4")
-        self.least, self.rating = least, checked_template("rating_template", rating_template, "prompt", "response")
+    least: float | int
+    rating_template: str
+    keep_given: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not LOWEST <= self.least <= HIGHEST:
+            raise ValueError(
+                f"least={self.least} is no rating, which is from {LOWEST} to {HIGHEST}; the paper takes 5 or 4"
+            )
+        self.rating = checked_template("rating_template", self.rating_template, "prompt", "response")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

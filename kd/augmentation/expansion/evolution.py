@@ -3,15 +3,13 @@
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.new_records import Draft, NewRecords, Seed, question, readable
 from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.seeding import derive
 from kd.types import Record
 
@@ -23,6 +21,7 @@ STOP_WORDS = frozenset(
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class Evolution(NewRecords):
     """Evol-Instruct: in each round every prompt is rewritten by an operator that is drawn, and answered.
 
@@ -49,25 +48,20 @@ class Evolution(NewRecords):
 
     name: ClassVar[str] = "evol"
 
-    def __init__(
-        self,
-        *,
-        rounds: int,
-        operators: Mapping[str, str],
-        depth_template: str,
-        breadth_template: str,
-        equal_template: str,
-        decoding: Decoding,
-        keep_given: bool = True,
-        generator: Generator | None = None,
-    ):
-        super().__init__(decoding=decoding, keep_given=keep_given, generator=generator)
-        if rounds < 1:
-            raise ValueError(f"rounds={rounds} evolves nothing; set it to 1 or more")
-        self.rounds, self.operators = rounds, dict(operators)
-        self.depth = checked_template("depth_template", depth_template, "method", "prompt")
-        self.breadth = checked_template("breadth_template", breadth_template, "prompt")
-        self.equal = checked_template("equal_template", equal_template, "first", "second")
+    rounds: int
+    operators: Mapping[str, str]
+    depth_template: str
+    breadth_template: str
+    equal_template: str
+    keep_given: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds} evolves nothing; set it to 1 or more")
+        self.depth = checked_template("depth_template", self.depth_template, "method", "prompt")
+        self.breadth = checked_template("breadth_template", self.breadth_template, "prompt")
+        self.equal = checked_template("equal_template", self.equal_template, "first", "second")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

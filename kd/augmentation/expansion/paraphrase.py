@@ -4,14 +4,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
 from kd.augmentation.new_records import Draft, Ids, Requests, Seed, plain, question, readable
 from kd.augmentation.replies import items
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.metrics.overlap import rouge_l
 from kd.seeding import derive
 from kd.types import Record
@@ -21,6 +19,7 @@ _QUOTED = re.compile(r'"([^"\n]+)"')
 ALIKE = 0.7  # ROUGE-L from which a fused prompt is one of the two
 
 
+@dataclass(kw_only=True, eq=False)
 class Paraphrase(Requests):
     """Each prompt in several other words, with the same responses: AugGPT.
 
@@ -38,19 +37,13 @@ class Paraphrase(Requests):
     name: ClassVar[str] = "paraphrase"
     fields: ClassVar[tuple[str, ...]] = ("prompt", "count")
 
-    def __init__(
-        self,
-        *,
-        count: int,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = True,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        if count < 1:
-            raise ValueError(f"count={count} requests no paraphrase; set it to 1 or more")
-        self.count = count
+    count: int
+    keep_given: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1:
+            raise ValueError(f"count={self.count} requests no paraphrase; set it to 1 or more")
 
     @staticmethod
     def outline(record: Record, settings: Mapping[str, Any]) -> Record:
@@ -96,6 +89,7 @@ class Paraphrase(Requests):
                 yield Draft(item, "")  # the responses of its record stand for one
 
 
+@dataclass(kw_only=True, eq=False)
 class Fusion(Requests):
     """One prompt of two, which needs what both do: Instruction Fusion.
 
@@ -112,19 +106,13 @@ class Fusion(Requests):
     name: ClassVar[str] = "fusion"
     fields: ClassVar[tuple[str, ...]] = ("first", "second")
 
-    def __init__(
-        self,
-        *,
-        share: float | int,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = True,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        if not share > 0:
-            raise ValueError(f"share={share} requests no prompt; set it above 0")
-        self.share = share
+    share: float | int
+    keep_given: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.share > 0:
+            raise ValueError(f"share={self.share} requests no prompt; set it above 0")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kd.augmentation import Expected, Resources
@@ -10,8 +11,6 @@ from kd.augmentation.new_records import Draft, NewRecords, Seed, plain, question
 from kd.augmentation.ratings import checked_template
 from kd.augmentation.replies import blocks, items
 from kd.data.prompt_templates import inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.seeding import derive
 from kd.types import Record
 
@@ -19,6 +18,7 @@ INPUT, CLASS, OUTPUT = "input", "class", "output"  # headings of the replies
 NO_INPUT = {"", "none", "n/a", "no input", "(none)", "<none>"}
 
 
+@dataclass(kw_only=True, eq=False)
 class SelfInstruct(NewRecords):
     """New instructions with instances, of demonstrations that are drawn from a growing pool.
 
@@ -52,38 +52,33 @@ class SelfInstruct(NewRecords):
 
     name: ClassVar[str] = "self_instruct"
 
-    def __init__(
-        self,
-        *,
-        count: int,
-        requests: int,
-        together: int,
-        seeds: int,
-        own: int,
-        instances: int,
-        below: float | int,
-        heuristics: bool,
-        instruction_template: str,
-        classification_template: str | None,
-        input_template: str,
-        class_template: str,
-        decoding: Decoding,
-        keep_given: bool = True,
-        generator: Generator | None = None,
-    ):
-        super().__init__(decoding=decoding, keep_given=keep_given, generator=generator)
-        numbers = {"count": count, "requests": requests, "together": together, "seeds": seeds, "instances": instances}
-        if wrong := [name for name, number in numbers.items() if number < 1]:
-            raise ValueError(f"{wrong[0]}={numbers[wrong[0]]} makes no record; set it to 1 or more")
-        self.count, self.requests, self.together, self.instances = count, requests, together, instances
-        self.seeds, self.own, self.below, self.heuristics = seeds, own, float(below), heuristics
+    count: int
+    requests: int
+    together: int
+    seeds: int
+    own: int
+    instances: int
+    below: float | int
+    heuristics: bool
+    instruction_template: str
+    classification_template: str | None
+    input_template: str
+    class_template: str
+    keep_given: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = ("count", "requests", "together", "seeds", "instances")
+        if wrong := [name for name in names if getattr(self, name) < 1]:
+            raise ValueError(f"{wrong[0]}={getattr(self, wrong[0])} makes no record; set it to 1 or more")
+        self.below = float(self.below)
         Pool(below=self.below)
-        self.instruction = checked_template("instruction_template", instruction_template, "demonstrations")
-        self.classification = classification_template and checked_template(
-            "classification_template", classification_template, "instruction"
+        self.instruction = checked_template("instruction_template", self.instruction_template, "demonstrations")
+        self.classification = self.classification_template and checked_template(
+            "classification_template", self.classification_template, "instruction"
         )
-        self.input_first = checked_template("input_template", input_template, "instruction")
-        self.class_first = checked_template("class_template", class_template, "instruction")
+        self.input_first = checked_template("input_template", self.input_template, "instruction")
+        self.class_first = checked_template("class_template", self.class_template, "instruction")
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +12,6 @@ from kd.augmentation import Expected, Resources
 from kd.augmentation.filters.embeddings import k_centers, ngram_vectors, unit
 from kd.augmentation.new_records import PARENTS, Draft, Requests, Seed, plain, question, readable
 from kd.augmentation.replies import items
-from kd.generators import Generator
-from kd.generators.settings import Decoding
 from kd.metrics.table import of_skill
 from kd.seeding import derive
 from kd.skills.scoring import scored_all
@@ -21,6 +20,7 @@ from kd.types import Record
 STEPS = 10  # of k-means
 
 
+@dataclass(kw_only=True, eq=False)
 class Subgroups(Requests):
     """New problems like those of the groups of records in which the student errs more than on average: TDG.
 
@@ -43,23 +43,17 @@ class Subgroups(Requests):
     name: ClassVar[str] = "subgroup"
     fields: ClassVar[tuple[str, ...]] = ("examples", "count")
 
-    def __init__(
-        self,
-        *,
-        groups: int,
-        requests: int,
-        shown: int,
-        count: int,
-        template: str,
-        decoding: Decoding,
-        keep_given: bool = True,
-        generator: Generator | None = None,
-    ):
-        super().__init__(template=template, decoding=decoding, keep_given=keep_given, generator=generator)
-        numbers = {"groups": groups, "requests": requests, "shown": shown, "count": count}
+    groups: int
+    requests: int
+    shown: int
+    count: int
+    keep_given: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = {"groups": self.groups, "requests": self.requests, "shown": self.shown, "count": self.count}
         if wrong := [name for name, number in numbers.items() if number < 1]:
             raise ValueError(f"{wrong[0]}={numbers[wrong[0]]} targets nothing; set it to 1 or more")
-        self.groups, self.requests, self.shown, self.count = groups, requests, shown, count
 
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
@@ -107,7 +101,7 @@ class Subgroups(Requests):
                 "skill with a bounded metric, or augmentation=fusion"
             )
         what = f"{self.name} answers"
-        found = resources.generate("student", records, self.decoding, what=what, engine=self.generator)
+        found = resources.generate("student", records, self.decoding, what=what, engine=self.engine)
         problems = [own.get(record.id, record) for record in records]  # a score may read a record's responses
         pairs = [(problem, answer.texts[0]) for problem, answer in zip(problems, found, strict=True)]
         scores = scored_all(skill, pairs, reference=lambda one: one.responses[0].text if one.responses else None)
