@@ -21,7 +21,7 @@ def scores_of(pairs: Sequence[tuple[Record, str]], resources: Resources) -> list
     """
     own = _own(resources)
     assert resources.skill is not None  # `requires`
-    problems = [(own.get(record.id, record), text) for record, text in pairs]
+    problems = [(_problem(own, record) or record, text) for record, text in pairs]
     return scored_all(resources.skill, problems, reference=lambda problem: _reference(own, problem))
 
 
@@ -73,13 +73,13 @@ class Verified(Stage):
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """A record for each such response, with it alone and its score; a window may mix them whatever their number."""
         given, own = list(records), _own(resources)
-        records = [record for record in given if record.id in own or PARENTS not in record.meta]
+        records = [record for record in given if _problem(own, record) or PARENTS not in record.meta]
         if len(records) < len(given):  # a response would be compared with itself, or a text with another's answer
             resources.dropped("problem that the skill cannot score", len(given) - len(records))
         right = self.right(records, [record.responses for record in records], resources)
         for record, kept in zip(records, right, strict=True):
-            if not kept and self.otherwise == "reference" and record.id in own:
-                kept = own[record.id].responses
+            if not kept and self.otherwise == "reference" and (problem := _problem(own, record)):
+                kept = problem.responses
             if not kept:
                 resources.dropped("no right response")
             yield from one_each(record, kept, self.name)
@@ -125,6 +125,12 @@ def _own(resources: Resources) -> dict[str, Record]:
     """The skill's training records, by id."""
     assert resources.skill is not None  # `requires`
     return {record.id: record for record in resources.skill.load("train")}
+
+
+def _problem(own: Mapping[str, Record], record: Record) -> Record | None:
+    """The skill's record of a problem, of which `one_each` may have made several; None where it is not the skill's."""
+    first, _, number = record.id.rpartition("/")
+    return own.get(record.id) or (own.get(first) if number.isdecimal() else None)
 
 
 def _reference(own: Mapping[str, Record], problem: Record) -> str | None:

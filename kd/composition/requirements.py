@@ -285,7 +285,7 @@ def _of_teacher(names: frozenset[str]) -> frozenset[str]:
 def _refuse_no_teacher(group: str, part: str, required: frozenset[str]) -> None:
     text = {"text"} if "teacher" in required else set[str]()
     teachers = list(_able("teacher", frozenset({*_fields(required, "teacher", "native_teacher").values(), *text})))
-    free = [name for name in choices(group) if _needs_none(group, name)]
+    free = sorted((name for name in choices(group) if _needs_none(group, name)), key=lambda name: name != "none")
     signals = f" ({', '.join(sorted(required - {'teacher'}))})" if required - {"teacher"} else ""
     raise Lack(f"{part} needs a teacher{signals}, but teacher=none", {"teacher": teachers, group: free})
 

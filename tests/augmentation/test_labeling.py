@@ -273,6 +273,10 @@ def test_a_prompt_without_room_is_not_answered(teacher):
     assert [answer.tokens > 0 for answer in found] == [length < room for length in lengths]
     assert all((answer.texts, answer.finished) == (("",), (False,)) for answer in found if not answer.tokens)
     assert given.account.prompts == 5
+    stage = Labeling(max_new_tokens=6, temperature=0.0)
+    labelled = list(stage(iter(GIVEN), given))
+    assert [kept.id for kept in labelled] == [kept.id for kept, n in zip(GIVEN, lengths, strict=True) if n < room]
+    assert given.account.dropped == {"no room for a response": sum(n >= room for n in lengths)}
 
 
 def test_a_text_that_was_changed_since_is_not_taught(teacher, cache):

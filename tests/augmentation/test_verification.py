@@ -106,3 +106,16 @@ def test_responses_are_compared_with_the_skills_references_not_with_one_another(
     assert [one.responses[0].text for one in found] == ["Lima"]
     assert account.dropped == {"no right response": 1}
     assert quality(answered, skill.load("train"), skill)["score"] == 0.5
+
+
+def test_each_of_several_responses_to_a_problem_is_compared_with_its_reference(tmp_path: Path) -> None:
+    """Records of one response each have ids of their own; after another stage wrote to them, they are judged alike."""
+    file = tmp_path / "capitals.jsonl"
+    file.write_text("\n".join(json.dumps({"question": f"{n}?", "answer": city}) for n, city in enumerate("PQ")))
+    skill = Dataset(str(file), train=2, validation=0, test=0)
+    resources = Resources(seed=0, skill=skill)
+    given = [replace(one, responses=(one.responses[0], Response("p."))) for one in skill.load("train")]
+    first = list(Verified(threshold=0)(iter(given), resources))
+    assert len({one.id for one in first}) == 4
+    changed = [replace(one, responses=(Response("wrong"),)) for one in first]
+    assert list(Verified()(iter(changed), resources)) == []
