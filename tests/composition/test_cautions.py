@@ -74,12 +74,14 @@ def test_no_caution_is_given(line: str) -> None:
     assert cautioned(line) == []
 
 
-OF_OTHER_STUDENTS = ("babyllama", "dn_mopd", "mopd", "opsd", "sdft", "sdpo")  # their teacher is no source of a student
+ALONE = ("babyllama", "dn_mopd", "mopd", "sdft", "sdpo")  # their teacher is no source of a student
 
 
-@pytest.mark.parametrize("method", [m for m in choices("method") if m not in ("abkd", *OF_OTHER_STUDENTS)])
+@pytest.mark.parametrize(
+    "method", [m for m in choices("method") if m not in ("abkd", "opsd")]
+)  # little gradient so far
 def test_methods_are_whole(method: str) -> None:
-    assert cautioned(f"method={method}") == []
+    assert cautioned(f"method={method}" + (" student=tiny skill=spell_backward" if method in ALONE else "")) == []
 
 
 def test_it_stands_under_the_table() -> None:
