@@ -70,7 +70,7 @@ class Resources:
         Args:
             by: the model; the stage names it in `requires`.
             prompts: records of which the prompt, its images and `control_tokens` count, and the id that names it.
-            what: the texts, as "labels": part of the random stream, so that texts of another name are drawn anew.
+            what: the texts, as "labels": part of the random stream, so that texts of another name are other draws.
             engine: generates with the weights of a model that has some; None: our own.
 
         Raises ValueError where the model is none that generates text.

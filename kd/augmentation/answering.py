@@ -58,7 +58,7 @@ def answers(
     A prompt that leaves no room for a response has empty ones, which are not finished.
 
     Args:
-        what: the texts that are generated, as "labels": those of another name are drawn anew.
+        what: the texts that are generated, as "labels": those of another name are other draws.
         seed: the run's. Greedy text is the same for all seeds and names.
         engine: generates with the weights of a model that has some.
 

@@ -47,7 +47,7 @@ def quantised(load_in: Bits | None, dtype: str, *, lora: bool) -> dict[str, Any]
 def recomputing(network: PreTrainedModel) -> None:
     """Has the network recompute each layer's activations in the backward pass: less memory for a third more FLOP.
 
-    Raises ValueError for an architecture that does not know it.
+    Raises ValueError for an architecture without it.
     """
     if not network.supports_gradient_checkpointing:
         raise ValueError(

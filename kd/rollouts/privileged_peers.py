@@ -20,8 +20,8 @@ class PrivilegedPeers(PrivilegedSelf):
     """Responses of the student, each of which the teacher reads after a prompt with another, successful response.
 
     Self-distillation policy optimization (SDPO, arXiv 2601.20802) with teacher=own: the student's successful attempts
-    are what its self-teacher knows more. The demonstration of a response is the first other response to the same
-    prompt whose reward is `success` or more, as in the authors' code (lasgroup/SDPO at 0e6d510). A response without one
+    are the additional context of its self-teacher. The demonstration of a response is the first other response to the
+    same prompt whose reward is `success` or more, as in the authors' code (lasgroup/SDPO at 0e6d510). A response without one
     is left out, its share reported as `without_success`; where that is so of all of a step, nothing is learnt in it.
     Each response that is learnt from is a group of its own.
 

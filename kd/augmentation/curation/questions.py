@@ -112,8 +112,8 @@ class DomainQuestions(DocumentRequests):
 
     A teacher generates pairs of question and answer from each passage of a domain's texts (arXiv 2402.13116, section 5;
     as the self-QA of XuanYuan 2.0, arXiv 2305.12002, and HuaTuo's instances from a knowledge base, arXiv 2304.06975). A
-    question that refers to "the text" or "the passage" is dropped where the record does not contain it: nobody could
-    answer it.
+    question that refers to "the text" or "the passage" is dropped where the record does not contain it: it could not
+    be answered.
 
     Args:
         count: pairs of each passage, at most.

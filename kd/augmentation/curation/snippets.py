@@ -21,7 +21,7 @@ class Snippets(DocumentRequests):
 
     Magicoder (Wei et al., arXiv 2312.02120, section 2.1): from each document 1 to 15 consecutive lines are extracted at
     random, and the model creates a problem inspired by them and its solution. Of equal snippets one is used, and a
-    problem that only names the snippet without containing it is dropped: who reads the problem does not see that.
+    problem that only names the snippet without containing it is dropped: the snippet is not shown with it.
 
     Args:
         longest: lines of a snippet at most; the paper's 15.

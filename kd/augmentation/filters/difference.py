@@ -47,7 +47,7 @@ class DifferenceSampling(Selection):
 class PerplexityRatio(Filter):
     """Keeps the records of which the student's perplexity over the teacher's is within bounds.
 
-    exp of the difference of `DifferenceSampling`: the data of which MiniPLM (arXiv 2410.17215) says that a ratio near 1
+    exp of the difference of `DifferenceSampling`: MiniPLM (arXiv 2410.17215) finds that data with a ratio near 1
     is easy or noise to both. Beside it: bounds instead of a share, so that each record is judged for itself. What is
     likely for the teacher and very unlikely for the student, above `highest`, may be out of its reach.
 

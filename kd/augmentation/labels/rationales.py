@@ -35,8 +35,8 @@ class RationaleTask(Generating):
     """Of each record two, one with its label and one with the teacher's rationale: distilling step-by-step.
 
     Hsieh et al. (arXiv 2305.02301), section 3: the teacher generates rationale and label by chain of thought (3.1);
-    the student learns both, told apart by a prefix of the prompt, by L_label + lambda L_rationale (3.2, equation 3). A
-    student that is evaluated generates the label alone. Here lambda is in the number of records: with
+    the student learns both, distinguished by a prefix of the prompt, by L_label + lambda L_rationale (3.2, equation 3).
+    A student that is evaluated generates the label alone. Here lambda is in the number of records: with
     `reduction=sequence` each counts the same, so that the share of rationales is their weight, and 0.5 is lambda = 1.
 
     Args:

@@ -1,4 +1,4 @@
-"""A teacher behind a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, a commercial API)."""
+"""A teacher behind a server with OpenAI's protocol (vLLM, SGLang, llama.cpp, a commercial API)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
