@@ -3,7 +3,7 @@
 # make vllm: install vLLM for a CPU beside, and run the generator against it.
 # .ci/run: lint, run and test, with empty HOME and caches.   .ci/full: test-long.
 # make notebooks: execute notebooks/ and store them with their outputs.
-# make docs: write docs/objectives.md, methods.md, grid.md and coverage.md anew from docstrings, conf and kd/pages/leaves.py.
+# make docs: write docs/objectives.md, methods.md, grid.md and coverage.md from docstrings, conf and kd/pages.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 VLLM ?= .vllm

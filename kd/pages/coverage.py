@@ -17,11 +17,11 @@ VISION_SKILLS = "tests/skills/test_vision_skills.py::test_an_image_is_in_one_spl
 HEAD = """\
 # Coverage of the surveys
 
-Made by `make docs` from `kd/pages/leaves.py` and the files in `conf/skill`; change those. A is *A Survey on Knowledge
-Distillation of Large Language Models* (arXiv 2402.13116), B is *Survey on Knowledge Distillation for Large Language
-Models* (arXiv 2407.01885). A leaf has a command, which composes with the defaults, and a test, or what is missing is
-named, or both. The methods since the surveys are in [methods.md](methods.md), all terms in
-[objectives.md](objectives.md), all skills in [grid.md](grid.md).
+Made by `make docs` from `kd/pages/leaves.py`, `kd/pages/elicitation.py` and the files in `conf/skill`; change those.
+A is *A Survey on Knowledge Distillation of Large Language Models* (arXiv 2402.13116), B is *Survey on Knowledge
+Distillation for Large Language Models* (arXiv 2407.01885). A leaf has a command, which composes with the defaults,
+and a test, or what is missing is named, or both. The methods since the surveys are in [methods.md](methods.md), all
+terms in [objectives.md](objectives.md), all skills in [grid.md](grid.md).
 """
 
 

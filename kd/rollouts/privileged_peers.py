@@ -21,9 +21,9 @@ class PrivilegedPeers(PrivilegedSelf):
 
     Self-distillation policy optimization (SDPO, arXiv 2601.20802) with teacher=own: the student's successful attempts
     are the additional context of its self-teacher. The demonstration of a response is the first other response to the
-    same prompt whose reward is `success` or more, as in the authors' code (lasgroup/SDPO at 0e6d510). A response without one
-    is left out, its share reported as `without_success`; where that is so of all of a step, nothing is learnt in it.
-    Each response that is learnt from is a group of its own.
+    same prompt whose reward is `success` or more, as in the authors' code (lasgroup/SDPO at 0e6d510). A response
+    without one is left out, its share reported as `without_success`; where that is so of all of a step, nothing is
+    learnt in it. Each response that is learnt from is a group of its own.
 
     Args:
         template: the last message of the teacher's prompt; `{question}` stands for the original message and
