@@ -7,13 +7,14 @@ the number of prompts and tokens of each stage.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import verified
 from kd.composition.interfaces import made_by
+from kd.data.prompt_templates import template_text
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
 from kd.experiment.elicitation import Elicited, elicit
@@ -77,7 +78,8 @@ def plan_grid(cfg: DictConfig) -> Grid:
     for name, node in cfg.augmentation.stages.items():
         settings: Any = OmegaConf.to_container(node, resolve=True)
         found = made_by(f"augmentation.stages.{name}", settings).expected(now, settings)
-        counts = [found.prompts, round(found.prompts * each), found.new_tokens]
+        read = round(found.prompts * (each + _template_tokens(settings))) + found.read_again
+        counts = [found.prompts, read, found.new_tokens]
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         rows.append([name, *(Cell.number(n, f"{n:,}") for n in (now, found.records, *counts))])
         now = found.records
@@ -88,11 +90,18 @@ def plan_grid(cfg: DictConfig) -> Grid:
     notes = [
         f"In all {totals[0]:,} prompts, about {totals[1]:,} tokens read and at most {totals[2]:,} generated; answers "
         "that are on disk cost nothing again.",
-        f"Prompt tokens: {CHARACTERS} characters of the skill's prompts each, without a stage's own template. After a "
-        "stage that drops records there are at most so many.",
+        f"Prompt tokens: {CHARACTERS} characters each, of the skill's prompts, the stage's templates and a dialogue's "
+        "earlier turns. After a stage that drops records there are at most so many.",
         *([priced] if priced else []),
     ]
     return Grid("Plan of the augmentation", header, rows, notes)
+
+
+def _template_tokens(settings: Mapping[str, Any]) -> float:
+    """Of a stage's templates in the mean, fields included: each prompt is taken to be in one of them."""
+    named = {name: value for name, value in settings.items() if name.endswith("template") and isinstance(value, str)}
+    lengths = [len(template_text(name, value)) for name, value in named.items()]
+    return sum(lengths) / len(lengths) / CHARACTERS if lengths else 0.0
 
 
 def shown(record: Record) -> str:

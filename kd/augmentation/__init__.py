@@ -89,12 +89,14 @@ class Expected(NamedTuple):
     """What a stage is expected to make and to need, before it is applied: at most where it is not known.
 
     records: after it. prompts: that a model answers. responses: to them. new_tokens: of all responses, at most.
+    read_again: tokens of the stage's own responses in its later prompts, at most.
     """
 
     records: int
     prompts: int = 0
     responses: int = 0
     new_tokens: int = 0
+    read_again: int = 0
 
 
 @runtime_checkable

@@ -68,7 +68,7 @@ class Labeling(Generating):
         for record, several in zip(records, shown, strict=True):
             answers = [next(every) for _ in several]
             if any(map(is_missing, answers)):  # else the student would learn empty responses
-                resources.dropped("no room for a response")
+                resources.dropped("no response")
                 continue
             if self.drop_unfinished and not all(all(answer.finished) for answer in answers):
                 resources.dropped("truncated response")

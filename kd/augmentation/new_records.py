@@ -216,7 +216,7 @@ def whole(reply: Answers, resources: Resources) -> str | None:
     """The text of a reply, without white space around; None, and counted, where it is empty or was truncated."""
     text = reply.texts[0].strip()
     if not reply.finished[0]:
-        resources.dropped("truncated text" if text else "no room for a text")
+        resources.dropped("truncated text" if text else "no text")
     elif not text:
         resources.dropped("empty text")
     return text if text and reply.finished[0] else None

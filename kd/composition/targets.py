@@ -32,7 +32,7 @@ def check_targets(config: Node) -> None:
     node = config["targets"]
     if not isinstance(node.get("cached", False), bool):
         raise ValueError(f"targets.cached={shown(node['cached'])}: give true or false")
-    if config["teacher"].get("_target_") is not None and made_by("teacher", config["teacher"]).lists_targets:
+    if _lists(config["teacher"]):
         _check_listing(config)
     if node.get("_target_") is None:
         if node.get("cached"):
@@ -64,6 +64,12 @@ def check_targets(config: Node) -> None:
 def kept(node: Node) -> Any:
     """The object of the group `targets`."""
     return instantiate({key: value for key, value in node.items() if key not in ("cached", "audit")})
+
+
+def _lists(teacher: Node) -> bool:
+    """Return whether the teacher's logits are those of some ids; of one that has none, the missing signal is named."""
+    made = None if teacher.get("_target_") is None else made_by("teacher", teacher)
+    return made is not None and made.lists_targets and "logits" in made.provided(teacher)
 
 
 def _check_ensemble(teacher: Node, targets: Targets, cached: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd.augmentation.curation.dialogues import closing, transcript
+from kd.augmentation.curation.dialogues import SimulatedUser, closing, transcript
 from kd.augmentation.curation.snippets import snippet
 from kd.augmentation.documents import passages
 from kd.augmentation.labeling import Labeling
@@ -19,12 +19,13 @@ from kd.components.choices import content
 from kd.data.chat_template import encode_prompt
 from kd.data.prompt_templates import template_text
 from kd.data.sequences import Encoder
+from kd.doctor.subject import composed
 from kd.experiment.elicitation import elicit
+from kd.experiment.run import as_read
 from kd.generators.settings import Decoding
 from kd.teachers.interface import Answers
 from kd.teachers.white_box import WhiteBox
 from kd.types import Record, Response
-from tests import runs
 from tests.augmentation.rules import Rule, after, configured, record, run, shown, starts
 from tests.tiny import tiny
 
@@ -291,22 +292,28 @@ def test_passages_hold_every_word_once():
     assert passages(" ", 2) == passages("", None) == []
 
 
+def test_the_turns_of_a_dialogue_are_read_again():
+    """Of two replies and a question between them, the question reads 10 tokens and the second reply 20."""
+    settings = content("augmentation", "ultrachat")["stages"]["dialogues"]
+    settings |= {"turns": 2, "decoding": {"max_new_tokens": 10}}
+    assert SimulatedUser.expected(5, settings) == (5, 15, 15, 150, 5 * (10 + 20))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ultrachat", ("topics.topics=[ice]", "topics.subtopics=1", "dialogues.turns=2", "dialogues.least=1")),
+        ("ultrachat", ("topics.topics=[ice,bread]", "topics.subtopics=1", "dialogues.turns=1", "dialogues.least=1")),
         ("inpars", ("inpars.shortest=1", "inpars.share=0.5")),
     ],
 )
 def test_a_real_teacher(name, words):
     """Each text is SmolLM2-135M's; the skill's own records are gone."""
-    lengths = [f"{stage}.decoding.max_new_tokens=96" for stage in content("augmentation", name)["stages"]]
+    lengths = [f"{stage}.decoding.max_new_tokens=192" for stage in content("augmentation", name)["stages"]]
     given = [f"augmentation.stages.{word}" for word in (*words, *lengths)]
-    config = runs.config(
-        f"augmentation={name}", "teacher=smollm2_135m", "skill=gsm_symbolic", "skill.train=8", "objective=sft", *given
-    )
-    made = elicit(config)
+    own = [f"augmentation={name}", "teacher=smollm2_135m", "skill=gsm_symbolic", "skill.train=8", "trainer=cpu"]
+    with composed([*own, *given]) as config:
+        made = elicit(as_read(config))
     assert all(PARENTS in one.meta and one.responses[0].text for one in made.records)
     assert len({one.id for one in made.records}) == len(made.records) > 0
     assert [bool(stage.dropped) or stage.kept > 0 for stage in made.stages] == [True] * len(made.stages)

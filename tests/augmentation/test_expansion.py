@@ -13,9 +13,10 @@ from kd.augmentation.expansion.subgroups import clusters
 from kd.augmentation.filters.embeddings import ngram_vectors
 from kd.augmentation.new_records import PARENTS
 from kd.augmentation.verification import Verified
+from kd.doctor.subject import composed
 from kd.experiment.elicitation import elicit
+from kd.experiment.run import as_read
 from kd.types import Record, Response, Skill, Split
-from tests import runs
 from tests.augmentation.rules import Rule, after, configured, record, run, shown, starts
 
 SEEDS = [record("a", "Name the capital of a country.", "Paris"), record("b", "Add two small numbers.", "3")]
@@ -277,10 +278,12 @@ def test_a_real_teacher():
         "evol_instruct": ("rounds=1", "decoding.max_new_tokens=96"),
     }
     more = [f"augmentation.stages.{name}.{word}" for name, every in small.items() for word in every]
-    made = elicit(runs.config(*words, *more, "skill.train=6", "objective=sft"))
+    with composed([*words, *more, "skill.train=6", "trainer=cpu"]) as config:
+        made = elicit(as_read(config))
     ids = {one.id for one in made.records}
-    given = [one for one in made.records if [name.partition("@")[0] for name in one.provenance] == PASSED]
+    given = [one for one in made.records if PARENTS not in one.meta]
     assert len(ids) == len(made.records) > 6
     assert len(given) == 6
+    assert all([name.partition("@")[0] for name in one.provenance] == PASSED for one in given)
     assert all(stage.prompts >= 6 or stage.name == "self_instruct" for stage in made.stages)
     assert all(set(one.meta[PARENTS]) <= ids for one in made.records if PARENTS in one.meta)

@@ -276,7 +276,7 @@ def test_a_prompt_without_room_is_not_answered(teacher):
     stage = Labeling(max_new_tokens=6, temperature=0.0)
     labelled = list(stage(iter(GIVEN), given))
     assert [kept.id for kept in labelled] == [kept.id for kept, n in zip(GIVEN, lengths, strict=True) if n < room]
-    assert given.account.dropped == {"no room for a response": sum(n >= room for n in lengths)}
+    assert given.account.dropped == {"no response": sum(n >= room for n in lengths)}
 
 
 def test_a_text_that_was_changed_since_is_not_taught(teacher, cache):

@@ -274,13 +274,26 @@ def test_contrasting_prompts_make_the_pair() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "responses"), [("rlcd", 2), pytest.param("context_distillation", 1, marks=pytest.mark.long)]
+    ("name", "responses", "words"),
+    [
+        ("rlcd", 2, []),
+        pytest.param(
+            "context_distillation",
+            1,
+            [
+                f"augmentation.stages.context_distillation.{word}"
+                for word in ("template='Be brief: {question}'", "temperature=1.0")
+            ],
+            marks=pytest.mark.long,
+        ),
+    ],
 )
-def test_with_a_real_student(name, responses) -> None:
+def test_with_a_real_student(name, responses, words) -> None:
     """The records come back from disk with the student's cost."""
     cfg = runs.config(
         f"augmentation={name}",
         f"augmentation.stages.{name}.max_new_tokens=4",
+        *words,
         "objective=sft" if responses == 1 else "objective=dpo",
     )
     given, found = load(runs.Toy(), "train"), elicit(cfg)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -192,6 +192,17 @@ def test_the_plan_counts_without_generating(capsys: pytest.CaptureFixture[str], 
     assert "In all 4 prompts, about" in out
     assert f"at most {4 * 3 * 6} generated" in out
     assert not list(cache.glob("elicited/*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"count_template": "How many of {topic}?", "user_template": "x{y}"}, (20 + 4) / 2 / 4),
+        ({"template": None, "turns": 2}, 0),
+    ],
+)
+def test_the_plan_counts_templates(settings: dict[str, Any], tokens: float) -> None:
+    assert kd.elicit._template_tokens(settings) == tokens
 
 
 def test_text_with_any_character_comes_back() -> None:

@@ -70,6 +70,7 @@ def test_what_the_server_does_not_offer_is_refused_when_the_config_is_composed(w
     with pytest.raises(ValueError, match=sentence) as error:
         check(config(*words))
     assert "\n" not in str(error.value).strip()
+    assert ("lists the likeliest ids" in str(error.value)) is ("teacher.tokenizer=bytes" in words)
 
 
 @pytest.mark.parametrize("words", [LABELING, ["objective=sft", "rollout=teacher", "rollout.max_new_tokens=8"]])

@@ -89,8 +89,10 @@ class SimulatedUser(NewRecords):
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`."""
-        prompts, kept = records * (2 * settings["turns"] - 1), records if settings["keep_given"] else 0
-        return Expected(kept + records, prompts, prompts, prompts * settings["decoding"]["max_new_tokens"])
+        written, longest = 2 * settings["turns"] - 1, settings["decoding"]["max_new_tokens"]
+        prompts, kept = records * written, records if settings["keep_given"] else 0
+        read_again = prompts * (written - 1) // 2 * longest  # each turn reads those before it
+        return Expected(kept + records, prompts, prompts, prompts * longest, read_again)
 
     def drafts(self, given: Sequence[Record], resources: Resources) -> Iterator[tuple[Seed, Draft]]:
         """See `NewRecords`."""

@@ -52,4 +52,4 @@ class ContextDistillation(SelfGenerating):
             if responses:
                 yield replace(record, responses=responses, provenance=(*record.provenance, "context_distillation"))
             else:
-                resources.dropped("no room for the context")
+                resources.dropped("no response")

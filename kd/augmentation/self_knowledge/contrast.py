@@ -58,7 +58,7 @@ class RLCD(SelfGenerating):
         )
         for record, pair in zip(records, zip(better, worse, strict=True), strict=True):
             if not all(pair):
-                resources.dropped("no room for the instruction")
+                resources.dropped("no response")
                 continue
             (preferred,), (rejected,) = pair
             if preferred.text == rejected.text:
