@@ -1,8 +1,8 @@
 """Makes the training records of a run: `python -m kd.elicit augmentation=labeling teacher=tiny skill=gsm_symbolic`.
 
-The overrides are those of the run. The skill's records go through the augmentation's stages once; every run with the
-same skill, stages, teacher and seed reads the result. With `--dry-run` no text is generated: the plan is printed, with
-the number of prompts and tokens of each stage.
+The overrides are those of the run; none of them has to be the objective. The skill's records go through the
+augmentation's stages once; every run with the same skill, stages, teacher and seed reads the result. With `--dry-run`
+no text is generated: the plan is printed, with the number of prompts and tokens of each stage.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     try:
-        with composed(options.overrides, more=options.config_dir) as cfg:
+        with composed(_words(options.overrides), more=options.config_dir) as cfg:
             if options.dry_run:
                 print_grid(plan_grid(cfg), console())
                 return 0
@@ -51,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(explained(error) or fault(error), file=sys.stderr)
         return 1
     return 0
+
+
+def _words(overrides: Sequence[str]) -> list[str]:
+    """The overrides; where they choose no objective, on which no record depends, sft, which requires texts alone."""
+    chosen = any(word.lstrip("+").partition("=")[0] in ("objective", "method", "experiment") for word in overrides)
+    return list(overrides) if chosen else ["objective=sft", *overrides]
 
 
 def made(cfg: DictConfig) -> Elicited:

@@ -99,7 +99,10 @@ def test_it_is_a_run_from_wherever_one_starts(start: str) -> None:
         sentence = refusal(choice, *start.split())
         if not sentence or (choice.startswith("method=") and start and ", as in: " not in sentence):
             continue  # it means just what is refused
-        assert refusal(*printed(sentence)) == "", f"{choice} {start}: {sentence}"
+        again = refusal(*printed(sentence))
+        if choice.startswith("method=") and start.startswith("rollout=") and " takes no " in again:
+            continue  # the method sets keys of its own rollout
+        assert again == "", f"{choice} {start}: {sentence}"
 
 
 @pytest.mark.parametrize(
