@@ -22,7 +22,7 @@ class ImportedResponses(Stage):
     Args:
         file: the keys of its address (`kd.sources.addresses.fetch`); its content is in the identity of the records.
         otherwise: what becomes of a record without a line: drop | keep, with the responses that it has.
-        source: of the responses: teacher | student | reference.
+        written_by: the source of the responses: teacher | student | reference.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -32,9 +32,9 @@ class ImportedResponses(Stage):
     requires: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
-        self, *, file: Mapping[str, Any], otherwise: Literal["drop", "keep"] = "drop", source: Source = "teacher"
+        self, *, file: Mapping[str, Any], otherwise: Literal["drop", "keep"] = "drop", written_by: Source = "teacher"
     ):
-        self.file, self.otherwise, self.source = dict(file), otherwise, source
+        self.file, self.otherwise, self.source = dict(file), otherwise, written_by
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The records with the file's responses."""

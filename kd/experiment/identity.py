@@ -248,7 +248,7 @@ def sources(node: Any) -> Iterator[dict[str, Any]]:
     if "address" in node:
         yield {key: node[key] for key in SOURCE if key in node}
     for name, child in node.items():
-        if name in MODELS and isinstance(child, str) and child != "bytes":
+        if name in MODELS and isinstance(child, str) and ":" in child:  # bytes, and words of stages, are no addresses
             yield keys_of(child)
         yield from sources(child)
 

@@ -282,3 +282,11 @@ def test_a_sweep_over_many_skills_reads_each_once(tmp_path, monkeypatch):
             check_evaluation(cfg)
             identity(cfg)
     assert sorted(READ) == sorted(names)
+
+
+def test_a_word_that_is_no_address_is_no_source() -> None:
+    """A stage may have a key that is called as a model's."""
+    stage = {"source": "teacher", "file": {"address": "local:a.jsonl", "member": "b"}}
+    model = {"source": "hub:org/name@main", "tokenizer": "bytes"}
+    found = list(module.sources({"stages": [stage], "model": model}))
+    assert [keys["address"] for keys in found] == ["local:a.jsonl", "hub:org/name@main"]
