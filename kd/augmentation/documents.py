@@ -24,7 +24,8 @@ class DocumentRequests(Requests):
         part: of a record that is the text: prompt (its last message) | response (the first) | a key of its `meta`.
         words: of a passage at most; None: each document is one.
         template: of the request, with the stage's fields.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("document",)

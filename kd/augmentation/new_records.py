@@ -10,12 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from kd.augmentation import Resources, Stage
+from kd.augmentation import Resources
+from kd.augmentation.generation import Generating
 from kd.augmentation.ratings import checked_template
 from kd.data.prompt_templates import inserted
-from kd.generators import Generator
-from kd.generators.settings import Decoding
-from kd.generators.torch import Torch
 from kd.teachers.interface import Answers
 from kd.types import Message, Record, Response, Source
 
@@ -79,35 +77,23 @@ class Draft:
 
 
 @dataclass(kw_only=True, eq=False)
-class NewRecords(Stage):
+class NewRecords(Generating):
     """A stage that makes new records of what the teacher generates.
 
     Args:
-        decoding: of every text that it generates; one to each request.
         keep_given: whether the given records stay, before the new ones.
-        generator: the engine that generates; None: our own.
+        max_new_tokens, temperature, top_p, batch_size, generator: of every text that it generates, one to each request
+            (`kd.augmentation.generation.Generating`).
 
     Raises:
-        ValueError: the decoding has several samples, or the engine lacks one of its settings.
+        ValueError: the engine lacks one of the settings.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"teacher"})
     name: ClassVar[str]  # in ids and provenance
     answers = True  # whether the teacher answers questions; else a later stage does, as labeling
 
-    decoding: Decoding
     keep_given: bool
-    generator: Generator | None = None
-
-    def __post_init__(self) -> None:
-        self.engine.check(self.decoding)
-        if self.decoding.samples != 1:
-            raise ValueError(f"decoding.samples={self.decoding.samples}: each request has one reply here; set it to 1")
-
-    @property
-    def engine(self) -> Generator:
-        """The engine that generates."""
-        return Torch() if self.generator is None else self.generator
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
         """The given records if they stay, then the new ones."""

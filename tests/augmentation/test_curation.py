@@ -295,7 +295,7 @@ def test_passages_hold_every_word_once():
 def test_the_turns_of_a_dialogue_are_read_again():
     """Of two replies and a question between them, the question reads 10 tokens and the second reply 20."""
     settings = content("augmentation", "ultrachat")["stages"]["dialogues"]
-    settings |= {"turns": 2, "decoding": {"max_new_tokens": 10}}
+    settings |= {"turns": 2, "max_new_tokens": 10}
     assert SimulatedUser.expected(5, settings) == (5, 15, 15, 150, 5 * (10 + 20))
 
 
@@ -309,7 +309,7 @@ def test_the_turns_of_a_dialogue_are_read_again():
 )
 def test_a_real_teacher(name, words):
     """Each text is SmolLM2-135M's; the skill's own records are gone."""
-    lengths = [f"{stage}.decoding.max_new_tokens=192" for stage in content("augmentation", name)["stages"]]
+    lengths = [f"{stage}.max_new_tokens=192" for stage in content("augmentation", name)["stages"]]
     given = [f"augmentation.stages.{word}" for word in (*words, *lengths)]
     own = [f"augmentation={name}", "teacher=smollm2_135m", "skill=gsm_symbolic", "skill.train=8", "trainer=cpu"]
     with composed([*own, *given]) as config:

@@ -273,9 +273,9 @@ def test_a_real_teacher():
     """Each text is SmolLM2-135M's; its new records stand beside the six given ones, with parents among them."""
     words = ["augmentation=[paraphrase,self_instruct,evol_instruct]", "teacher=smollm2_135m", "skill=gsm_symbolic"]
     small = {
-        "paraphrase": ("count=2", "decoding.max_new_tokens=160"),
-        "self_instruct": ("requests=4", "count=3", "decoding.max_new_tokens=96"),
-        "evol_instruct": ("rounds=1", "decoding.max_new_tokens=96"),
+        "paraphrase": ("count=2", "max_new_tokens=160"),
+        "self_instruct": ("requests=4", "count=3", "max_new_tokens=96"),
+        "evol_instruct": ("rounds=1", "max_new_tokens=96"),
     }
     more = [f"augmentation.stages.{name}.{word}" for name, every in small.items() for word in every]
     with composed([*words, *more, "skill.train=6", "trainer=cpu"]) as config:

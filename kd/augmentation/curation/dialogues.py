@@ -30,7 +30,8 @@ class SelfChat(Requests):
     Args:
         least: replies of a dialogue that stays.
         template: of the request, with {prompt}; the reply has the markers.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
     """
 
     name: ClassVar[str] = "self_chat"
@@ -42,7 +43,7 @@ class SelfChat(Requests):
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`."""
-        kept, new_tokens = records if settings["keep_given"] else 0, records * settings["decoding"]["max_new_tokens"]
+        kept, new_tokens = records if settings["keep_given"] else 0, records * settings["max_new_tokens"]
         return Expected(kept + records, records, records, new_tokens)
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
@@ -67,7 +68,7 @@ class SimulatedUser(NewRecords):
     Args:
         turns: replies of a dialogue, at most. least: replies of one that stays.
         user_template: of the user's turns, with {dialogue}.
-        decoding, keep_given, generator: as in `NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in `NewRecords`.
 
     Raises:
         ValueError: `turns` is not positive, or the template lacks its field.
@@ -89,7 +90,7 @@ class SimulatedUser(NewRecords):
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`."""
-        written, longest = 2 * settings["turns"] - 1, settings["decoding"]["max_new_tokens"]
+        written, longest = 2 * settings["turns"] - 1, settings["max_new_tokens"]
         prompts, kept = records * written, records if settings["keep_given"] else 0
         read_again = prompts * (written - 1) // 2 * longest  # each turn reads those before it
         return Expected(kept + records, prompts, prompts, prompts * longest, read_again)

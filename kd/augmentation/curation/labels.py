@@ -23,8 +23,9 @@ class LabelConditioned(Requests):
         each: texts of each label.
         prompt: of the records, with {text}.
         template: of the request, with {label}.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`. The temperature has to be above
-            0, for all requests of a label are the same.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`. The temperature has to be above 0, for all requests of a label are
+            the same.
 
     Raises:
         ValueError: there are fewer than two labels, `each` is not positive, or several texts would be the same.
@@ -51,7 +52,7 @@ class LabelConditioned(Requests):
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`."""
         new, kept = len(settings["labels"]) * settings["each"], records if settings["keep_given"] else 0
-        return Expected(kept + new, new, new, new * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, new, new, new * settings["max_new_tokens"])
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`."""

@@ -33,8 +33,8 @@ class Queries(DocumentRequests):
         share: of the pairs that stay, by the mean log-probability of the query's tokens after the request; 1: all,
             which no log-probabilities are required for.
         prompt: of the records, with {query}.
-        documents, part, words, template, decoding, keep_given, generator: as in `DocumentRequests`; the template has
-            {document}.
+        documents, part, words, template, max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `DocumentRequests`; the template has {document}.
 
     Raises:
         ValueError: `share` is not above 0 and at most 1; when called, the teacher has no log-probabilities for it.
@@ -58,7 +58,7 @@ class Queries(DocumentRequests):
         """See `kd.augmentation.Stage`: of documents that are records."""
         new = max(1, int(settings["share"] * records + 0.5))
         kept = records if settings["keep_given"] else 0
-        return Expected(kept + new, records, records, records * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, records, records, records * settings["max_new_tokens"])
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`."""
@@ -118,8 +118,9 @@ class DomainQuestions(DocumentRequests):
     Args:
         count: pairs of each passage, at most.
         open_book: whether the passage stands before the question in the record's prompt.
-        documents, part, words, template, decoding, keep_given, generator: as in `DocumentRequests`; the template has
-            {document} and {count}, and its reply the headings Question and Answer for each pair.
+        documents, part, words, template, max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `DocumentRequests`; the template has {document} and {count}, and its reply the headings Question and Answer
+            for each pair.
 
     Raises:
         ValueError: `count` is not positive.
@@ -140,7 +141,7 @@ class DomainQuestions(DocumentRequests):
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`: of documents that are records, of one passage each."""
-        kept, new_tokens = records if settings["keep_given"] else 0, records * settings["decoding"]["max_new_tokens"]
+        kept, new_tokens = records if settings["keep_given"] else 0, records * settings["max_new_tokens"]
         return Expected(kept + records * settings["count"], records, records, new_tokens)
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:

@@ -28,7 +28,8 @@ class Snippets(DocumentRequests):
         documents: `{address: …}` of a file or a folder of source files; None: the texts of the records.
         part: of a record that is the code. template: with {document}, the snippet; the reply has the headings Problem
             and Solution.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
 
     Raises:
         ValueError: `longest` is not positive.
@@ -49,7 +50,7 @@ class Snippets(DocumentRequests):
     @staticmethod
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`: of documents that are records."""
-        kept, new_tokens = records if settings["keep_given"] else 0, records * settings["decoding"]["max_new_tokens"]
+        kept, new_tokens = records if settings["keep_given"] else 0, records * settings["max_new_tokens"]
         return Expected(kept + records, records, records, new_tokens)
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:

@@ -26,7 +26,8 @@ class Textbooks(Requests):
         prompt: of the records, with {topic} and {audience}.
         shortest: words of a section that stays.
         template: of the request, with {topic}, {audience} and {words}.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
 
     Raises:
         ValueError: there is no topic or audience, or fewer words than are drawn.
@@ -60,7 +61,7 @@ class Textbooks(Requests):
         """See `kd.augmentation.Stage`."""
         new = len(settings["topics"]) * len(settings["audiences"]) * settings["each"]
         kept = records if settings["keep_given"] else 0
-        return Expected(kept + new, new, new, new * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, new, new, new * settings["max_new_tokens"])
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`."""
@@ -97,7 +98,8 @@ class Personas(Requests):
         constraints: from which `drawn` are drawn for each request; may be empty.
         answers: whether the teacher answers; else a stage after this one does.
         template: of the request, with {persona}.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
 
     Raises:
         ValueError: there is no persona, or there are fewer constraints than are drawn.
@@ -128,7 +130,7 @@ class Personas(Requests):
         """See `kd.augmentation.Stage`."""
         new, kept = len(settings["personas"]) * settings["each"], records if settings["keep_given"] else 0
         prompts = new * (2 if settings["answers"] else 1)
-        return Expected(kept + new, prompts, prompts, prompts * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, prompts, prompts, prompts * settings["max_new_tokens"])
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`."""

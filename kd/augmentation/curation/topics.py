@@ -26,7 +26,7 @@ class Topics(NewRecords):
         answers: whether the teacher answers the questions; else a stage after this one does.
         subtopic_template: with {topic} and {count}; the reply is a list. question_template: with {topic}, {subtopic}
             and {count}.
-        decoding, keep_given, generator: as in `NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in `NewRecords`.
 
     Raises:
         ValueError: there is no topic, a number is not positive, or a template lacks a field.
@@ -58,7 +58,7 @@ class Topics(NewRecords):
         roots, leaves = len(settings["topics"]), len(settings["topics"]) * settings["subtopics"]
         new, kept = leaves * settings["questions"], records if settings["keep_given"] else 0
         prompts = roots + leaves + (new if settings["answers"] else 0)
-        return Expected(kept + new, prompts, prompts, prompts * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, prompts, prompts, prompts * settings["max_new_tokens"])
 
     def drafts(self, given: Sequence[Record], resources: Resources) -> Iterator[tuple[Seed, Draft]]:
         """See `NewRecords`."""

@@ -25,7 +25,7 @@ class BackTranslation(DocumentRequests):
     Args:
         least: the lowest rating of a pair that stays.
         rating_template: of the rating, with {prompt} and {response}; the reply ends with "Score: 1" to "Score: 5".
-        documents, part, words, template, decoding, keep_given, generator: as in
+        documents, part, words, template, max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
             `kd.augmentation.documents.DocumentRequests`; the template has {document}.
 
     Raises:
@@ -50,7 +50,7 @@ class BackTranslation(DocumentRequests):
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`: of documents that are records, a prompt and a rating for each."""
         kept = records if settings["keep_given"] else 0
-        return Expected(kept + records, 2 * records, 2 * records, 2 * records * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + records, 2 * records, 2 * records, 2 * records * settings["max_new_tokens"])
 
     def parsed(self, seed: Seed, text: str) -> Iterator[Draft | str]:
         """See `Requests`."""

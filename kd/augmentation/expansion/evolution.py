@@ -40,7 +40,7 @@ class Evolution(NewRecords):
         operators: of in-depth evolution, by name: what it does, a sentence that the depth template contains.
         depth_template: with {method} and {prompt}. breadth_template: with {prompt}. equal_template: with {first} and
             {second}, to which a reply begins with "equal" or not.
-        decoding, keep_given, generator: as in `NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in `NewRecords`.
 
     Raises:
         ValueError: `rounds` is not positive, or a template lacks a field.
@@ -68,7 +68,7 @@ class Evolution(NewRecords):
         """See `kd.augmentation.Stage`: an evolution, a comparison and a response for each prompt and round."""
         new = records * settings["rounds"]
         kept = records if settings["keep_given"] else 0
-        return Expected(kept + new, 3 * new, 3 * new, 3 * new * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, 3 * new, 3 * new, 3 * new * settings["max_new_tokens"])
 
     def drafts(self, given: Sequence[Record], resources: Resources) -> Iterator[tuple[Seed, Draft]]:
         """See `NewRecords`."""

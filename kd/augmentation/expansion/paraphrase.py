@@ -31,7 +31,8 @@ class Paraphrase(Requests):
     Args:
         count: paraphrases of each prompt.
         template: of the request, with {prompt} and {count}; the reply is a list.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
     """
 
     name: ClassVar[str] = "paraphrase"
@@ -54,7 +55,7 @@ class Paraphrase(Requests):
     def expected(records: int, settings: Mapping[str, Any]) -> Expected:
         """See `kd.augmentation.Stage`."""
         kept = records if settings["keep_given"] else 0
-        new_tokens = records * settings["decoding"]["max_new_tokens"]
+        new_tokens = records * settings["max_new_tokens"]
         return Expected(kept + records * settings["count"], records, records, new_tokens)
 
     def __call__(self, records: Iterable[Record], resources: Resources) -> Iterator[Record]:
@@ -100,7 +101,8 @@ class Fusion(Requests):
     Args:
         share: fused prompts, as a share of the records; above 0.5 records are in several pairs.
         template: of the request, with {first} and {second}.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`.
     """
 
     name: ClassVar[str] = "fusion"
@@ -119,7 +121,7 @@ class Fusion(Requests):
         """See `kd.augmentation.Stage`: a fusion and a response for each pair."""
         pairs = int(settings["share"] * records + 0.5)
         kept = records if settings["keep_given"] else 0
-        return Expected(kept + pairs, 2 * pairs, 2 * pairs, 2 * pairs * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + pairs, 2 * pairs, 2 * pairs, 2 * pairs * settings["max_new_tokens"])
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`."""

@@ -44,7 +44,7 @@ class SelfInstruct(NewRecords):
         classification_template: with {instruction}; its reply begins with yes or no. None: no task is classification.
         input_template, class_template: of instances, with {instruction}; their replies have the headings Input and
             Output, and Class and Input.
-        decoding, keep_given, generator: as in `NewRecords`.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in `NewRecords`.
 
     Raises:
         ValueError: a number is not positive, or a template lacks a field.
@@ -85,7 +85,7 @@ class SelfInstruct(NewRecords):
         """See `kd.augmentation.Stage`."""
         count, kept = settings["count"], records if settings["keep_given"] else 0
         prompts = settings["requests"] + count * (1 if settings["classification_template"] is None else 2)
-        new_tokens = prompts * settings["decoding"]["max_new_tokens"]
+        new_tokens = prompts * settings["max_new_tokens"]
         return Expected(kept + count * settings["instances"], prompts, prompts, new_tokens)
 
     def drafts(self, given: Sequence[Record], resources: Resources) -> Iterator[tuple[Seed, Draft]]:

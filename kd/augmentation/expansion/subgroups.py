@@ -33,7 +33,8 @@ class Subgroups(Requests):
         groups: clusters of the records.
         requests: for each targeted group. shown: wrongly answered examples in each. count: problems that it requests.
         template: of the request, with {examples} and {count}; the reply is a list.
-        decoding, keep_given, generator: as in `kd.augmentation.new_records.NewRecords`; the student's answers, too.
+        max_new_tokens, temperature, top_p, batch_size, keep_given, generator: as in
+            `kd.augmentation.new_records.NewRecords`; the student's answers, too.
 
     Raises:
         ValueError: a number is not positive; when called, the skill's metric has no best value.
@@ -61,7 +62,7 @@ class Subgroups(Requests):
         requests = (settings["groups"] - 1) * settings["requests"]
         new, kept = requests * settings["count"], records if settings["keep_given"] else 0
         prompts = records + requests + new
-        return Expected(kept + new, prompts, prompts, prompts * settings["decoding"]["max_new_tokens"])
+        return Expected(kept + new, prompts, prompts, prompts * settings["max_new_tokens"])
 
     def seeds(self, given: Sequence[Record], resources: Resources) -> Iterator[Seed]:
         """See `Requests`."""
