@@ -35,7 +35,7 @@ STARTS = (  # beside which every objective and every method is requested
     "generator=vllm",
     "augmentation=labeling",
     "teacher=ensemble student=tiny augmentation=labeling",
-    "teacher=ensemble teacher.combine=routed student=tiny",
+    "teacher=routed skill=mixture skill.of=[spell_backward,number_filtering] student=tiny",
 )
 
 

@@ -4,8 +4,11 @@ Run: python -m pytest tests/training/test_observers.py
 """
 
 import csv
+import json
+import sqlite3
 import struct
 from collections import defaultdict
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -118,6 +121,41 @@ def test_tensorboard(tmp_path):
     for step in (2, 4):
         for name in ("loss", "fkl", "grad_norm"):
             assert told[step, f"train/{name}"] == pytest.approx(float(own[f"{step},train,{name}"]), rel=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow, of the extra `mlflow`, is not installed")
+def test_mlflow(tmp_path):
+    cfg = config(None, None, "logger=[csv,mlflow]", "optim.steps=4", "log_every=2", f"run.root={tmp_path}")
+    checked(cfg)
+    runs.train(cfg, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "mlflow.db") as file:
+        rows = {(step, key): value for step, key, value in file.execute("SELECT step, key, value FROM metrics")}
+        keys = {key for (key,) in file.execute("SELECT key FROM params")}
+    assert same_as_own(rows, tmp_path / "run")
+    assert any("objective" in key for key in keys)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio, of the extra `trackio`, is not installed")
+def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    cfg = config(None, None, "logger=[csv,trackio]", "optim.steps=4", "log_every=2", f"run.root={tmp_path}")
+    checked(cfg)
+    runs.train(cfg, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "trackio" / "kd.db") as file:
+        found = [(step, json.loads(text)) for step, text in file.execute("SELECT step, metrics FROM metrics")]
+    assert same_as_own({(step, key): value for step, row in found for key, value in row.items()}, tmp_path / "run")
+
+
+def same_as_own(rows: Mapping[tuple[int, str], float], folder: Path) -> bool:
+    """Whether a logger has the values of the run's own table."""
+    own = runs.metrics(folder)
+    return all(
+        rows[step, f"train/{name}"] == pytest.approx(float(own[f"{step},train,{name}"]), rel=1e-6)
+        for step in (2, 4)
+        for name in ("loss", "fkl", "grad_norm")
+    )
 
 
 def test_several_loggers_compose():
