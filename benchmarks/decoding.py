@@ -35,7 +35,8 @@ SMALL: dict[str, Any] = {
 def prompts(case: Mapping[str, Any]) -> torch.Tensor:
     """Random ids, the same for all."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(3, case["size"]["vocab_size"], (case["rows"], PROMPT), generator=generator)
+    ids = torch.randint(3, case["size"]["vocab_size"], (case["rows"], PROMPT), generator=generator)
+    return ids.to(case.get("device", "cpu"))
 
 
 def ours(case: Mapping[str, Any], sample: bool = True) -> Callable[[], list[list[int]]]:
@@ -44,7 +45,8 @@ def ours(case: Mapping[str, Any], sample: bool = True) -> Callable[[], list[list
     from kd.generators.sampling import Sampled
     from kd.models.language_model import LanguageModel
 
-    model = LanguageModel(network(case["layers"], case["size"], seed=1), words(case["size"]["vocab_size"]))
+    inner = network(case["layers"], case["size"], seed=1, device=case.get("device", "cpu"))
+    model = LanguageModel(inner, words(case["size"]["vocab_size"]))
     asked, choose = prompts(case).tolist(), Sampled(float(sample))
 
     def once() -> list[list[int]]:
@@ -58,7 +60,7 @@ def ours(case: Mapping[str, Any], sample: bool = True) -> Callable[[], list[list
 def library(case: Mapping[str, Any], sample: bool = True) -> Callable[[], list[list[int]]]:
     """`generate`; for bf16 with weights that were cast before, not counted. It keeps no log-probabilities."""
     dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32
-    model = network(case["layers"], case["size"], seed=1).to(dtype).eval()
+    model = network(case["layers"], case["size"], seed=1, device=case.get("device", "cpu")).to(dtype).eval()
     asked = prompts(case)
     how: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {}
 
@@ -151,7 +153,8 @@ def _cells(one: Mapping[str, Any], said: list, own: Mapping[str, Any], theirs: M
 
 
 def _precision(case: Mapping[str, Any]) -> AbstractContextManager:
-    return torch.autocast("cpu", torch.bfloat16) if case["precision"] == "bf16" else nullcontext()
+    device = case.get("device", "cpu")
+    return torch.autocast(device, torch.bfloat16) if case["precision"] == "bf16" else nullcontext()
 
 
 def main(arguments: list[str]) -> int:

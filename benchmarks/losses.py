@@ -39,18 +39,28 @@ class Problem:
 
     def autocast(self) -> AbstractContextManager:
         """bfloat16 products, if that is asked for."""
-        return torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext()
+        return torch.autocast(self.hidden.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def forget(self) -> None:
         """No gradients."""
         self.hidden.grad = self.weight.grad = None
 
 
-def problem(rows: int, vocabulary: int, objective: str, precision: str, seed: int = 0) -> Problem:
+def problem(
+    rows: int,
+    vocabulary: int,
+    objective: str,
+    precision: str,
+    seed: int = 0,
+    *,
+    width: int = WIDTH,
+    device: str = "cpu",
+) -> Problem:
     """Logits of standard deviation 2.4, independent of each other: about 5 nats of forward KL."""
-    draw = torch.Generator().manual_seed(seed)
-    hidden, taught = (torch.randn(rows, WIDTH, generator=draw) for _ in range(2))
-    weight, teaching = (torch.randn(vocabulary, WIDTH, generator=draw).mul_(0.1) for _ in range(2))
+    drawn: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
+    scale = 2.4 / width**0.5
+    hidden, taught = (torch.randn(rows, width, **drawn) for _ in range(2))
+    weight, teaching = (torch.randn(vocabulary, width, **drawn).mul_(scale) for _ in range(2))
     bf16 = precision == "bf16"
     if bf16:
         taught, teaching = taught.bfloat16(), teaching.bfloat16()
@@ -73,7 +83,7 @@ def ours(given: Problem) -> Tensor:
             {given.objective: loss},
             HeadLogits(given.hidden, Head(given.weight)),
             {"teacher_logits": HeadLogits(given.teacher_hidden, Head(given.teacher_weight))},
-            {given.objective: torch.full((given.n,), 1 / given.n)},
+            {given.objective: given.hidden.new_full((given.n,), 1 / given.n, dtype=torch.float32)},
             {given.objective: requires(loss)},
         )
     total.backward()
@@ -124,7 +134,7 @@ def trl(given: Problem) -> Tensor:
     from trl.experimental.gkd import GKDTrainer
 
     student, teacher = _logits(given)
-    labels = torch.zeros(1, given.n, dtype=torch.long)
+    labels = torch.zeros(1, given.n, dtype=torch.long, device=student.device)
     loss = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], labels, beta=BETA[given.objective])
     loss.backward()
     return loss.detach()
@@ -142,16 +152,16 @@ def trl_chunked(given: Problem) -> Tensor:
     return loss.detach()
 
 
-def liger(given: Problem, chunk: int = 128) -> Tensor:
-    """Liger's chunked linear JSD without its cross-entropy half, uncompiled; its chunk is ours (default 1024)."""
+def liger(given: Problem, chunk: int = 128, compiled: bool = False) -> Tensor:
+    """Liger's chunked linear JSD without its cross-entropy half; its defaults are chunk 1024 and compiled."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     settings: dict[str, Any] = {"weight_hard_loss": 0.0, "weight_soft_loss": 1.0, "beta": BETA[given.objective]}
-    fused = LigerFusedLinearJSDLoss(**settings, compiled=False, chunk_size=chunk)
+    fused = LigerFusedLinearJSDLoss(**settings, compiled=compiled, chunk_size=chunk)
     student, teacher = (given.hidden, given.weight), (given.teacher_hidden, given.teacher_weight)
     if given.bf16:  # it multiplies what it is given, whatever autocast says
         student = tuple(x.bfloat16() for x in student)
-    loss = fused(*student, *teacher, torch.zeros(given.n, dtype=torch.long))
+    loss = fused(*student, *teacher, torch.zeros(given.n, dtype=torch.long, device=student[0].device))
     loss.backward()
     return loss.detach()
 
@@ -176,12 +186,12 @@ SETTINGS = {
 
 
 def reference(given: Problem, chunk: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, and gradients of hidden states and head, in float64 by the closed forms of docs/objectives.
+    """Loss, and gradients of hidden states and head, on the CPU in float64 by the closed forms of docs/objectives.
 
     dL/dz = q - p (forward KL), q (log q/p - KL) (reverse), (1 - b) q (log q/m - KL(q || m)) (JSD).
     """
     h, w, th, tw = (
-        x.detach().double() for x in (given.hidden, given.weight, given.teacher_hidden, given.teacher_weight)
+        x.detach().cpu().double() for x in (given.hidden, given.weight, given.teacher_hidden, given.teacher_weight)
     )
     total, dh, dw = torch.zeros((), dtype=torch.float64), torch.empty_like(h), torch.zeros_like(w)
     for start in range(0, len(h), chunk):
@@ -209,4 +219,5 @@ def deviations(given: Problem, contender: Callable[[Problem], Tensor], truth: tu
     given.forget()
     found = (contender(given), given.hidden.grad, given.weight.grad)
     names = ("loss", "hidden", "weight")
-    return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in zip(names, found, truth, strict=True)}
+    pairs = zip(names, found, truth, strict=True)
+    return {name: float((a.cpu().double() - b).norm() / b.norm()) for name, a, b in pairs}

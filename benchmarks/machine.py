@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformers", "lightning", "trl", "liger-kernel", "accelerate", "peft")
+PACKAGES = ("torch", "transformers", "lightning", "trl", "liger-kernel", "accelerate", "peft", "triton", "vllm")
 
 
 def versions() -> dict[str, str]:
@@ -92,6 +92,24 @@ def _products(dtype: torch.dtype) -> Iterable[Callable]:
     yield torch.nn.functional.linear
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():
         yield lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+
+
+def finish(device: str) -> None:
+    """Wait until the device has done all that was asked of it, so that a clock shows its time."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], Any], device: str, repeats: int = 5, warm: int = 1) -> list[float]:
+    """Wall seconds of `repeats` calls, after `warm` that are not counted."""
+    times = list[float]()
+    for _ in range(warm + repeats):
+        finish(device)
+        started = time.perf_counter()
+        run()
+        finish(device)
+        times.append(time.perf_counter() - started)
+    return times[warm:]
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
