@@ -1,7 +1,7 @@
 """One on-policy training run of a few steps, by each library, on the same weights and prompts.
 
 The models of `benchmarks.training`; the student writes 64 tokens to each prompt of 64, then reverse KL to the teacher
-on what it wrote, backward, clip, AdamW. The end token's id lies beyond the head: nobody can write it, so that all
+on what it wrote, backward, clip, AdamW. The end token's id lies beyond the head: no model can generate it, so that all
 responses have 64 tokens. A step covers `window` prompts, in micro-batches of 8.
 """
 
@@ -53,7 +53,7 @@ def prompts(case: Mapping[str, Any]) -> list[list[int]]:
 
 
 def told(prompt: Sequence[int], vocabulary: int) -> list[int]:
-    """What everybody writes in the parity gate: a response that follows from the prompt, whatever the weights are."""
+    """The response of the parity gate, of all contenders alike: it follows from the prompt, whatever the weights."""
     return [3 + (7 * prompt[i % len(prompt)] + i) % (vocabulary - 3) for i in range(NEW)]
 
 

@@ -71,7 +71,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
 
 
 def _gate(rows: Rows, options: argparse.Namespace, shape: Mapping[str, Any], console: Console) -> bool:
-    """One step of everybody on the same given text, against float64."""
+    """One step of each contender on the same given text, against float64."""
     passed = True
     names = [name for name in GATED if name in options.contenders]
     for precision in options.precisions:

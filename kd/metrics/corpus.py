@@ -9,7 +9,7 @@ import numpy as np
 class CorpusMetric(ABC):
     """Called with the inputs of one answer, an instance returns its row of numbers (or labels); `total` combines rows.
 
-    Intervals draw rows anew, in groups, and combine those; so whatever `total` requires of an answer is in its row.
+    Intervals resample rows, in groups, and combine those; so whatever `total` requires of an answer is in its row.
 
     Attributes:
         of_one: whether `total` of a single answer is a value of it; a correlation has none.

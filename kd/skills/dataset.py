@@ -55,7 +55,7 @@ class Dataset(Skill):
             whether it allows commercial use (None: unknown); the leaf of the grid; the address to use online.
         version: raised by the author of a yaml when its prompt or columns change.
         control_tokens: whether strings such as `<|im_end|>` in its texts are control tokens; else they are text.
-        terms: what binds whoever uses the data; printed once, when they are read.
+        terms: what binds users of the data; printed once, when they are read.
         commercial_only: refuse data that are not known to allow commercial use.
         bad_rows: of rows that fit nothing, are torn or empty, or have values of the wrong kind: refuse: the first is an
             error | skip: they are left out, counted and named. A file that cannot be read at all is an error. It counts

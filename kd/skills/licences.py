@@ -22,7 +22,7 @@ def check_commercial(name: str, licence: str, commercial: bool | None, *, commer
 
 
 def print_terms(name: str, terms: str | None) -> None:
-    """Print the terms that bind whoever uses the data, once in a process, on rank zero."""
+    """Print the terms that bind users of the data, once in a process, on rank zero."""
     if terms is not None and is_rank_zero():
         _print(f"{name}: terms of the data: {terms}")
 
