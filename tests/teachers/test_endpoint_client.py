@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from kd.teachers.endpoint.client import Client, Connection, Replied, Request
 from kd.teachers.endpoint.dialect import Dialect
-from kd.teachers.endpoint.limits import Purse
+from kd.teachers.endpoint.limits import Purse, Tokens
 from kd.teachers.endpoint.self_test import SelfTest
 from kd.teachers.endpoint.store import ReplyStore
 from tests.teachers.servers import Body, Scripted, plain, serving
@@ -230,6 +231,7 @@ def test_no_file_holds_the_key(tmp_path):
 
 SENDS = """
 import sys
+import threading
 from pathlib import Path
 from tests.teachers.test_endpoint_client import asked, client
 print(len(client(sys.argv[1], Path(sys.argv[2]), concurrency=2).replies(asked(20))))
@@ -348,3 +350,20 @@ def test_a_server_that_lacks_what_it_is_to_offer_is_refused(offers, reply, sente
                 test.check()
             assert "\n" not in str(raised.value)
     assert len(server.requests) <= 10
+
+
+def test_what_requests_under_way_may_cost_is_set_aside():
+    """A second request that may cost 6 of 10 tokens waits until the first, which cost 2 of its 6, is answered."""
+    purse, most = Purse({"tokens": 10}, {}, "replies.sqlite"), Tokens(4, 2)
+    purse.reserve(most)
+    second = threading.Thread(target=purse.reserve, args=(most,), daemon=True)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    purse.pay(Tokens(1, 1))
+    purse.release(most)
+    second.join(10)
+    assert not second.is_alive()
+    purse.release(most)
+    with pytest.raises(ValueError, match=r"teacher\.budget\.tokens=10 has no room"):
+        purse.reserve(Tokens(7, 2))
