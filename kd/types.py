@@ -181,7 +181,8 @@ def _moved(pixels: Iterable[Pixels], device: torch.device) -> tuple[Pixels, ...]
 class Written:
     """A response as the ids that were generated: text that is encoded again may give other ids.
 
-    Each tensor is `[L]`, one number for each id; None where it was not computed.
+    Each tensor is `[L]`, one number for each id; None where it was not computed. A dialogue is one response: the
+    writer's turns, and between them what an environment returned (`kd.rollouts.dialogue`).
     """
 
     ids: tuple[int, ...]  # the end token included where one was generated
@@ -189,6 +190,21 @@ class Written:
     behaviour_logprobs: Float[Tensor, " L"] | None = None  # under the distribution that each id was drawn from
     old_logprobs: Float[Tensor, " L"] | None = None  # the student's own at that time, at temperature 1, of all ids
     truncated: bool = False  # by a bound, before an end token
+    observed: tuple[tuple[int, int], ...] = ()  # begin and end of ids that an environment wrote: read, and not learnt
+
+    @property
+    def last_turn(self) -> tuple[int, ...]:
+        """The ids after the last that an environment wrote: all of a response that is no dialogue."""
+        return self.ids[self.observed[-1][1] :] if self.observed else self.ids
+
+    def learnt(self, values: Float[Tensor, " L"]) -> Float[Tensor, " l"]:
+        """The numbers of the ids that are learnt."""
+        if not self.observed:
+            return values
+        kept = torch.ones(len(self.ids), dtype=torch.bool)
+        for begin, end in self.observed:
+            kept[begin:end] = False
+        return values[kept]
 
 
 @dataclass

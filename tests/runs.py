@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +42,8 @@ SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "n
 EXACT = ["trainer.precision=64-true", "teacher.model.dtype=float64", "student.model.dtype=float64"]
 DROPOUT = "+student.model.architecture.attention_dropout=0.2"  # the one dropout that a Llama has
 STEPS = 10
+DOMAINS = ("sums", "words")
+_NETWORK = {**SIZE, "model_type": "llama", "num_hidden_layers": 1, "max_position_embeddings": 512}
 SMALL = [
     *(f"{role}.model.architecture.{name}={value}" for role in ("teacher", "student") for name, value in SIZE.items()),
     "+teacher.model.architecture.initializer_range=0.3",  # a teacher with distinct predictions
@@ -157,6 +160,14 @@ class Toy(Skill):
     def score(self, record: Record, text: str) -> float:
         """Whether the answer is the reference."""
         return float(text == record.responses[0].text)
+
+
+class OfDomains(Toy):
+    """Conversations of two domains, in turn."""
+
+    def load(self, split: Split) -> list[Record]:
+        """Each names its own."""
+        return [replace(one, meta={"teacher": DOMAINS[i % 2]}) for i, one in enumerate(super().load(split))]
 
 
 class Scripted(Rollout):
@@ -289,6 +300,22 @@ MIXED = {  # of every domain, row-wise and not
     "squared": term(squared_surprise, 0.2),
     "paced": term(Paced, 0.1),
 }
+
+
+def experts() -> dict[str, Any]:
+    """The config node of a teacher for each of DOMAINS, one of them sharper than the other."""
+    models = {name: {**_NETWORK, "initializer_range": wide} for name, wide in zip(DOMAINS, (0.1, 0.5), strict=True)}
+    scratch = {"_target_": "kd.models.networks.scratch", "tokenizer": "bytes", "dtype": "float64", "lora": None}
+    members = {
+        name: {
+            "_target_": "kd.teachers.white_box.WhiteBox",
+            "model": {**scratch, "architecture": architecture},
+            "prepare": None,
+            "licence": None,
+        }
+        for name, architecture in models.items()
+    }
+    return {"_target_": "kd.teachers.routed.Routed", "members": members, "key": "teacher", "combine": "routed"}
 
 
 # ---- comparing two runs ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ LAYERS: tuple[set[str], ...] = (
     {"sources", "runs", "components"},
     {"data", "kernels", "objectives", "alignment", "reports"},
     {"models", "skills", "corpora"},
-    {"generators"},
+    {"generators", "environments"},
     {"teachers"},
     {"rewards", "augmentation", "rollouts", "evaluation", "judges"},
     {"training"},

@@ -10,6 +10,7 @@ from kd.augmentation import Stage
 from kd.components.instantiation import calls
 from kd.components.signatures import located
 from kd.corpora import Corpus
+from kd.environments.interface import Environment
 from kd.generators import Generator
 from kd.rewards import Reward
 from kd.rollouts import Rollout
@@ -21,6 +22,7 @@ Node = Mapping[str, Any]
 INTERFACES: Mapping[str, type] = {  # by the pattern of the places where a component of the group stands
     r"(judge\.[\w-]+\.)?teacher(\.members\.\w+)?": Teacher,
     r"rollout(\.writer)*": Rollout,
+    r"rollout(\.writer)*\.environment": Environment,
     r"(.+\.)?generator": Generator,
     r"reward": Reward,
     r"alignment": Alignment,

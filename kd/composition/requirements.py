@@ -86,8 +86,8 @@ def _check_readers(config: Node) -> None:
     for rollout in _rollouts("rollout", config["rollout"]):
         if rollout.one_vocabulary and alignment.translates:
             raise ValueError(
-                f"rollout {rollout.__qualname__} has student and teacher write each token together, so an id must mean "
-                f"the same to both, but alignment {alignment.__qualname__} translates; take alignment=same with a "
+                f"rollout {rollout.__qualname__} has student and teacher generate or read the same ids, so an id must "
+                f"mean the same to both, but alignment {alignment.__qualname__} translates; take alignment=same with a "
                 "teacher of the student's tokenizer, or rollout=on_policy"
             )
         for name, term in config["objective"].items() if rollout.teacher_prompts else ():

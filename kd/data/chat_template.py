@@ -76,7 +76,7 @@ def encode_prompt(
     Raises:
         TextError: the template refuses the conversation, or the tokenizer cannot write it as text, or its images.
     """
-    marked = messages if control_tokens else _marked(messages, tokenizer)
+    marked = messages if control_tokens else as_text(messages, tokenizer)
     [ids] = _shown([ids_of(render(_with(marked, images), tokenizer), tokenizer)], images, tokenizer)
     return ids
 
@@ -99,7 +99,7 @@ def encode_answer(
     """
     turn = turn_of(tokenizer)
     if not control_tokens:
-        messages, text = _marked(messages, tokenizer), _marked(text, tokenizer)
+        messages, text = as_text(messages, tokenizer), as_text(text, tokenizer)
     body = _written(messages, text, tokenizer, turn) if tokenizer.chat_template else text
     if not ended:
         body = body.removesuffix(turn.closing)
@@ -118,7 +118,7 @@ def encode_conversation(
     Raises:
         TextError: see `encode_prompt`.
     """
-    marked = messages if control_tokens else _marked(messages, tokenizer)
+    marked = messages if control_tokens else as_text(messages, tokenizer)
     [ids] = _shown([ids_of(_applied(_with(marked, images), tokenizer), tokenizer)], images, tokenizer)
     return ids
 
@@ -137,7 +137,7 @@ def encode_turns(
     Raises:
         TextError: see `encode_prompt`; or an answer cannot be found in what the template writes.
     """
-    marked = _with(messages if control_tokens else _marked(messages, tokenizer), images)
+    marked = _with(messages if control_tokens else as_text(messages, tokenizer), images)
     whole, turn = render(marked, tokenizer), turn_of(tokenizer)
     end, pieces, done = spelling(turn.end, tokenizer), list[Piece](), 0
     for i, message in enumerate(marked):
@@ -314,7 +314,7 @@ def control_tokens_in(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) 
     return {found for text in texts for found in pattern.findall(text)}
 
 
-def _marked(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+def as_text(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Texts whose control tokens are marked as text; a value without any stays the same object."""
     pattern = any_of(_control(tokenizer))
     if not any(pattern.search(text) for text in strings(value)):

@@ -20,6 +20,7 @@ class Encoded:
 
     truncated: whether `max_length` cut off the end token, or more.
     earlier: begin and end of each answer inside the prompt that is learnt, too.
+    observed: begin and end of what an environment wrote inside a response, a dialogue, which is not learnt.
     view: the prompt's images; None where it has none.
     """
 
@@ -30,6 +31,14 @@ class Encoded:
     truncated: bool = False
     earlier: tuple[tuple[int, int], ...] = ()
     view: View | None = None
+    observed: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Written, *, view: View | None = None) -> "Encoded":
+        """A response that is given as ids, after a prompt's."""
+        at = len(prompt)
+        observed = tuple((at + begin, at + end) for begin, end in answer.observed)
+        return cls((*prompt, *answer.ids), at, answer, view=view, observed=observed)
 
     @property
     def longest(self) -> int:
@@ -95,6 +104,8 @@ def collate(rows: Sequence[Encoded], pad: int, padding_side: str = "right", mult
         labels[i, start : start + length] = ids[1:]
         for begin, end in (*row.earlier, (row.prompt, len(row.ids))):
             mask[i, start + begin - 1 : start + end - 1] = True
+        for begin, end in row.observed:
+            mask[i, start + begin - 1 : start + end - 1] = False
     lengths = torch.tensor([len(row.ids) - 1 for row in rows])
     shown = any(row.view for row in rows)
     pixels = tuple(row.view.pixels() if row.view else {} for row in rows) if shown else ()

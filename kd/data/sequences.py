@@ -112,7 +112,7 @@ class Encoder:
             room = self.max_length - max(len(own), 0 if self.teacher else len(other))
             if room < 1:
                 continue
-            cut = [_cut(answer, room) for answer in answers]  # before their text is scored
+            cut = [shortened(answer, room) for answer in answers]  # before their text is scored
             kept = replace(record, responses=tuple(self._response(record, answer) for answer in cut))
             if rows := self._written(kept, cut, own, other, teacher_prompt):
                 pairs.append((kept, rows))
@@ -148,21 +148,21 @@ class Encoder:
         other: Sequence[int],
         teacher_prompt: tuple[Message, ...],
     ) -> list[Encoded] | None:
-        rows = [Encoded((*own, *answer.ids), len(own), answer, view=view_of(own)) for answer in answers]
+        rows = [Encoded.of(own, answer, view=view_of(own)) for answer in answers]
         if self.teacher is None and other != own:
-            shown = view_of(other)
-            return _beside(rows, [Encoded((*other, *answer.ids), len(other), view=shown) for answer in answers])
+            return _beside(rows, [Encoded.of(other, answer, view=view_of(other)) for answer in answers])
         if self.teacher is None:
             return rows
         ended = [not answer.truncated for answer in answers]
         return _beside(rows, self._tokenized(replace(record, prompt=teacher_prompt), self.teacher, ended))
 
     def _response(self, record: Record, answer: Written) -> Response:
-        """The response of these ids; the record's own response where it has the same source and text."""
+        """The response of these ids, of a dialogue its last turn; the record's own where source and text are one."""
+        text = response_text(answer.last_turn, self.student)
         for own in record.responses if answer.source != "student" else ():
-            if own.source == answer.source and own.text == response_text(answer.ids, self.student):
+            if own.source == answer.source and own.text == text:
                 return own
-        return Response(response_text(answer.ids, self.student), answer.source)
+        return Response(text, answer.source)
 
     def _batches(self, pairs: Sequence[tuple[Record, Sequence[Encoded]]]) -> list[Batch]:
         sizes = {len(rows) for _, rows in pairs}
@@ -222,16 +222,21 @@ def _beside(rows: Sequence[Encoded], teachers: Sequence[Encoded] | None) -> list
     return None if teachers is None else [replace(a, teacher=b) for a, b in zip(rows, teachers, strict=True)]
 
 
-def _cut(answer: Written, room: int) -> Written:
+def shortened(answer: Written, room: int) -> Written:
+    """The response without the ids for which there is no room."""
     if len(answer.ids) <= room:
         return answer
     behaviour, old = (None if x is None else x[:room] for x in (answer.behaviour_logprobs, answer.old_logprobs))
-    return Written(answer.ids[:room], answer.source, behaviour, old, truncated=True)
+    observed = tuple((begin, min(end, room)) for begin, end in answer.observed if begin < room)
+    return Written(answer.ids[:room], answer.source, behaviour, old, truncated=True, observed=observed)
 
 
 def _joined(name: str, rows: Sequence[Encoded], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"] | None:
     """The log-probabilities `name` of each row's response, at its loss positions; None unless every row has them."""
-    known = [value for row in rows if (value := getattr(row.written, name, None)) is not None]
+    known = list[Tensor]()
+    for row in rows:
+        if row.written is not None and (values := getattr(row.written, name, None)) is not None:
+            known.append(row.written.learnt(values))
     if len(known) < len(rows):
         return None
     return torch.zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(known).float())

@@ -107,9 +107,8 @@ class _Job:
         chain = list(_chain(config["rollout"]))
         writer = made_by(f"rollout{'.writer' * (len(chain) - 1)}", chain[-1])  # the others wrap it
         self.by_teacher = "teacher" in writer.requires
-        self.by_student = not writer.keeps_responses and not (
-            self.by_teacher and "teacher_logits" not in writer.requires
-        )
+        sides = writer.sides(chain[-1], None)
+        self.by_student = not writer.keeps_responses and (sides is None or "student" in sides)
         self.samples = max(int(node.get("samples") or 1) for node in chain)
         replayed = chain[0].get("uses") if chain[0].get("max_age") is None else None
         self.uses = int(replayed or 1)  # steps that learn from the same responses

@@ -34,16 +34,21 @@ class ByTeacher(Writing):
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         """The window's prompts with new responses, scored by the reward."""
-        records, teacher = records_of(window), models.teacher
+        records = records_of(window)
+        return judged(encoder.written(records, self.responses(models.teacher, records, progress, encoder)), models)
+
+    def responses(
+        self, teacher: Teacher, records: Sequence[Record], progress: Progress, encoder: Encoder
+    ) -> list[list[Written]]:
+        """The teacher's responses to each record's prompt, in the student's ids."""
         if not teacher.has_weights:
-            return judged(encoder.written(records, self._texts(teacher, records, encoder)), models)
+            return self._texts(teacher, records, encoder)
         version = progress.step if teacher.follows_student else 0
         responses = self.by_one(teacher.model, records, encoder, source="teacher", version=version)
-        read = [
+        return [
             [_in_students_tokens(record, answer, teacher.model, encoder) for answer in group]
             for record, group in zip(records, responses, strict=True)
         ]
-        return judged(encoder.written(records, read), models)
 
     def _texts(self, teacher: Teacher, records: Sequence[Record], encoder: Encoder) -> list[list[Written]]:
         """The responses of a teacher that provides text alone, in the student's ids."""

@@ -83,10 +83,23 @@ class Writing(Rollout):
         """
         prompts = [prompt_ids(record, model.tokenizer) for record in records]
         rooms = _rooms(encoder, prompts) if rooms is None else rooms
+        return self.after(model, prompts, rooms, samples=self.samples, source=source, version=version)
+
+    def after(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        rooms: Sequence[int],
+        *,
+        samples: int,
+        source: Source = "student",
+        version: int = 0,
+    ) -> list[list[Written]]:
+        """`samples` responses after each prompt, which is given as ids; otherwise as `by_one`."""
         responses = self.engine(  # called by every rank in the same steps, also where it has no prompts
             model,
             prompts,
-            decoding=replace(self.decoding, max_new_tokens=self._bound(rooms)),
+            decoding=replace(self.decoding, samples=samples, max_new_tokens=self._bound(rooms)),
             source=source,
             version=version,
         )

@@ -58,6 +58,7 @@ BESIDE = {
     "method=sdft": ("student=tiny",),
     "method=opsd": ("student=tiny",),
     "method=sdpo": ("student=tiny",),
+    "method=trd_self": ("student=tiny",),
     "method=mopd": ("student=tiny", "skill=spell_backward"),
     "method=dn_mopd": ("student=tiny", "skill=spell_backward"),
     "reward=domain_normalised": (

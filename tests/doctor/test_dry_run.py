@@ -210,6 +210,13 @@ def test_a_teacher_made_of_the_student_is_read_and_a_copy_of_what_is_trained() -
     assert live.memory["training"]["teacher"] == 0
 
 
+def test_where_student_and_teacher_generate_apart_both_are_counted() -> None:
+    small = ("data.max_length=64", "optim.steps=10")
+    names = ("on_policy", "teacher", "refined")
+    one, other, both = (of(f"rollout={name}", *small).flops["generation"] for name in names)
+    assert both == one + other > other > one > 0
+
+
 def test_cached_targets_leave_the_teacher_unloaded() -> None:
     whole, cached = (config("targets=topk", f"targets.cached={flag}") for flag in ("false", "true"))
     assert needs(whole, H100).memory["training"]["teacher"] > 0

@@ -26,6 +26,8 @@ def node(name: str) -> dict[str, Any]:
     found: Any = OmegaConf.to_container(OmegaConf.load(CONF / "rollout" / f"{name}.yaml"))
     while "writer" in found:
         found = found["writer"]
+    if isinstance(partner := found.get("environment"), dict) and "skill" in partner:
+        partner["skill"] = {"_target_": "tests.runs.Toy"}
     return {key: value for key, value in found.items() if "${" not in str(value)}
 
 

@@ -24,6 +24,7 @@ EXPECTED = {
     *("sft", "seqkd", "kd", "imitkd", "gkd", "minillm", "distillm", "distillm2", "fdistill", "abkd", "akl", "taid"),
     *("dskd", "uld", "gold", "skd", "opd", "kdrl", "spin", "babyllama", "minilm", "tinybert", "pkd", "sdft", "gad"),
     *("iw_opd", "eopd", "opsd", "sdpo", "mopd", "dn_mopd", "distillspec", "soda"),
+    *("trd", "trd_self", "tool_opd"),
 }
 
 

@@ -10,8 +10,10 @@ import torch
 
 from kd.objectives.policy import opd
 from kd.rewards.domains import DomainNormalised
+from kd.rollouts.dialogue import Dialogue
 from kd.rollouts.paired import Paired
 from kd.rollouts.privileged_peers import PrivilegedPeers
+from kd.rollouts.refined import Refined
 from tests.methods.points import P, Q, on_three_ids, point, reward, rollout, term
 from tests.objectives.alone import values_of
 from tests.objectives.cases import draw, logits_of
@@ -76,6 +78,29 @@ def test_dn_mopd_clips_ratio_and_factor():
 def test_distillspec_is_forward_kl_on_the_drafts_text():
     assert on_three_ids("distillspec", "fkl") == pytest.approx(sum(a * log(a / b) for a, b in zip(P, Q, strict=True)))
     assert type(rollout("distillspec")).__name__ == "OnPolicy"
+
+
+def test_trd_is_forward_kl_on_what_the_teacher_revised():
+    assert on_three_ids("trd", "fkl") == pytest.approx(sum(a * log(a / b) for a, b in zip(P, Q, strict=True)))
+    given = rollout("trd")
+    assert isinstance(given, Refined)
+    assert (given.temperature, given.top_p) == (given.reviser.temperature, given.reviser.top_p) == (0.6, 0.95)
+    assert "{demonstration}" not in given.template
+
+
+def test_trd_of_oneself_shows_the_reference_to_the_student_of_before():
+    assert on_three_ids("trd_self", "fkl") == on_three_ids("trd", "fkl")
+    assert "{demonstration}" in rollout("trd_self").template
+    assert point("trd_self").teacher.mode == "frozen"
+
+
+def test_tool_opd_is_opd_of_dialogues():
+    given = rollout("tool_opd")
+    assert isinstance(given, Dialogue)
+    assert (given.max_turns, given.temperature) == (10, 1.0)
+    rows = [draw(4, seed=i) for i in range(4)]
+    expected, _ = opd(*rows, draw(4, 3))
+    torch.testing.assert_close(values_of(term("tool_opd", "opd"))(*rows, draw(4, 3)), expected)
 
 
 def test_sodas_rejected_text_is_the_student_of_before():

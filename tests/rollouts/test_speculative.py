@@ -135,7 +135,7 @@ def test_a_run_learns_counts_and_tells(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["alignment=spans"], "rollout Speculative has student and teacher write each token together"),
+        (["alignment=spans"], "rollout Speculative has student and teacher generate or read the same ids"),
         (["rollout.top_k=0"], "rollout.top_k=0"),
         (["rollout.teacher_top_p=0"], "rollout.teacher_top_p=0"),
     ],

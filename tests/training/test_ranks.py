@@ -1,6 +1,7 @@
 """Two real processes (gloo) do what one does; and when one of them gets a signal to stop, both stop."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,12 @@ AGAIN = {  # the reference beside a greedy response, each pair learnt from twice
         "temperature": 0.0,
     },
 }
+DOMAINS: dict[str, Any] = {  # greedily, by a teacher for each of two domains
+    "teacher": runs.experts(),
+    "skill": {"_target_": "tests.runs.OfDomains"},
+    "rollout": GREEDY,
+}
+NORMALISED = {**DOMAINS, "reward": {"_target_": "kd.rewards.domains.DomainNormalised"}}
 TEXT = "A page about nothing in particular, long enough for a few blocks of text. " * 4
 STREAMS = {  # the term that learns is on one, what comes last on the other
     "scaled": runs.term(runs.Rescaled, lr=0.1),
@@ -62,11 +69,16 @@ def two_ranks(folder) -> None:
     turns = runs.job(folder / "turns", DDP, *EXACT, *TURNS)
     written = runs.job(folder / "written", DDP, *EXACT, objective=runs.MIXED, rollout=GREEDY)
     groups = runs.job(folder / "groups", DDP, *EXACT, *GROUPS, rollout=AGAIN)
+    routed = runs.job(folder / "routed", DDP, *EXACT, "objective=opd", **DOMAINS)
+    normalised = runs.job(folder / "normalised", DDP, *EXACT, "objective=policy_gradient", **NORMALISED)
     streams = runs.job(folder / "streams", DDP, *EXACT, *BLOCKS, objective=STREAMS, corpus=plain_text(folder))
     pace = {"paced": runs.term(runs.Paced)}
     muted = {"_target_": "tests.runs.Muted"}
     silent = runs.job(folder / "silent", DDP, *EXACT, "log_every=1", objective=pace, rollout=muted)
-    first = runs.in_processes(*exact, apart, features, turns, written, groups, streams, silent, whole, stopped)
+    several = [routed, normalised]
+    first = runs.in_processes(
+        *exact, apart, features, turns, written, groups, *several, streams, silent, whole, stopped
+    )
     shutil.copytree(cut / "checkpoints", folder / "stopped")
     second = runs.in_processes(runs.job(cut, *INTERRUPTED, objective=runs.MIXED))
     (folder / "codes").write_text(f"{step} {first.returncode} {second.returncode}\n{first.stderr}{second.stderr}")
@@ -137,6 +149,21 @@ def test_two_ranks_equal_one_on_groups_that_are_judged_and_replayed(ranks, tmp_p
     for name in ("grpo/ratio", "grpo/approx_kl", "dpo/rewards/margins", "dpo/rewards/accuracies", "dpo/logps/chosen"):
         by_one, by_two_ranks = (float(rows[f"4,train,{name}"]) for rows in (logged, by_two))
         assert by_two_ranks == pytest.approx(by_one, rel=1e-6), name
+
+
+@pytest.mark.parametrize(("name", "objective"), [("routed", "opd"), ("normalised", "policy_gradient")])
+def test_two_ranks_equal_one_where_each_domain_has_a_teacher(ranks, tmp_path, name, objective):
+    """MOPD and DN-MOPD: a domain's factor is of all its tokens of the step, whichever rank has them."""
+    nodes = {"routed": DOMAINS, "normalised": NORMALISED}[name]
+    one_rank(tmp_path, f"objective={objective}", **nodes)
+    two = ranks / name
+    assert relative(moments(tmp_path), moments(two)) < 1e-6  # the student's log-probabilities are float32
+    by_one, by_two_ranks = runs.metrics(tmp_path), runs.metrics(two)
+    assert by_one.keys() == by_two_ranks.keys()
+    logged = ("teacher_share", "domain_weight", "sampled_reverse_kl") if name == "normalised" else ("teacher_share",)
+    for metric in (f"4,train,{each}/{domain}" for each in logged for domain in runs.DOMAINS):
+        assert float(by_two_ranks[metric]) == pytest.approx(float(by_one[metric]), rel=1e-6), metric
+        assert float(by_one[metric]) != 1
 
 
 def test_a_rank_without_rows_has_no_metrics_and_the_others_have_theirs(ranks):

@@ -1,0 +1,1 @@
+"""Environments that answer a model's turns: tools, and feedback (docs/on_policy.md)."""
