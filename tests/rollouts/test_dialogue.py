@@ -208,10 +208,10 @@ def test_a_teacher_with_other_tokens_is_refused():
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
-OBJECTIVES = ("objective=fkl", "objective=opd", "objective=iw_opd", "objective=[rkl_student_topk,grpo]")
+OBJECTIVES = ("objective=fkl", "objective=iw_opd", "objective=[rkl_student_topk,grpo]")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["objective=opd", *(pytest.param(o, marks=pytest.mark.long) for o in OBJECTIVES)])
 def test_a_run_learns_from_dialogues(tmp_path, objective):
     """Each turn has four tokens at most and is wrong, so that each dialogue has three turns."""
     rewarded = ["reward=teacher_score", "rollout.samples=2"] if "grpo" in objective else []
