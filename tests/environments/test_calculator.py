@@ -42,7 +42,7 @@ def test_a_turn_without_a_call_is_the_answer(calculator):
     ("expression", "value"),
     [
         ("12 * 7", "84"),
-        (" (2+3)\n*4 ", "20"),
+        (" (2 + 3) * 4 ", "20"),
         ("1/3", "0.333333333333"),
         ("sqrt(2)**2", "2"),
         ("Fraction(1, 3)", "1/3"),
