@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from kd.data.chat_template import response_text
-from kd.data.dialogues import encode_observation
 from kd.data.images import Prompt, view_of
 from kd.data.sequences import Encoder, prompt_ids, shortened
 from kd.data.token_ids import TextError
 from kd.environments.interface import Environment
+from kd.environments.observations import encode_observation
 from kd.models.language_model import LanguageModel
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of

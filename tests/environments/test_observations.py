@@ -1,13 +1,13 @@
 """The ids between two answers: a dialogue that is put together turn by turn is the one that the template writes.
 
-Run: python -m pytest tests/data/test_dialogues.py
+Run: python -m pytest tests/environments/test_observations.py
 """
 
 import pytest
 
 from kd.data.chat_template import encode_answer, encode_prompt
-from kd.data.dialogues import encode_observation
 from kd.data.token_ids import TextError
+from kd.environments.observations import encode_observation
 from kd.models.tokenizers import byte_tokenizer
 from tests.chats import CHATML, QWEN3, byte_level, gemma, sentencepiece
 
