@@ -227,6 +227,10 @@ class Batch:
     importance_weights: Float[Tensor, "B T"] | None = None  # of the loss at each label; None: 1
 
 
+class Idle(Batch):
+    """A micro-batch that a rank reads because another one reads one more; it is learnt from and counted nowhere."""
+
+
 class Head(NamedTuple):
     """The output projection of last hidden states h: soft_cap * tanh(z / soft_cap), z = scale * (h W^T + b)."""
 

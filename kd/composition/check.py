@@ -28,6 +28,7 @@ from kd.composition.records import record_checks
 from kd.composition.remedy import Line, explained, unresolved
 from kd.composition.requirements import check_other_runs, provided, supply_checks
 from kd.composition.sections import check_sections, check_trainer, prepared_roles
+from kd.composition.sharding import check_sharding
 from kd.composition.suggestions import flattened
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective
@@ -69,6 +70,7 @@ def check(
     check_interfaces(config)
     check_numbers(config)
     check_trainer(config["trainer"], config["optim"]["window"])
+    check_sharding(config)
     if errors := misfits(config):
         raise ValueError(explained(cfg, errors, misfits, line, models))
 

@@ -28,7 +28,7 @@ def check_generator(config: Node) -> None:
     if generator.is_default or any(node["generator"] == config["generator"] for node in writers.values()):
         return
     rollout = made_by("rollout", config["rollout"])
-    takes = any("generator" in inspect.signature(located(at, n["_target_"])).parameters for at, n in _wrapped(config))
+    takes = any("generator" in inspect.signature(located(at, n["_target_"])).parameters for at, n in wrapped(config))
     reason = "chooses each token with student and teacher together"
     if takes or rollout.keeps_responses:
         reason = "generates nothing with it" if takes else "generates nothing"
@@ -41,12 +41,12 @@ def check_generator(config: Node) -> None:
 def _writers(config: Node) -> Iterator[tuple[str, Node]]:
     """The parts of the config that have an engine, by path."""
     stages = ((f"augmentation.stages.{name}", stage) for name, stage in config["augmentation"]["stages"].items())
-    for path, node in (*_wrapped(config), *stages, (EVALUATION, config["evaluation"])):
+    for path, node in (*wrapped(config), *stages, (EVALUATION, config["evaluation"])):
         if isinstance(node.get("generator"), Mapping):
             yield path, node
 
 
-def _wrapped(config: Node) -> Iterator[tuple[str, Node]]:
+def wrapped(config: Node) -> Iterator[tuple[str, Node]]:
     """The rollout, the one that it wraps, and so on, by path."""
     path, node = "rollout", config["rollout"]
     while isinstance(node, Mapping) and node.get("_target_") is not None:

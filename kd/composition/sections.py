@@ -19,6 +19,7 @@ from kd.reports.papers.published import read_published
 from kd.training.budget import Limits
 from kd.training.observers import MONITORED
 from kd.training.optimization import Optimization, Rate
+from kd.training.sharding import NAME as SHARDED
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again
@@ -297,10 +298,10 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
     for key in (key for key in trainer if key in ELSEWHERE):
         where = f"another key sets this; set {ELSEWHERE[key]}" if ELSEWHERE[key] else "the run sets this; leave it out"
         raise ValueError(f"trainer.{key}={shown(trainer[key])}: {where}")
-    given = {key: value for key, value in trainer.items() if key != "callbacks"}  # see check_observers
+    given = {key: value for key, value in trainer.items() if key not in ("callbacks", "sharding")}  # checked apart
     check_call("trainer", given, lightning.Trainer, name="lightning.Trainer")
     _check_precision(trainer.get("precision", PRECISIONS[0]))
-    strategies = ["auto", *StrategyRegistry.available_strategies()]
+    strategies = ["auto", SHARDED, *(name for name in StrategyRegistry.available_strategies() if "fsdp" not in name)]
     if (strategy := trainer.get("strategy", "auto")) not in strategies:
         raise ValueError(
             f"trainer.strategy={shown(strategy)}: unknown to Lightning; {suggestion(str(strategy), strategies)}"

@@ -21,7 +21,7 @@ from kd.data.images import seen
 from kd.data.references import references, with_reference
 from kd.data.sequences import Encoder
 from kd.seeding import permutation
-from kd.types import Batch, Record
+from kd.types import Batch, Idle, Record
 
 AHEAD = 2  # windows that are made in advance, per worker
 
@@ -143,6 +143,7 @@ class Data(lightning.LightningDataModule):
 
     every_turn: whether the windows' earlier answers are learnt, too; validation is on the last one alone.
     left_out: number of training records that are not in `train`, since their prompts leave no room for a response.
+    even: whether all ranks have as many validation batches, the last ones `Idle` where one has fewer.
     """
 
     trainer: Any
@@ -161,9 +162,10 @@ class Data(lightning.LightningDataModule):
         plain: Blocks | None = None,
         every_turn: bool = False,
         left_out: int = 0,
+        even: bool = False,
     ):
         super().__init__()
-        self.every_turn, self.left_out = every_turn, left_out
+        self.every_turn, self.left_out, self.even = every_turn, left_out, even
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
         self.uses, self.plain = uses, plain
@@ -229,5 +231,8 @@ class Data(lightning.LightningDataModule):
             raise ValueError(
                 f"{len(self.references)} validation records cannot be dealt to {ranks} ranks; raise checkpoint.records"
             )
+        shares = [self.encoder.batches(self.references[rank::ranks]) for rank in range(ranks if self.even else 0)]
         batches = self.encoder.batches(self.references[self.trainer.global_rank :: ranks])
+        spare = max(map(len, shares), default=0) - len(batches)
+        batches += [Idle(**vars(batches[-1]))] * spare
         return DataLoader([Window(0, [batch]) for batch in batches], batch_size=None)  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ from kd.training.callbacks import Saving, read_checkpoint
 from kd.training.finiteness import NotFinite
 from kd.training.module import Distillation
 from kd.training.optimization import Optimization
+from kd.training.sharding import sharding_of
 from kd.training.terms import Term
 from kd.training.trainer import audits, loggers, trainer_of
 from kd.types import Record, Skill
@@ -63,7 +64,7 @@ def build(cfg: DictConfig) -> Parts:
     train = _train(cfg, elicited.records)
     validation = load(skill, "validation")[: cfg.checkpoint.records]
     teacher = kept_teacher(cfg)
-    if teacher is not None:
+    if teacher is not None and sharding_of(cfg) is None:
         teacher.to(device(cfg))
     student = load_student(cfg)
     _ = student.packs  # found out before it is copied, outside of any step
@@ -85,6 +86,7 @@ def build(cfg: DictConfig) -> Parts:
         reference=reference,
         reward=_reward(cfg.reward, objective),
         limits=Limits(**cfg.budget),
+        sharding=sharding_of(cfg),
         seed=cfg.seed,
         reduction=cfg.reduction,
         log_every=cfg.log_every,
@@ -179,6 +181,7 @@ def _data(
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
         every_turn=cfg.data.loss_on == "all",
         left_out=left_out,
+        even=module.sharding is not None,
     )
 
 

@@ -23,6 +23,7 @@ from kd.models.merging import check_mergeable
 from kd.seeding import seeded
 from kd.signals import hook, introduce, requires, sized
 from kd.sources.addresses import model_folder
+from kd.training.sharding import NAME as SHARDED
 
 LOGITS = frozenset({"student_logits", "teacher_logits", "progress"})
 OURS = ("kd.models.", "kd.teachers.")  # modules whose targets are instantiated from configurations alone
@@ -61,6 +62,11 @@ def check_models(cfg: DictConfig) -> None:
 
 def check_images(cfg: DictConfig) -> None:
     """Raises ValueError for a component of a config that leaves out the images of its skill's prompts."""
+    if cfg.trainer.strategy == SHARDED:
+        raise ValueError(
+            f"trainer.strategy={SHARDED} shards the tower that reads images, for which a rank whose prompts have none "
+            "would keep the others waiting; take trainer=ddp"
+        )
     if cfg.get("targets", {}).get("cached"):
         raise ValueError(
             "targets.cached=true keeps targets by the ids of texts, which the images of the skill's prompts are not "

@@ -22,6 +22,7 @@ from kd.seeding import seeded
 from kd.teachers.cached import Cached
 from kd.teachers.listed import Listed
 from kd.teachers.truncated import Approximated
+from kd.training.sharding import sharding_of
 
 
 def load_student(cfg: DictConfig) -> LanguageModel:
@@ -38,25 +39,27 @@ def load_exported(cfg: DictConfig, folder: Path) -> LanguageModel:
 
 def kept_teacher(cfg: DictConfig) -> Any:
     """The teacher of a run under its `targets`: whole, approximated or cached."""
+    alone = sharding_of(cfg) is not None
     if cfg.get("targets", {}).get("_target_") is None:
-        return load_teacher(cfg.teacher)
+        return load_teacher(cfg.teacher, alone=alone)
     targets = kept(cfg.targets)
     if cfg.targets.cached:
         return Cached(targets_folder(cfg), targets)
-    teacher = load_teacher(cfg.teacher)
+    teacher = load_teacher(cfg.teacher, alone=alone)
     return Listed(teacher, targets) if teacher.lists_targets else Approximated(teacher, targets)
 
 
-def load_teacher(node: DictConfig) -> Any:
+def load_teacher(node: DictConfig, *, alone: bool = False) -> Any:
     """The teacher of a config node, or None. Jobs of one process share it while its files stay the same: it is frozen.
 
-    A teacher that is made of the student is made for each job.
+    A teacher that is made of the student is made for each job, and so is one that is to be sharded (`alone`), for it is
+    whole on the first rank only.
     """
     if node.get("_target_") is None:
         return None
     content = OmegaConf.to_container(node, resolve=True)
     text = json.dumps(content, sort_keys=True)
-    if made_by("teacher", node).follows_student:
+    if alone or made_by("teacher", node).follows_student:
         return made(text)
     return _shared_teacher(text, json.dumps(content_digests(content), sort_keys=True))
 

@@ -13,6 +13,7 @@ from kd.evaluation.items import requires_several
 from kd.experiment.build import Parts
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
+from kd.models.sharding import gathered
 from kd.skills.records import load
 from kd.types import Record, Skill
 
@@ -51,7 +52,8 @@ class TaskScores(Callback):
 
     def of(self, student: LanguageModel) -> dict[str, float]:
         """The value of each metric of the skill."""
-        return {name: score.value for name, score in self.session.task_scores(student).items()}
+        with gathered(student):
+            return {name: score.value for name, score in self.session.task_scores(student).items()}
 
 
 def task_scores(cfg: DictConfig, parts: Parts) -> TaskScores | None:

@@ -214,6 +214,7 @@ def _generate(
         attention_mask=mask.long().to(network.device),
         generation_config=config,
         custom_generate=decode,
+        synced_gpus=False,  # sharded weights are whole here (`kd.models.sharding.gathered`)
     )
     return _cut(sequences[:, width:], recorded, config, source), recorded.steps
 

@@ -17,6 +17,7 @@ from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
 from kd.models.digests import network_digest
 from kd.models.packing import Packing, backbone, packable, packed_states
+from kd.models.sharding import gathered
 from kd.types import QKV, Batch, Head, ModelOutput, Pixels, Sequences, Shape
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,11 @@ class LanguageModel(nn.Module):
 
         If the outputs now differ, the network reads padded sequences from then on, and a warning is logged.
         """
-        if self.__dict__.get("packs") and not packable(self.network):
-            self.__dict__["packs"] = False
+        if not self.__dict__.get("packs"):
+            return
+        with gathered(self):
+            self.__dict__["packs"] = packable(self.network)
+        if not self.packs:
             log.warning(
                 "%s no longer reads packed sequences as it reads each alone, now that its weights have changed; "
                 "sequences are padded from here on",

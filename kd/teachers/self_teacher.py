@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd.eval_mode import eval_mode
 from kd.kernels.logits import HeadLogits
 from kd.models.language_model import LanguageModel
+from kd.models.sharding import is_sharded, part, parted_as, reshard, whole
 from kd.teachers.interface import NetworkTeacher
 from kd.teachers.white_box import WhiteBox
 from kd.types import Head, ModelOutput, Sequences
@@ -44,11 +45,15 @@ class Own(nn.Module, NetworkTeacher):
     def bind(self, student: LanguageModel) -> None:
         """Makes the teacher of `student` with its current weights, before a checkpoint is loaded into it.
 
+        The sharded twin of a student that was copied before is not copied again.
+
         Raises ValueError for an average in a precision in which its steps would be rounded away.
         """
         self._trained = frozenset(name for name, p in student.named_parameters() if p.requires_grad)
         if self.mode == "live":
             self._live = (student,)
+            return
+        if any(map(is_sharded, student.parameters())):
             return
         self.copied = _copy(student)
         self.train(False)
@@ -86,13 +91,17 @@ class Own(nn.Module, NetworkTeacher):
         """Updates the average by the student, once for each optimizer step."""
         if self.mode != "ema":
             return
+        reshard(self.copied)
         parameters = dict(student.named_parameters())
         for name, average in self._averages().items():
-            average.lerp_(parameters[name].to(average), 1 - self.decay)
+            part(average).lerp_(part(parameters[name]).to(part(average)), 1 - self.decay)
 
     def carried_state(self) -> dict[str, Tensor]:
         """The averages, which cannot be restored from the student's source."""
-        return {n: p.detach().clone() for n, p in self._averages().items()} if self.mode == "ema" else {}
+        if self.mode != "ema":
+            return {}
+        reshard(self.copied)
+        return {name: whole(average.detach()).clone() for name, average in self._averages().items()}
 
     @torch.no_grad()
     def load_carried_state(self, state: dict[str, Tensor]) -> None:
@@ -104,7 +113,7 @@ class Own(nn.Module, NetworkTeacher):
                 f"{len(averages)} (one that differs: {odd[0]}); resume with the teacher and student it was saved with"
             )
         for name, average in averages.items():
-            average.copy_(state[name])
+            average.copy_(parted_as(state[name], average))
 
     def _averages(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if name in self._trained}

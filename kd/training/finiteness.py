@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd.models.sharding import total_norm
 from kd.schedules import Schedule
 from kd.training.optimization import Optimization
 from kd.training.terms import Term
@@ -39,7 +40,7 @@ class Finiteness:
 
         A name that `values` lacks was not computed in this step and counts as finite.
         """
-        norm = nn.utils.get_total_norm([weight.detach() for weight in weights]).double()
+        norm = total_norm(weight.detach() for weight in weights).double()
         zero = norm.new_zeros(())
         now = torch.stack([*(values.get(name, zero).to(norm) for name in self.names[:-1]), norm])
         first = norm.new_full((), NEVER, dtype=torch.int64) if self._step is None else self._step

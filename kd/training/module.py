@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from kd.generators.account import Meter, Spent
 from kd.kernels import over_chunks
 from kd.models.flops import reading_flops, scoring_flops, training_flops
 from kd.models.language_model import LanguageModel
+from kd.models.sharding import Sharding, clip_gradients
 from kd.objectives.reduction import Counts, Reduction, count, reduce, row_weights
 from kd.rewards import Reward
 from kd.rollouts import Rollout
@@ -30,14 +31,14 @@ from kd.training.finiteness import Finiteness, check_validation, stop_if_not_fin
 from kd.training.metric_logging import listed, reports_of, term_of
 from kd.training.observation import dense_rows, mask_of, moved, rows, signals_of, whole
 from kd.training.optimization import Optimization
-from kd.training.run_state import RunState
+from kd.training.sharding import Sharded
 from kd.training.terms import Term, backward_passes, by_stream
-from kd.types import Batch, Models, Progress
+from kd.types import Batch, Idle, Models, Progress
 
 VERSION = 6  # the logged rate is its step's; 5: turns end as templates do; 4: hybrids' FLOP; 3: warm-up; 2: whole
 
 
-class Distillation(RunState):
+class Distillation(Sharded):
     """A student, perhaps a teacher, and the objective that compares them.
 
     The teacher is not a submodule: it is in no checkpoint, in no optimizer and wrapped by no strategy.
@@ -56,12 +57,13 @@ class Distillation(RunState):
         reference: Teacher | None = None,
         reward: Reward | None = None,
         limits: Limits | None = None,
+        sharding: Sharding | None = None,
         seed: int,
         reduction: Reduction = "token",
         log_every: int = 10,
     ):
         super().__init__(log_every)
-        self.automatic_optimization = False
+        self.automatic_optimization, self.sharding = False, sharding
         self.student = student
         self.models = Models(student, teacher, reference, reward)
         self.objective, self.rollout, self.alignment, self.encoder = objective, rollout, alignment, encoder
@@ -138,9 +140,11 @@ class Distillation(RunState):
         seed_all(self.seed, "step", window.step, self.global_rank)
         self.update_weights()
         arguments, before = (window.batches, self.models, self.progress, self.encoder), self._counted
-        written = rolled_out(self.rollout, arguments, self.meter, self.budget)
-        passes = backward_passes({s: b for s, b in (("main", written), ("lm", window.plain)) if s in self.active})
-        counts = self.count([one for together in passes for one in together])
+        with self.gathered_for(self.rollout):
+            written = rolled_out(self.rollout, arguments, self.meter, self.budget)
+        streams = {s: batches for s, batches in (("main", written), ("lm", window.plain)) if s in self.active}
+        counts = self.count([(stream, batch) for stream, batches in streams.items() for batch in batches])
+        passes = backward_passes(self.evened(streams))
         for together in passes:
             with self.synchronised(together is passes[-1]):
                 self.manual_backward(self.loss_of(together, counts) * self.trainer.world_size)
@@ -152,7 +156,9 @@ class Distillation(RunState):
         total = torch.zeros((), device=self.device)
         for stream, batch in batches:
             batch = moved(batch, self.device)
-            total = total + self.loss(batch, self.observe(batch, stream), counts[stream], stream)
+            with self.unrecorded() if isinstance(batch, Idle) else nullcontext():
+                share = self.loss(batch, self.observe(batch, stream), counts[stream], stream)
+            total = total + (0.0 * share if isinstance(batch, Idle) else share)
         return total
 
     def count(self, batches: Sequence[tuple[str, Batch]]) -> dict[str, Counts]:
@@ -253,7 +259,8 @@ class Distillation(RunState):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             trained += parameters
             bound = self.optimization.clip or float("inf")
-            norm = nn.utils.clip_grad_norm_(parameters, bound)
+            self.average_gradients(parameters)
+            norm = clip_gradients(parameters, bound)
             self.means.setdefault("grad_norm", norm.detach())  # the student's, which comes first; of this step
             rates.append(optimizer.param_groups[0]["lr"])  # before the schedule moves on to the next step's
             optimizer.step()
@@ -287,11 +294,6 @@ class Distillation(RunState):
         if self.finished:
             self.trainer.should_stop = True
 
-    def synchronised(self, last: bool) -> AbstractContextManager:
-        """Gradients are summed over ranks once per window, in its last backward pass."""
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return nullcontext() if last or block is None or self.trainer.world_size == 1 else block()
-
     # ---- validation --------------------------------------------------------------------------------------------------
 
     @property
@@ -308,7 +310,8 @@ class Distillation(RunState):
     def validation_step(self, window: Window, _: int) -> None:
         """Likelihood of the references, and the distance to the teacher where there is one in the same tokens."""
         for batch in window.batches:
-            self.sums += validation.sums(moved(batch, self.device), self.student, self.whole_teacher, self.alignment)
+            found = validation.sums(moved(batch, self.device), self.student, self.whole_teacher, self.alignment)
+            self.sums += 0.0 if isinstance(batch, Idle) else found
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and pass them to the rollout, which may generate more or less afterwards."""
@@ -339,7 +342,7 @@ class Distillation(RunState):
         self.student.train()
         forget_peak_memory()
         for frozen in (self.models.teacher, self.models.reference):
-            if frozen is not None:
+            if frozen is not None and not (self.sharding and self.sharding.offload_teacher):
                 frozen.to(self.device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

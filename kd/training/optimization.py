@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
+from kd.models.sharding import is_sharded
+
 Rate = Annotated[float, Field(ge=1e-12, le=10)]  # AdamW moves each weight by about as much in a step
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, which at 1 would never see a gradient
@@ -55,7 +57,11 @@ class Optimization:
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=lr or self.lr, betas=(self.beta1, self.beta2), fused=True
+            [group for group in groups if group["params"]],
+            lr=lr or self.lr,
+            betas=(self.beta1, self.beta2),
+            fused=len({is_sharded(p) for p in trained}) < 2,  # one operation takes either kind
+            foreach=False,
         )
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         warmup = round(self.warmup * self.steps)

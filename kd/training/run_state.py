@@ -1,7 +1,10 @@
 """The state of a run that its checkpoints hold beside Lightning's own."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from kd.rollouts import Rollout
 from kd.training.budget import Budget, peak_memory_bytes
@@ -56,7 +59,29 @@ class RunState(Logged):
         self.active_steps, self.unlogged = dict(state.get("active_steps", {})), state["unlogged"]
         self.ended = state.get("ended", False)
         for kind in ("means", "reports"):
-            setattr(self, kind, {name: ranks[self.global_rank] for name, ranks in state[kind].items()})
-        self.rollout.load_state_dict(state["rollout"][self.global_rank])
+            setattr(self, kind, {name: self._share(name, ranks) for name, ranks in state[kind].items()})
+        saved = state["rollout"]
+        if len(saved) != self.trainer.world_size:
+            _check_alike(saved, self.trainer.world_size)
+        self.rollout.load_state_dict(saved[self.global_rank % len(saved)])
         if self.models.teacher is not None:
             self.models.teacher.load_carried_state(state["teacher"])
+
+    def _share(self, name: str, ranks: Tensor) -> Tensor:
+        """This rank's share of sums that were saved rank by rank, perhaps of another number of ranks."""
+        if len(ranks) == self.trainer.world_size or name == "grad_norm":  # which is the same on all
+            return ranks[self.global_rank % len(ranks)]
+        return ranks[self.global_rank :: self.trainer.world_size].sum(0)
+
+
+def _check_alike(states: Sequence[Mapping[str, Any]], ranks: int) -> None:
+    """Raises ValueError where a rollout keeps responses rank by rank, which another number of ranks cannot share."""
+    if any(_has_buffer(state) for state in states):
+        raise ValueError(
+            f"the checkpoint holds a buffer of responses for each of {len(states)} ranks, and this run has {ranks}; "
+            f"resume with trainer.devices={len(states)}"
+        )
+
+
+def _has_buffer(state: Mapping[str, Any]) -> bool:
+    return "buffer" in state or _has_buffer(state.get("writer", {}))

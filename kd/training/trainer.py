@@ -10,6 +10,7 @@ import torch
 import transformers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.precision import DoublePrecision
 from omegaconf import DictConfig, OmegaConf
 
 from kd.metrics.table import Metric
@@ -22,6 +23,8 @@ from kd.secrets import masked, unrevealed
 from kd.training.callbacks import Saving, TrainingProgress, WholeFiles
 from kd.training.module import Distillation
 from kd.training.observers import callbacks_of, loggers_of
+from kd.training.sharding import NAME as SHARDED
+from kd.training.sharding import sharded_strategy
 from kd.training.target_audit import Audit
 from kd.training.tolerance import tolerant
 
@@ -33,6 +36,7 @@ QUIET = [
     "You're resuming from a checkpoint that ended before the epoch",  # a window is a function of the step
     "Checkpoint directory .* exists and is not empty",  # a run is resumed
     "`is_gradient_checkpointing` is deprecated",  # between PEFT and transformers
+    "FSDP2-wrapped module .* returned a view tensor",  # no output of a model is changed in place
     "It is recommended to use `self.log",  # the module sums over ranks before it logs
 ]
 for message in QUIET:
@@ -57,6 +61,13 @@ def trainer_of(
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     settings.pop("callbacks", None)
+    settings.pop("sharding", None)
+    plugins: list[Any] = [WholeFiles(folder.config_hash)]
+    if settings["strategy"] == SHARDED:  # what is gathered in inference mode could not be learnt with afterwards
+        settings |= {"strategy": sharded_strategy(_ranks(settings)), "inference_mode": False}
+        if settings["precision"] == "64-true":  # which Lightning takes for this strategy as a plugin alone
+            del settings["precision"]
+            plugins.append(DoublePrecision())
     own = [callback for callback in callbacks_of(cfg) if is_animated() or not isinstance(callback, ProgressBar)]
     drawn = any(isinstance(callback, ProgressBar) for callback in own)  # in place of ours
     if not module.reaches_everything and _is_ddp(settings):  # nor, it may be, the last blocks
@@ -73,7 +84,7 @@ def trainer_of(
             *own,
             *([] if drawn else [TrainingProgress()]),
         ],
-        plugins=[WholeFiles(folder.config_hash)],
+        plugins=plugins,
         enable_progress_bar=drawn,
         default_root_dir=folder.path,
         val_check_interval=min(cfg.checkpoint.validate, cfg.optim.steps),
@@ -86,12 +97,14 @@ def trainer_of(
 
 def _is_ddp(settings: Mapping[str, Any]) -> bool:
     """True if Lightning takes its plain DDP, by name or by default."""
-    devices = settings["devices"]
-    count = (
-        len(devices) if isinstance(devices, list) else {"auto": torch.cuda.device_count(), -1: 2}.get(devices, devices)
-    )
-    several = int(count) * settings.get("num_nodes", 1) > 1
-    return settings["strategy"] == "ddp" or (settings["strategy"] == "auto" and several)
+    return settings["strategy"] == "ddp" or (settings["strategy"] == "auto" and _ranks(settings) > 1)
+
+
+def _ranks(settings: Mapping[str, Any]) -> int:
+    """The number of processes that learn together."""
+    devices, here = settings["devices"], torch.cuda.device_count()
+    count = len(devices) if isinstance(devices, list) else {"auto": here, -1: here, "-1": here}.get(devices, devices)
+    return int(count) * settings.get("num_nodes", 1)
 
 
 def audits(cfg: DictConfig) -> list[Audit]:

@@ -12,6 +12,7 @@ from tests import runs
 REDUCTIONS = ["token", "sequence", "sum"]
 EXACT = [*runs.EXACT, "optim.steps=4", "optim.clip=null", "checkpoint.validate=2"]
 DDP = "trainer=ddp_cpu"
+SHARDED = "trainer=fsdp_cpu"
 TURNS = [  # features, which teach nothing to the head, then logits
     "objective=[minilm,fkl]",
     "objective.minilm.weight={start:1,end:0,begin:0.5,until:0.5}",
@@ -75,7 +76,11 @@ def two_ranks(folder) -> None:
     pace = {"paced": runs.term(runs.Paced)}
     muted = {"_target_": "tests.runs.Muted"}
     silent = runs.job(folder / "silent", DDP, *EXACT, "log_every=1", objective=pace, rollout=muted)
-    several = [routed, normalised]
+    sharded = [
+        runs.job(folder / "sharded", SHARDED, *EXACT, objective=runs.MIXED),
+        runs.job(folder / "sharded_written", SHARDED, *EXACT, objective=runs.MIXED, rollout=GREEDY),
+    ]
+    several = [routed, normalised, *sharded]
     first = runs.in_processes(
         *exact, apart, features, turns, written, groups, *several, streams, silent, whole, stopped
     )
@@ -136,6 +141,18 @@ def test_two_ranks_equal_one_where_the_student_writes(ranks, tmp_path):
     spent, by_two = (runs.checkpoint(p)["distillation"]["budget"] for p in (tmp_path, ranks / "written"))
     for name in ("tokens", "teacher_tokens", "generated_tokens", "student_flops"):
         assert spent[name] == by_two[name] > 0, name
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("sharded", {}), ("sharded_written", {"rollout": GREEDY})])
+def test_two_sharded_ranks_equal_one(ranks, tmp_path, name, nodes):
+    """Each holds a half of the weights, gradients and optimizer's state; further kinds are in test_sharding."""
+    one_rank(tmp_path, objective=runs.MIXED, **nodes)
+    one, two = runs.checkpoint(tmp_path), runs.checkpoint(ranks / name)
+    assert relative(moments(tmp_path), moments(ranks / name)) < 1e-9
+    assert relative(one["state_dict"], two["state_dict"]) < 1e-9
+    spent, by_two = (state["distillation"]["budget"] for state in (one, two))
+    for kind in ("tokens", "teacher_tokens", "generated_tokens", "student_flops"):
+        assert spent[kind] == by_two[kind], kind
 
 
 def test_two_ranks_equal_one_on_groups_that_are_judged_and_replayed(ranks, tmp_path):

@@ -1,0 +1,170 @@
+"""Sharded models (FSDP2) on two real processes learn what one process learns; other numbers of ranks resume them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from kd.composition.check import check
+from kd.objectives.divergence import cross_entropy, forward_kl
+from tests import runs
+from tests.training.test_ranks import (
+    AGAIN,
+    BLOCKS,
+    EXACT,
+    FEATURES,
+    GREEDY,
+    GROUPS,
+    STREAMS,
+    TURNS,
+    moments,
+    one_rank,
+    plain_text,
+    relative,
+)
+
+SHARDED = "trainer=fsdp_cpu"
+OWN = {"_target_": "kd.teachers.self_teacher.Own", "decay": 0.5}
+BOTH = {"fkl": runs.term(forward_kl), "sft": runs.term(cross_entropy)}
+LORA = "student.model.lora={r:4,lora_alpha:8,target_modules:all-linear}"
+KEPT = "trainer.sharding.reshard_after_forward=false"
+CLIPPED = "optim.clip=1e-3"
+WIDER = "teacher.model.architecture.hidden_size=24"
+Family = tuple[Sequence[str], dict[str, Any]]
+FAMILIES: dict[str, Family] = {
+    "logits (fkl)": (["objective=fkl"], {}),
+    "logits, weights kept for the backward pass": (["objective=fkl", KEPT], {}),
+    "untied head": (["objective=fkl", "student.model.architecture.tie_word_embeddings=false"], {}),
+    "hidden states (hidden_mse, a projection), clipped": (["objective=hidden_mse", WIDER, CLIPPED], {}),
+    "attention (minilm), no gradient for the last layers": ([FEATURES], {}),
+    "taid": (["objective=taid"], {}),
+    "LoRA (fkl), clipped": (["objective=fkl", LORA, CLIPPED], {}),
+    "six terms, row-wise and not, a reference": ([], {"objective": runs.MIXED}),
+    "terms that take turns": (TURNS, {}),
+    "two streams, a term with an optimizer": (BLOCKS, {"objective": STREAMS}),
+    "on-policy (six terms)": ([], {"objective": runs.MIXED, "rollout": GREEDY}),
+    "on-policy, replayed groups, a teacher's reward (grpo, dpo)": (GROUPS, {"rollout": AGAIN}),
+    "own teacher, averaged": ([], {"objective": BOTH, "teacher": {**OWN, "mode": "ema"}}),
+    "own teacher, live": ([], {"objective": BOTH, "teacher": {**OWN, "mode": "live"}}),
+}
+BOUND = 1e-6
+
+
+def nodes_of(family: str, folder: Path) -> dict[str, Any]:
+    _, nodes = FAMILIES[family]
+    return {**nodes, "corpus": plain_text(folder)} if "objective" in nodes and nodes["objective"] is STREAMS else nodes
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """Every family on two ranks, one after another."""
+    return runs.shared(tmp_path_factory, "sharded", every_family)
+
+
+def every_family(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    jobs = [
+        runs.job(folder / str(i), SHARDED, *EXACT, *FAMILIES[family][0], **nodes_of(family, folder))
+        for i, family in enumerate(FAMILIES)
+    ]
+    done = runs.in_processes(*jobs)
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+def differences(one: Path, two: Path) -> dict[str, float]:
+    """The largest differences of two runs in gradients, weights and logged losses, relative to the largest number."""
+    by_one, by_two = runs.checkpoint(one), runs.checkpoint(two)
+    logged, by_ranks = runs.metrics(one), runs.metrics(two)
+    assert logged.keys() == by_ranks.keys()
+    losses = [name for name in logged if ",train," in name or ",validation," in name]
+    return {
+        "gradients": relative(moments(one), moments(two)),
+        "weights": relative(by_one["state_dict"], by_two["state_dict"]),
+        "metrics": max(abs(float(logged[n]) - float(by_ranks[n])) / max(abs(float(logged[n])), 1e-3) for n in losses),
+    }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_sharded_ranks_equal_one_process(sharded, tmp_path, family):
+    """In gradients, weights, losses and cost, over four steps of unequal lengths and numbers of micro-batches."""
+    overrides = [word for word in FAMILIES[family][0] if not word.startswith("trainer.")]
+    one_rank(tmp_path, *overrides, **nodes_of(family, tmp_path))
+    two = sharded / str(list(FAMILIES).index(family))
+    found = differences(tmp_path, two)
+    assert max(found.values()) < BOUND, found
+    assert max(float(x.abs().max()) for x in moments(tmp_path).values()) > 1e-6  # there was something to learn
+    spent, by_two = (runs.checkpoint(path)["distillation"]["budget"] for path in (tmp_path, two))
+    for name in ("tokens", "rows", "teacher_tokens", "generated_tokens", "student_flops"):
+        assert spent[name] == by_two[name], name
+
+
+def trace(path: Path) -> dict[str, float]:
+    """The logged losses, by step and name."""
+    return {name: float(value) for name, value in runs.metrics(path).items() if name.endswith("loss") or "nll" in name}
+
+
+@pytest.mark.long
+def test_other_numbers_of_ranks_resume_a_sharded_run(tmp_path):
+    """Two sharded ranks, one process, two sharded ranks: stopped twice, and the same losses as one that was not."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    parts = [([SHARDED], 4), ([], 7), ([SHARDED], None)]
+    done = runs.in_processes(runs.job(whole, SHARDED, *runs.EXACT, objective=runs.MIXED))
+    assert done.returncode == 0, done.stderr[-8000:]
+    for trainer, stop in parts:
+        signals = () if stop is None else ((stop, 0, "SIGTERM"),)
+        job = runs.job(cut, *trainer, *runs.EXACT, objective=runs.MIXED, rollout=runs.scripted(cut, *signals))
+        assert runs.in_processes(job).returncode == (0 if stop is None else 143)
+    assert trace(whole).keys() == trace(cut).keys()
+    for name, value in trace(whole).items():
+        assert trace(cut)[name] == pytest.approx(value, rel=BOUND), name
+    assert relative(runs.checkpoint(whole)["state_dict"], runs.checkpoint(cut)["state_dict"]) < BOUND
+    assert relative(moments(whole), moments(cut)) < BOUND
+
+
+@pytest.mark.long
+def test_two_sharded_ranks_resume_bit_for_bit(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    overrides = [SHARDED, runs.DROPOUT]
+    stopped = runs.job(cut, *overrides, rollout=runs.scripted(cut, (5, 1, "SIGTERM")))
+    assert runs.in_processes(runs.job(whole, *overrides), stopped).returncode == 143
+    assert runs.in_processes(runs.job(cut, *overrides)).returncode == 0
+    one, other = (runs.checkpoint(path) for path in (whole, cut))
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert runs.metrics(whole) == runs.metrics(cut)
+
+
+@pytest.mark.long
+def test_ranks_that_generate_for_different_times_wait_for_none(tmp_path):
+    """By both engines: a rank whose responses end early makes fewer forward passes."""
+    engines = {
+        "torch": {"_target_": "kd.generators.torch.Torch"},
+        "transformers": OmegaConf.to_container(OmegaConf.load(runs.CONF / "generator/transformers.yaml")),
+    }
+    jobs = []
+    for name, engine in engines.items():
+        drawn = {**GREEDY, "max_new_tokens": 24, "temperature": 1.0, "batch_size": 1, "generator": engine}
+        jobs.append(runs.job(tmp_path / name, SHARDED, "optim.steps=3", "checkpoint.answers=2", rollout=drawn))
+    done = runs.in_processes(*jobs)
+    assert done.returncode == 0, done.stderr[-8000:]
+    for name in engines:
+        assert runs.checkpoint(tmp_path / name)["distillation"]["step"] == 3
+
+
+def refusal(*overrides: str, **nodes: Any) -> str:
+    with pytest.raises(ValueError, match=r"; take|unknown|trainer") as refused:
+        check(runs.config(*overrides, **nodes))
+    return str(refused.value)
+
+
+def test_what_sharded_models_cannot_do_is_refused_before_they_are_loaded():
+    assert "take false" in refusal(SHARDED, "trainer.sharding.offload_teacher=true")
+    assert "did you mean fsdp2?" in refusal("trainer.strategy=fsdp")
+    assert "trainer.sharding.reshard" in refusal(SHARDED, "+trainer.sharding.reshard=true")
+    tiny = runs.config().teacher
+    routed = {"_target_": "kd.teachers.ensemble.Ensemble", "members": {"a": tiny, "b": tiny}, "combine": "routed"}
+    assert "take combine=mean_probabilities, or trainer=ddp" in refusal(SHARDED, teacher=routed)
+    assert "take generator=torch, or trainer=ddp" in refusal(SHARDED, "rollout=on_policy", "generator=vllm")
