@@ -224,7 +224,12 @@ def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
 
 
 def place(cfg: DictConfig, parts: Parts) -> None:
-    """Move student and teacher to the trainer's device, so that both are measured on the same one."""
+    """Move student and teacher to the trainer's device, so that both are measured on the same one.
+
+    Models that are sharded for training need not fit it, and stay in host memory where nothing is measured.
+    """
+    if sharding_of(cfg) is not None and cfg.evaluation.items == cfg.evaluation.answers == 0:
+        return
     parts.module.student.to(device(cfg))
     if parts.teacher is not None:
         parts.teacher.to(device(cfg))

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kd.types import Sequences
@@ -38,16 +38,27 @@ class Sharding:
     offload_teacher: bool = False
 
 
-def shard(model: Any, mesh: DeviceMesh, *, reshard_after_forward: bool = True, offload: bool = False) -> None:
+def shard(
+    model: Any,
+    mesh: DeviceMesh,
+    *,
+    reshard_after_forward: bool = True,
+    offload: bool = False,
+    gathered_as: torch.dtype | None = None,
+) -> None:
     """Shard a `LanguageModel` in place over the ranks of a mesh, block by block.
 
     offload: whether the shards are kept in host memory.
+    gathered_as: the type in which weights are gathered and multiplied; their gradients are summed over ranks in
+        float32. None: their own.
     """
-    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    settings: dict[str, Any] = {"mesh": mesh, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
+    if gathered_as is not None:
+        settings["mp_policy"] = MixedPrecisionPolicy(gathered_as, torch.float32, cast_forward_inputs=False)
     parts = {block: reshard_after_forward for block in blocks(model.network)} | {model: False}
-    for part, reshards in parts.items():
-        fully_shard(part, mesh=mesh, reshard_after_forward=reshards, offload_policy=policy)
-        _reshards[part] = reshards
+    for module, reshards in parts.items():
+        fully_shard(module, reshard_after_forward=reshards, **settings)
+        _reshards[module] = reshards
     one = torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type)
     with torch.no_grad():  # the first module that is called becomes the root: the model has to, not a block
         model(Sequences(one, one, one.bool(), torch.ones(1, dtype=torch.long, device=one.device)), frozenset())

@@ -84,4 +84,4 @@ def _check_alike(states: Sequence[Mapping[str, Any]], ranks: int) -> None:
 
 
 def _has_buffer(state: Mapping[str, Any]) -> bool:
-    return "buffer" in state or _has_buffer(state.get("writer", {}))
+    return "buffer" in state or ("writer" in state and _has_buffer(state["writer"]))

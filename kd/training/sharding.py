@@ -111,6 +111,7 @@ class Sharded(RunState):
                 self.device_mesh["data_parallel"],  # type: ignore[index]
                 reshard_after_forward=not own or (settings.reshard_after_forward and not inside),
                 offload=settings.offload_teacher and not own,
+                gathered_as=torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None,
             )
             if not self.trainer.is_global_zero:
                 model.to("meta")

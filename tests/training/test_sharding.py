@@ -31,15 +31,17 @@ OWN = {"_target_": "kd.teachers.self_teacher.Own", "decay": 0.5}
 BOTH = {"fkl": runs.term(forward_kl), "sft": runs.term(cross_entropy)}
 LORA = "student.model.lora={r:4,lora_alpha:8,target_modules:all-linear}"
 KEPT = "trainer.sharding.reshard_after_forward=false"
+UNTIED = "student.model.architecture.tie_word_embeddings=false"
+LAYERS = "student.model.architecture.num_hidden_layers=3"
 CLIPPED = "optim.clip=1e-3"
 WIDER = "teacher.model.architecture.hidden_size=24"
 Family = tuple[Sequence[str], dict[str, Any]]
 FAMILIES: dict[str, Family] = {
     "logits (fkl)": (["objective=fkl"], {}),
     "logits, weights kept for the backward pass": (["objective=fkl", KEPT], {}),
-    "untied head": (["objective=fkl", "student.model.architecture.tie_word_embeddings=false"], {}),
+    "untied head, three layers": (["objective=fkl", UNTIED, LAYERS], {}),
     "hidden states (hidden_mse, a projection), clipped": (["objective=hidden_mse", WIDER, CLIPPED], {}),
-    "attention (minilm), no gradient for the last layers": ([FEATURES], {}),
+    "attention (minilm), no gradient for the last layers": ([FEATURES, LAYERS], {}),
     "taid": (["objective=taid"], {}),
     "LoRA (fkl), clipped": (["objective=fkl", LORA, CLIPPED], {}),
     "six terms, row-wise and not, a reference": ([], {"objective": runs.MIXED}),
