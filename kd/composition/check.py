@@ -22,13 +22,13 @@ from kd.composition.formula import composed
 from kd.composition.groups import check_margins
 from kd.composition.interfaces import check_interfaces, interface_of, made_by
 from kd.composition.lacks import Lack
+from kd.composition.machine import check_sharding
 from kd.composition.numbers import check_counts, check_heads, check_numbers
 from kd.composition.overrides import check_overrides
 from kd.composition.records import record_checks
 from kd.composition.remedy import Line, explained, unresolved
 from kd.composition.requirements import check_other_runs, provided, supply_checks
 from kd.composition.sections import check_sections, check_trainer, prepared_roles
-from kd.composition.sharding import check_sharding
 from kd.composition.suggestions import flattened
 from kd.composition.targets import check_targets
 from kd.composition.terms import check_objective

@@ -1,5 +1,5 @@
 """Checks of a run's needs of the machine and its surroundings, before anything is loaded: devices, folders, names,
-servers, accounts; and that the parts of a run can be made of their arguments.
+servers, accounts; that the parts of a run can be made of their arguments, and that models can be sharded over devices.
 """
 
 import re
@@ -13,13 +13,17 @@ from omegaconf import DictConfig
 
 from kd.components.axes import AXES, sections
 from kd.components.instantiation import instantiate
-from kd.components.signatures import shown, suggestion
+from kd.components.signatures import check_call, shown, suggestion
+from kd.composition.engines import wrapped
 from kd.composition.interfaces import made_by
 from kd.composition.places import check_folder, check_name
 from kd.composition.targets import kept
+from kd.generators.external_engine import ExternalEngine
+from kd.models.sharding import Sharding
 from kd.reports.wandb.account import logged_in
 from kd.sources.addresses import cache_root
 from kd.training.observers import try_observers
+from kd.training.sharding import NAME as SHARDED
 
 Node = Mapping[str, Any]
 OF_PROJECT, LONGEST_PROJECT, LONGEST_TAG = "/\\#?%:", 128, 64  # what W&B forbids in a project's name, and its limits
@@ -113,4 +117,45 @@ def check_wandb(settings: Node) -> None:
         raise ValueError(
             "logger.wandb.mode=online needs an account, and neither WANDB_API_KEY nor `wandb login` gives one; "
             "give one of them, or take logger.wandb.mode=offline"
+        )
+
+
+def check_sharding(config: Node) -> None:
+    """Raises ValueError for settings of `trainer.sharding`, and parts of the run, that sharded models cannot have."""
+    trainer = config["trainer"]
+    if trainer.get("strategy") != SHARDED:
+        return
+    settings = trainer.get("sharding") or {}
+    check_call("trainer.sharding", settings, Sharding)
+    _check_teacher(config["teacher"])
+    if settings.get("offload_teacher"):
+        _check_offload(trainer, config["teacher"])
+    for path, node in wrapped(config):
+        engine = node.get("generator")
+        if engine and issubclass(made_by(f"{path}.generator", engine), ExternalEngine):
+            raise ValueError(
+                f"{path}.generator writes the student's weights for another engine, and trainer.strategy={SHARDED} leaves "
+                "each rank a part of them; take generator=torch, or trainer=ddp"
+            )
+
+
+def _check_teacher(teacher: Node) -> None:
+    """Refuse members that read some records each: ranks would wait for one that reads nothing."""
+    if teacher.get("combine") == "routed":
+        raise ValueError(
+            f"teacher.combine=routed has each record read by one member, but trainer.strategy={SHARDED} shards every "
+            "member over all ranks, which have to read together; take combine=mean_probabilities, or trainer=ddp"
+        )
+
+
+def _check_offload(trainer: Node, teacher: Node) -> None:
+    if trainer.get("accelerator") == "cpu":
+        raise ValueError(
+            "trainer.sharding.offload_teacher=true moves the teacher's shards from the GPU to host memory, where "
+            "trainer.accelerator=cpu has them already; take false"
+        )
+    if teacher.get("_target_") is not None and made_by("teacher", teacher).follows_student:
+        raise ValueError(
+            "trainer.sharding.offload_teacher=true keeps the teacher in host memory, but this one is made of the "
+            "student, which is on the GPU; take false"
         )

@@ -39,9 +39,8 @@ from kd.training.callbacks import Saving, read_checkpoint
 from kd.training.finiteness import NotFinite
 from kd.training.module import Distillation
 from kd.training.optimization import Optimization
-from kd.training.sharding import sharding_of
 from kd.training.terms import Term
-from kd.training.trainer import audits, loggers, trainer_of
+from kd.training.trainer import audits, loggers, sharding_of, trainer_of
 from kd.types import Record, Skill
 
 

@@ -22,7 +22,7 @@ from kd.seeding import seeded
 from kd.teachers.cached import Cached
 from kd.teachers.listed import Listed
 from kd.teachers.truncated import Approximated
-from kd.training.sharding import sharding_of
+from kd.training.trainer import sharding_of
 
 
 def load_student(cfg: DictConfig) -> LanguageModel:

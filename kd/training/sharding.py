@@ -1,12 +1,12 @@
 """Training with sharded models: Lightning's strategy, and a training loop whose models are sharded while it fits."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
@@ -87,12 +87,16 @@ class Sharded(RunState):
     """
 
     student: LanguageModel
-    student_fields: frozenset[str]
     sharding: Sharding | None = None
 
     def __init__(self, log_every: int):
         super().__init__(log_every)
         self._kept: list[tuple[nn.Module, str, LanguageModel]] = []  # parent, name, and what a twin replaces there
+
+    @property
+    @abstractmethod
+    def student_fields(self) -> frozenset[str]:
+        """The student's outputs that any stream reads."""
 
     def configure_model(self) -> None:
         """Replace the models by sharded twins."""
@@ -194,11 +198,6 @@ class Sharded(RunState):
         for parameter in parameters if self.sharding is not None else ():
             if parameter.grad is not None and not is_sharded(parameter):
                 parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")  # type: ignore[assignment]
-
-
-def sharding_of(cfg: DictConfig) -> Sharding | None:
-    """The settings of a run whose models are sharded; None for another."""
-    return Sharding(**cfg.trainer.get("sharding", {})) if cfg.trainer.strategy == NAME else None
 
 
 def sharded_strategy(ranks: int) -> ShardedStrategy:

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from omegaconf import DictConfig, OmegaConf
 
 from kd.metrics.table import Metric
+from kd.models.sharding import Sharding
 from kd.program import is_rank_zero
 from kd.progress import is_animated, remark
 from kd.reports.wandb.account import logged_in
@@ -93,6 +94,11 @@ def trainer_of(
         use_distributed_sampler=False,  # windows are dealt to the ranks already
         enable_model_summary=False,
     )
+
+
+def sharding_of(cfg: DictConfig) -> Sharding | None:
+    """The settings of a run whose models are sharded; None for another."""
+    return Sharding(**cfg.trainer.get("sharding", {})) if cfg.trainer.strategy == SHARDED else None
 
 
 def _is_ddp(settings: Mapping[str, Any]) -> bool:
