@@ -134,8 +134,8 @@ def check_sharding(config: Node) -> None:
         engine = node.get("generator")
         if engine and issubclass(made_by(f"{path}.generator", engine), ExternalEngine):
             raise ValueError(
-                f"{path}.generator writes the student's weights for another engine, and trainer.strategy={SHARDED} leaves "
-                "each rank a part of them; take generator=torch, or trainer=ddp"
+                f"{path}.generator writes the student's weights for another engine, but trainer.strategy={SHARDED} "
+                "leaves each rank a part of them; take generator=torch, or trainer=ddp"
             )
 
 
