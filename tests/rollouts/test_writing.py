@@ -8,6 +8,7 @@ from kd.data.sequences import Encoder
 from kd.generators.account import Spent, metered
 from kd.generators.sampling import Sampled
 from kd.rollouts.on_policy import OnPolicy
+from kd.seeding import seeded
 from tests.tiny import records, tiny
 
 GIVEN = records(6)
@@ -125,7 +126,8 @@ def test_what_the_encoder_will_cut_off_is_counted_as_cut_off():
     """Written together, all are bounded by the room of the shortest prompt; a longer one has less."""
     encoder = Encoder(STUDENT.tokenizer, None, max_length=max(PROMPTS) + 1, max_tokens=400)
     writing = OnPolicy(samples=2, max_new_tokens=50, batch_size=12)
-    responses = writing.by_one(STUDENT, GIVEN, encoder)
+    with seeded(3, "cut"):  # in one draw of six none is so long
+        responses = writing.by_one(STUDENT, GIVEN, encoder)
     rooms = [max(PROMPTS) + 1 - prompt for prompt in PROMPTS]
     assert any(
         len(a.ids) > room and not a.truncated for group, room in zip(responses, rooms, strict=True) for a in group
