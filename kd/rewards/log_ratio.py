@@ -134,7 +134,8 @@ def whitened(
 
     device: where sums over ranks are made.
     """
-    rows = torch.cat([x[mask].double() for x, mask in zip(values, masks, strict=True)])
+    none = torch.zeros(0, dtype=torch.float64, device=device)  # of a rank without a micro-batch
+    rows = torch.cat([x[mask].double() for x, mask in zip(values, masks, strict=True)] or [none])
     count, total = sum_over_ranks(torch.stack([rows.new_tensor(len(rows)), rows.sum()]).to(device)).tolist()
     mean = total / max(count, 1.0)
     deviations = sum_over_ranks((rows - mean).square().sum().to(device)).item()

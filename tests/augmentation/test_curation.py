@@ -303,13 +303,13 @@ def test_the_turns_of_a_dialogue_are_read_again():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ultrachat", ("topics.topics=[ice,bread]", "topics.subtopics=1", "dialogues.turns=1", "dialogues.least=1")),
+        ("ultrachat", ("topics.topics=[ice,bread,cats]", "topics.subtopics=1", "dialogues.turns=1", "dialogues.least=1")),
         ("inpars", ("inpars.shortest=1", "inpars.share=0.5")),
     ],
 )
 def test_a_real_teacher(name, words):
     """Each text is SmolLM2-135M's; the skill's own records are gone."""
-    lengths = [f"{stage}.max_new_tokens=192" for stage in content("augmentation", name)["stages"]]
+    lengths = [f"{stage}.max_new_tokens=320" for stage in content("augmentation", name)["stages"]]
     given = [f"augmentation.stages.{word}" for word in (*words, *lengths)]
     own = [f"augmentation={name}", "teacher=smollm2_135m", "skill=gsm_symbolic", "skill.train=8", "trainer=cpu"]
     with composed([*own, *given]) as config:

@@ -19,7 +19,7 @@ from kd.generators.account import metered
 from kd.objectives.divergence import reverse_kl
 from kd.objectives.policy import policy_gradient
 from kd.rewards import Reward
-from kd.rewards.log_ratio import LogRatio
+from kd.rewards.log_ratio import LogRatio, whitened
 from kd.rollouts.buffer import TENSORS
 from kd.teachers.interface import Teacher
 from kd.types import Batch, ModelOutput, Models, Sequences
@@ -97,6 +97,10 @@ def test_whitened_by_hand():
     deviation = math.sqrt(14 / 9)
     expected_values = [(x - 13 / 3) / deviation for x in (3, 4, 6)]
     assert advantages([1.0, 2.0, 6.0], discount=1.0) == pytest.approx(expected_values, rel=1e-8)
+
+
+def test_a_rank_without_a_micro_batch_takes_part_in_the_whitening():
+    assert whitened([], [], torch.device("cpu")) == []
 
 
 def test_the_authors_code_by_hand():
