@@ -303,7 +303,7 @@ def test_the_turns_of_a_dialogue_are_read_again():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ultrachat", ("topics.topics=[ice,bread,cats]", "topics.subtopics=1", "dialogues.turns=1", "dialogues.least=1")),
+        ("ultrachat", ("topics.topics=[ice,cats,oil]", "topics.subtopics=1", "dialogues.turns=1", "dialogues.least=1")),
         ("inpars", ("inpars.shortest=1", "inpars.share=0.5")),
     ],
 )
