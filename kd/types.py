@@ -143,6 +143,19 @@ class Sequences:
     padding_side: Literal["right", "left"] = "right"
     pixels: tuple[Pixels, ...] = ()
 
+    @cached_property
+    def places(self) -> Int[Tensor, " n"]:
+        """The loss rows in the flat batch: `x.flatten(0, 1)[places]` is `x[mask]`.
+
+        Of a mask on a GPU they are found by a wait for it; `to` takes along those that were found before.
+        """
+        return self.mask.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def known_lengths(self) -> tuple[int, ...]:
+        """`lengths` as numbers, which `to` takes along too."""
+        return tuple(self.lengths.tolist())
+
     @property
     def real(self) -> Bool[Tensor, "B T"]:
         """True where a token is, False where padding is."""
@@ -160,11 +173,19 @@ class Sequences:
         return replace(self, **found)
 
     def to(self, device: torch.device) -> "Sequences":
-        """The sequences on `device`."""
-        waiting = device.type == "cpu"  # else what is read next could be read too early
+        """The sequences on `device`; places and lengths are found here, where nothing has to be waited for."""
         names = ("tokens", "labels", "mask", "lengths")
-        there = {name: getattr(self, name).to(device, non_blocking=not waiting) for name in names}
-        return replace(self, **there, pixels=_moved(self.pixels, device))
+        there: dict[str, Any] = {name: sent(getattr(self, name), device) for name in names}
+        made = replace(self, **there, pixels=_moved(self.pixels, device))
+        made.__dict__ |= {"places": sent(self.places, device), "known_lengths": self.known_lengths}
+        return made
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`. To a GPU it goes from page-locked memory, so that the host does not wait until it is there."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=device.type != "cpu")  # there, what is read next could be read too early
 
 
 def _moved(pixels: Iterable[Pixels], device: torch.device) -> tuple[Pixels, ...]:
@@ -173,7 +194,7 @@ def _moved(pixels: Iterable[Pixels], device: torch.device) -> tuple[Pixels, ...]
     rows = list(pixels)
     for row in rows:
         if id(row) not in there:
-            there[id(row)] = {name: tensor.to(device) for name, tensor in row.items()}
+            there[id(row)] = {name: sent(tensor, device) for name, tensor in row.items()}
     return tuple(there[id(row)] for row in rows)
 
 

@@ -31,7 +31,7 @@ from kd.composition.requirements import check_other_runs, provided, supply_check
 from kd.composition.sections import check_sections, check_trainer, prepared_roles
 from kd.composition.suggestions import flattened
 from kd.composition.targets import check_targets
-from kd.composition.terms import check_objective
+from kd.composition.terms import check_objective, check_scaled
 from kd.generators import Generator
 from kd.judges.judge import Judge
 from kd.judges.models import prompt_node, teacher_node
@@ -71,6 +71,7 @@ def check(
     check_numbers(config)
     check_trainer(config["trainer"], config["optim"]["window"])
     check_sharding(config)
+    check_scaled(config)
     if errors := misfits(config):
         raise ValueError(explained(cfg, errors, misfits, line, models))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -21,7 +22,7 @@ from kd.training.observers import MONITORED
 from kd.training.optimization import Optimization, Rate
 from kd.training.sharding import NAME as SHARDED
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again
 
 # Arguments of lightning.Trainer that this project sets by other keys, or itself (None).
@@ -300,7 +301,7 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
         raise ValueError(f"trainer.{key}={shown(trainer[key])}: {where}")
     given = {key: value for key, value in trainer.items() if key not in ("callbacks", "sharding")}  # checked apart
     check_call("trainer", given, lightning.Trainer, name="lightning.Trainer")
-    _check_precision(trainer.get("precision", PRECISIONS[0]))
+    _check_precision(trainer.get("precision", PRECISIONS[0]), trainer.get("accelerator", "auto"))
     strategies = ["auto", SHARDED, *(name for name in StrategyRegistry.available_strategies() if "fsdp" not in name)]
     if (strategy := trainer.get("strategy", "auto")) not in strategies:
         raise ValueError(
@@ -315,11 +316,12 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
     _check_launcher(strategy, devices)
 
 
-def _check_precision(precision: Any) -> None:
-    if precision == "16-mixed":
+def _check_precision(precision: Any, accelerator: str) -> None:
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if precision == "16-mixed" and on_cpu:
         raise ValueError(
-            "trainer.precision=16-mixed needs its loss scaled, which the manual optimization here does not do; "
-            "take trainer.precision=bf16-mixed"
+            "trainer.precision=16-mixed is for a GPU, and Lightning would compute in bfloat16 on this CPU; take "
+            "trainer.precision=bf16-mixed"
         )
     if precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={shown(precision)} is not one of {', '.join(PRECISIONS)}")

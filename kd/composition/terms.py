@@ -16,7 +16,7 @@ LARGEST = 1e6  # beyond it, gradients leave float32 sooner or later; the learnin
 
 Node = Mapping[str, Any]
 
-LOGGED = ("loss", "grad_norm", "lr", "tokens_per_second", "weights", "generation_share")  # beside terms
+LOGGED = ("loss", "grad_norm", "lr", "loss_scale", "tokens_per_second", "weights", "generation_share")  # beside terms
 KINDS = ("divergence", "clipped", "likelihood", "feature", "ranking", "policy", "preference", "transport")
 
 
@@ -129,3 +129,13 @@ def check_silence(weights: Mapping[str, Any]) -> None:
             fact = ", ".join(f"objective.{name}.weight={shown(weight)}" for name, weight in weights.items())
             when = f" at {moment:g} of the run" if any(isinstance(w, Mapping) for w in weights.values()) else ""
             raise ValueError(f"{fact}: nothing is left to learn from{when}; give one term a weight")
+
+
+def check_scaled(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a term with an optimizer of its own where the loss is scaled, by one scale for all."""
+    own = [name for name, term in config["objective"].items() if term.get("lr") is not None]
+    if own and config["trainer"].get("precision") == "16-mixed":
+        raise ValueError(
+            f"objective.{own[0]}.lr makes an optimizer of its own, which trainer.precision=16-mixed does not scale; "
+            "take trainer.precision=bf16-mixed, or leave lr out"
+        )

@@ -74,11 +74,19 @@ def over_chunks(
         return total
 
     learn = torch.is_grad_enabled()  # never true inside a Function
+    scale = _scale(weights) if product_dtype(student.hidden) == torch.float16 and student.n else None
     loss = _GradientInForward.apply(
-        (others, evaluate), chunk, learn, student.head, student.hidden, student.head.weight, student.head.bias
+        (others, evaluate), chunk, learn, scale, student.head, student.hidden, student.head.weight, student.head.bias
     )
     empty = student.hidden.new_zeros(0, dtype=torch.float32)
     return loss, {name: empty for name in terms} | values
+
+
+def _scale(weights: Mapping[str, Float[Tensor, " n"]]) -> Float[Tensor, ""]:
+    """The power of two by which the largest weight becomes 1 to 2: the gradients of rows that weigh a millionth each
+    would be 0 in float16. (A loss is scaled only when the backward pass begins, and these are made before.)"""
+    largest = torch.stack([w.detach().abs().max() for w in weights.values()]).max()
+    return torch.exp2(-largest.float().clamp(min=2.0**-100).log2().floor())
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype) -> int:
@@ -116,6 +124,7 @@ class _GradientInForward(torch.autograd.Function):
         terms: tuple[Callable, Callable],
         chunk: int,
         learn: bool,
+        scale: Tensor | None,
         head: Head,
         hidden: Tensor,
         weight: Tensor,
@@ -124,7 +133,7 @@ class _GradientInForward(torch.autograd.Function):
         dtype = product_dtype(hidden)
         h, w = hidden.to(dtype), weight.to(dtype)
         b = None if bias is None else bias.to(dtype)
-        needs = [learn and need for need in ctx.needs_input_grad[4:]]
+        needs = [learn and need for need in ctx.needs_input_grad[5:]]
         accumulate = torch.promote_types(weight.dtype, torch.float32)
         grads = [
             torch.empty_like(hidden) if needs[0] else None,
@@ -134,31 +143,38 @@ class _GradientInForward(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows in slices(len(hidden), chunk):
             z = times(h[rows], w, b)
-            total += _value_and_gradient(terms, z, head, rows, any(needs))
+            total += _value_and_gradient(terms, z, head, rows, any(needs), scale)
             if any(needs):
                 _accumulate(grads, rows, z, h, w)
         ctx.save_for_backward(
+            scale,
             *(
                 g if g is None or x is None else g.to(x.dtype)
                 for g, x in zip(grads, (hidden, weight, bias), strict=True)
-            )
+            ),
         )
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
-        (factor,) = grad_outputs
-        if factor.device.type == "cpu" and factor == 1:  # nearly always; the head's gradient is large
-            return (None, None, None, None, *ctx.saved_tensors)
-        gradients = (None if g is None else g * factor.to(g.dtype) for g in ctx.saved_tensors)
-        return (None, None, None, None, *gradients)
+        (factor,), (scale, *gradients) = grad_outputs, ctx.saved_tensors
+        if scale is None and factor.device.type == "cpu" and factor == 1:  # nearly always; the head's gradient is large
+            return (None, None, None, None, None, *gradients)
+        if scale is not None:
+            factor = factor / scale
+        return (None, None, None, None, None, *(None if g is None else (g * factor).to(g.dtype) for g in gradients))
 
 
 def _value_and_gradient(
-    terms: tuple[Callable, Callable], z: Tensor, head: Head, rows: slice, needs_gradient: bool
+    terms: tuple[Callable, Callable],
+    z: Tensor,
+    head: Head,
+    rows: slice,
+    needs_gradient: bool,
+    scale: Tensor | None,
 ) -> Tensor:
-    """The terms' weighted sum over one chunk; its gradient overwrites `z`, which is not needed any more."""
+    """The terms' weighted sum over one chunk; its gradient, times `scale`, overwrites `z`, which is not needed then."""
     others, evaluate = terms
     given = others(z, rows)
     total = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
@@ -170,7 +186,7 @@ def _value_and_gradient(
             value = evaluate(finish(logits, head), part, there)
         total += value.detach()
         if value.requires_grad:
-            z[piece] = torch.autograd.grad(value, logits)[0]
+            z[piece] = torch.autograd.grad(value, logits, scale)[0]
         elif needs_gradient:  # no term depends on the student's logits
             z[piece] = 0
     return total

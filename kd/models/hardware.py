@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from kd.models.packing import recompute
+
 Attention = Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 Bits = Literal["8bit", "4bit"]
 OPTIONS = ("attn_implementation", "gradient_checkpointing", "load_in")  # of a model's node; they change no architecture
@@ -54,7 +56,7 @@ def recomputing(network: PreTrainedModel) -> None:
             f"gradient_checkpointing=true: {type(network).__name__} does not recompute its layers; set it to false, "
             "and lower data.max_tokens"
         )
-    network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute(network)
 
 
 def _check(value: str, package: str, remedy: str) -> None:

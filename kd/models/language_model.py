@@ -16,7 +16,7 @@ from kd.kernels.chunks import CHUNK, slices
 from kd.kernels.logits import HeadLogits, label_logprobs
 from kd.models.attention import watched
 from kd.models.digests import network_digest
-from kd.models.packing import Packing, backbone, packable, packed_states
+from kd.models.packing import Packing, backbone, packable, packed_states, recomputes_packed
 from kd.models.sharding import gathered
 from kd.types import QKV, Batch, Head, ModelOutput, Pixels, Sequences, Shape
 
@@ -91,8 +91,9 @@ class LanguageModel(nn.Module):
         if "head" in wanted:
             output.head = self.head()
         if wanted & {"logits", "logprobs", "mean_logprobs"}:
-            last, mask = out.last_hidden_state, sequences.mask
-            rows = HeadLogits(last[mask] if packing is None else packing.select(last, mask), self.head())
+            last, places = out.last_hidden_state, sequences.places
+            chosen = last.flatten(0, 1).index_select(0, places) if packing is None else packing.select(last, places)
+            rows = HeadLogits(chosen, self.head())
             output.logits = rows if "logits" in wanted else None
             output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
             output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
@@ -105,7 +106,7 @@ class LanguageModel(nn.Module):
         """
         packing = Packing.of(sequences, branches)
         last = packed_states(self.network, packing, sequences).last_hidden_state
-        return HeadLogits(packing.select(last, sequences.mask), self.head())
+        return HeadLogits(packing.select(last, sequences.places), self.head())
 
     def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
         """The wanted fields at a batch's teacher sequences (`kd.teachers.interface.Teacher.output`)."""
@@ -149,7 +150,7 @@ class LanguageModel(nn.Module):
 
     def _reads_packed(self, wanted: frozenset[str]) -> bool:
         recomputed = torch.is_grad_enabled() and self.network.is_activation_checkpointing
-        return not wanted & WHOLE_ROWS and not recomputed and self.packs
+        return not wanted & WHOLE_ROWS and self.packs and (not recomputed or recomputes_packed(self.network))
 
     def _read(
         self, sequences: Sequences, packing: Packing | None, wanted: frozenset[str], images: dict[str, Tensor]
@@ -242,7 +243,7 @@ def effective_weight(layer: Any) -> Tensor:
 
 def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:
     """Log-probabilities of the labels, 0 elsewhere; each chunk's logits are recomputed in the backward pass."""
-    labels = sequences.labels[sequences.mask]
+    labels = sequences.labels.flatten().index_select(0, sequences.places)
 
     def of(piece: slice) -> Tensor:
         return label_logprobs(rows.rows(piece), labels[piece])

@@ -2,15 +2,20 @@
 
 Norms, projections and feed-forward blocks work on each token alone, so for them the real tokens of all sequences stand
 one after another. Attention alone depends on where a sequence begins and ends: it is computed over groups of similar
-lengths, padded, of which the real positions are kept.
+lengths, padded, of which the real positions are kept; or, in half precision on a GPU, by torch's attention over
+sequences of different lengths, which needs no padding at all.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -18,10 +23,11 @@ from kd.data.sequences import micro_batches
 from kd.eval_mode import eval_mode
 from kd.kernels.products import faster_linear
 from kd.models.attention import switched
-from kd.types import Sequences
+from kd.types import Sequences, sent
 
 NAME = "packed"  # among the library's implementations of attention; without a mask function, the library makes no mask
 PADDING = 0.3  # largest share in a group: attention loses less time by it than by another call
+HALF, HALF_ON = (torch.bfloat16, torch.float16), "cuda"  # of torch's attention over different lengths
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of hidden states, relative in norm; else 0.03
 KNOWN = {"position_ids", "use_cache", "output_hidden_states", "sliding_window", "is_causal"}  # no others are supported
 
@@ -34,6 +40,7 @@ class Packing:
     places: Int[Tensor, " N"]  # of the packed tokens in the batch, flat
     positions: Int[Tensor, "1 N"]  # of each token in its sequence
     groups: tuple["Group", ...]
+    ends: Int[Tensor, " c1"] | None = None  # of the sequences in the packed row, from 0 on; None: some branch
 
     @classmethod
     def of(cls, sequences: Sequences, branches: Int[Tensor, "B T"] | None = None) -> "Packing":
@@ -42,7 +49,7 @@ class Packing:
         branches: of each token, 0 in the beginning of a sequence and k > 0 in the k-th of its continuations, which do
             not attend to one another; each is at the positions after the beginning. Padding, on the right, is -1.
         """
-        known, device = sequences.lengths.tolist(), sequences.tokens.device
+        known, device = sequences.known_lengths, sequences.tokens.device
         order = sorted(range(len(known)), key=lambda row: (-known[row], row))
         lengths = torch.tensor([known[row] for row in order], dtype=torch.long)
         divided = micro_batches(lengths.tolist(), max_tokens=2**62, max_padding=PADDING)
@@ -57,20 +64,27 @@ class Packing:
             branches = branches.cpu()
             positions = _positions(branches).flatten()[places]
             groups = [
-                replace(one, mask=_branch_mask(branches[[order[i] for i in group], : one.longest]).to(device))
+                replace(one, mask=sent(_branch_mask(branches[[order[i] for i in group], : one.longest]), device))
                 for one, group in zip(groups, divided, strict=True)
             ]
-        return cls((len(known), width), places.to(device), positions[None].to(device), tuple(groups))
+        begun = nn.functional.pad(ends, (1, 0)).to(torch.int32) if branches is None else None
+        return cls(
+            (len(known), width),
+            sent(places, device),
+            sent(positions[None], device),
+            tuple(groups),
+            None if begun is None else sent(begun, device),
+        )
 
     def pack(self, x: Tensor) -> Tensor:
         """`[B T ...]` -> `[1 N ...]`"""
         return x.flatten(0, 1).index_select(0, self.places)[None]
 
-    def select(self, x: Float[Tensor, "1 N D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "n D"]:
-        """The tokens where `mask` is True, which must be real ones, in the batch's order."""
-        packed = torch.empty_like(mask, dtype=torch.long).flatten()
-        packed[self.places] = torch.arange(len(self.places), device=mask.device)
-        return x[0].index_select(0, packed[mask.flatten()])
+    def select(self, x: Float[Tensor, "1 N D"], places: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """The tokens at these places of the flat batch, which must be those of real tokens."""
+        packed = self.places.new_empty(self.shape[0] * self.shape[1])
+        packed[self.places] = torch.arange(len(self.places), device=places.device)
+        return x[0].index_select(0, packed[places])
 
     def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
         """The inverse of `pack`; 0 where padding is."""
@@ -93,7 +107,7 @@ class Group:
         """The group of sequences with these lengths, longest first."""
         count, longest, tokens = len(lengths), int(lengths[0]), int(lengths.sum())
         real = torch.arange(longest) < lengths[:, None]
-        slots = None if tokens == count * longest else real.flatten().nonzero()[:, 0].to(device)
+        slots = None if tokens == count * longest else sent(real.flatten().nonzero()[:, 0], device)
         return cls(tokens, count, longest, slots)
 
     def padded(self, x: Float[Tensor, "n h d"]) -> Float[Tensor, "c h t d"]:
@@ -154,6 +168,36 @@ def packed_states(network: PreTrainedModel, packing: Packing, sequences: Sequenc
         return backbone(network)(**ids, use_cache=False, packing=packing, **wanted)
 
 
+def recompute(network: PreTrainedModel) -> None:
+    """Has the network recompute its layers in the backward pass, of packed sequences too: by the attention of the
+    forward pass, although `packed_states` has put the network's own back by then."""
+    kwargs = {"use_reentrant": False, "context_fn": partial(_recompute_contexts, network)}
+    network.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+
+
+def recomputes_packed(network: PreTrainedModel) -> bool:
+    """True if it was `recompute` alone that has the network recompute its layers."""
+    functions = [module._gradient_checkpointing_func for module in network.modules() if _recomputes(module)]
+    contexts = [getattr(function, "keywords", {}).get("context_fn") for function in functions]
+    return all(isinstance(one, partial) and one.func is _recompute_contexts for one in contexts)
+
+
+def _recomputes(module: nn.Module) -> bool:
+    return "_gradient_checkpointing_func" in vars(module)
+
+
+def _recompute_contexts(network: PreTrainedModel) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The contexts of a layer's forward pass, and of its recomputation."""
+    packed = network.config._attn_implementation == NAME
+    return nullcontext(), _again(network) if packed else nullcontext()
+
+
+@contextmanager
+def _again(network: PreTrainedModel) -> Iterator[None]:
+    with switched(network, NAME), faster_linear(network.device):
+        yield
+
+
 def backbone(network: PreTrainedModel) -> nn.Module:
     """The network without its head."""
     return getattr(network, network.base_model_prefix)
@@ -176,13 +220,65 @@ def _attention(
     if supported is not None:
         strange = mask is not None or any(others[name] is not None for name in others.keys() - KNOWN)
         supported.append(not strange and getattr(module, "is_causal", True))
+    if packing.ends is not None and not dropout and reads_lengths(value):
+        return _by_lengths(query, key, value, packing, scaling), None
+    return _by_groups(query, key, value, packing, scaling, dropout), None
+
+
+def _by_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Float[Tensor, "1 g N e"],
+    packing: Packing,
+    scale: float | None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "1 N h e"]:
+    """Attention over each group of sequences, padded."""
     sizes = [group.tokens for group in packing.groups]
     pieces = zip(*(states[0].transpose(0, 1).split(sizes) for states in (query, key, value)), strict=True)
     outputs = [
-        group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scaling, group.mask))
+        group.real(_causal(group.padded(q), group.padded(k), group.padded(v), dropout, scale, group.mask))
         for group, (q, k, v) in zip(packing.groups, pieces, strict=True)
     ]
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs)[None]
+
+
+def reads_lengths(value: Tensor) -> bool:
+    """True if torch's attention over sequences of different lengths computes such states: half precision on a GPU."""
+    there = value.device.type == HALF_ON and value.dtype in HALF
+    return there and _is_exact(value.device, value.dtype, value.shape[-1])
+
+
+def _by_lengths(
+    query: Tensor, key: Tensor, value: Float[Tensor, "1 g N e"], packing: Packing, scale: float | None
+) -> Float[Tensor, "1 N h e"]:
+    """Attention over the whole row by torch's kernel for sequences of different lengths."""
+    q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    ends: Any = packing.ends
+    longest, shared = packing.groups[0].longest, q.shape[1] != k.shape[1]
+    sizes = (ends, ends, longest, longest)
+    output: Any = varlen_attn(q, k, v, *sizes, scale=scale, window_size=(-1, 0), enable_gqa=shared)
+    return output[None]
+
+
+@lru_cache
+@torch.inference_mode(mode=False)
+def _is_exact(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """True if it gives output and gradient of the padded attention, tried on two sequences; False where it fails."""
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, heads, 7, width, generator=draw).to(device, dtype) for heads in (4, 2, 2)]
+    tokens = torch.zeros(2, 4, dtype=torch.long, device=device)
+    packing = Packing.of(Sequences(tokens, tokens, tokens >= 0, torch.tensor([4, 3])))
+    found, ways = list[Tensor](), list[Any]([_by_lengths, _by_groups])
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            for attend in ways:
+                leaves = [x.clone().requires_grad_() for x in states]
+                output = attend(*leaves, packing, None)
+                found.append(torch.cat([x.flatten() for x in (output, *torch.autograd.grad(output.sum(), leaves))]))
+        except (RuntimeError, ValueError, NotImplementedError):  # an older GPU, or heads that are too wide
+            return False
+    return bool((found[0] - found[1]).norm() <= TOLERANCE.get(dtype, 0.03) * found[1].norm())
 
 
 def _causal(

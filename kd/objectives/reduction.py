@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kd.signals import PAIR, POSITION, RESPONSE, ROW
@@ -64,7 +64,12 @@ def count(batches: Iterable[Batch]) -> Float[Tensor, "5"]:
 
 
 def row_weights(
-    mask: Bool[Tensor, "B T"], counts: Counts, reduction: Reduction, *, chosen: Bool[Tensor, "B T"] | None = None
+    mask: Bool[Tensor, "B T"],
+    counts: Counts,
+    reduction: Reduction,
+    *,
+    chosen: Bool[Tensor, "B T"] | None = None,
+    places: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " n"]:
     """The weight of each loss row (the True positions of `mask`, in order), so that sum(weights * values) is
 
@@ -74,16 +79,19 @@ def row_weights(
 
     chosen: those of these positions that count, by `counts`; the others weigh 0, so a value must be finite there too.
         None: all.
+    places: the loss rows in the flat batch (`kd.types.Sequences.places`); None: they are found here, for which a host
+        waits for its GPU.
     """
-    if chosen is not None and chosen is not mask:
-        weights = row_weights(chosen, counts, reduction)
-        return weights.new_zeros(int(mask.sum())).masked_scatter(chosen[mask], weights)
-    lengths = mask.sum(-1, keepdim=True).expand_as(mask)[mask].to(torch.float32)
+    chosen = mask if chosen is None else chosen
+    places = mask.flatten().nonzero()[:, 0] if places is None else places
+    lengths = chosen.sum(-1, keepdim=True).to(torch.float32)
     if reduction == "token":
-        return torch.full_like(lengths, 1.0 / max(counts.tokens, 1.0))
-    if reduction == "sequence":
-        return 1.0 / (lengths * max(counts.responses, 1.0))
-    return torch.ones_like(lengths)
+        weights = torch.full_like(lengths, 1.0 / max(counts.tokens, 1.0))
+    elif reduction == "sequence":
+        weights = 1.0 / (lengths * max(counts.responses, 1.0))
+    else:
+        weights = torch.ones_like(lengths)
+    return torch.where(chosen, weights, 0.0).flatten().index_select(0, places)
 
 
 def reduce(
@@ -93,21 +101,20 @@ def reduce(
     *,
     domain: str,
     reduction: Reduction = "token",
+    places: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
     """This micro-batch's share of the step's average of `values`.
 
     `domain` is what the values run over (`kd.signals.domain`): "*n" rows, "B T" positions, "B" responses or "P" pairs.
     Positions without loss, and responses or groups that have nothing else, are dropped, not multiplied by zero, so NaN
-    or inf there do not matter. Sums are made in at least float32.
+    or inf there do not matter. Sums are made in at least float32. `places` as for `row_weights`.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    if domain == POSITION:
-        values = values[mask]
     if domain in (ROW, POSITION):
-        return (values * row_weights(mask, counts, reduction)).sum()
-    if domain == RESPONSE:
-        values = values[mask.any(-1)]
-    if domain == PAIR:
-        values = values[mask.any(-1).view(len(values), -1).any(-1)]
+        places = mask.flatten().nonzero()[:, 0] if places is None else places
+        at_rows = values if domain == ROW else values.flatten().index_select(0, places)
+        return (at_rows * row_weights(mask, counts, reduction, places=places)).sum()
+    answered = mask.any(-1)
+    values = torch.where(answered if domain == RESPONSE else answered.view(len(values), -1).any(-1), values, 0.0)
     denominator = {RESPONSE: counts.responses, PAIR: counts.groups}[domain]
     return values.sum() if reduction == "sum" else values.sum() / max(denominator, 1.0)

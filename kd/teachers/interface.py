@@ -113,7 +113,7 @@ class Teacher(Protocol):
         device: on which it reads; None: that of the batch.
         """
         if is_metered():
-            charge(Spent(teacher_tokens=self.readings * int(batch.teacher.lengths.sum())))
+            charge(Spent(teacher_tokens=self.readings * sum(batch.teacher.known_lengths)))
         return self.output(batch if device is None else replace(batch, teacher=batch.teacher.to(device)), wanted)
 
     def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:

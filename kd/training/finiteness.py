@@ -35,18 +35,21 @@ class Finiteness:
         self._values = torch.zeros(len(self.names), dtype=torch.float64)  # in that step, in the order of `names`
 
     @torch.no_grad()
-    def note(self, step: int, values: Mapping[str, Tensor], weights: Iterable[nn.Parameter]) -> None:
+    def note(
+        self, step: int, values: Mapping[str, Tensor], weights: Iterable[nn.Parameter], *, skips: bool = False
+    ) -> None:
         """Record step number `step`: the scalars of `values` by name, and the norm of `weights` after the step.
 
-        A name that `values` lacks was not computed in this step and counts as finite.
+        A name that `values` lacks was not computed in this step and counts as finite; so does any gradient norm where
+        the optimizer `skips` a step with one that is not.
         """
         norm = total_norm(weight.detach() for weight in weights).double()
-        zero = norm.new_zeros(())
+        zero, values = norm.new_zeros(()), {n: x for n, x in values.items() if not (skips and n == GRADIENT)}
         now = torch.stack([*(values.get(name, zero).to(norm) for name in self.names[:-1]), norm])
         first = norm.new_full((), NEVER, dtype=torch.int64) if self._step is None else self._step
         new = (first == NEVER) & ~now.isfinite().all()
         self._step = torch.where(new, step, first)
-        self._values = torch.where(new, now, self._values.to(now))
+        self._values = torch.where(new, now, self._values.to(now, non_blocking=now.device.type != "cpu"))
 
     def first(self, minimum: OverRanks, total: OverRanks) -> tuple[int, str, float] | None:
         """The first step of any rank whose values were not all finite, the name of the value, and the value itself.

@@ -29,7 +29,7 @@ from kd.training import validation_metrics as validation
 from kd.training.budget import Budget, Limits, forget_peak_memory, rolled_out
 from kd.training.finiteness import Finiteness, check_validation, stop_if_not_finite
 from kd.training.metric_logging import listed, reports_of, term_of
-from kd.training.observation import dense_rows, mask_of, moved, rows, signals_of, whole
+from kd.training.observation import dense_rows, moved, rows, sequences_of, signals_of, whole
 from kd.training.optimization import Optimization
 from kd.training.sharding import Sharded
 from kd.training.terms import Term, backward_passes, by_stream
@@ -177,7 +177,7 @@ class Distillation(Sharded):
         judging = new.judge_flops + self._learning_to_judge(batches)
         own, read = (new.generated_tokens, flops + new.decoding_flops), teacher + new.teacher_tokens
         costs = torch.tensor([real, padded, responses, silent, read, *own, judging, new.money], dtype=torch.float64)
-        totals = self.sum_over_ranks(torch.cat([*local, costs])).tolist()
+        totals = self.sum_over_hosts(torch.cat([*local, costs])).tolist()
         each = len(fields(Counts))
         spent, size = self.budget, each * len(local)
         spent.rows += int(sum(totals[:size:each]))
@@ -206,20 +206,20 @@ class Distillation(Sharded):
 
     def loss(self, batch: Batch, signals: Mapping[str, Any], counts: Counts, stream: str = "main") -> Tensor:
         """This micro-batch's share of the step's loss. Row-wise terms share one chunked pass through the head."""
-        mask, aligned_mask = batch.student.mask, signals.get("teacher_aligned_mask")
+        aligned_mask, mask, places = signals.get("teacher_aligned_mask"), batch.student.mask, batch.student.places
         terms = self.active[stream].terms
         row_terms = {name: term for name, term in terms.items() if term.row_wise}
         total = torch.zeros((), device=self.device)
         if row_terms:
             even = {
-                whose: row_weights(mask, counts.among(whose), self.reduction, chosen=term.chosen(batch))
+                whose: row_weights(mask, counts.among(whose), self.reduction, chosen=term.chosen(batch), places=places)
                 for whose, term in {term.responses: term for term in row_terms.values()}.items()
             }
             weights = {n: term.row_weights(even[term.responses], aligned_mask, batch) for n, term in row_terms.items()}
             total, values = over_chunks(
                 {name: term.loss for name, term in row_terms.items()},
                 signals["student_logits"],
-                {name: rows(signals[name], mask) for name in {"labels"}.union(*(t.wanted for t in row_terms.values()))},
+                {n: rows(signals[n], batch.student) for n in {"labels"}.union(*(t.wanted for t in row_terms.values()))},
                 {name: self.weights[name] * weights[name] for name in row_terms},
                 {name: term.wanted for name, term in row_terms.items()},
             )
@@ -238,7 +238,7 @@ class Distillation(Sharded):
         """The means of a term that is no sum over rows and of its metrics, by the names under which they are logged."""
         term = self.objective[name]
         given = dense_rows if term.domain == ROW else whole
-        values, metrics = separated(term.loss(**{n: given(signals[n], mask_of(n, batch)) for n in term.wanted}))
+        values, metrics = separated(term.loss(**{n: given(signals[n], sequences_of(n, batch)) for n in term.wanted}))
         named = {name: values, **{f"{name}/{metric}": x for metric, x in metrics.items()}}
         return {key: self._mean(term, batch, counts, x) for key, x in named.items()}
 
@@ -246,21 +246,21 @@ class Distillation(Sharded):
         """This micro-batch's share of the mean over the rows or responses that the term learns on."""
         mask, chosen = batch.student.mask, term.chosen(batch)
         if (importance := term.importance(batch)) is not None and term.domain in (ROW, POSITION):
-            value = value * rows(importance, mask) if term.domain == ROW else value * importance
-        if term.domain == ROW and chosen is not mask:
+            value = value * rows(importance, batch.student) if term.domain == ROW else value * importance
+        if chosen is not mask and term.domain == ROW:
             value = value[chosen[mask]]
-        return reduce(value, chosen, counts.among(term.responses), domain=term.domain, reduction=self.reduction)
+        among, places = counts.among(term.responses), batch.student.places if chosen is mask else None
+        return reduce(value, chosen, among, domain=term.domain, reduction=self.reduction, places=places)
 
     def step(self) -> None:
-        """Clip the gradients, step the optimizers and schedules."""
+        """Clip the gradients (not scaled any more), step the optimizers and schedules."""
         self.means.pop("grad_norm", None)
         trained, rates = list[nn.Parameter](), list[float]()
         for optimizer, scheduler in zip(listed(self.optimizers()), listed(self.lr_schedulers()), strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            trained += parameters
-            bound = self.optimization.clip or float("inf")
+            trained += (parameters := [p for group in optimizer.param_groups for p in group["params"]])
             self.average_gradients(parameters)
-            norm = clip_gradients(parameters, bound)
+            self.unscale(optimizer)
+            norm = clip_gradients(parameters, self.optimization.clip or float("inf"))
             self.means.setdefault("grad_norm", norm.detach())  # the student's, which comes first; of this step
             rates.append(optimizer.param_groups[0]["lr"])  # before the schedule moves on to the next step's
             optimizer.step()
@@ -268,7 +268,7 @@ class Distillation(Sharded):
             scheduler.step()
         self.learning_rate = rates[0]  # the student's
         self.step_count += 1
-        self.finiteness.note(self.step_count, self.means, trained)
+        self.finiteness.note(self.step_count, self.means, trained, skips=self.scaler is not None)
         for name in (name for name in self.this_step if self.weights[name]):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
@@ -287,7 +287,7 @@ class Distillation(Sharded):
         self.record(reports)
         self.unlogged += 1
         world = self.trainer.world_size  # all ranks stop at the same step
-        self.budget.seconds += float(self.sum_over_ranks(torch.tensor(seconds, dtype=torch.float64))) / world
+        self.budget.seconds += float(self.sum_over_hosts(torch.tensor(seconds, dtype=torch.float64))) / world
         if self.step_count % self.log_every == 0 or self.finished:
             stop_if_not_finite(self)
             self.flush()

@@ -9,12 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from kd.kernels.logits import Logits
 from kd.signals import FROM_REWARD, FROM_ROLLOUT
-from kd.types import Batch, ModelOutput, Progress
+from kd.types import Batch, ModelOutput, Progress, Sequences, sent
 
 
 def signals_of(batch: Batch, outputs: Mapping[str, ModelOutput], progress: Progress) -> dict[str, Any]:
@@ -34,39 +33,38 @@ def signals_of(batch: Batch, outputs: Mapping[str, ModelOutput], progress: Progr
     return own | {f"{role}_{name}": value for role, out in outputs.items() for name, value in vars(out).items()}
 
 
-def rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
+def rows(signal: Any, sequences: Sequences) -> Any:
     """`[B T]` tensors at the loss rows, `[B]` tensors as the value of each row's sequence; anything else as it is."""
     if not isinstance(signal, Tensor):
         return signal
-    if signal.shape == mask.shape[:1]:
-        return signal[:, None].expand_as(mask)[mask]
-    return signal[mask] if signal.shape[:2] == mask.shape else signal
+    shape, places = sequences.mask.shape, sequences.places
+    if signal.shape == shape[:1]:
+        return signal.index_select(0, places // shape[1])
+    return signal.flatten(0, 1).index_select(0, places) if signal.shape[:2] == shape else signal
 
 
-def dense_rows(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
+def dense_rows(signal: Any, sequences: Sequences) -> Any:
     """The same with lazy logits as `[n V]`, for terms over rows that cannot be chunked."""
-    return signal.rows(slice(0, signal.n)) if isinstance(signal, Logits) else rows(signal, mask)
+    return signal.rows(slice(0, signal.n)) if isinstance(signal, Logits) else rows(signal, sequences)
 
 
-def whole(signal: Any, mask: Bool[Tensor, "B T"]) -> Any:
+def whole(signal: Any, sequences: Sequences) -> Any:
     """Lazy logits as `[B T V]`, for terms that are no sum over rows; zero where there is no loss."""
     if not isinstance(signal, Logits):
         return signal
-    made = signal.rows(slice(0, signal.n))
-    filled = made.new_zeros(*mask.shape, signal.size)
-    filled[mask] = made
-    return filled
+    made, mask = signal.rows(slice(0, signal.n)), sequences.mask
+    return made.new_zeros(mask.numel(), signal.size).index_copy(0, sequences.places, made).view(*mask.shape, -1)
 
 
-def mask_of(signal: str, batch: Batch) -> Bool[Tensor, "B T"]:
-    """The loss rows in the tokens that a signal is written in: the teacher's own, or the student's."""
+def sequences_of(signal: str, batch: Batch) -> Sequences:
+    """The sequences in whose tokens a signal is written: the teacher's own, or the student's."""
     own = signal.startswith("native_teacher_") or signal in ("teacher_tokens", "teacher_labels", "teacher_mask")
-    return (batch.teacher if own else batch.student).mask
+    return batch.teacher if own else batch.student
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; one object for both models stays one."""
     student = batch.student.to(device)
     teacher = student if batch.teacher is batch.student else batch.teacher.to(device)
-    tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    tensors: dict[str, Any] = {name: sent(x, device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
     return replace(batch, student=student, teacher=teacher, **tensors)

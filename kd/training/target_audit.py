@@ -108,7 +108,7 @@ def _signals(module: Distillation, batch: Batch) -> dict[str, Any]:
     signals = signals_of(batch, outputs, module.progress)
     if batch.behaviour_logprobs is None:
         signals["behaviour_logprobs"] = outputs["student"].logprobs
-    return {name: rows(signal, batch.student.mask) for name, signal in signals.items()}
+    return {name: rows(signal, batch.student) for name, signal in signals.items()}
 
 
 def _of(term: Term, student: HeadLogits, teacher: Any, others: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd.schedules import Schedule
 from kd.signals import FROM_ALIGNMENT, domain, is_row_wise, of_role, requires
+from kd.training.observation import rows
 from kd.training.optimization import Rate
 from kd.types import WRITERS, Batch, Progress
 
@@ -82,7 +83,7 @@ class Term:
         if aligned_mask is not None and self.on_teacher:
             weights = weights * aligned_mask
         own = self.importance(batch)
-        return weights if own is None else weights * own[batch.student.mask]
+        return weights if own is None else weights * rows(own, batch.student)
 
     def importance(self, batch: Batch) -> Tensor | None:
         """The importance weights `[B T]`, or None where its values count as they are."""

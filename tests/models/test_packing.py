@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kd.data.sequences import Encoded, collate
 from kd.models import packing
 from kd.models.language_model import LanguageModel
-from kd.models.packing import Packing, packable
+from kd.models.packing import Packing, packable, recompute
 from kd.types import Sequences
 from tests.tiny import FAMILIES, tiny
 
@@ -88,7 +88,7 @@ def test_what_packing_takes_apart_it_puts_together():
     packed = places.pack(x)
     assert packed.shape == (1, int(sequences.lengths.sum()), 3)
     torch.testing.assert_close(places.unpack(packed), x * sequences.real[..., None])
-    torch.testing.assert_close(places.select(packed, sequences.mask), x[sequences.mask])
+    torch.testing.assert_close(places.select(packed, sequences.places), x[sequences.mask])
 
 
 @pytest.mark.parametrize(
@@ -230,3 +230,32 @@ def test_weights_that_no_longer_bear_packing_are_found_out(way, caplog):
         "LlamaForCausalLM no longer reads packed sequences as it reads each alone, now that its weights have changed; "
         "sequences are padded from here on"
     ]
+
+
+def test_recomputed_layers_read_packed_rows_with_the_same_gradients_and_less_memory(monkeypatch):
+    """The layers are recomputed after the network's own attention has been put back, and yet by ours."""
+    read, own = list[None](), packing._by_groups
+    monkeypatch.setattr(packing, "_by_groups", lambda *given: read.append(None) or own(*given))
+
+    def learnt(recomputes: bool) -> tuple[list[Tensor], int, int]:
+        model, kept = tiny(num_hidden_layers=4), [0]
+        assert model.packs
+        if recomputes:
+            recompute(model.network)
+        model.train()
+        read.clear()
+
+        def save(x: Tensor) -> Tensor:
+            kept[0] += x.numel() * x.element_size()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
+            value = model(some(), frozenset({"logprobs"})).logprobs.square().sum()
+        return gradients(model, value), kept[0], len(read)
+
+    plain, whole, once = learnt(False)
+    recomputed, part, twice = learnt(True)
+    assert (once, twice) == (4, 8)
+    assert part < whole / 3
+    for mine, theirs in zip(recomputed, plain, strict=True):
+        assert float((mine - theirs).norm()) <= 1e-12 * float(theirs.norm())
