@@ -35,14 +35,14 @@ class Logged(lightning.LightningModule):
         self.this_step = dict[str, Tensor]()  # of terms whose `after_step` takes their mean
 
     @property
-    def scaler(self) -> torch.amp.GradScaler | None:
+    def grad_scaler(self) -> torch.amp.GradScaler | None:
         """The scale of the loss in float16; None in any other precision."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def unscale(self, optimizer: Any) -> None:
         """Divide the gradients of one of Lightning's optimizers by that scale, before they are clipped."""
-        if self.scaler is not None:
-            self.scaler.unscale_(optimizer.optimizer)
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(optimizer.optimizer)
 
     def sum_over_hosts(self, values: Tensor) -> Tensor:
         """Sum of a small tensor in the host's memory: no rank waits for its GPU."""
@@ -91,7 +91,7 @@ class Logged(lightning.LightningModule):
             metrics |= {name: total / times} if times else {}
         metrics["tokens_per_second"] = self.budget.tokens / max(self.budget.seconds, 1e-9)
         beside = {name: metrics.pop(name) for name in list(metrics) if term_of(name) != name}
-        beside |= {} if self.scaler is None else {"loss_scale": self.scaler.get_scale()}
+        beside |= {} if self.grad_scaler is None else {"loss_scale": self.grad_scaler.get_scale()}
         self.log_all("train", metrics)
         self.log_all("train", {"grad_norm": norm, "lr": self.learning_rate, **beside}, bar=False)
 

@@ -268,7 +268,7 @@ class Distillation(Sharded):
             scheduler.step()
         self.learning_rate = rates[0]  # the student's
         self.step_count += 1
-        self.finiteness.note(self.step_count, self.means, trained, skips=self.scaler is not None)
+        self.finiteness.note(self.step_count, self.means, trained, skips=self.grad_scaler is not None)
         for name in (name for name in self.this_step if self.weights[name]):
             mean = self.sum_over_ranks(self.this_step[name].double())
             self.objective[name].loss.after_step(float(mean), self.progress)
