@@ -1,7 +1,6 @@
 """A fresh process per job: nothing leaks from job to job, and DDP ranks join their own job only."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,19 +11,25 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.core.utils import JobReturn, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins.kd_launcher.fork_server import Forked, ForkServer
+from hydra_plugins.kd_launcher.job_process import (
+    command_of,
+    concluded,
+    environment_of,
+    how_it_ended,
+    returned,
+    skipped,
+    sweep_folder,
+)
+
 if TYPE_CHECKING:
     from kd.sweeps.jobs import Job
 
-RANK_VARIABLES = (
-    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "GLOBAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
-)
-OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|sweeper|launcher)\b")  # not passed to the child
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -33,10 +38,17 @@ class ProcessLauncher(Launcher):
 
     A signal is forwarded to the running job, whose end is awaited so that it can save a checkpoint; a second
     one kills it.
+
+    Args:
+        preload: modules that a process imports once, to be forked for each job from the second one on
+            (`hydra_plugins.kd_launcher.fork_server`); none: each job starts an interpreter and imports them itself.
     """
 
-    def __init__(self) -> None:
-        self.child: subprocess.Popen[bytes] | None = None
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self.preload = list(preload)
+        self.server: ForkServer | None = None
+        self.started = 0  # jobs
+        self.child: subprocess.Popen[bytes] | Forked | None = None
         self.signals: list[int] = []
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -63,44 +75,19 @@ class ProcessLauncher(Launcher):
         return returns
 
     def _job(self, num: int, overrides: list[str]) -> JobReturn:
-        from kd.sweeps.jobs import announce, read_jobs  # lazy: importing a plugin must be fast
+        from kd.sweeps.jobs import announce  # lazy: importing a plugin must be fast
 
-        sweep = Path(self.config.hydra.sweep.dir).absolute()
-        job = read_jobs(sweep).get(num)
-        if job is None or job.status != "skipped":
+        sweep = sweep_folder(self.config)
+        job = skipped(sweep, num)
+        if job is None:
             announce(sweep, num, overrides)
             job = self._run(sweep, num, overrides)
-        result = JobReturn(overrides=overrides, task_name=self.config.hydra.job.name)
-        result.status, result.return_value = JobStatus.COMPLETED, job.objective
-        return result
+        return returned(job, overrides, self.config)
 
     def _run(self, sweep: Path, num: int, overrides: list[str]) -> "Job":
-        from kd.sweeps.jobs import NUM, SWEEP, Job, read_jobs
-
         started = time.time()
-        environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-        environment |= {SWEEP: str(sweep), NUM: str(num)}
-        code = self._wait_for(self._command(overrides), environment)
-        job = read_jobs(sweep).get(num)
-        if job is None or job.status == "waiting":  # it ended before it recorded its start
-            job = Job(overrides, sweep, num, started=started)
-        if self.signals and job.status in ("running", "failed"):
-            job.end("interrupted")
-        elif job.status == "running":
-            job.end("failed", _how_it_ended(code))
-        return job
-
-    def _command(self, overrides: list[str]) -> list[str]:
-        """This program's command line with one job's overrides. The child finds its configs where the parent did."""
-        from kd.program import started_by  # lazy: importing a plugin must be fast
-
-        hydra = self.config.hydra
-        places = {source.provider: _place(source) for source in hydra.runtime.config_sources}
-        flags = ["--config-name", hydra.job.config_name, "--config-path", places["main"]]
-        if "command-line" in places:
-            flags += ["--config-dir", places["command-line"]]
-        kept = [item for item in hydra.overrides.hydra if not OF_THE_SWEEP.match(item)]
-        return [sys.executable, *started_by(), *flags, *overrides, *kept, "hydra.mode=RUN"]
+        code = self._wait_for(command_of(self.config, overrides), environment_of(sweep, num))
+        return concluded(sweep, num, overrides, started, how_it_ended(code), stopped=bool(self.signals))
 
     def _wait_for(self, command: list[str], environment: dict[str, str]) -> int:
         """Run the child; return its exit code, negative for a signal. Its output goes to ours as it comes.
@@ -109,7 +96,7 @@ class ProcessLauncher(Launcher):
         No input: nothing in a sweep may wait for an answer.
         """
         before = len(self.signals)
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        child = self._start(command, environment)
         self.child = child
         if len(self.signals) > before:  # it came while the child was being started
             self._send(self.signals[-1])
@@ -118,6 +105,15 @@ class ProcessLauncher(Launcher):
             self._send(signal.SIGKILL)  # ranks that Lightning started survive a killed job
         self.child = None
         return code
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes] | Forked":
+        """The first job starts an interpreter; for the others a process has imported what jobs need, if it can."""
+        self.started += 1
+        if self.preload and self.started > 1 and sys.platform == "linux":
+            self.server = self.server or ForkServer(self.preload)
+            if (child := self.server.start(command, environment)) is not None:
+                return child
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def _send(self, number: int) -> None:
         if self.child is not None:
@@ -139,13 +135,3 @@ class ProcessLauncher(Launcher):
         finally:
             for number in mine:
                 signal.signal(number, old[number])
-
-
-def _place(source: DictConfig) -> str:
-    return f"pkg://{source.path}" if source.schema == "pkg" else source.path
-
-
-def _how_it_ended(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"its process ended with exit code {code} and no report"

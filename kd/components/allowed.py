@@ -31,7 +31,10 @@ LOGGERS = (
     "colorlog.ColoredFormatter",
 )
 OUTPUT = "${hydra.runtime.output_dir}/"  # the one interpolation that a logging section may begin a value with
-BY_NAME = ("hydra.job.env_set", "hydra.launcher.setup", "hydra.launcher.python", "hydra.launcher.srun_args")
+BY_NAME = (  # they reach the environment or the shell of a job, or send the environment to a cluster
+    "hydra.job.env_set",
+    *(f"hydra.launcher.{key}" for key in ("setup", "teardown", "python", "srun_args", "address")),
+)
 
 
 def allow_typed(overrides: Iterable[Override]) -> None:
@@ -124,11 +127,12 @@ def check_hydra(hydra: DictConfig, typed: Iterable[str]) -> None:
         if _inside(path, MADE) and not _inside(path, given):
             _check_reference(path, text)
     _check_sweeper(section.get("sweeper") or {}, given)
+    _check_preload(section.get("launcher") or {}, given)
     for key in BY_NAME:
         value = OmegaConf.select(hydra, key.removeprefix("hydra."), default=None)
         if value and not _inside(key, (*given, *permitted())) and not any(_inside(name, (key,)) for name in given):
             raise ValueError(
-                f"{key} is set in a file, and reaches the environment or the shell of a job; if you trust the file, "
+                f"{key} is set in a file, and reaches or sends away the environment or shell of jobs; if you trust it, "
                 f"add run.allow=[{key}] to the command line, or set {ALLOW}={key}"
             )
 
@@ -164,6 +168,16 @@ def _check_sweeper(sweeper: Mapping[str, Any], typed: Sequence[str]) -> None:
         raise ValueError(
             f"hydra.sweeper.check={check}: jobs are checked by kd.experiment.plan.check; a file names no other"
         )
+
+
+def _check_preload(launcher: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Modules are executed when they are imported."""
+    for name in launcher.get("preload") or ():
+        if not _inside(str(name), ("kd", *permitted())) and not _inside("hydra.launcher.preload", typed):
+            raise ValueError(
+                f"hydra.launcher.preload: {name} is no module of kd, and importing it executes it; if you trust it, "
+                f"add run.allow=[{name}] to the command line, or set {ALLOW}={name}"
+            )
 
 
 def _check_logging(path: str, node: Mapping[str, Any]) -> None:

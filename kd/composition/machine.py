@@ -60,7 +60,8 @@ def _elsewhere() -> bool:
     """Return whether a cluster runs the jobs, whose nodes may differ from this machine."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return False
-    return "submitit" in str(HydraConfig.get().launcher.get("_target_", ""))
+    launcher = HydraConfig.get().launcher
+    return launcher.get("cluster") == "slurm" or launcher.get("address") is not None
 
 
 def check_devices(trainer: Node) -> None:

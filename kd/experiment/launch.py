@@ -1,9 +1,11 @@
 """Checks that the started processes are the ranks of one run, and that its prerequisites are made."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from kd.composition.sections import learning_processes
-from kd.experiment.elicitation import is_elicited
+from kd.experiment.elicitation import elicited_folder, is_elicited
 from kd.experiment.plan import Plan, plain
 from kd.experiment.preparation import as_prepared, unprepared
 from kd.experiment.rounds import after_round
@@ -14,23 +16,36 @@ def check_launch(plan: Plan) -> None:
     """Raises ValueError where several ranks were started from outside before its prerequisites were made."""
     ranks = ranks_started()
     _check_ranks(plan.cfg, ranks)
-    if ranks > 1 and (missing := _missing(plan)):
+    if ranks > 1 and (lacking := missing(plan).values()):
         raise ValueError(
-            f"{ranks} ranks were started from outside (torchrun, Slurm), but {' and '.join(missing)} must be made by "
+            f"{ranks} ranks were started from outside (torchrun, Slurm), but {' and '.join(lacking)} must be made by "
             "one process before; give the same command to one process first, with run.prerequisites_only=true"
         )
 
 
-def _missing(plan: Plan) -> list[str]:
-    missing = [f"the preparation of the {role}" for role in unprepared(plan.cfg)]
+def needs(cfg: DictConfig) -> set[Path]:
+    """The folders of what a job trains on and that is not made yet, as far as it is known before it is made.
+
+    Raises ValueError, OSError as `Plan.of` does.
+    """
+    return set(missing(Plan.of(cfg)))
+
+
+def missing(plan: Plan) -> dict[Path, str]:
+    """What is to be made before a run trains, by its folder: prepared models, a round, elicited records, a baseline.
+
+    A folder that is named by another one's content is left out until that is made.
+    """
+    found = {folder: f"the preparation of the {role}" for role, folder in unprepared(plan.cfg).items()}
     if plan.before is not None and not plan.before.folder.done:
-        return [*missing, f"round {plan.before.cfg.loop.rounds} of the loop"]
+        return {**found, plan.before.folder.path: f"round {plan.before.cfg.loop.rounds} of the loop"}
     read = as_prepared(plan.cfg)
-    if not missing and not is_elicited(read if plan.before is None else after_round(read, plan.before.folder)):
-        missing.append("the elicitation (augmentation)")
+    read = read if plan.before is None else after_round(read, plan.before.folder)
+    if not found and not is_elicited(read):
+        found[elicited_folder(read)] = "the elicitation (augmentation)"
     if plan.beside is not None and not plan.beside.folder.done:
-        missing.append(f"the run beside it (compare={plan.cfg.compare})")
-    return missing
+        found[plan.beside.folder.path] = f"the run beside it (compare={plan.cfg.compare})"
+    return found
 
 
 def _check_ranks(cfg: DictConfig, ranks: int) -> None:

@@ -52,11 +52,11 @@ def prepared(cfg: DictConfig, train: Callable[[DictConfig, RunFolder, Path], Non
     return _from_checkpoints(cfg, make)
 
 
-def unprepared(cfg: DictConfig) -> list[str]:
-    """The roles whose preparation is not made yet."""
-    missing: list[str] = []
-    _from_checkpoints(cfg, lambda cfg, role, folder: None if folder.exists() else missing.append(role))
-    return missing
+def unprepared(cfg: DictConfig) -> dict[str, Path]:
+    """The roles whose preparation is not made yet, and the folders of their checkpoints."""
+    found: dict[str, Path] = {}
+    _from_checkpoints(cfg, lambda cfg, role, folder: found.update({} if folder.exists() else {role: folder}))
+    return found
 
 
 def as_prepared(cfg: DictConfig) -> DictConfig:

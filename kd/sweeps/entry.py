@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import hydra
 import hydra._internal.utils
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -104,6 +106,7 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
     """
 
     def decorate(task: Task) -> Callable[[], None]:
+        _use_own_launchers()
         entry = hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)(record(task))
 
         @functools.wraps(task)
@@ -125,6 +128,14 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
         return enter
 
     return decorate
+
+
+def _use_own_launchers() -> None:
+    """Drop the configs of Hydra's plugin for submitit, where it is installed: they would be schemas of our yamls."""
+    Plugins.instance()  # imports all plugins, which registers their configs
+    launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for name in ("submitit_local.yaml", "submitit_slurm.yaml"):
+        launchers.pop(name, None)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

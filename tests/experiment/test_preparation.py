@@ -89,16 +89,16 @@ def test_a_student_cut_out_of_a_prepared_teacher_is_found_again(
     cfg = cut_out(tmp_path / "base", student)
     cfg.trainer.devices, cfg.trainer.strategy = 2, "ddp"
     with conf():
-        assert unprepared(cfg) == ["teacher", "student"]
+        assert list(unprepared(cfg)) == ["teacher", "student"]
         with pytest.raises(ValueError, match="preparation of the teacher and the preparation of the student"):
             check_launch(Plan.of(cfg))
         made = prepared(cfg, copied(tmp_path / "base"))
-        assert unprepared(cfg) == []
+        assert list(unprepared(cfg)) == []
         check_launch(Plan.of(cfg))
         assert made.teacher.model.source.address in (checkpoint_of(made, "student") / "README.md").read_text()
         assert made.student.model.lora == CUT[student].get("lora")
         shutil.rmtree(checkpoint_of(made, "student"))
-        assert unprepared(cfg) == ["student"]
+        assert list(unprepared(cfg)) == ["student"]
 
 
 def checkpoint_of(cfg: DictConfig, role: str) -> Path:
@@ -244,9 +244,9 @@ def test_a_preparation_goes_on_where_it_was_stopped(
     with conf():
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             prepared(cfg, watched(tmp_path / "first", *stop.get("signals", ()), then=stop.get("then")))
-        assert unprepared(cfg) == ["teacher"]
+        assert list(unprepared(cfg)) == ["teacher"]
         made = prepared(cfg, watched(tmp_path / "second"))
-        assert unprepared(cfg) == []
+        assert list(unprepared(cfg)) == []
     assert steps(tmp_path / "first") + again == [0, 1, 2, 3]
     assert steps(tmp_path / "second") == again
     assert weights(checkpoint_of(made, "teacher")) == whole
@@ -272,7 +272,7 @@ def test_a_preparation_that_diverges_names_its_own_learning_rate(tmp_path: Path)
         prepared(cfg, train_only)
     assert "optim.lr" not in str(raised.value)
     with conf():
-        assert unprepared(cfg) == ["teacher"]
+        assert list(unprepared(cfg)) == ["teacher"]
 
 
 def test_a_preparation_on_plain_text_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ OTHERS = {
     "basic": ["hydra/launcher=basic"],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local"],
+    "ray": ["hydra/launcher=ray"],
 }
+CLUSTERS = {"submitit_local": "submitit", "ray": "ray"}  # and the packages that they need
 
 
 def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -181,6 +184,8 @@ def by_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("launcher", OTHERS)
 def test_every_launcher_makes_the_same_runs(launcher: str, by_processes: Path, tmp_path: Path) -> None:
     """Bit for bit, from caches of their own; in one process with one teacher, which no run changes."""
+    if find_spec(CLUSTERS.get(launcher, "kd")) is None:
+        pytest.skip(f"{CLUSTERS[launcher]} is not installed (extra `{CLUSTERS[launcher]}`)")
     output = swept(tmp_path / launcher, *OTHERS[launcher])
     runs = made(tmp_path / launcher)
     assert {name.split("-")[1] for name in runs} == {"sft", "fkl", "rkl"}
@@ -191,3 +196,10 @@ def test_every_launcher_makes_the_same_runs(launcher: str, by_processes: Path, t
         assert teachers(tmp_path / launcher) == [1]
         assert output.count("once for all runs") == 1
         assert output.count("cached: ") == 0
+    if launcher in CLUSTERS:  # one job for teacher and baseline of both, before them
+        (sweep,) = (tmp_path / launcher / "outputs" / "sweeps").iterdir()
+        logs = {path.relative_to(sweep).parent: path.read_text() for path in sweep.rglob("jobs/*.log")}
+        assert [path.name for path in sweep.glob("prerequisites/jobs/*.json")] == ["0.json"]
+        assert logs[Path("prerequisites/jobs")].count("once for all runs") == 1
+        assert "once for all runs" not in logs[Path("jobs")]
+        assert output.index("── prerequisites of job 0") < output.index("── job 0") < output.index("── job 1")
