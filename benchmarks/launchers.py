@@ -1,4 +1,4 @@
-"""Processor time of one more job of a sweep: an interpreter each, forked from one that has imported all, one for all jobs.
+"""Processor time of one more job of a sweep: an interpreter each, forks of one that has imported all, one for all.
 
 python -m benchmarks.launchers                    sweeps of two and six jobs in turn, three rounds
 python -m benchmarks.launchers --jobs 2 3 --rounds 1

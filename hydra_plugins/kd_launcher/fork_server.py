@@ -130,6 +130,8 @@ def become(request: Mapping[str, Any], channel: socket.socket) -> None:
     channel.close()
     os.environ.clear()
     os.environ.update(request["environment"])
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # Python's own generator does so by itself
     _, *words = sys.orig_argv[:] = request["command"]
     if words[0] == "-m":
         sys.argv[:] = words[1:]

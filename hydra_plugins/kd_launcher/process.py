@@ -40,14 +40,14 @@ class ProcessLauncher(Launcher):
     one kills it.
 
     Args:
-        preload: modules that a process imports once, to be forked for each job from the second one on
+        preload: modules that a process imports once, to be forked for each job where there are several
             (`hydra_plugins.kd_launcher.fork_server`); none: each job starts an interpreter and imports them itself.
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self.preload = list(preload)
         self.server: ForkServer | None = None
-        self.started = 0  # jobs
+        self.expected = 0  # jobs to run, of this launch and earlier ones
         self.child: subprocess.Popen[bytes] | Forked | None = None
         self.signals: list[int] = []
 
@@ -62,7 +62,8 @@ class ProcessLauncher(Launcher):
             KeyboardInterrupt: SIGINT came, after the running job ended.
             SystemExit: another signal came, after the running job ended.
         """
-        returns = []
+        returns, nums = [], range(initial_job_idx, initial_job_idx + len(job_overrides))
+        self.expected += sum(skipped(sweep_folder(self.config), num) is None for num in nums)
         with self._forwarding():
             for num, overrides in enumerate(job_overrides, start=initial_job_idx):
                 if self.signals:
@@ -107,9 +108,8 @@ class ProcessLauncher(Launcher):
         return code
 
     def _start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes] | Forked":
-        """The first job starts an interpreter; for the others a process has imported what jobs need, if it can."""
-        self.started += 1
-        if self.preload and self.started > 1 and sys.platform == "linux":
+        """A fork of the process that has imported what jobs need; an interpreter for a single job, or if it cannot."""
+        if self.preload and self.expected > 1 and sys.platform == "linux":
             self.server = self.server or ForkServer(self.preload)
             if (child := self.server.start(command, environment)) is not None:
                 return child

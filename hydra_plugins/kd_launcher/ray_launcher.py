@@ -17,8 +17,6 @@ from hydra_plugins.kd_launcher.cluster import ClusterJob, ClusterLauncher
 from hydra_plugins.kd_launcher.job_process import how_it_ended
 from hydra_plugins.kd_launcher.node_process import NodeProcess, called
 
-OF_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # set unless the user has
-
 
 class RayLauncher(ClusterLauncher):
     """Jobs wait until the cluster has the cores and GPUs that they take, and run side by side as far as it has them.
@@ -82,8 +80,7 @@ class RayLauncher(ClusterLauncher):
 
     def _connected(self) -> Any:
         """The library, once it is connected. Raises SystemExit where there is no cluster at the address."""
-        for name, value in OF_RAY.items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self.address is None and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray keeps one in the home folder
         ray: Any = import_module("ray")

@@ -33,6 +33,7 @@ from kd.components.choices import (
     parsed,
     sweeps_of,
 )
+from kd.components.launchers import use_own_launchers
 from kd.composition.places import check_folder
 from kd.composition.suggestions import flattened, nearest, no_key
 from kd.errors import explained
@@ -92,6 +93,7 @@ def started(conf: str | Path = CONF, more: str | Path | None = None, overrides: 
             raise ValueError(f"{folder} is no folder, but configs were to be read there; give one that holds yamls")
     if not (Path(conf) / "config.yaml").exists():
         raise ValueError(f"{Path(conf) / 'config.yaml'} does not exist; correct the folder, or install kd again")
+    use_own_launchers()
     with initialize_config_dir(version_base="1.3", config_dir=str(Path(conf).absolute())):
         searched = _searched(overrides)
         if more or searched:

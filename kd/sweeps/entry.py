@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 
 import hydra
 import hydra._internal.utils
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from kd.components.launchers import use_own_launchers
 from kd.errors import in_one_sentence
 from kd.orphans import own
 from kd.program import again, is_rank_zero
@@ -106,7 +105,7 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
     """
 
     def decorate(task: Task) -> Callable[[], None]:
-        _use_own_launchers()
+        use_own_launchers()
         entry = hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)(record(task))
 
         @functools.wraps(task)
@@ -128,14 +127,6 @@ def main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], No
         return enter
 
     return decorate
-
-
-def _use_own_launchers() -> None:
-    """Drop the configs of Hydra's plugin for submitit, where it is installed: they would be schemas of our yamls."""
-    Plugins.instance()  # imports all plugins, which registers their configs
-    launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for name in ("submitit_local.yaml", "submitit_slurm.yaml"):
-        launchers.pop(name, None)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -284,6 +284,9 @@ HYDRA = "# @package _global_\nhydra:\n  {}\n"
         "hydra_logging: {handlers: {theirs: {class: strangers.loss}}}",
         "job_logging: {formatters: {theirs: {format: 'ext://strangers.loss'}}}",
         "job: {env_set: {KD_ALLOW: strangers}}",
+        "launcher: {preload: [kd.command, strangers]}",
+        "launcher: {address: 'strangers:6379'}",
+        "launcher: {setup: [strangers]}",
         "callbacks: {theirs: {_target_: kd.sweeps.entry.main, config_path: x, config_name: y}}",
         "callbacks: {theirs: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: x}}",
         "callbacks: {theirs: {_target_: 'hydra_plugins.${name}'}}",
@@ -308,7 +311,13 @@ def test_the_section_that_hydra_carries_out_is_checked(section, mark, folder):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("group", ["job_logging=default", "launcher=joblib", "launcher=basic", "sweeper=basic"])
+@pytest.mark.parametrize(
+    "group",
+    [
+        *("job_logging=default", "launcher=joblib", "launcher=basic", "launcher=ray", "launcher=submitit_slurm"),
+        *("launcher=submitit_local", "sweeper=basic"),
+    ],
+)
 def test_what_hydra_and_its_plugins_bring_is_allowed(group):
     check_overrides([f"hydra/{group}"])
 

@@ -277,8 +277,8 @@ def test_a_signal_ends_the_workers_of_joblib_too(number: signal.Signals, app: Pa
 
 @pytest.mark.parametrize(
     ("launcher", "behaviours"),
-    [((), "hang"), ((), "ok,hang"), (JOBLIB, "hang")],
-    ids=["process", "forked process", "joblib"],
+    [((), "hang"), (("hydra.launcher.preload=[]",), "hang"), (JOBLIB, "hang")],
+    ids=["forked", "interpreter", "joblib"],
 )
 def test_jobs_end_with_a_sweep_that_was_killed(launcher: tuple[str, ...], behaviours: str, app: Path) -> None:
     process = start(app, "-m", *launcher, f"behaviour={behaviours}", "seed=1,2")
