@@ -30,6 +30,7 @@ from hydra_plugins.kd_launcher.job_process import (
     sweep_folder,
 )
 from hydra_plugins.kd_launcher.node_process import GRACE, NodeProcess
+from hydra_plugins.kd_launcher.sweeper import without_hydra
 
 INTERVAL = 0.2  # seconds between looks at the jobs
 SHARED = 30.0  # seconds until a file that another machine wrote is surely seen
@@ -151,12 +152,10 @@ class ClusterLauncher(Launcher):
         """The folders that are to be made before a job trains; none where it cannot run, and fails with the reason."""
         from kd.experiment.launch import needs
 
-        outer, cfg = HydraConfig.instance().cfg, job.cfg.copy()
+        outer = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(job.cfg)  # as for a job, so that ${hydra:...} resolves
         try:
-            with open_dict(cfg):
-                del cfg["hydra"]
-            return needs(cfg)
+            return needs(without_hydra(job.cfg))
         except (ValueError, OSError):
             return set()
         finally:

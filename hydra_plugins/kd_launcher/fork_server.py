@@ -114,8 +114,9 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
 def _exit_code(pid: int, channel: socket.socket) -> int | None:
     """The exit code of a child, negative for a signal; None as soon as the launcher has gone."""
     ended = os.pidfd_open(pid)
+    watched: list[Any] = [ended, channel]
     try:
-        readable, _, _ = select.select([ended, channel], [], [])
+        readable, _, _ = select.select(watched, [], [])
     finally:
         os.close(ended)
     if ended not in readable:

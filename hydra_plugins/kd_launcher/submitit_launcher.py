@@ -1,11 +1,13 @@
 """Each job is a job of a Slurm cluster or a process of this machine, submitted by submitit (extra `submitit`)."""
 
 import logging
+import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -88,8 +90,11 @@ class SubmititLauncher(ClusterLauncher):
             again = {f"{self.cluster}_max_num_timeout": self.max_num_timeout}
             executor = AutoExecutor(sweep_folder(self.config) / ".submitit" / "%j", cluster=self.cluster, **again)
             executor.update_parameters(**self._named(self.parameters(jobs[indices[0]])))
-            calls = [SubmittedProcess(**vars(processes[index]), patience=self.signal_delay_s) for index in indices]
-            for index, handle in zip(indices, executor.submit_array(calls), strict=True):
+            patience = self.signal_delay_s if self.cluster == "slurm" else 0
+            calls = [SubmittedProcess(**vars(processes[index]), patience=patience) for index in indices]
+            with _ctrl_c_ignored():  # by processes of this machine, which `cancel` ends
+                handles = executor.submit_array(calls)
+            for index, handle in zip(indices, handles, strict=True):
                 jobs[index].handle = handle
 
     def _named(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +118,21 @@ class SubmititLauncher(ClusterLauncher):
         return next((how_it_ended(code) for code in codes if code), None)
 
     def cancel(self, job: ClusterJob) -> None:
-        """scancel, or its like."""
-        job.handle.cancel(check=False)
+        """scancel, or SIGTERM to the process of this machine, which sends it on."""
+        if self.cluster == "slurm":
+            job.handle.cancel(check=False)
+            return
+        with suppress(ProcessLookupError):
+            os.kill(int(job.handle.job_id), signal.SIGTERM)
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass

@@ -89,7 +89,7 @@ class CheckedSweeper(BasicSweeper):
         outer = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # as for a job, so that ${hydra:...} resolves
         try:
-            task_config = _without_hydra(config)
+            task_config = without_hydra(config)
             return check(task_config), list(task_config.get("omits") or ())
         finally:
             HydraConfig.instance().cfg = outer
@@ -108,7 +108,8 @@ class CheckedSweeper(BasicSweeper):
         return False
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The config that a job's task gets."""
     task_config = deepcopy(config)
     with read_write(task_config), open_dict(task_config):
         del task_config["hydra"]
