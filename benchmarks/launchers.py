@@ -1,106 +1,87 @@
-"""Processor time of one more job of a sweep: an interpreter each, forks of one that has imported all, one for all.
+"""Processor time of a job by the way in which the default launcher starts it: by an interpreter of its own, or forked.
 
-python -m benchmarks.launchers                    sweeps of two and six jobs in turn, three rounds
-python -m benchmarks.launchers --jobs 2 3 --rounds 1
+python -m benchmarks.launchers                three pairs
+python -m benchmarks.launchers --rounds 1
 """
 
 import argparse
-import ctypes
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import machine
+from hydra_plugins.kd_launcher.fork_server import ForkServer
 
-ROWS = Path(__file__).parent / "results" / "launchers-cpu.jsonl"
-LAUNCHERS = {
-    "interpreter": ["hydra.launcher.preload=[]"],
-    "forked": [],
-    "one process": ["hydra/launcher=basic"],
-}
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks" / "results" / "launchers-cpu.jsonl"
+MODULES = ["kd.command", "kd.experiment.preloaded"]  # as in conf/hydra/launcher/process.yaml
 JOB = [
-    *(
-        "teacher=tiny",
-        "student=tiny",
-        "skill=spell_backward",
-        "teacher.prepare=null",
-        "student.prepare=null",
-        "trainer=cpu",
-    ),
-    *("compare=null", "optim.steps=2", "evaluation=none", "skill.train=32", "skill.validation=8", "skill.test=8"),
+    *("teacher=tiny", "student=tiny", "skill=spell_backward", "teacher.prepare=null", "student.prepare=null"),
+    *("trainer=cpu", "compare=null", "optim.steps=2", "evaluation=none", "run.page=false"),
+    *("skill.train=32", "skill.validation=8", "skill.test=8"),
 ]
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl: processes of the sweep that survive it are waited for here
 
 
-def seconds(launcher: str, jobs: int) -> float:
-    """Processor seconds of a whole sweep, all of its processes included."""
-    before = _children()
-    with tempfile.TemporaryDirectory() as root:
-        seeds = ",".join(map(str, range(1, jobs + 1)))
-        words = [*JOB, *LAUNCHERS[launcher], f"seed={seeds}", f"run.root={root}"]
-        command = [sys.executable, "run.py", "-m", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{launcher}: {done.stderr[-2000:]}")
-        while _reaped():
-            pass
-    return _children() - before
+def children(pid: int) -> float:
+    """Processor seconds of the children that a process has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def forked(server: ForkServer, command: list[str]) -> int:
+    """Its exit code, as the launcher starts a job among several."""
+    job = server.start(command, dict(os.environ))
+    return -1 if job is None else job.wait()
 
 
-def _reaped() -> bool:
-    try:
-        os.wait()
-    except ChildProcessError:
-        return False
-    return True
+def interpreted(command: list[str]) -> int:
+    """Its exit code, as the launcher starts a single job."""
+    return subprocess.run(command, check=False).returncode
 
 
-def table(rows: Sequence[Mapping[str, float | str]], few: int, many: int) -> list[str]:
-    """Processor seconds of one more job, by launcher: median, and all rounds."""
-    lines = ["| launcher | a job more, CPU s | rounds |", "|---|---|---|"]
-    for launcher in LAUNCHERS:
-        found = {
-            jobs: [float(row["cpu_seconds"]) for row in rows if (row["launcher"], row["jobs"]) == (launcher, jobs)]
-            for jobs in (few, many)
-        }
-        each = [(more - less) / (many - few) for less, more in zip(found[few], found[many], strict=True)]
-        shown = ", ".join(f"{value:.2f}" for value in each)
-        lines.append(f"| {launcher} | {statistics.median(each):.2f} | {shown} |")
-    return lines
+def measured(pid: int, work: Callable[[], int]) -> tuple[float, float]:
+    """Processor and wall seconds of a child of process `pid`. Raises SystemExit if it fails."""
+    before, began = children(pid), time.perf_counter()
+    if code := work():
+        sys.exit(f"the job ended with exit code {code}")
+    return children(pid) - before, time.perf_counter() - began
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure in turn, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, nargs=2, default=(2, 6), help="of the shorter and the longer sweep")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    rows = []
-    with ROWS.open("a") as file:
+    rounds = parser.parse_args().rounds
+    server, found = ForkServer(MODULES), dict[str, list[float]](forked=[], interpreter=[])
+    with ROWS.open("a") as file, tempfile.TemporaryDirectory() as root:
         file.write(json.dumps({"kind": "machine", **machine.described()}) + "\n")
-        for index in range(given.rounds):
-            for jobs in given.jobs:
-                for launcher in LAUNCHERS:
-                    began = time.time()
-                    used = seconds(launcher, jobs)
-                    row = {"launcher": launcher, "jobs": jobs, "round": index, "cpu_seconds": round(used, 2)}
-                    rows.append({**row, "wall_seconds": round(time.time() - began, 1)})
-                    file.write(json.dumps(rows[-1]) + "\n")
-                    file.flush()
-    print("\n".join(table(rows, *given.jobs)))
+        for index in range(rounds):
+            for launcher, seeds in (("forked", index), ("interpreter", rounds + index)):
+                command = [sys.executable, str(ROOT / "run.py"), *JOB, f"seed={seeds}", f"run.root={root}"]
+                if launcher == "forked":
+                    cpu, wall = measured(server.process.pid, lambda job=command: forked(server, job))
+                else:
+                    cpu, wall = measured(os.getpid(), lambda job=command: interpreted(job))
+                found[launcher].append(cpu)
+                row = {
+                    "launcher": launcher,
+                    "round": index,
+                    "cpu_seconds": round(cpu, 2),
+                    "wall_seconds": round(wall, 1),
+                }
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+    server.close()
+    print("| a job by | CPU s | rounds |\n|---|---|---|")
+    for launcher, values in found.items():
+        shown = ", ".join(f"{value:.2f}" for value in values)
+        print(f"| {launcher} | {statistics.median(values):.2f} | {shown} |")
 
 
 if __name__ == "__main__":

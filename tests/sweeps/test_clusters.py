@@ -16,7 +16,17 @@ from omegaconf import OmegaConf
 from hydra_plugins.kd_launcher.cluster import ClusterJob, waves
 from hydra_plugins.kd_launcher.ray_launcher import RayLauncher
 from hydra_plugins.kd_launcher.submitit_launcher import SubmititLauncher
-from tests.sweeps.test_sweeps import place_app, records, run, start, statuses, sweeps, wait_for, wait_for_end
+from tests.sweeps.test_sweeps import (
+    place_app,
+    records,
+    run,
+    start,
+    statuses,
+    sweeps,
+    wait_for,
+    wait_for_end,
+    wait_for_status,
+)
 
 submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed (extra `submitit`)")
 ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed (extra `ray`)")
@@ -68,6 +78,7 @@ def test_a_lost_job_stops_no_other_and_what_is_done_is_not_submitted(launcher: t
 def test_a_signal_ends_the_jobs_too(number: signal.Signals, launcher: tuple[str, ...], app: Path) -> None:
     process = start(app, "-m", *launcher, "behaviour=ok,hang", HOME=str(app))
     wait_for(app, "outputs/toy-*/hanging")
+    wait_for_status(app, "done")
     pids = [json.loads(path.read_text())["pid"] for path in app.glob("outputs/toy-*/seen.json")]
     process.send_signal(number)
     out, err = process.communicate(timeout=90)
