@@ -68,7 +68,7 @@ class ClusterJob:
     @property
     def devices(self) -> int:
         """The GPUs that it takes on each machine, or processes on the CPU; one where trainer.devices=auto."""
-        found = None if self.first else OmegaConf.select(self.cfg, "trainer.devices")
+        found: Any = None if self.first else OmegaConf.select(self.cfg, "trainer.devices")
         if OmegaConf.is_list(found):
             return len(found)
         return max(1, int(found)) if str(found).isdecimal() else 1

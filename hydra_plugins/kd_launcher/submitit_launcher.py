@@ -50,7 +50,9 @@ class SubmititLauncher(ClusterLauncher):
         super().__init__(prerequisites, at_once)
         self.cluster, self.signal_delay_s, self.max_num_timeout = cluster, signal_delay_s, max_num_timeout
         self.cpus_per_device, self.mem_gb_per_device = cpus_per_device, mem_gb_per_device
-        plain = {name: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for name, v in resources.items()}
+        plain: dict[str, Any] = {
+            k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in resources.items()
+        }
         self.resources = {name: value for name, value in plain.items() if value not in (None, [], {})}
 
     def check(self) -> None:
