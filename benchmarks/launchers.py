@@ -20,7 +20,7 @@ from hydra_plugins.kd_launcher.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "launchers-cpu.jsonl"
-MODULES = ["kd.command", "kd.experiment.preloaded"]  # as in conf/hydra/launcher/process.yaml
+MODULES = ["kd.command", "kd.sweeps.preloaded"]  # as in conf/hydra/launcher/process.yaml
 JOB = [
     *("teacher=tiny", "student=tiny", "skill=spell_backward", "teacher.prepare=null", "student.prepare=null"),
     *("trainer=cpu", "compare=null", "optim.steps=2", "evaluation=none", "run.page=false"),

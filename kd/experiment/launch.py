@@ -16,7 +16,7 @@ def check_launch(plan: Plan) -> None:
     """Raises ValueError where several ranks were started from outside before its prerequisites were made."""
     ranks = ranks_started()
     _check_ranks(plan.cfg, ranks)
-    if ranks > 1 and (lacking := missing(plan).values()):
+    if ranks > 1 and (lacking := [what for what, _ in missing(plan)]):
         raise ValueError(
             f"{ranks} ranks were started from outside (torchrun, Slurm), but {' and '.join(lacking)} must be made by "
             "one process before; give the same command to one process first, with run.prerequisites_only=true"
@@ -28,23 +28,23 @@ def needs(cfg: DictConfig) -> set[Path]:
 
     Raises ValueError, OSError as `Plan.of` does.
     """
-    return set(missing(Plan.of(cfg)))
+    return {folder for _, folder in missing(Plan.of(cfg))}
 
 
-def missing(plan: Plan) -> dict[Path, str]:
-    """What is to be made before a run trains, by its folder: prepared models, a round, elicited records, a baseline.
+def missing(plan: Plan) -> list[tuple[str, Path]]:
+    """What is to be made before a run trains, with its folder: prepared models, a round, elicited records, a baseline.
 
     A folder that is named by another one's content is left out until that is made.
     """
-    found = {folder: f"the preparation of the {role}" for role, folder in unprepared(plan.cfg).items()}
+    found = [(f"the preparation of the {role}", folder) for role, folder in unprepared(plan.cfg).items()]
     if plan.before is not None and not plan.before.folder.done:
-        return {**found, plan.before.folder.path: f"round {plan.before.cfg.loop.rounds} of the loop"}
+        return [*found, (f"round {plan.before.cfg.loop.rounds} of the loop", plan.before.folder.path)]
     read = as_prepared(plan.cfg)
     read = read if plan.before is None else after_round(read, plan.before.folder)
     if not found and not is_elicited(read):
-        found[elicited_folder(read)] = "the elicitation (augmentation)"
+        found.append(("the elicitation (augmentation)", elicited_folder(read)))
     if plan.beside is not None and not plan.beside.folder.done:
-        found[plan.beside.folder.path] = f"the run beside it (compare={plan.cfg.compare})"
+        found.append((f"the run beside it (compare={plan.cfg.compare})", plan.beside.folder.path))
     return found
 
 

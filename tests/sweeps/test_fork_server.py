@@ -171,7 +171,7 @@ sys.exit(0 if wide.grad.min() == 3000 else 1)
 @pytest.mark.long
 def test_what_is_imported_before_a_fork_starts_no_thread_and_asks_for_no_device(tmp_path: Path) -> None:
     """Libraries that make threads when they are imported (OpenBLAS) end them at a fork: threads work in the fork."""
-    modules = ["kd.command", "kd.experiment.preloaded"]
+    modules = ["kd.command", "kd.sweeps.preloaded"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LOOKED, *modules]
     done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

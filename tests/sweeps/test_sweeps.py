@@ -40,7 +40,7 @@ def place_app(folder: Path) -> Path:
     sweeper.write_text(sweeper.read_text().replace("kd.experiment.plan.check", "toy.check"))
     for launcher in (folder / "app" / "conf" / "hydra" / "launcher").iterdir():  # no models, so nothing to prepare
         text = launcher.read_text().replace("prerequisites: true", "prerequisites: false")
-        launcher.write_text(text.replace("[kd.command, kd.experiment.preloaded]", "[kd.sweeps.entry]"))
+        launcher.write_text(text.replace("[kd.command, kd.sweeps.preloaded]", "[kd.sweeps.entry]"))
     return folder / "app"
 
 
