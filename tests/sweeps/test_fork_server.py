@@ -171,7 +171,7 @@ sys.exit(0 if wide.grad.min() == 3000 else 1)
 
 @pytest.mark.long
 def test_what_is_imported_before_a_fork_starts_no_thread_and_asks_for_no_device(tmp_path: Path) -> None:
-    """Libraries that make threads when they are imported (OpenBLAS, jemalloc) handle forks, so that threads work there."""
+    """Libraries that make threads when they are imported (OpenBLAS, jemalloc) handle forks, so threads work there."""
     modules = ["kd.command", "kd.sweeps.preloaded"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LOOKED, *modules]
