@@ -83,9 +83,7 @@ AXES: dict[str, Axis] = {
     ),
     "augmentation": Axis(alone="none", composes=True, first=("none",)),
     "skill": Axis(instead="skill=mixture 'skill.of={NAME: WEIGHT, ...}'"),
-    "trainer": Axis(
-        synonyms={"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp2": "fsdp", "deepspeed": "fsdp"}
-    ),
+    "trainer": Axis(synonyms={"cuda": "gpu", "auto": "gpu", "mps": "cpu", "bf16": "cpu_bf16", "fsdp2": "fsdp"}),
     "evaluation": Axis(),
     "judge": Axis(
         alone="none",

@@ -4,6 +4,7 @@ servers, accounts; that the parts of a run can be made of their arguments, and t
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def check_machine(config: Node) -> None:
     check_folder(f"run.root={config['run']['root']}", Path(config["run"]["root"]), "run.root=...")
     check_folder(f"KD_CACHE={cache_root()}", cache_root(), "KD_CACHE=... in the environment")
     if not _elsewhere():
+        check_deepspeed(config)
         check_devices(config["trainer"])
     if config["logger"].get("wandb") is not None:
         check_wandb(config["logger"]["wandb"])
@@ -62,6 +64,23 @@ def _elsewhere() -> bool:
         return False
     launcher = HydraConfig.get().launcher
     return launcher.get("cluster") == "slurm" or launcher.get("address") is not None
+
+
+def check_deepspeed(config: Node) -> None:
+    """Raises ValueError for DeepSpeed without its package, and for settings that its own gradients do not have."""
+    strategy = str(config["trainer"].get("strategy", "auto"))
+    if not strategy.startswith("deepspeed"):
+        return
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            f"trainer.strategy={strategy} needs the package deepspeed, which is not installed; take trainer=fsdp, "
+            "which needs no further package, or install the extra (pip install -e '.[deepspeed]')"
+        )
+    if config["optim"]["clip"] is not None:
+        raise ValueError(
+            f"optim.clip={config['optim']['clip']} bounds gradients that trainer.strategy={strategy} keeps in parts of "
+            "its own; set optim.clip=null, or take trainer=fsdp"
+        )
 
 
 def check_devices(trainer: Node) -> None:

@@ -3,8 +3,8 @@
 Prints a few records token by token, checks tokenizers, data and the loss path, and estimates peak memory. Nothing is
 trained or prepared for it. Exit code 1 if a check failed, else 0.
 
-With --dry-run every job of a grid is composed and checked, and its needs are estimated from the architectures of its
-models alone, without weights, data, hub or GPU (docs/dry_run.md).
+With --gpu NAME, or --dry-run, every job of a grid is composed and checked, and its needs (memory by phase, hours) are
+estimated from the architectures of its models alone: no weights, data, hub or GPU (docs/dry_run.md, docs/scale.md).
 """
 
 import argparse
@@ -21,10 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 from kd.doctor.gpus import gpu
 from kd.doctor.measure import STEPS, measured, resident
 from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
-from kd.doctor.needs import Assumed
 from kd.doctor.shift import shift_self_test
 from kd.doctor.subject import admit, composed
 from kd.doctor.tokens import record_tables
+from kd.doctor.workload import Assumed
 from kd.errors import explained, fault, in_one_sentence
 from kd.experiment.checks import Subject, check_data, check_ends, has_end, licences, special_tokens, teachers
 from kd.experiment.findings import Finding, findings_table, worst
@@ -33,6 +33,7 @@ from kd.reports.grid import console as console_of_reports
 from kd.reports.render import print_grid
 
 SELF_TEST = 2  # records
+GPU = "h100-80"  # of a dry run that names none
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", action="store_true", help="run two real steps and print their peak memory")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     parser.add_argument("--dry-run", action="store_true", help="check all jobs of a grid, and estimate their needs")
-    parser.add_argument("--gpu", default="h100-80", help="of a dry run: a100-80, h100-80 (default) and others")
+    parser.add_argument("--gpu", help="a dry run on this GPU: a100-80, h100-80 (default of --dry-run) and others")
     parser.add_argument(
         "--utilisation", type=float, default=0.4, help="share of its peak that is reached (default 0.4)"
     )
     parser.add_argument("--length", type=int, help="of a dry run: tokens of a record; default: data.max_length")
     options = parser.parse_intermixed_args(arguments)
     disable_progress_bar()
-    if options.dry_run:
+    if options.dry_run or options.gpu is not None:
         return estimated(options)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     try:
@@ -70,7 +71,7 @@ def estimated(options: argparse.Namespace) -> int:
             raise ValueError(f"--utilisation {options.utilisation}: it is a share above 0, and 1 at most")
         if options.length is not None and options.length < 2:
             raise ValueError(f"--length {options.length}: a record has 2 tokens at least")
-        assumed = Assumed(gpu(options.gpu), options.utilisation, options.length)
+        assumed = Assumed(gpu(options.gpu or GPU), options.utilisation, options.length)
         for grid in dry_run(options.overrides, assumed, options.config_dir):
             print_grid(grid, console_of_reports())
     return 0

@@ -1,23 +1,19 @@
 """A dry run: every job of a grid composed and checked, and what it would need, without weights, data, hub or GPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.overrides import check_overrides, started
 from kd.doctor.grid import GridJob, jobs
-from kd.doctor.needs import Assumed, Needs, needs, shown
+from kd.doctor.memory_table import memory_of_grid, memory_of_job
+from kd.doctor.needs import Needs, needs, shown
+from kd.doctor.workload import Assumed
 from kd.experiment.identity import settings_hash
 from kd.experiment.plan import baseline, plain
 from kd.reports.grid import Cell, Grid
 
 Arms = dict[str, list[tuple[GridJob, Needs]]]
-PARTS = {  # the columns of memory, and what of it they hold
-    "student": ("student",),
-    "teacher": ("teacher",),
-    "state": ("gradients", "AdamW"),
-    "working": ("activations", "head", "layer", "cache"),
-}
 GENERAL = (
     "Estimated from architectures alone, without weights, data or tokenizers; left out are validation, evaluation and "
     "loading, and the networks of rewards and judges."
@@ -25,11 +21,6 @@ GENERAL = (
 OF_FLOPS = (
     "FLOPs: 2 per weight and token forward, 4 backward, the head on responses, causal attention. Where a rollout may "
     "generate, each response is counted as generated, of the greatest length."
-)
-OF_MEMORY = (
-    "Memory of one device, in GB (10⁹ bytes). student, teacher: weights. state: gradients and two moments of AdamW. "
-    "working: in training the activations of the largest micro-batch, chunks of logits and a layer of the teacher; in "
-    "generation keys and values of a batch. A PyTorch process takes a gigabyte or two beside it."
 )
 
 
@@ -127,6 +118,7 @@ def _costs(arms: Arms, beside: Sequence[Needs], assumed: Assumed) -> Grid:
     cards = sum(one.devices * one.hours for one in [*every, *beside]) + sum(recipes.values())
     notes = [
         f"In total {_hours(total)} hours on {shown(assumed, every[0].devices)}{more}; {_hours(cards)} GPU hours.",
+        *([_phases(every[0])] if len(arms) == 1 and every[0].times else []),
         _lengths(assumed),
         OF_FLOPS,
         GENERAL,
@@ -135,26 +127,21 @@ def _costs(arms: Arms, beside: Sequence[Needs], assumed: Assumed) -> Grid:
 
 
 def _memory(arms: Arms, assumed: Assumed) -> Grid:
-    """One line for each arm and phase: memory by part."""
-    lines = []
-    for arm, members in arms.items():
-        for phase, parts in members[0][1].memory.items():
-            lines.append((arm, phase, parts))
-    rows = [
-        [_lines(arm), phase, *(_gb(sum(parts.get(one, 0) for one in held)) for held in PARTS.values()), _sum(parts)]
-        for arm, phase, parts in lines
-    ]
-    over = [f"{arm or 'the run'} ({phase})" for arm, phase, parts in lines if sum(parts.values()) > assumed.gpu.memory]
-    limit = f"{assumed.gpu.name} has {assumed.gpu.memory / 1e9:.0f} GB"
-    remedy = "lower data.max_tokens, take student=lora, targets.cached=true or a larger GPU"
-    verdict = f"TOO LARGE for it: {', '.join(over)}; {remedy}"
-    notes = [f"{limit}: {'every job fits' if not over else verdict}.", OF_MEMORY]
-    return Grid("Memory", ["job", "phase", *PARTS, "sum"], rows, notes, labels=2, stacks=True)
+    """What one device holds in each phase: part by part for one job, else in four columns."""
+    first = {arm: members[0][1] for arm, members in arms.items()}
+    if len(first) == 1:
+        return memory_of_job(next(iter(first.values())), assumed)
+    return memory_of_grid(first, assumed)
 
 
 def _lines(arm: str) -> str:
     """The overrides of an arm below one another."""
     return arm.replace(" ", "\n") or "the run"
+
+
+def _phases(one: Needs) -> str:
+    """The hours of a job by phase."""
+    return f"Hours by phase: {', '.join(f'{phase} {_hours(each)}' for phase, each in one.times.items() if each)}."
 
 
 def _lengths(assumed: Assumed) -> str:
@@ -185,11 +172,3 @@ def _hours(value: float) -> str:
     if 0 < value < 0.001:
         return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def _gb(size: int) -> Cell:
-    return Cell("–") if not size else Cell.number(size / 1e9, f"{size / 1e9:.2f}")
-
-
-def _sum(parts: Mapping[str, int]) -> Cell:
-    return _gb(sum(parts.values()))

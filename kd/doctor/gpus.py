@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 FILE = Path(__file__).with_suffix(".yaml")
+UNITS = {"memory": 2**30, "bf16": 1e12, "float32": 1e12, "bandwidth": 1e9}  # of the file's numbers
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Gpu:
         bf16, float32: dense FLOP per second.
         memory: bytes.
         bandwidth: bytes of memory per second.
+        source: the data sheet that has these numbers.
     """
 
     name: str
@@ -26,13 +28,17 @@ class Gpu:
     float32: float
     memory: float
     bandwidth: float
+    source: str
 
 
 @cache
 def gpus() -> dict[str, Gpu]:
     """All GPUs by name."""
     page = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return {name: Gpu(name, **{key: float(value) for key, value in facts.items()}) for name, facts in page.items()}
+    return {
+        name: Gpu(name, source=facts["source"], **{key: float(facts[key]) * unit for key, unit in UNITS.items()})
+        for name, facts in page.items()
+    }
 
 
 def gpu(name: str) -> Gpu:

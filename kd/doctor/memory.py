@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kd.experiment.build import Parts
 from kd.experiment.checks import Subject, teachers
 from kd.experiment.findings import Finding
 from kd.kernels.chunks import CHUNK, chunk_rows
+from kd.models.hardware import recomputing
 from kd.models.language_model import LanguageModel
 from kd.signals import ROLES
 from kd.types import Record
@@ -172,20 +173,78 @@ def whole_logits(parts: Parts, load: Load) -> int:
     return 4 * load.tokens * (sum(ids[role] for roles in taken for role in roles) + kept)
 
 
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept of a micro-batch for the backward pass of a network.
+
+    Attributes:
+        whole: without gradient checkpointing.
+        recomputed: with it: the input of each layer, what lies outside of the layers, and one that is recomputed.
+        checkpointing: whether the run has it.
+    """
+
+    whole: int
+    recomputed: int
+    checkpointing: bool = False
+
+    @property
+    def taken(self) -> int:
+        """Those of the run."""
+        return self.recomputed if self.checkpointing else self.whole
+
+    def under(self, checkpointing: bool) -> "Activations":
+        """The same network with or without it."""
+        return replace(self, checkpointing=checkpointing)
+
+
 def activations(
     student: LanguageModel, load: Load, precision: str, fields: frozenset[str] = frozenset({"logits"})
 ) -> int:
-    """Bytes kept for the backward pass of the student's network, for a whole micro-batch.
+    """Bytes kept for the backward pass of the student's network, as it is, for a whole micro-batch.
 
     `fields` are those that the objective requires: attention that a term reads is not fused, and keeps its square.
-    a + b L + c L^2 for one row of L tokens, whose coefficients are counted on three short rows; the head is not in it.
+    """
+    if student.network.is_activation_checkpointing:
+        return activations_of(student, load, precision, fields).recomputed
+    return sum(_kept(student, load, precision, fields))
+
+
+def activations_of(
+    student: LanguageModel, load: Load, precision: str, fields: frozenset[str] = frozenset({"logits"})
+) -> Activations:
+    """Bytes kept with and without gradient checkpointing; the head is not in it.
+
+    What autocast casts (a copy of the weights) is kept in either case until the end of the step.
+    """
+    network = student.network
+    before = network.is_activation_checkpointing
+    try:
+        network.activation_checkpointing_disable()
+        copies, inside = _kept(student, load, precision, fields)
+        if not network.supports_gradient_checkpointing:
+            return Activations(copies + inside, copies + inside)
+        recomputing(network)
+        _, outside = _kept(student, load, precision, fields)
+    finally:
+        if before:
+            recomputing(network)
+        else:
+            network.activation_checkpointing_disable()
+    recomputed = copies + outside + max(inside - outside, 0) // student.shape.layers
+    return Activations(copies + inside, recomputed, before)
+
+
+def _kept(student: LanguageModel, load: Load, precision: str, fields: frozenset[str]) -> tuple[int, int]:
+    """a, and R (b L + c L^2), for R rows of L tokens, by autograd's hook on three short rows.
+
+    Of layers that are recomputed it sees the inputs alone.
     """
     limit = getattr(student.network.config.get_text_config(), "max_position_embeddings", None) or load.length
     longest = min(128, limit)
     sizes = [longest // 4, longest // 2, longest]
     counted = [saved_bytes(student, size, precision, fields) for size in sizes]
     constant, linear, square = np.linalg.solve(np.vander(sizes, 3, increasing=True), counted)
-    return int(constant + load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
+    return int(constant), int(load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
 
 
 def saved_bytes(

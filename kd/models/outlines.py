@@ -1,11 +1,15 @@
 """Networks laid out without weights and without a hub, from their architectures alone."""
 
+import copy
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig, PreTrainedModel
 
 from kd.models.architectures import architecture_of, architectures
@@ -17,6 +21,7 @@ from kd.models.tokenizers import byte_tokenizer, load_tokenizer
 from kd.sources.addresses import keys_of, model_folder
 from kd.types import ModelOutput, Sequences
 
+_wide: ContextVar[bool] = ContextVar("wide")
 NAME = "outlined"  # among the library's implementations of attention
 NETWORKS = "kd.models.networks."
 SHAPING = ("layers", "rule", "ffn", "dtype", "lora")  # keys of a node that change a network's shapes
@@ -26,11 +31,14 @@ class Outline(LanguageModel):
     """A language model of shapes alone, on the device "meta", without a tokenizer.
 
     It is measured (parameters, FLOPs, memory) and never run.
+
+    fake: the mode in which its weights are fake tensors of a CPU, which have shapes alone, too (`rehearsable`).
+    wide: whether attention is in float32 under autocast.
     """
 
-    def __init__(self, network: PreTrainedModel):
+    def __init__(self, network: PreTrainedModel, fake: FakeTensorMode | None = None, wide: bool = False):
         nn.Module.__init__(self)  # a model that is read has a tokenizer, too
-        self.network = network
+        self.network, self.fake, self.wide = network, fake, wide
 
     @cached_property
     def vocabulary(self) -> int:
@@ -39,9 +47,29 @@ class Outline(LanguageModel):
 
     def forward(self, sequences: Sequences, wanted: frozenset[str]) -> ModelOutput:
         """Pass tokens through the backbone, so that what is kept for a backward pass can be counted."""
-        with switched(self.network, NAME):
-            out = backbone(self.network)(input_ids=sequences.tokens.to("meta"), use_cache=False)
+        token = _wide.set(self.wide)
+        try:
+            with switched(self.network, NAME), self.fake or nullcontext():
+                tokens = torch.zeros_like(sequences.tokens, device=self.network.device)
+                out = backbone(self.network)(input_ids=tokens, use_cache=False)
+        finally:
+            _wide.reset(token)
         return ModelOutput(hidden=(out.last_hidden_state,))
+
+    def rehearsable(self, *, on_cpu: bool = False) -> "Outline":
+        """A copy that computes under autocast, too, which the device "meta" does not know.
+
+        on_cpu: as it does on a CPU, where attention is in float32 then (`kd.models.packing`).
+        """
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        network, made = copy.deepcopy(self.network), dict[int, Any]()
+        with mode:
+            for module in network.modules():
+                for kind in (module._parameters, module._buffers):
+                    for name, tensor in kind.items():
+                        if tensor is not None:  # a tied one is made once
+                            kind[name] = made.setdefault(id(tensor), _fake(tensor))
+        return Outline(network, mode, wide=on_cpu)
 
     @property
     def vision(self) -> None:
@@ -60,10 +88,20 @@ class _Fused(torch.autograd.Function):
         return output
 
 
+def _fake(tensor: Tensor) -> Tensor:
+    """A tensor of that shape on the CPU, without values; inside a `FakeTensorMode`."""
+    made = torch.empty_like(tensor, device="cpu")
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention with the signature of `transformers`."""
+    """Attention with the signature of `transformers`, in autocast's dtype where that is on."""
+    if torch.is_autocast_enabled("cpu") and _wide.get():
+        query, key, value = (x.float() for x in (query, key, value))
+    elif torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     return _Fused.apply(query, key, value).transpose(1, 2), None  # type: ignore[no-untyped-call]
 
 

@@ -1,0 +1,225 @@
+"""The memory of one device by phase of a run and by part, from its workload alone (docs/scale.md has the formulas)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from kd.composition.sections import Prepare
+from kd.doctor.memory import LIVE_LAYER, Activations, Load, activations_of, head_pass, stored, widest
+from kd.doctor.workload import Workload, laid_out
+from kd.experiment.preparation import MAX_TOKENS
+from kd.generators.llama_decoder import readable
+from kd.kernels.chunks import chunk_rows
+from kd.models.outlines import Outline
+from kd.models.sharding import blocks
+
+Parts = dict[str, int]  # bytes by part
+OWN, COLOCATED = {"Torch", "Transformers"}, {"Colocated"}  # engines that generate on the run's own device
+IN_FLIGHT = 2  # blocks of a sharded model whose weights are gathered at once: the one computed, and the next
+SUMMED = 4  # bytes of a gradient on its way to the other devices
+DRAWN = 3  # tensors like the logits of a batch when its next tokens are chosen: logits, probabilities, a temporary
+
+
+def memory_by_phase(work: Workload) -> dict[str, Parts]:
+    """Bytes on one device by phase, in the order of the run, and by part; a phase that loads no model is left out."""
+    found = {f"prepare {role}": _preparation(work, recipe, model) for role, recipe, model in work.preparations()}
+    if parts := _elicitation(work):
+        found["elicit"] = parts
+    if work.writers and work.engine in OWN | COLOCATED:
+        found["generate"] = _generation(work)
+    found["train"] = _training(work)
+    if parts := _evaluation(work):
+        found["evaluate"] = parts
+    return found
+
+
+def host_memory(work: Workload) -> int:
+    """Bytes of a machine's own memory while its processes load the models, which are divided only then."""
+    if not work.layout.sharded:
+        return 0
+    return work.layout.here * (stored(work.student) + sum(map(stored, work.held)))
+
+
+# --- phases ---
+
+
+def _training(work: Workload) -> Parts:
+    """A micro-batch at the end of its forward pass, in the second step or later."""
+    layout, trained, load = work.layout, trained_bytes(work.student), work.load
+    working = [_passing(one, load) for one in work.teachers]
+    return {
+        **_weights(work),
+        "gradients": trained // layout.gradients,
+        "AdamW": 2 * trained // layout.moments,
+        "buckets": trained if layout.buckets else 0,
+        "activations": kept_activations(work).taken,
+        "head": head_pass(work.student, load),
+        "layer": max(working, default=0) if work.reads_teacher else 0,
+        "gathered": _gathered(work),
+    }
+
+
+def _generation(work: Workload) -> Parts:
+    """The rollout's own decoder, beside the moments; there are no gradients between two steps."""
+    layout = work.layout
+    records = -(-work.window // layout.devices)
+    rows = min(work.batch, records * work.samples)
+    found = {**_weights(work), "AdamW": 2 * trained_bytes(work.student) // layout.moments}
+    if work.engine in COLOCATED:
+        return {**found, "engine": int(work.engine_share * work.assumed.gpu.memory)}
+    types = [work.autocast(one.network.dtype) for one in work.writers]
+    decoding = _decoding(work.writers, types, rows, work.length, on_cpu=layout.on_cpu)
+    if work.engine == "Transformers":
+        decoding["decoder"] = 0
+    gathered = sum(_narrowed(work, one, stored(one)) for one in work.writers) if layout.sharded else 0
+    return {**found, "gathered": gathered, **decoding}
+
+
+def _elicitation(work: Workload) -> Parts:
+    """The stage of the augmentation that takes most, on one device."""
+    found: list[Parts] = []
+    for written in work.elicited():
+        weights = {"teacher": sum(map(stored, work.teachers))} if written.role == "teacher" else {}
+        weights |= {"student": stored(work.student)} if written.role == "student" else {}
+        types = [written.model.network.dtype]
+        decoding = _decoding([written.model], types, written.batch, work.length, on_cpu=work.layout.on_cpu)
+        found.append({**weights, **decoding})
+    return max(found, key=lambda parts: sum(parts.values()), default={})
+
+
+def _evaluation(work: Workload) -> Parts:
+    """The whole models on the first device, one of which generates; on a CPU the moments are there still."""
+    settings = work.config["evaluation"]
+    if settings.get("items") == settings.get("answers") == 0:
+        return {}
+    models = [work.student, *work.held]
+    weights = {"student": stored(work.student), "teacher": sum(map(stored, work.held))}
+    moments = 2 * trained_bytes(work.student) if work.layout.on_cpu else 0
+    reading = Load(max(1, work.config["data"]["max_tokens"] // work.length), work.length)
+    chunk = min(chunk_rows(work.student.vocabulary, torch.float32), reading.tokens)
+    logits = DRAWN * chunk * work.student.vocabulary * 4
+    read = {"layer": max(_passing(one, reading) for one in models), "logits": logits}
+    answers, batch = settings.get("answers"), int(settings.get("batch_size") or 1)
+    rows = batch if answers is None else min(batch, answers * int(settings.get("samples") or 1))
+    length = work.length - work.length // 2 + int(settings.get("max_new_tokens") or 1)
+    written = [_decoding([one], [one.network.dtype], rows, length, on_cpu=work.layout.on_cpu) for one in models]
+    most = max([read, *written], key=lambda parts: sum(parts.values()))
+    return {**weights, "AdamW": moments, **most}
+
+
+def _preparation(work: Workload, recipe: Mapping[str, Any], model: Outline) -> Parts:
+    """The tuning of a model before the run: all of its weights, on one device."""
+    weights, load = trained_bytes(model), work.loaded(recipe.get("window", Prepare.window), MAX_TOKENS, 1)
+    return {
+        "student": stored(model),
+        "gradients": weights,
+        "AdamW": 2 * weights,
+        "activations": activations_of(model.rehearsable(on_cpu=work.layout.on_cpu), load, work.precision).whole,
+        "head": head_pass(model, load),
+    }
+
+
+# --- parts ---
+
+
+def trained_bytes(model: Outline) -> int:
+    """Bytes of the weights that are trained, LoRA's alone where there is one."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def _passing(model: Outline, load: Load) -> int:
+    """Bytes of a layer's working memory without gradient."""
+    return LIVE_LAYER * load.tokens * widest(model) * model.network.dtype.itemsize
+
+
+def kept_activations(work: Workload) -> Activations:
+    """Bytes that the student's forward pass keeps of the largest micro-batch, with and without checkpointing.
+
+    Sharded weights are gathered in the type that is computed in, so that autocast casts none.
+    """
+    student, precision = work.student, work.precision
+    if work.layout.sharded and work.autocast(student.network.dtype) != student.network.dtype:
+        student, precision = laid_out({**work.node, "dtype": "bfloat16"}), "32-true"
+    key = student, work.load, precision, work.layout.on_cpu
+    if key not in _activations:
+        _activations[key] = activations_of(student.rehearsable(on_cpu=work.layout.on_cpu), work.load, precision)
+    return _activations[key].under(bool(work.node.get("gradient_checkpointing")))
+
+
+_activations: dict[tuple[Outline, Load, str, bool], Activations] = {}  # jobs of a grid often share a student
+
+
+def _weights(work: Workload) -> Parts:
+    """Weights of student and teacher on a device in training."""
+    layout = work.layout
+    if work.own:
+        copied = trained_bytes(work.student) if work.config["teacher"].get("mode") != "live" else 0
+        teacher = copied // layout.teacher
+    else:
+        teacher = 0 if layout.offloads else sum(map(stored, work.held)) // layout.teacher
+    return {"student": stored(work.student) // layout.weights, "teacher": teacher}
+
+
+def _gathered(work: Workload) -> int:
+    """Weights and gradients that are whole on a device for a while, where each holds a part (FSDP2).
+
+    In the type that is computed in, the student's embedding, norm and head from the forward to the backward pass, its
+    blocks two at a time (or all, if they are not resharded), and the gradients of a block, once more in float32 when
+    they are summed; of a teacher the same without gradients.
+    """
+    if not work.layout.sharded:
+        return 0
+    block, rest, student = _block(work.student), _rest(work.student), work.student
+    held = IN_FLIGHT * block if work.layout.reshards else stored(student) - rest
+    summed = SUMMED * block // student.network.dtype.itemsize
+    read = work.held if work.reads_teacher else []
+    teachers = sum(_narrowed(work, one, IN_FLIGHT * _block(one) + _rest(one)) for one in read)
+    return _narrowed(work, student, rest + held + block) + summed + teachers
+
+
+def _narrowed(work: Workload, model: Outline, size: int) -> int:
+    """Bytes of weights in the type that is computed in."""
+    dtype = model.network.dtype
+    return size * work.autocast(dtype).itemsize // dtype.itemsize
+
+
+def _block(model: Outline) -> int:
+    return max(map(stored, blocks(model.network)), default=0)
+
+
+def _rest(model: Outline) -> int:
+    """Bytes outside of the blocks."""
+    return stored(model) - sum(map(stored, blocks(model.network)))
+
+
+def _decoding(models: list[Outline], types: list[torch.dtype], rows: int, length: int, *, on_cpu: bool) -> Parts:
+    """Parts of our own decoder: keys and values, its copies of the weights, and the logits of the next tokens.
+
+    types: in which each model computes.
+    """
+    sizes = [dtype.itemsize for dtype in types]
+    return {
+        "cache": sum(rows * length * cache_of_token(one, size) for one, size in zip(models, sizes, strict=True)),
+        "decoder": sum(_copies(one, dtype, on_cpu) for one, dtype in zip(models, types, strict=True)),
+        "logits": sum(DRAWN * rows * one.vocabulary * 4 for one in models),
+    }
+
+
+def cache_of_token(model: Outline, size: int) -> int:
+    """Bytes of keys and values of one token, whose numbers have `size` bytes."""
+    config: Any = model.network.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * size
+
+
+def _copies(model: Outline, dtype: torch.dtype, on_cpu: bool) -> int:
+    """Bytes of the weights that the decoder lays out anew (`kd.generators.llama_decoder`), in the type it computes in.
+
+    The head is copied where that is another type, and on a CPU, where products are packed.
+    """
+    head = model.network.get_output_embeddings().weight
+    layers = sum(p.numel() for block in blocks(model.network) for p in block.parameters()) if readable(model) else 0
+    anew = head.numel() if on_cpu or head.dtype != dtype else 0
+    return dtype.itemsize * (layers + anew)
