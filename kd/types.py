@@ -6,7 +6,7 @@ V vocabulary, D width, n loss rows (the positions of a batch whose label belongs
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -188,14 +188,11 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=device.type != "cpu")  # there, what is read next could be read too early
 
 
-def _moved(pixels: Iterable[Pixels], device: torch.device) -> tuple[Pixels, ...]:
+def _moved(pixels: tuple[Pixels, ...], device: torch.device) -> tuple[Pixels, ...]:
     """The images on `device`; those of several rows, as of the samples of one prompt, once."""
-    there: dict[int, Pixels] = {}
-    rows = list(pixels)
-    for row in rows:
-        if id(row) not in there:
-            there[id(row)] = {name: sent(tensor, device) for name, tensor in row.items()}
-    return tuple(there[id(row)] for row in rows)
+    different = {id(row): row for row in pixels}
+    there = {key: {name: sent(x, device) for name, x in row.items()} for key, row in different.items()}
+    return tuple(there[id(row)] for row in pixels)
 
 
 @dataclass(frozen=True)
