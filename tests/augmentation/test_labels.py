@@ -13,7 +13,7 @@ import pytest
 from hydra.utils import instantiate
 
 from kd.artifacts import cache_root, remove
-from kd.augmentation import Resources, Stage, answering
+from kd.augmentation import Expected, Resources, Stage, answering
 from kd.augmentation.labels.programs import ProgramOfThought
 from kd.augmentation.labels.prompted import ChainOfThought, Explanations, FewShot, Strategies
 from kd.augmentation.labels.rationales import RationaleTask, divided
@@ -128,8 +128,8 @@ def test_every_strategy_responds_and_none_is_seen_by_the_student():
     assert account.prompts == len(teacher.read) == 6
     settings = {"template": MESSAGES, "choice": "all", "samples": 2, "max_new_tokens": 5, "keep_reference": True}
     assert len(Strategies.outline(GIVEN[0], settings).responses) == 1 + 3 * 2
-    assert Strategies.expected(10, settings) == (10, 30, 60, 300)
-    assert Strategies.expected(10, {**settings, "choice": "one"}) == (10, 10, 20, 100)
+    assert Strategies.expected(10, settings) == Expected(10, 30, 60, 300)
+    assert Strategies.expected(10, {**settings, "choice": "one"}) == Expected(10, 10, 20, 100)
     ((one,), _) = made(stage_of("strategies", choice="one", student_system="Help."), GIVEN[:1], lambda prompt: "7")
     assert [message["content"] for message in one.prompt] == ["Help.", "3 + 4"]
     with pytest.raises(ValueError, match=r"student_system='Help\.' stands in the place of the strategy"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from kd.augmentation import Resources
+from kd.augmentation import Expected, Resources
 from kd.augmentation.filters import Filter
 from kd.augmentation.filters.coreset import Coreset, HiddenCoreset
 from kd.augmentation.filters.deita import QualityComplexity
@@ -277,7 +277,9 @@ def test_its_settings_are_checked(settings, named) -> None:
 
 def test_the_plan_knows_how_many_records_stay() -> None:
     assert [one.expected(25, {"share": 0.1}).records for one in (Coreset, IFD, DifferenceSampling)] == [3, 3, 3]
-    assert QualityComplexity.expected(25, {"share": 0.01, "samples": 2, "max_new_tokens": 16}) == (1, 50, 100, 1600)
+    assert QualityComplexity.expected(25, {"share": 0.01, "samples": 2, "max_new_tokens": 16}) == Expected(
+        1, 50, 100, 1600
+    )
 
 
 # --- hostile records ---

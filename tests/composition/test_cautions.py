@@ -74,7 +74,7 @@ def test_no_caution_is_given(line: str) -> None:
     assert cautioned(line) == []
 
 
-ALONE = ("babyllama", "dn_mopd", "mopd", "sdft", "sdpo")  # their teacher is no source of a student
+ALONE = ("babyllama", "dn_mopd", "mopd", "sdft", "sdpo", "trd_self")  # their teacher is no source of a student
 
 
 @pytest.mark.parametrize(

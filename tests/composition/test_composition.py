@@ -38,6 +38,7 @@ PREPARE = {"objective": "sft", "skill": None, "steps": 1}
 # What a file needs beside it, where the defaults will not do.
 LISTED = ("targets=topk", "targets.audit=null")  # the likeliest ids alone are known
 BESIDE = {
+    "trainer=fsdp_multinode": ("optim.window=32",),
     "teacher=pretrained": ("teacher.source=local:./mine",),
     "teacher=none": NO_TEACHER,
     "teacher=tiny": TINY,

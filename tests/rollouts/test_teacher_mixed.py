@@ -140,7 +140,10 @@ def test_a_run_learns_and_counts(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["alignment=spans"], "each token together, .* but alignment SpanAlignment translates; take alignment=same"),
+        (
+            ["alignment=spans"],
+            "generate or read the same ids, .* but alignment SpanAlignment translates; take alignment=same",
+        ),
         (["alignment=shared_vocabulary"], "but alignment SharedVocabulary translates"),
         (["alignment=none", "objective=sft"], "rollout TeacherMixed needs teacher_logits"),
         (["rollout.alpha=1.5"], "rollout.alpha=1.5"),

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -67,7 +68,8 @@ def test_a_worker_that_died_is_replaced(mechanism):
     assert verdict(operator.add, (1, 2)) == 3
     mine = psutil.Process().children(recursive=True)
     for process in mine:
-        process.send_signal(signal.SIGKILL) if process.is_running() else None
+        with suppress(psutil.NoSuchProcess):  # it ended with its parent
+            process.send_signal(signal.SIGKILL)
     psutil.wait_procs(mine, timeout=5)
     assert [verdict(operator.add, (i, 2)) for i in range(4)] == [2, 3, 4, 5]
 

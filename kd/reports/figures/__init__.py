@@ -35,6 +35,7 @@ def write_figures(frame: Frame, choices: Choices, folder: Path, formats: Sequenc
     """Draw every figure that the runs have something for; returns the files, `<folder>/<name>.<format>`."""
     found = []
     for drawn in (one for draw in FIGURES.values() for one in draw(frame, choices)):
+        _fix_layout(drawn)
         for form in formats:
             content = io.BytesIO()
             with rc_context(TYPE):
@@ -43,3 +44,13 @@ def write_figures(frame: Frame, choices: Choices, folder: Path, formats: Sequenc
             write_atomically(path, content.getvalue())
             found.append(path)
     return found
+
+
+def _fix_layout(drawn: Drawn) -> None:
+    """Lay the axes out once, at rounded places: the solver's last digits differ from one figure to the next."""
+    with rc_context(TYPE):
+        drawn.figure.draw_without_rendering()
+    drawn.figure.set_layout_engine("none")
+    for ax in drawn.figure.axes:
+        left, bottom, width, height = (round(value, 4) for value in ax.get_position().bounds)
+        ax.set_position((left, bottom, width, height))
