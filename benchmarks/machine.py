@@ -95,7 +95,7 @@ def _products(dtype: torch.dtype) -> Iterable[Callable]:
 
 
 def finish(device: str) -> None:
-    """Wait until the device has done all that was asked of it, so that a clock shows its time."""
+    """Wait until the device has done all work that was queued on it, so that a clock shows its time."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -1,6 +1,6 @@
 """A process that has imported what jobs import and is forked for each, so that a job need not import it again.
 
-The server itself runs no operation of torch and asks for no GPU, and it has one thread of Python: a lock that another
+The server itself runs no operation of torch and initialises no GPU, and has one thread of Python: a lock that another
 thread holds at the moment of the fork stays locked in the child for ever (experiments/LOG.md), and neither OpenMP's
 threads nor a GPU's context survive it. A job is a session of its own with the environment, command line, standard
 streams and exit of a process that was started afresh.
@@ -146,5 +146,5 @@ if __name__ == "__main__":
     launcher = socket.socket(fileno=int(sys.argv[1]))
     sys.path[:] = json.loads(sys.argv[2])
     preload(sys.argv[3:])
-    if (asked := serve(launcher)) is not None:
-        become(asked, launcher)
+    if (job := serve(launcher)) is not None:
+        become(job, launcher)

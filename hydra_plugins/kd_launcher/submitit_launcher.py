@@ -143,22 +143,22 @@ class SubmittedProcess(NodeProcess):
 
     Attributes:
         patience: seconds for which a process that SIGTERM has ended waits for that signal, which comes later.
-        asked: whether SIGTERM came.
+        stopping: whether SIGTERM came.
     """
 
     patience: float = 120.0
-    asked: bool = False
+    stopping: bool = False
 
     def __call__(self) -> int:
         """Run it."""
         signal.signal(signal.SIGTERM, self._forward)  # submitit would ignore it
         code = super().__call__()
-        if self.asked and code in STOPPED:
+        if self.stopping and code in STOPPED:
             time.sleep(self.patience)
         return code
 
     def _forward(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.stopping = True
         self.ask()
 
     def checkpoint(self) -> Any:
@@ -166,4 +166,4 @@ class SubmittedProcess(NodeProcess):
         from submitit.helpers import DelayedSubmission
 
         self.stop()
-        return DelayedSubmission(SubmittedProcess(**{**vars(self), "child": None, "asked": False}))
+        return DelayedSubmission(SubmittedProcess(**{**vars(self), "child": None, "stopping": False}))

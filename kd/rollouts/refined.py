@@ -83,14 +83,14 @@ class Refined(Writing):
         attempts = self.by_one(models.student, records, encoder, version=progress.step)
         tried = [(record, answer) for record, group in zip(records, attempts, strict=True) for answer in group]
         texts = [response_text(answer.ids, encoder.student) for _, answer in tried]
-        asked = [self.revising(record, text) for (record, _), text in zip(tried, texts, strict=True)]
-        fits = [_has_room(one, encoder) for one in asked]
-        fitting = [one for one, fit in zip(asked, fits, strict=True) if fit]
+        requests = [self.revising(record, text) for (record, _), text in zip(tried, texts, strict=True)]
+        fits = [_has_room(one, encoder) for one in requests]
+        fitting = [one for one, fit in zip(requests, fits, strict=True) if fit]
         revisions = iter(self._revised(fitting, models, progress, encoder))
         revised = [next(revisions) if fit else None for fit in fits]
         self._note(revised, texts, encoder)
         answers, prompts = list[list[Written]](), list[tuple[Message, ...]]()
-        for (record, attempt), one, revision in zip(tried, asked, revised, strict=True):
+        for (record, attempt), one, revision in zip(tried, requests, revised, strict=True):
             answers.append([_as_it_is(attempt) if revision is None else revision])
             prompts.append(record.prompt if revision is None else one.prompt)
         return judged(encoder.written([record for record, _ in tried], answers, prompts), models)
@@ -127,9 +127,11 @@ class Refined(Writing):
             "unchanged": (unchanged, count - unrevised),
         }
 
-    def _revised(self, asked: Sequence[Record], models: Models, progress: Progress, encoder: Encoder) -> list[Written]:
+    def _revised(
+        self, requests: Sequence[Record], models: Models, progress: Progress, encoder: Encoder
+    ) -> list[Written]:
         """One revision for each prompt, in the student's ids; ranks without any take part."""
-        return [answer for [answer] in self.reviser.responses(models.teacher, asked, progress, encoder)]
+        return [answer for [answer] in self.reviser.responses(models.teacher, requests, progress, encoder)]
 
     def _note(self, revised: Sequence[Written | None], attempts: Sequence[str], encoder: Encoder) -> None:
         same = [
@@ -140,9 +142,9 @@ class Refined(Writing):
         self._counts = [a + b for a, b in zip(self._counts, new, strict=True)]
 
 
-def _has_room(asked: Record, encoder: Encoder) -> bool:
+def _has_room(request: Record, encoder: Encoder) -> bool:
     """Whether the prompt of a revision leaves room for one, in the tokens of the model that reads it."""
-    return len(prompt_ids(asked, encoder.teacher or encoder.student)) < encoder.max_length
+    return len(prompt_ids(request, encoder.teacher or encoder.student)) < encoder.max_length
 
 
 def _as_it_is(attempt: Written) -> Written:

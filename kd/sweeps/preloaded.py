@@ -1,6 +1,6 @@
 """Imports, once for many, what nearly every run imports, in the process that is then forked for each job of a sweep.
 
-Nothing is computed and no device is asked for (`hydra_plugins.kd_launcher.fork_server` states why); a run that needs
+Nothing is computed and no device is initialised (`hydra_plugins.kd_launcher.fork_server` states why); a run that needs
 more imports it itself. `hydra/launcher/process.yaml` names this module.
 """
 
