@@ -13,15 +13,17 @@ from scipy import stats
 
 from kd.reports.comparisons.curves import band, series
 from kd.reports.comparisons.ranks import Ranks
-from kd.reports.comparisons.shades import shades
+from kd.reports.comparisons.shades import coloured, line_of, pivot_shades, shades
 from kd.reports.figures import FORMATS, write_figures
 from kd.reports.figures.curves import curves
 from kd.reports.figures.differences import differences
 from kd.reports.figures.heat import heat_map
 from kd.reports.figures.ranks import alike
-from kd.reports.frame import Frame
+from kd.reports.frame import Frame, frame_of
 from kd.reports.grid import Cell
+from kd.reports.runs import read_jobs
 from kd.reports.sweep import Choices, tables_of
+from tests.reports.folders import write_run
 from tests.reports.test_reports import program
 
 
@@ -71,6 +73,23 @@ def test_the_heat_map_has_the_cells_of_the_pivot(frame: Frame) -> None:
     cells = [cell for row in grid.rows for cell in row[grid.labels :] if isinstance(cell, Cell)]
     assert [re.sub(r"\s+", " ", text) for text in texts] == [str(cell) for cell in cells]
     assert [text.get_weight() == "bold" for text in drawn.figure.axes[0].texts] == [cell.best for cell in cells]
+
+
+def test_the_cells_of_one_skill_share_a_scale_and_those_of_several_do_not(frame: Frame, tmp_path: Path) -> None:
+    """Two objectives under two learning rates on one skill: 0 is the worst of all four scores, 1 the best."""
+    for rate, of in {0.001: {"fkl": 1.0, "rkl": 0.6}, 0.01: {"fkl": 0.4, "rkl": 0.0}}.items():
+        for name, right in of.items():
+            optim = {"steps": 40, "lr": rate}
+            write_run(tmp_path, name, right=right, sections={"compare": None, "optim": optim})
+    one = frame_of(read_jobs(tmp_path))
+    [grid] = tables_of(one, Choices(tables=["pivot"]))
+    values = np.array([[cell.value for cell in row[grid.labels :]] for row in grid.rows])  # type: ignore[attr-defined]
+    assert values.tolist()[0][0] == values.max() > values.min() == values.tolist()[1][1]
+    assert pivot_shades(one, grid) == pytest.approx((values - values.min()) / (values.max() - values.min()))
+    assert line_of(one, grid) == "table"
+    assert coloured(one, grid) == "Colours: all scores, dark is better."
+    [several] = tables_of(frame, Choices(tables=["pivot"]))
+    assert line_of(frame, several) in ("row", "column")
 
 
 def test_differences_are_those_of_the_table(frame: Frame) -> None:

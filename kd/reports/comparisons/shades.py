@@ -1,6 +1,7 @@
-"""How dark the cells of a pivot are: each skill by its own scores, since skills have scales of their own."""
+"""How dark the cells of a pivot are: those of one skill by one scale, since skills have scales of their own."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -10,24 +11,35 @@ from kd.reports.grid import Cell, Grid
 from kd.reports.settings import TRAINED_ON
 
 
-def line_of(grid: Grid) -> str:
-    """The line of a pivot with one scale for all of its cells: its row where skills are rows, else its column."""
-    return "row" if grid.header[0] == TRAINED_ON else "column"
+def line_of(frame: Frame, grid: Grid) -> Literal["row", "column", "table"]:
+    """The cells of a pivot that share a scale: rows or columns where these are skills, or all of one skill."""
+    if grid.header[0] == TRAINED_ON:
+        return "row"
+    skills = {arm.skill for arm in frame.arms}
+    return "table" if len(skills) == 1 and skills.isdisjoint(_columns(grid)) else "column"
 
 
-def coloured(grid: Grid) -> str:
+def coloured(frame: Frame, grid: Grid) -> str:
     """The sentence on the colours of a pivot."""
-    return f"Colours: each {line_of(grid)} by its own scores, dark is better."
+    line = line_of(frame, grid)
+    return f"Colours: {'all scores' if line == 'table' else f'each {line} by its own scores'}, dark is better."
 
 
 def pivot_shades(frame: Frame, grid: Grid, metric: str | None = None) -> np.ndarray:
     """Shades [rows, columns] of the pivot of `metric`, of each line 0 for the worst, 1 for the best."""
     cells = [row[grid.labels :] for row in grid.rows]
-    by_row = line_of(grid) == "row"
-    lines = cells if by_row else [[row[i] for row in cells] for i in range(len(cells[0]))]
-    skills = [row[0] for row in grid.rows] if by_row else [name.split("\n")[0] for name in grid.header[grid.labels :]]
-    found = np.array([shades(line, _higher(frame, name, metric)) for line, name in zip(lines, skills, strict=True)])
-    return found if by_row else found.T
+    line = line_of(frame, grid)
+    if line == "table":
+        every = shades([cell for row in cells for cell in row], _higher(frame, frame.arms[0].skill, metric))
+        return np.array(every).reshape(len(cells), -1)
+    lines = cells if line == "row" else [[row[i] for row in cells] for i in range(len(cells[0]))]
+    skills = [row[0] for row in grid.rows] if line == "row" else _columns(grid)
+    found = np.array([shades(one, _higher(frame, name, metric)) for one, name in zip(lines, skills, strict=True)])
+    return found if line == "row" else found.T
+
+
+def _columns(grid: Grid) -> list[str]:
+    return [name.split("\n")[0] for name in grid.header[grid.labels :]]
 
 
 def _higher(frame: Frame, skill: str, metric: str | None) -> bool:

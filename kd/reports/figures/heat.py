@@ -16,8 +16,7 @@ from kd.reports.sweep import Choices
 def heat_map(frame: Frame, choices: Choices) -> list[Drawn]:
     """One figure: rows and columns as in the table `pivot`; none where runs differ in fewer than two settings.
 
-    A column, or a row where these are skills, is coloured by its own scores, worst to best, since skills have scales of
-    their own.
+    The cells of a skill are coloured by its own scores, worst to best, since skills have scales of their own.
     """
     pair = tuple(choices.pivot.split(",")) if choices.pivot else default_axes(frame)
     if pair is None:
@@ -31,7 +30,7 @@ def heat_map(frame: Frame, choices: Choices) -> list[Drawn]:
     shades = pivot_shades(frame, grid, choices.metric)
     with rc_context(TYPE):
         height = 0.6 + 0.34 * len(names)
-        figure, [ax] = axes(PAGE, height, [*grid.notes, coloured(grid)])
+        figure, [ax] = axes(PAGE, height, [*grid.notes, coloured(frame, grid)])
         ax.imshow(np.ma.masked_invalid(shades), cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
         ax.set_xticks(range(len(cells[0])), grid.header[grid.labels :])
         ax.set_yticks(range(len(names)), names)

@@ -69,7 +69,7 @@ def _pivot(frame: Frame, rows: str, columns: str, metric: str | None, choices: C
     grid = pivot_grid(frame, rows, columns, metric=metric, correction=choices.correction)
     if grid is None:
         return None
-    shades = _unlike(pivot_shades(frame, grid, metric), line_of(grid))[:ROWS]
+    shades = _unlike(pivot_shades(frame, grid, metric), line_of(frame, grid))[:ROWS]
     labels = [rows, *(name for name in frame.columns if name not in (rows, columns))]
     across = list(dict.fromkeys(arm.values[columns] for arm in frame.arms))
     places = {
@@ -79,13 +79,13 @@ def _pivot(frame: Frame, rows: str, columns: str, metric: str | None, choices: C
     arms = [[places.get((*row[: len(labels)], name)) for name in across] for row in kept]  # a metric may follow
     chosen = replace(choices, pivot=f"{rows},{columns}", metric=metric)
     cut = [f"The first {ROWS} of {len(grid.rows)} rows."] if len(grid.rows) > ROWS else []
-    shown = replace(grid, rows=kept, notes=[*cut, *grid.notes, coloured(grid)], command=chosen.command("pivot"))
+    shown = replace(grid, rows=kept, notes=[*cut, *grid.notes, coloured(frame, grid)], command=chosen.command("pivot"))
     return {
         "by": [rows, columns, title_of(frame, metric)],
         **table(shown),
         "shades": [[_step(one) for one in row] for row in shades.tolist()],
         "arms": arms,
-        "line": line_of(grid),
+        "line": line_of(frame, grid),
     }
 
 
@@ -95,7 +95,9 @@ def _step(shade: float) -> int | None:
 
 
 def _unlike(shades: np.ndarray, line: str) -> np.ndarray:
-    """The shades without those of lines (each `row` or `column`) in which all scores are alike: they show nothing."""
+    """The shades, without those of lines (row, column or table) in which all scores are alike: they show nothing."""
+    if line == "table":
+        return shades if len(set(shades[~np.isnan(shades)].tolist())) > 1 else np.full_like(shades, np.nan)
     lines = shades if line == "row" else shades.T
     alike = [len(set(one[~np.isnan(one)].tolist())) < 2 for one in lines]
     found = np.where(np.array(alike)[:, None], np.nan, lines)

@@ -41,7 +41,7 @@ function heatMap(found, content) {
     return el("td", { class: shade === null ? "blank" : `shade shade${shade}` }, shown);
   })));
   const table = el("table", { class: "heat", id: "heat" }, el("caption", {}, found.title), el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows));
-  const legend = el("div", { class: "legend", "aria-hidden": "true" }, `worst of its ${found.line} `, el("span", { class: "ramp" }, Array.from({ length: 9 }, (_, i) => el("i", { class: `shade${i}` }))), " best");
+  const legend = el("div", { class: "legend", "aria-hidden": "true" }, `worst of ${found.line === "table" ? "the" : "its"} ${found.line} `, el("span", { class: "ramp" }, Array.from({ length: 9 }, (_, i) => el("i", { class: `shade${i}` }))), " best");
   return [el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": found.title }, table), legend, notes(found)];
 }
 
