@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from kd.composition.check import check
 from kd.objectives.divergence import cross_entropy, forward_kl
 from tests import runs
+from tests.training.test_module import pretrained, saved_folder
 from tests.training.test_ranks import (
     AGAIN,
     BLOCKS,
@@ -29,7 +30,7 @@ from tests.training.test_ranks import (
 SHARDED = "trainer=fsdp_cpu"
 OWN = {"_target_": "kd.teachers.self_teacher.Own", "decay": 0.5}
 BOTH = {"fkl": runs.term(forward_kl), "sft": runs.term(cross_entropy)}
-LORA = "student.model.lora={r:4,lora_alpha:8,target_modules:all-linear}"
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 KEPT = "trainer.sharding.reshard_after_forward=false"
 UNTIED = "student.model.architecture.tie_word_embeddings=false"
 LAYERS = "student.model.architecture.num_hidden_layers=3"
@@ -43,7 +44,7 @@ FAMILIES: dict[str, Family] = {
     "hidden states (hidden_mse, a projection), clipped": (["objective=hidden_mse", WIDER, CLIPPED], {}),
     "attention (minilm), no gradient for the last layers": ([FEATURES, LAYERS], {}),
     "taid": (["objective=taid"], {}),
-    "LoRA (fkl), clipped": (["objective=fkl", LORA, CLIPPED], {}),
+    "LoRA (fkl), clipped": (["objective=fkl", CLIPPED], {"student": LORA}),
     "six terms, row-wise and not, a reference": ([], {"objective": runs.MIXED}),
     "terms that take turns": (TURNS, {}),
     "two streams, a term with an optimizer": (BLOCKS, {"objective": STREAMS}),
@@ -57,6 +58,8 @@ BOUND = 1e-6
 
 def nodes_of(family: str, folder: Path) -> dict[str, Any]:
     _, nodes = FAMILIES[family]
+    if nodes.get("student") is LORA:
+        return {"student": {"model": pretrained(saved_folder(folder / "model"), LORA), "prepare": None}}
     return {**nodes, "corpus": plain_text(folder)} if "objective" in nodes and nodes["objective"] is STREAMS else nodes
 
 
@@ -99,6 +102,8 @@ def test_two_sharded_ranks_equal_one_process(sharded, tmp_path, family):
     found = differences(tmp_path, two)
     assert max(found.values()) < BOUND, found
     assert max(float(x.abs().max()) for x in moments(tmp_path).values()) > 1e-6  # there was something to learn
+    adapters = ["lora_" in name for name in runs.checkpoint(two)["state_dict"]]
+    assert any(adapters) == all(adapters) == (FAMILIES[family][1].get("student") is LORA)
     spent, by_two = (runs.checkpoint(path)["distillation"]["budget"] for path in (tmp_path, two))
     for name in ("tokens", "rows", "teacher_tokens", "generated_tokens", "student_flops"):
         assert spent[name] == by_two[name], name
