@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import verified
+from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
 from kd.data.prompt_templates import template_text
 from kd.doctor.subject import composed
@@ -73,7 +74,7 @@ def _check_stages(cfg: DictConfig) -> None:
 def plan_grid(cfg: DictConfig) -> Grid:
     """One line for each stage: the records, prompts and tokens that are expected, before anything is generated.
 
-    Raises ValueError for augmentation=none.
+    Raises ValueError for augmentation=none, and for a setting that a stage refuses.
     """
     _check_stages(cfg)
     records = load(load_skill(cfg.skill), "train")
@@ -83,6 +84,7 @@ def plan_grid(cfg: DictConfig) -> Grid:
     totals, priced = [0, 0, 0], ""
     for name, node in cfg.augmentation.stages.items():
         settings: Any = OmegaConf.to_container(node, resolve=True)
+        instantiate(node)  # its constructor checks the settings
         found = made_by(f"augmentation.stages.{name}", settings).expected(now, settings)
         read = round(found.prompts * (each + _template_tokens(settings))) + found.read_again
         counts = [found.prompts, read, found.new_tokens]

@@ -186,12 +186,18 @@ def test_a_stage_that_drops_everything_names_its_reasons() -> None:
 
 def test_the_plan_counts_without_generating(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     words = ["teacher=tiny", "student=tiny", "skill=spell_backward", "skill.train=4", *runs.SMALL, *LABELING]
-    samples = ["augmentation.stages.labeling.samples=3", "augmentation.stages.labeling.temperature=1"]
+    samples = ["augmentation.stages.labeling.samples=3", "augmentation.stages.labeling.temperature=1.0"]
     assert kd.elicit.main(["--dry-run", *words, *samples]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "In all 4 prompts, about" in out
     assert f"at most {4 * 3 * 6} generated" in out
     assert not list(cache.glob("elicited/*"))
+
+
+def test_a_setting_that_a_stage_refuses_has_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["teacher=tiny", "student=tiny", "skill=spell_backward", "skill.train=4", "augmentation=ultrachat"]
+    assert kd.elicit.main(["--dry-run", *words, "augmentation.stages.dialogues.turns=0"]) == 1
+    assert "turns=0 and least=2 leave no dialogue; set 1 <= least <= turns" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

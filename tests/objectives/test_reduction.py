@@ -79,6 +79,15 @@ def test_rows_that_are_not_chosen_weigh_nothing():
     assert row_weights(MASK, counts, "sum", chosen=chosen).tolist() == [1, 1, 1, 0, 1, 1]
 
 
+def test_a_response_weighs_as_its_chosen_tokens():
+    """Of three tokens two are chosen, a half each; of two the first."""
+    chosen = torch.zeros_like(MASK)
+    chosen[0, 1:3] = chosen[3, 2] = True
+    counts = Counts(tokens=3.0, responses=2.0, groups=2.0)
+    assert row_weights(MASK, counts, "sequence", chosen=chosen).tolist() == pytest.approx([0, 0.25, 0.25, 0, 0.5, 0])
+    assert row_weights(MASK, counts, "token", chosen=chosen).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 0, 1 / 3, 0])
+
+
 @each_reduction
 @pytest.mark.parametrize("domain", [ROW, POSITION])
 def test_positions_by_hand(domain, reduction):
