@@ -194,6 +194,16 @@ def test_the_plan_counts_without_generating(capsys: pytest.CaptureFixture[str], 
     assert not list(cache.glob("elicited/*"))
 
 
+def test_records_need_no_objective_that_the_teacher_serves(capsys: pytest.CaptureFixture[str]) -> None:
+    """The default objective reads logits, which this teacher lacks; one that is chosen is checked."""
+    served = ["teacher=endpoint", "teacher.url=http://localhost:9/v1", "teacher.served_model=qwen", "student=tiny"]
+    words = ["--dry-run", *served, "augmentation=labeling", "skill=spell_backward", "skill.train=4"]
+    assert kd.elicit.main(words) == 0
+    assert "In all 4 prompts" in " ".join(capsys.readouterr().out.split())
+    assert kd.elicit.main([*words, "objective=fkl"]) == 1
+    assert "fkl needs teacher_logits" in capsys.readouterr().err
+
+
 def test_a_setting_that_a_stage_refuses_has_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["teacher=tiny", "student=tiny", "skill=spell_backward", "skill.train=4", "augmentation=ultrachat"]
     assert kd.elicit.main(["--dry-run", *words, "augmentation.stages.dialogues.turns=0"]) == 1
