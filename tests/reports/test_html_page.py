@@ -355,6 +355,12 @@ def test_the_command_writes_one_file_and_names_it(
     assert read_back(page)["command"] == f"python -m kd.reports {root} --page {tmp_path}/new/report.html"
 
 
+def test_the_command_of_a_page_has_its_options(frame: Frame) -> None:
+    choices = Choices(paths=["outputs"], baseline="objective=sft", correction="bh", paper="gkd_gsm8k")
+    command = "python -m kd.reports outputs --baseline objective=sft --correction bh --paper gkd_gsm8k --page a.html"
+    assert content(frame, choices, page="a.html")["command"] == command
+
+
 def test_open_opens_the_file_in_the_browser(root: Path, tmp_path: Path) -> None:
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')

@@ -26,6 +26,7 @@ SAMPLES, ALL_SAMPLES = 24, 2000  # answers of a run, and of all runs together
 POINTS = 100_000  # of the curves of all runs together
 FURTHER = ("means", "gaps", "ranks", "transfer", "augmentation")
 MOST_ARMS = 1000  # of further tables
+OPTIONS = ("pivot", "metric", "system", "baseline", "correction", "samples", "paper")  # fields of Choices
 
 
 def content(frame: Frame, choices: Choices, page: str = "report.html") -> dict[str, Any]:
@@ -91,8 +92,11 @@ def all_jobs(frame: Frame) -> list[Job]:
 
 def _command(choices: Choices, page: str) -> str:
     """The command that writes the page."""
-    paper = [] if choices.paper is None else ["--paper", choices.paper]
-    return shlex.join(["python", "-m", "kd.reports", *choices.paths, *paper, "--page", page])
+    words = ["python", "-m", "kd.reports", *choices.paths]
+    for name in OPTIONS:
+        if getattr(choices, name) != getattr(Choices, name):
+            words += [f"--{name}", str(getattr(choices, name))]
+    return shlex.join([*words, "--page", page])
 
 
 def _title(paths: Sequence[str], jobs: Sequence[Job]) -> str:
