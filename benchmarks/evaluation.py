@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.head import Rows, summary
 CHOICES = ("mmlu", "medmcqa", "commonsense_qa", "social_iqa", "piqa")  # skills, whose questions come in turn
 NEW = 96  # tokens of an answer at most, as in conf/evaluation/default.yaml
 ITEMS = {"answers": 500, "choices": 1000}
+SHOTS = 8  # solved problems before each problem, as in GSM-Symbolic (arXiv 2410.05229, section 3)
 BATCH = 32  # as in conf/evaluation/default.yaml; lm-eval's own default is 1
 NATS = 1e-3  # in fp32, by which the likelihoods of a choice may differ
 Outcome = list[list[int]] | list[list[float]]  # tokens of each answer; log-likelihood of each choice
@@ -38,14 +40,15 @@ def language_model() -> Any:
     return pretrained(source=content("teacher", "smollm2_135m")["source"])
 
 
-def records(task: str, items: int) -> list[Any]:
-    """Test problems of gsm_symbolic, or questions of several skills in turn."""
+def records(task: str, items: int, shots: int) -> list[Any]:
+    """Test problems of gsm_symbolic after solved ones of train, or questions of several skills in turn."""
     from kd.components.choices import content
     from kd.components.instantiation import instantiate
 
     if task == "answers":
-        node = content("skill", "gsm_symbolic")
-        return list(instantiate({**node, "train": 0, "validation": 0, "test": items}).load("test"))
+        skill = instantiate({**content("skill", "gsm_symbolic"), "train": shots, "validation": 0, "test": items})
+        solved = [(*one.prompt, {"role": "assistant", "content": one.responses[0].text}) for one in skill.load("train")[:shots]]
+        return [replace(one, prompt=(*itertools.chain(*solved), *one.prompt)) for one in skill.load("test")]
     tests = [instantiate(content("skill", name)).load("test") for name in CHOICES]
     turns = (one for turn in itertools.zip_longest(*tests) for one in turn if one is not None)
     return list(itertools.islice(turns, items))
@@ -61,7 +64,7 @@ def ours(case: Mapping[str, Any]) -> Callable[[], Outcome]:
     from kd.generators import generation
     from kd.generators.settings import Decoding
 
-    model, items, size = language_model(), records(case["task"], case["items"]), case["batch_size"]
+    model, items, size = language_model(), _records(case), case["batch_size"]
 
     def answers() -> Outcome:
         prompts = [prompt_ids(record, model.tokenizer) for record in items]
@@ -84,7 +87,7 @@ def lm_eval(case: Mapping[str, Any]) -> Callable[[], Outcome]:
     from kd.data.sequences import prompt_ids
     from kd.evaluation.choices import encoded_choices
 
-    model, items = language_model(), records(case["task"], case["items"])
+    model, items = language_model(), _records(case)
     if case["precision"] == "bf16":
         model.network.to(torch.bfloat16)
     backend = _backend(model, case["batch_size"])
@@ -148,6 +151,10 @@ def measured(case: Mapping[str, Any]) -> dict[str, Any]:
     return {"times": [clock.row()], "extra_bytes": child.peak() - resident, "outcome": outcome}
 
 
+def _records(case: Mapping[str, Any]) -> list[Any]:
+    return records(case["task"], case["items"], case["shots"])
+
+
 def _precision(case: Mapping[str, Any]) -> AbstractContextManager:
     ours_in_bf16 = case["precision"] == "bf16" and case["contender"] == "ours"
     return torch.autocast("cpu", torch.bfloat16) if ours_in_bf16 else nullcontext()
@@ -168,6 +175,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
             for name in options.contenders if turn % 2 == 0 else options.contenders[::-1]:
                 bar.update(progress, description=f"{task} {precision} {name}")
                 sizes = {"items": options.items or ITEMS[task], "new": options.new, "batch_size": options.batch_size}
+                sizes["shots"] = options.shots if task == "answers" else 0
                 case = {"task": task, "precision": precision, "contender": name, **sizes}
                 said = child.ask(__spec__.name, case, options.threads)
                 outcomes[task, precision, name] = said.pop("outcome", [])
@@ -227,7 +235,7 @@ def main(arguments: list[str]) -> int:
         return 0
     options = _parser().parse_args(arguments)
     if options.small:
-        options.items, options.new, options.rounds = 4, 4, 1
+        options.items, options.new, options.rounds, options.shots = 4, 4, 1, 1
     return benchmark(options, Console(width=None if sys.stdout.isatty() else 140))
 
 
@@ -237,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--items", type=int, help=f"answers, or questions; without it {ITEMS}")
+    parser.add_argument("--shots", type=int, default=SHOTS, help="solved problems before each problem")
     parser.add_argument("--new", type=int, default=NEW, help="tokens of an answer at most")
     parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=2, help="processes per contender and case, in turn")

@@ -128,7 +128,7 @@ class Writer:
         from kd.generators.generation import generate
 
         self.model = MODELS[name]()
-        prompts = [prompt_ids(record, self.model.tokenizer) for record in records("answers", BATCH)]
+        prompts = [prompt_ids(record, self.model.tokenizer) for record in records("answers", BATCH, shots=0)]
         generate(self.model, prompts[:2], max_new_tokens=2)
         with machine.Clock() as reading:
             generate(self.model, prompts, max_new_tokens=1, batch_size=BATCH)
