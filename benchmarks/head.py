@@ -142,7 +142,8 @@ class Rows:
     def __init__(self, path: Path, header: dict[str, Any]):
         self.path, self.header, self.rows = path, header, list[dict[str, Any]]()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"kind": "machine", **header}) + "\n")
+        with path.open("a") as file:
+            file.write(json.dumps({"kind": "machine", **header}) + "\n")
 
     def add(self, case: Mapping[str, Any], said: Mapping[str, Any]) -> None:
         """One measurement."""

@@ -3,15 +3,25 @@
 Run: python -m pytest tests/test_benchmarks.py -m long
 """
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from benchmarks import decoding, step
+from benchmarks.head import Rows
 
-pytestmark = pytest.mark.long
+
+def test_a_run_is_appended_to_the_rows_of_those_before(tmp_path: Path):
+    for turn in range(2):
+        Rows(tmp_path / "rows.jsonl", {"load": turn}).add({"kind": "time"}, {"wall": 1.5})
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    header, row = {"kind": "machine", "load": 1}, {"kind": "time", "said": {"wall": 1.5}}
+    assert list(map(json.loads, lines)) == [{**header, "load": 0}, row, header, row]
 
 
+@pytest.mark.long
 def test_a_step():
     case = {**step.SMALL, "lengths": "variable", "precision": "fp32", "steps": 3, "objective": "fkl"}
     found = step.CONTENDERS["ours"]({**case, "contender": "ours"})
@@ -19,6 +29,7 @@ def test_a_step():
     assert all(map(math.isfinite, found["losses"]))
 
 
+@pytest.mark.long
 def test_decoding():
     case = {**decoding.SMALL, "precision": "fp32", "rows": 3, "repeats": 1, "contender": "ours"}
     assert decoding.measured(case)["tokens"] == 3 * decoding.SMALL["new"]
