@@ -182,10 +182,11 @@ class Scripted(Rollout):
 
     def __init__(self, log: str, signals: Iterable[Signal] = (), inner: Any = None):
         self.log, self.signals, self.inner = Path(log), list(signals), inner or Offline()
-        self.uses, self.samples = self.inner.uses, self.inner.samples
+        self.uses, self.samples, self.ahead = self.inner.uses, self.inner.samples, self.inner.ahead
         self.keeps_responses = self.inner.keeps_responses
         self.take_report, self.after_validation = self.inner.take_report, self.inner.after_validation
         self.state_dict, self.load_state_dict = self.inner.state_dict, self.inner.load_state_dict
+        self.foresee = self.inner.foresee
 
     def __call__(self, window: list[Batch], models: Models, progress: Progress, encoder: Encoder) -> list[Batch]:
         rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -341,7 +342,8 @@ def checkpoint(path: Path, name: str = "last") -> dict[str, Any]:
     state = torch.load(path / f"checkpoints/{name}.ckpt", weights_only=True)
     for clock in ("seconds", "peak_memory_bytes"):
         state["distillation"]["budget"].pop(clock)
-    state["distillation"]["reports"].pop("generation_share", None)
+    for clock in ("generation_share", "generation_wait"):
+        state["distillation"]["reports"].pop(clock, None)
     return {k: state.get(k) for k in ("state_dict", "optimizer_states", "lr_schedulers", "distillation")}
 
 
@@ -349,7 +351,7 @@ def metrics(path: Path) -> dict[str, str]:
     """The rows of metrics.csv, but for rates."""
     rows = [row.rpartition(",") for row in (path / "metrics.csv").read_text().splitlines()[1:]]
     assert len({key for key, _, _ in rows}) == len(rows), "a row was written twice"
-    clocks = ("tokens_per_second", "generation_share")
+    clocks = ("tokens_per_second", "generation_share", "generation_wait")
     return {key: value for key, _, value in rows if not any(clock in key for clock in clocks)}
 
 

@@ -34,13 +34,20 @@ def nothing_fits(count: int, max_length: int) -> str:
 
 
 class Window:
-    """One rank's share of one optimizer step, or a validation batch. `plain` is text of a corpus, the stream "lm".
+    """One rank's share of one optimizer step, or a validation batch. `plain` is text of a corpus, the stream "lm";
+    `coming` are the batches of the steps after it, for a rollout that generates in advance (`Rollout.ahead`).
 
     It is no dataclass, because Lightning would try to convert the fields of one, and fail on the frozen records.
     """
 
-    def __init__(self, step: int, batches: list[Batch], plain: list[Batch] | None = None):
-        self.step, self.batches, self.plain = step, batches, plain or []
+    def __init__(
+        self,
+        step: int,
+        batches: list[Batch],
+        plain: list[Batch] | None = None,
+        coming: Sequence[list[Batch]] = (),
+    ):
+        self.step, self.batches, self.plain, self.coming = step, batches, plain or [], list(coming)
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -56,6 +63,7 @@ class Windows:
 
     uses: steps in a row that get the same records, for a rollout that learns several times on what was written once.
     plain: the stream of plain text, `kd.data.blocks.Blocks`; it moves on at every step.
+    ahead: the number of steps after each whose batches come with it, up to the last step.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Windows:
         ranks: int = 1,
         uses: int = 1,
         plain: Blocks | None = None,
+        ahead: int = 0,
     ):
         self.records = [record for record in records if encoder.encode(record)]
         if records and not with_reference(records):
@@ -81,14 +90,19 @@ class Windows:
         if size < ranks:
             raise ValueError(f"optim.window={size} is smaller than the {ranks} ranks; give each at least one record")
         self.encoder, self.size, self.seed, self.steps, self.rank, self.ranks = encoder, size, seed, steps, rank, ranks
-        self.uses, self.plain = uses, plain
+        self.uses, self.plain, self.ahead = uses, plain, ahead
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Window:
         plain = [] if self.plain is None else self.plain.at(step, self.rank, self.ranks)
-        return Window(step, self.encoder.batches([self.records[i] for i in self._share(step)]), plain)
+        coming = range(step + 1, min(step + 1 + self.ahead, self.steps))
+        return Window(step, self.batches(step), plain, [self.batches(later) for later in coming])
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of a step's records."""
+        return self.encoder.batches([self.records[i] for i in self._share(step)])
 
     def indices(self, step: int) -> list[int]:
         """Indices of the window's records, over all ranks."""
@@ -163,12 +177,13 @@ class Data(lightning.LightningDataModule):
         every_turn: bool = False,
         left_out: int = 0,
         even: bool = False,
+        ahead: int = 0,
     ):
         super().__init__()
         self.every_turn, self.left_out, self.even = every_turn, left_out, even
         self.train, self.validation, self.encoder = train, validation, encoder
         self.window, self.steps, self.seed, self.workers = window, steps, seed, workers
-        self.uses, self.plain = uses, plain
+        self.uses, self.plain, self.ahead = uses, plain, ahead
 
     def windows(self, rank: int = 0, ranks: int = 1) -> Windows:
         """A rank's share of every step."""
@@ -182,6 +197,7 @@ class Data(lightning.LightningDataModule):
             ranks=ranks,
             uses=self.uses,
             plain=self.plain,
+            ahead=self.ahead,
         )
 
     def train_dataloader(self) -> Ahead:

@@ -177,6 +177,7 @@ def _data(
         seed=cfg.seed,
         workers=cfg.data.workers,
         uses=module.rollout.uses,
+        ahead=module.rollout.ahead,
         plain=_plain(cfg, encoder.student) if "lm" in module.demands else None,
         every_turn=cfg.data.loss_on == "all",
         left_out=left_out,

@@ -3,14 +3,18 @@
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from kd.generators.account import Row, charge_generation, shared
+from kd.generators.account import Row, charge_generation, charge_reading, shared
+from kd.generators.rescoring import reread
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
 from kd.types import Source, Written
 
-__all__ = ["Generator", "Row", "shared"]
+__all__ = ["Begun", "Generator", "Row", "shared"]
+
+Begun = Future[list[list[Written]]]  # outer the prompts, inner the samples
 
 
 @runtime_checkable
@@ -95,6 +99,37 @@ class Generator(Protocol):
         read = self.read([len(prompt) for prompt in prompts], lengths)
         charge_generation([model], read, responses, source=source, seconds=seconds)
         return responses
+
+    def begin(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        decoding: Decoding,
+        source: Source = "student",
+        version: int = 0,
+    ) -> Begun:
+        """Begins to generate responses with the weights of now, for a later step. An engine that generates elsewhere
+        returns before they are there; this one generates them at once. `settle` makes them ready to be learnt from."""
+        found: Begun = Future()
+        found.set_result(self(model, prompts, decoding=decoding, source=source, version=version))
+        return found
+
+    def settle(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        begun: Sequence[Sequence[Written]],
+        *,
+        decoding: Decoding,
+        behind: int,
+    ) -> list[list[Written]]:
+        """Responses that were begun `behind` optimizer steps ago, with the model's own log-probabilities of now as
+        `old_logprobs`: one forward pass, whose cost is added to every open meter."""
+        settled, _ = reread(model, prompts, begun, decoding)
+        lengths = [(len(prompt), len(one.ids)) for prompt, group in zip(prompts, begun, strict=True) for one in group]
+        charge_reading(model, [n for n, _ in lengths], [n for _, n in lengths])
+        return settled
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""

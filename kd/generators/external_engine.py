@@ -1,50 +1,34 @@
 """The base of engines with weights of their own: weights are transferred to them, and their outputs are checked."""
 
 import json
-import math
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from threading import Thread
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import UInt8
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from kd.generators import Generator, Row, shared
+from kd.generators import Begun, Generator, Row, shared
+from kd.generators.account import Spent, charge, charge_generation
 from kd.generators.generation import end_ids
-from kd.generators.rescoring import Reading, read_responses
+from kd.generators.rescoring import Reading, read_responses, reread
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
+from kd.generators.vllm_answers import EXACT, Completion, Order, check_ids
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 from kd.progress import count_tokens
 from kd.types import Source, Written
 
 Text = Annotated[str, Field(min_length=1)]
-_EXACT = 1e-3  # nats: a mean distance below it needs no explanation
 EXACTNESS = {torch.float64: 0.01, torch.float32: 0.01}  # nats that two engines' arithmetic may differ by, at one token
 EXACTNESS_OF_HALF = 0.3  # of bfloat16 and float16
 PROBE = 32  # tokens of the prompt that both score
-
-
-class Completion(NamedTuple):
-    """One response as the engine returns it."""
-
-    ids: tuple[int, ...]  # the end token included
-    logprobs: tuple[float, ...]  # of each id, under the distribution it was drawn from; for greedy, at temperature 1
-
-
-@dataclass(frozen=True)
-class Order:
-    """A request to the engine."""
-
-    prompts: Sequence[Sequence[int]]
-    seeds: Sequence[int]  # one for each prompt
-    decoding: Decoding
-    ends: Sequence[int]  # the only ids that end a response
 
 
 class ExternalEngine(Generator):
@@ -69,6 +53,7 @@ class ExternalEngine(Generator):
     """
 
     holds_weights: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = False  # whether it generates while this process does something else
 
     def __init__(
         self,
@@ -101,22 +86,85 @@ class ExternalEngine(Generator):
             OSError: the engine cannot be reached, or does not respond in time (ConnectionError, TimeoutError).
             ValueError: it refuses the request, or returns responses that the model could not have generated.
         """
-        self.check(decoding)
-        self._bring(model, version)
+        order = self._ordered(model, prompts, decoding, version)
         if not prompts:
             return []
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        order = Order(prompts, seeds, decoding, sorted(end_ids(model)))
-        found = self.complete(order)
-        _check_ids(found, order, model.vocabulary)
-        pairs = [(prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group]
-        readings = read_responses(model, pairs, decoding.sampled, batch_size=decoding.batch_size)
-        self._compare([one for group in found for one in group], readings, version)
+        found = self._completed(order, model.vocabulary)
+        drafts = [[_written(one, order, source) for one in group] for group in found]
+        written, readings = reread(model, prompts, drafts, decoding)
+        self._compare([one.logprobs for group in found for one in group], readings, version - (self.version or 0))
         count_tokens(sum(len(one.ids) for group in found for one in group))
         if progress is not None:
             progress(len(prompts))
-        scores = iter(readings)
-        return [[_written(one, next(scores), order, source) for one in group] for group in found]
+        return written
+
+    def begin(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        decoding: Decoding,
+        source: Source = "student",
+        version: int = 0,
+    ) -> Begun:
+        """See `kd.generators.Generator`. The weights are transferred before it returns; where the engine `overlaps`,
+        the responses come later. Nothing that was begun with other weights may still be under way."""
+        started = time.perf_counter()
+        order, vocabulary, begun = self._ordered(model, prompts, decoding, version), model.vocabulary, Begun()
+
+        def work() -> None:
+            try:
+                found = self._completed(order, vocabulary) if prompts else []
+                begun.set_result([[_written(one, order, source) for one in group] for group in found])
+            except BaseException as error:  # raised where the result is read
+                begun.set_exception(error)
+
+        if self.overlaps:
+            Thread(target=work, name="generation", daemon=True).start()
+        else:
+            work()
+        charge(Spent(seconds=time.perf_counter() - started))
+        return begun
+
+    def settle(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        begun: Sequence[Sequence[Written]],
+        *,
+        decoding: Decoding,
+        behind: int,
+    ) -> list[list[Written]]:
+        """See `kd.generators.Generator`: the cost of generating is charged here, too."""
+        if not prompts:
+            return []
+        started = time.perf_counter()
+        written, readings = reread(model, prompts, begun, decoding)
+        flat = [one for group in begun for one in group]
+        if decoding.temperature:
+            drawn = [one.behaviour_logprobs for one in flat if one.behaviour_logprobs is not None]
+            self._compare([logprobs.tolist() for logprobs in drawn], readings, behind)
+        else:  # what was drawn from was certain, and its probabilities are not kept
+            self._note(0.0, 0, behind, len(flat))
+        count_tokens(sum(len(one.ids) for one in flat))
+        read = self.read([len(prompt) for prompt in prompts], [[len(one.ids) for one in group] for group in begun])
+        seconds = time.perf_counter() - started
+        charge_generation([model], read, written, source="student", seconds=seconds)
+        return written
+
+    def _ordered(
+        self, model: LanguageModel, prompts: Sequence[Sequence[int]], decoding: Decoding, version: int
+    ) -> Order:
+        """The request for these responses, once the engine has its weights."""
+        self.check(decoding)
+        self._bring(model, version)
+        seeds = torch.randint(2**31, (len(prompts),)).tolist() if prompts else []
+        return Order(prompts, seeds, decoding, sorted(end_ids(model)))
+
+    def _completed(self, order: Order, vocabulary: int) -> list[list[Completion]]:
+        found = self.complete(order)
+        check_ids(found, order, vocabulary)
+        return found
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -208,17 +256,20 @@ class ExternalEngine(Generator):
                 "explains that"
             )
 
-    def _compare(self, found: Sequence[Completion], readings: Sequence[Reading], version: int) -> None:
-        reported = torch.tensor([logprob for one in found for logprob in one.logprobs])
+    def _note(self, distance: float, tokens: int, behind: int, responses: int) -> None:
+        new = (distance, float(tokens), float(behind * responses), float(responses))
+        self._pending = [a + b for a, b in zip(self._pending, new, strict=True)]
+
+    def _compare(self, found: Sequence[Sequence[float]], readings: Sequence[Reading], behind: int) -> None:
+        """Notes the distance of the log-probabilities of each response, and raises ValueError where it is too large."""
+        reported = torch.tensor([logprob for logprobs in found for logprob in logprobs])
         own, drawn = (torch.cat(parts) for parts in zip(*readings, strict=True))
         distance = (reported - drawn).abs().sum().item()
-        behind = version - (self.version or 0)
-        new = (distance, float(len(reported)), float(behind * len(found)), float(len(found)))
-        self._pending = [a + b for a, b in zip(self._pending, new, strict=True)]
+        self._note(distance, len(reported), behind, len(found))
         if behind:  # older weights have other log-probabilities
             return
         mean, untempered = distance / len(reported), (reported - own).abs().mean().item()
-        if mean > _EXACT and untempered < mean / 2:
+        if mean > EXACT and untempered < mean / 2:
             raise ValueError(
                 "the engine returns log-probabilities from before temperature and top_p, which nothing was drawn from; "
                 "start it with --logprobs-mode processed_logprobs"
@@ -256,44 +307,6 @@ def save_untied(network: Any, folder: Path) -> None:
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
-    samples, longest = order.decoding.samples, order.decoding.max_new_tokens
-    if (counts := {len(group) for group in found}) != {samples} or len(found) != len(order.prompts):
-        raise ValueError(
-            f"the engine gave {sorted(counts)} responses to a prompt where {samples} were requested; it does not "
-            "implement the completions protocol of vLLM"
-        )
-    for one in (one for group in found for one in group):
-        if not one.ids or len(one.ids) != len(one.logprobs):
-            raise ValueError(
-                f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not implement "
-                "the completions protocol of vLLM"
-            )
-        if len(one.ids) > longest:
-            raise ValueError(
-                f"the engine wrote {len(one.ids)} ids where {longest} were the most; take vLLM 0.17 or later"
-            )
-        if early := set(order.ends) & set(one.ids[:-1]):
-            raise ValueError(f"the engine wrote on after the end token {min(early)}; take vLLM 0.17 or later")
-        if not all(-math.inf < logprob <= _EXACT for logprob in one.logprobs):
-            raise ValueError(
-                "the engine gives log-probabilities that are invalid (not finite, or above 0), so its responses cannot "
-                "be learnt from; look at its precision and its log"
-            )
-        if not 0 <= min(one.ids) <= max(one.ids) < vocabulary:
-            wrong = next(i for i in one.ids if not 0 <= i < vocabulary)
-            raise ValueError(
-                f"the engine wrote the id {wrong}, but the tokenizer has {vocabulary}: it holds another "
-                "model, or one whose padded head was trained; start it from the student's checkpoint"
-            )
-        if one.ids[-1] not in order.ends and len(one.ids) < longest:
-            raise ValueError(
-                f"the engine ended a response after {len(one.ids)} of {longest} tokens with the id "
-                f"{one.ids[-1]}, which ends nothing; start it with --generation-config vllm and room for "
-                "data.max_length tokens"
-            )
-
-
-def _written(one: Completion, read: Reading, order: Order, source: Source) -> Written:
+def _written(one: Completion, order: Order, source: Source) -> Written:
     drawn = torch.tensor(one.logprobs) if order.decoding.temperature else torch.zeros(len(one.ids))
-    return Written(one.ids, source, drawn, read.own, truncated=one.ids[-1] not in order.ends)
+    return Written(one.ids, source, drawn, truncated=one.ids[-1] not in order.ends)

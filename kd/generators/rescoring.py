@@ -1,6 +1,7 @@
 """A model's log-probabilities of responses that another engine has generated with its weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from kd.data.images import view_of
 from kd.data.sequences import Encoded, collate, pad_id
 from kd.eval_mode import eval_mode
 from kd.generators.sampling import Sampled, logprobs_of, nucleus
+from kd.generators.settings import Decoding
 from kd.kernels.chunks import CHUNK
 from kd.models.language_model import LanguageModel
+from kd.types import Written
 
 
 class Reading(NamedTuple):
@@ -37,6 +40,19 @@ def read_responses(
             places = order[start : start + batch_size]
             found |= dict(zip(places, _read(model, [pairs[i] for i in places], sampled), strict=True))
     return [found[i] for i in range(len(pairs))]
+
+
+def reread(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    begun: Sequence[Sequence[Written]],
+    decoding: Decoding,
+) -> tuple[list[list[Written]], list[Reading]]:
+    """Responses with the model's own log-probabilities of now as `old_logprobs`, and the readings, in their order."""
+    pairs = [(prompt, one.ids) for prompt, group in zip(prompts, begun, strict=True) for one in group]
+    readings = read_responses(model, pairs, decoding.sampled, batch_size=decoding.batch_size)
+    scores = iter(readings)
+    return [[replace(one, old_logprobs=next(scores).own) for one in group] for group in begun], readings
 
 
 def _read(

@@ -1,14 +1,33 @@
-"""A vLLM server's answers, field by field: a deviation from its protocol is refused in one sentence."""
+"""Requests to vLLM and its answers, field by field: a deviation from its protocol is refused in one sentence."""
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from kd.generators.external_engine import Completion
+from kd.generators.settings import Decoding
 
-_ROUNDING = 1e-3  # nats that a log-probability may be above 0
-Logprob = Annotated[float, Field(le=_ROUNDING)]
+EXACT = 1e-3  # nats: a distance below it needs no explanation, also that of a log-probability above 0
+Logprob = Annotated[float, Field(le=EXACT)]
+
+
+class Completion(NamedTuple):
+    """One response as the engine returns it."""
+
+    ids: tuple[int, ...]  # the end token included
+    logprobs: tuple[float, ...]  # of each id, under the distribution it was drawn from; for greedy, at temperature 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request to the engine."""
+
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]  # one for each prompt
+    decoding: Decoding
+    ends: Sequence[int]  # the only ids that end a response
 
 
 class Answer(BaseModel):
@@ -112,3 +131,42 @@ def prompt_logprobs(answer: Choices, ids: Sequence[int], url: str) -> list[float
             "or later"
         )
     return [one.logprob for one in scores if one is not None]
+
+
+def check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:
+    """Raises ValueError for responses that a model with so many ids could not have generated to the order."""
+    samples, longest = order.decoding.samples, order.decoding.max_new_tokens
+    if (counts := {len(group) for group in found}) != {samples} or len(found) != len(order.prompts):
+        raise ValueError(
+            f"the engine gave {sorted(counts)} responses to a prompt where {samples} were requested; it does not "
+            "implement the completions protocol of vLLM"
+        )
+    for one in (one for group in found for one in group):
+        if not one.ids or len(one.ids) != len(one.logprobs):
+            raise ValueError(
+                f"the engine gave {len(one.ids)} ids with {len(one.logprobs)} log-probabilities; it does not implement "
+                "the completions protocol of vLLM"
+            )
+        if len(one.ids) > longest:
+            raise ValueError(
+                f"the engine wrote {len(one.ids)} ids where {longest} were the most; take vLLM 0.17 or later"
+            )
+        if early := set(order.ends) & set(one.ids[:-1]):
+            raise ValueError(f"the engine wrote on after the end token {min(early)}; take vLLM 0.17 or later")
+        if not all(-math.inf < logprob <= EXACT for logprob in one.logprobs):
+            raise ValueError(
+                "the engine gives log-probabilities that are invalid (not finite, or above 0), so its responses cannot "
+                "be learnt from; look at its precision and its log"
+            )
+        if not 0 <= min(one.ids) <= max(one.ids) < vocabulary:
+            wrong = next(i for i in one.ids if not 0 <= i < vocabulary)
+            raise ValueError(
+                f"the engine wrote the id {wrong}, but the tokenizer has {vocabulary}: it holds another "
+                "model, or one whose padded head was trained; start it from the student's checkpoint"
+            )
+        if one.ids[-1] not in order.ends and len(one.ids) < longest:
+            raise ValueError(
+                f"the engine ended a response after {len(one.ids)} of {longest} tokens with the id "
+                f"{one.ids[-1]}, which ends nothing; start it with --generation-config vllm and room for "
+                "data.max_length tokens"
+            )

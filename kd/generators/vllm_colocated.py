@@ -7,7 +7,8 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveFloat
 
-from kd.generators.external_engine import Completion, ExternalEngine, Order, Text
+from kd.generators.external_engine import ExternalEngine, Text
+from kd.generators.vllm_answers import Completion, Order
 from kd.models.language_model import LanguageModel
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import requests
@@ -17,8 +17,8 @@ from requests.adapters import HTTPAdapter, Retry
 from torch import Tensor
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from kd.generators.external_engine import Completion, ExternalEngine, Order, Text
-from kd.generators.vllm_answers import Cards, Choices, Results, completions, parsed, prompt_logprobs
+from kd.generators.external_engine import ExternalEngine, Text
+from kd.generators.vllm_answers import Cards, Choices, Completion, Order, Results, completions, parsed, prompt_logprobs
 from kd.models.language_model import LanguageModel
 from kd.ranks import sum_over_ranks
 
@@ -62,6 +62,8 @@ class Server(ExternalEngine):
             none above 30 s.
         weights, staleness, tolerance, exactness: see `kd.generators.external_engine.ExternalEngine`.
     """
+
+    overlaps: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The choice of the responses that the student learns on, and of the model that generates them."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -29,6 +29,7 @@ class Rollout(Protocol):
     one_vocabulary: whether an id has to mean the same to student and teacher.
     teacher_prompts: whether the teacher reads another prompt than the student, so that positions differ.
     uses: steps in a row that get the same window.
+    ahead: windows after the present one that it generates for in advance, which it receives in `foresee`.
     samples: responses that it generates to each prompt.
     """
 
@@ -40,6 +41,7 @@ class Rollout(Protocol):
     one_vocabulary: ClassVar[bool] = False
     teacher_prompts: ClassVar[bool] = False
     uses: int = 1
+    ahead: int = 0
     samples: int = 1
 
     @abstractmethod
@@ -77,6 +79,10 @@ class Rollout(Protocol):
         written: those of its writer.
         """
         return written
+
+    def foresee(self, coming: Sequence[list[Batch]]) -> None:
+        """Receives the windows of the next steps (at most `ahead`, none after the last) before each call."""
+        return None
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""

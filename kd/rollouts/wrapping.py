@@ -22,6 +22,12 @@ class Wrapping(Rollout):
                 f"rollout.writer {type(writer).__name__} replays whole windows, so it has to be the outermost rollout; "
                 "swap the two"
             )
+        if writer.ahead:
+            raise ValueError(
+                f"rollout.writer {type(writer).__name__} generates for the {writer.ahead} next windows as they come "
+                "from the data, so it cannot be inside another rollout; take rollout=asynchronous itself, or set "
+                "rollout.writer.staleness=0"
+            )
         self.writer, self.samples = writer, writer.samples
 
     def take_report(self) -> dict[str, tuple[float, float]]:

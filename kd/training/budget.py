@@ -52,13 +52,16 @@ class Budget:
     peak_memory_bytes: int = 0
 
 
-def rolled_out(rollout: Rollout, arguments: tuple, meter: Meter, spent: Budget) -> list[Batch]:
+def rolled_out(
+    rollout: Rollout, arguments: tuple, meter: Meter, spent: Budget, coming: Sequence[list[Batch]] = ()
+) -> list[Batch]:
     """The batches of a rollout, whose cost goes to the meter.
 
-    spent: of the run before this step.
+    spent: of the run before this step. coming: the windows of the next steps, which it receives first.
 
     Raises ValueError for responses of the student's, none of whose tokens was ever counted.
     """
+    rollout.foresee(coming)
     with metered(meter):
         batches = rollout(*arguments)
     if not rollout.keeps_responses and not spent.generated_tokens + meter.spent.generated_tokens:

@@ -141,7 +141,7 @@ class Distillation(Sharded):
         self.update_weights()
         arguments, before = (window.batches, self.models, self.progress, self.encoder), self._counted
         with self.gathered_for(self.rollout):
-            written = rolled_out(self.rollout, arguments, self.meter, self.budget)
+            written = rolled_out(self.rollout, arguments, self.meter, self.budget, window.coming)
         streams = {s: batches for s, batches in (("main", written), ("lm", window.plain)) if s in self.active}
         counts = self.count([(stream, batch) for stream, batches in streams.items() for batch in batches])
         passes = backward_passes(self.evened(streams))

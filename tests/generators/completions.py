@@ -70,8 +70,10 @@ class Served:
         assert body["ignore_eos"]
         assert body["stop_token_ids"] == [self.model.tokenizer.eos_token_id]
         sampled = Sampled(body["temperature"], body["top_p"])
-        with torch.random.fork_rng():  # of the process, which is the run's
-            torch.manual_seed(body["seed"])
+        draws = sampled.temperature > 0  # from the generator of the process, which the run uses meanwhile
+        with torch.random.fork_rng(enabled=draws):
+            if draws:
+                torch.manual_seed(body["seed"])
             (written,) = write(
                 [self.model],
                 [body["prompt"]],

@@ -8,11 +8,12 @@ import torch
 from kd.data.sequences import Encoder, prompt_ids
 from kd.generators import Generator
 from kd.generators.account import Spent, charge, metered
-from kd.generators.external_engine import Completion, ExternalEngine, Order
+from kd.generators.external_engine import ExternalEngine
 from kd.generators.generation import decode, write
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
+from kd.generators.vllm_answers import Completion, Order
 from kd.models.flops import decoding_flops
 from kd.models.language_model import LanguageModel
 from kd.rollouts import Rollout

@@ -31,6 +31,10 @@ ROLLOUTS: dict[str, Any] = {
         "writer": ON_POLICY,
         **{"uses": 3, "capacity": 8, "max_age": 4, "importance_bound": 1.5},
     },
+    "asynchronous": {
+        **ON_POLICY,
+        **{"_target_": "kd.rollouts.on_policy.Asynchronous", "staleness": 3, "importance_bound": 1.5},
+    },
 }
 
 
@@ -212,7 +216,7 @@ def test_a_term_with_an_optimizer_of_its_own_resumes(tmp_path):
 def rolled(tmp_path_factory):
     """Of each rollout with a state, a whole run, and one that was stopped in a replay."""
     root = tmp_path_factory.mktemp("rolled")
-    for name in ("adaptive", "replay"):
+    for name in ("adaptive", "replay", "asynchronous"):
         whole, cut = root / f"{name} whole", root / f"{name} cut"
         ran(whole, rollout=runs.scripted(whole, inner=ROLLOUTS[name]))
         ran(cut, rollout=runs.scripted(cut, (7, 0, "SIGTERM"), inner=ROLLOUTS[name]))
@@ -220,7 +224,7 @@ def rolled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [3, 5])
-@pytest.mark.parametrize("rollout", ["adaptive", "replay"])
+@pytest.mark.parametrize("rollout", ["adaptive", "replay", "asynchronous"])
 def test_any_step_of_a_rollout_with_state_can_be_the_last(rolled, tmp_path, rollout, step):
     """Also one after which (each third) the validation split is evaluated, and passed to the rollout."""
     ran(tmp_path, rollout=runs.scripted(tmp_path, (step, 0, "SIGTERM"), inner=ROLLOUTS[rollout]))
@@ -235,6 +239,7 @@ FORGOTTEN = {  # each piece of a rollout's state, as it is at the start
     ("adaptive", "buffer"): [],
     ("replay", "wrote_at"): None,
     ("replay", "buffer"): [],
+    ("asynchronous", "buffer"): {},
 }
 
 
@@ -296,7 +301,7 @@ def test_stopped_and_killed_processes_go_on_as_if_nothing_was(tmp_path):
 
 @pytest.mark.parametrize(
     "rollout",
-    ["mixed", "adaptive", "replay"],
+    ["mixed", "adaptive", "replay", "asynchronous"],
 )
 @pytest.mark.long
 def test_a_killed_process_goes_on_with_what_its_rollout_knew(tmp_path, rollout):
@@ -327,6 +332,7 @@ KINDS = [
     ("adaptive", "bf16-mixed", 2, 2),
     ("replay", "32-true", 2, 2),
     ("replay", "bf16-mixed", 0, 2),
+    ("asynchronous", "32-true", 0, 2),
 ]
 
 
