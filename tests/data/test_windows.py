@@ -48,6 +48,19 @@ def test_a_window_holds_its_records_and_its_step():
         assert seen(window) == sorted(RECORDS[i].id for i in stream.indices(step))
 
 
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2)])
+def test_the_windows_of_the_next_steps_come_along_as_they_will_be(rank, ranks):
+    """In the same micro-batches and order, of the same rank; none after the last step."""
+    stream, apart = windows(5, steps=6, rank=rank, ranks=ranks, ahead=2), windows(5, steps=6, rank=rank, ranks=ranks)
+    for step in range(6):
+        later = [apart[after].batches for after in range(step + 1, min(step + 3, 6))]
+        assert [[b.records for b in coming] for coming in stream[step].coming] == [
+            [b.records for b in batches] for batches in later
+        ]
+        assert apart[step].coming == []
+        assert [b.records for b in stream[step].batches] == [b.records for b in apart[step].batches]
+
+
 def test_a_window_is_a_function_of_seed_and_step():
     one, again = windows(5, seed=3), windows(5, seed=3)
     one[8], one[2]  # what was asked before does not matter

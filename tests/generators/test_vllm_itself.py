@@ -4,6 +4,7 @@ Weights of a tied and of an untied student arrive, step after step; those that a
 why none does. What was measured is printed.
 """
 
+import copy
 import os
 import socket
 import subprocess
@@ -16,13 +17,17 @@ import pytest
 import requests
 import torch
 
-from kd.generators.external_engine import probe
+from kd.data.sequences import Encoder
+from kd.generators.external_engine import EXACTNESS, probe
+from kd.generators.generation import read_again
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
 from kd.generators.vllm_server import Server
 from kd.models.language_model import LanguageModel
+from kd.rollouts.on_policy import Asynchronous
+from kd.types import Batch, Models, Progress
 from tests.generators.test_vllm_server import asked, moved
-from tests.tiny import tiny
+from tests.tiny import records, tiny
 
 HOME = os.environ.get("KD_VLLM", "")
 PATIENCE = 500.0  # seconds for a server to start
@@ -122,3 +127,40 @@ def test_a_checkpoint_that_ties_its_head_leaves_it_behind(tmp_path, monkeypatch)
             asked(generator, model, version=1)
         print(f"tied in the checkpoint: {caught.value}")
     assert "Failed to load weights" in (tmp_path / "log.txt").read_text()
+
+
+def test_responses_are_generated_while_the_student_learns(tmp_path):
+    """With weights of the step before: a server's log-probabilities are those of the student as it was then. Steps of
+    two seconds, in which this process does nothing, with and without the overlap."""
+    given, student_now, folder = records(24), student(False), tmp_path / "weights"
+    encoder = Encoder(student_now.tokenizer, None, max_length=400, max_tokens=4000)
+    Server(url="http://unused", weights=str(folder)).save(student_now)
+    settings = {"samples": 4, "max_new_tokens": 200}
+    with vllm(folder, tmp_path / "log.txt") as url:
+        seconds, waits = {}, {}
+        for staleness in (0, 1):
+            rollout = Asynchronous(staleness=staleness, generator=Server(url=url, weights=str(folder)), **settings)
+            versions, started = [copy.deepcopy(student_now)], time.perf_counter()
+            for step in range(STEPS):
+                rollout.foresee([encoder.batches(given[4 * later :][:4]) for later in (step + 1,) if later < STEPS])
+                batches = rollout(
+                    encoder.batches(given[4 * step :][:4]), Models(student_now), Progress(step, STEPS), encoder
+                )
+                apart = max(furthest_of(versions[max(step - staleness, 0)], batch) for batch in batches)
+                print(f"staleness {staleness}: step {step}: furthest token {apart:.6f} nats")
+                assert apart < EXACTNESS[torch.float32]
+                if step and staleness:
+                    assert max(furthest_of(student_now, batch) for batch in batches) > 0.1
+                moved(student_now, seed=step)
+                versions.append(copy.deepcopy(student_now))
+                time.sleep(2.0)
+            seconds[staleness] = time.perf_counter() - started
+            waits[staleness] = rollout.take_report()["generation_wait"]
+    print(f"seconds of {STEPS} steps without and with overlap: {seconds}; seconds waited: {waits[1]}")
+    assert seconds[1] < seconds[0]
+
+
+def furthest_of(model: LanguageModel, batch: Batch) -> float:
+    """The largest distance of a model's log-probabilities to those that a batch was drawn with, in nats."""
+    own = read_again(model, batch.student)
+    return (own - batch.behaviour_logprobs)[batch.student.mask].abs().max().item()

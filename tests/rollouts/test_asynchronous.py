@@ -122,18 +122,21 @@ def test_without_staleness_it_is_on_policy_to_the_last_digit():
 def test_probabilities_are_those_it_was_drawn_with_and_those_at_the_beginning_of_the_step(temperature):
     """And the weight is their ratio, bounded: q now over b."""
     rollout = Asynchronous(max_new_tokens=6, samples=2, temperature=temperature, importance_bound=1.3)
-    before, now = tiny(), moved_student()
+    with seeded(3):
+        before, now = tiny(), moved_student(0.1)
     at(rollout, 0, before)
-    begun = rollout._drafts[1].begun.result()
+    begun = dict(zip(rollout._drafts[1].records, rollout._drafts[1].begun.result(), strict=True))
     seen = []
     for batch in at(rollout, 1, now):
         with torch.no_grad():
             old = by_hand(now, batch)
         torch.testing.assert_close(batch.old_logprobs.double(), old, atol=1e-5, rtol=1e-5)
-        drawn = {one.ids: one.behaviour_logprobs for group in begun for one in group}
-        for row, mask in enumerate(batch.student.mask):
-            expected = drawn[tuple(batch.student.labels[row][mask].tolist())]
-            torch.testing.assert_close(batch.behaviour_logprobs[row][mask], expected)
+        drawn = [one for record in batch.records for one in begun[record.id]]
+        for one, row, mask, given in zip(
+            drawn, batch.student.labels, batch.student.mask, batch.behaviour_logprobs, strict=True
+        ):
+            assert tuple(row[mask].tolist()) == one.ids
+            torch.testing.assert_close(given[mask], one.behaviour_logprobs)
         ratio = (old - batch.behaviour_logprobs).exp()
         expected = ratio.clamp(max=1.3) * batch.student.mask
         torch.testing.assert_close(batch.importance_weights.double(), expected, atol=1e-4, rtol=1e-4)
