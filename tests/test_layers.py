@@ -19,7 +19,7 @@ KD = ROOT / "kd"
 # makes it: low, if others shall stand on it.
 LAYERS: tuple[set[str], ...] = (
     {"types", "signals", "schedules", "seeding", "artifacts", "versions", "errors", "secrets", "permission", "program"}
-    | {"intervals", "locks", "progress", "ranks", "eval_mode", "orphans", "sandbox", "metrics"},
+    | {"intervals", "locks", "progress", "ranks", "eval_mode", "orphans", "sandbox", "metrics", "ray_cluster"},
     {"sources", "runs", "components"},
     {"data", "kernels", "objectives", "alignment", "reports"},
     {"models", "skills", "corpora"},

@@ -1,14 +1,8 @@
 """Each job is a task of a Ray cluster (extra `ray`), by Ray's public API."""
 
-import os
 import re
-import secrets
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.kd_launcher.cluster import ClusterJob, ClusterLauncher
 from hydra_plugins.kd_launcher.job_process import how_it_ended
 from hydra_plugins.kd_launcher.node_process import NodeProcess, called
+from kd.ray_cluster import check_installed, connected
 
 
 class RayLauncher(ClusterLauncher):
@@ -48,8 +43,10 @@ class RayLauncher(ClusterLauncher):
 
     def check(self) -> None:
         """Raises SystemExit where Ray is not installed."""
-        if find_spec("ray") is None:
-            sys.exit("hydra/launcher=ray needs the package ray; install it with pip install -e '.[ray]'")
+        try:
+            check_installed("hydra/launcher=ray")
+        except ValueError as error:
+            sys.exit(str(error))
         self.variables += re.findall(r"oc\.env:\s*['\"]?(\w+)", OmegaConf.to_yaml(self.config, resolve=False))
 
     def takes(self, job: ClusterJob) -> dict[str, Any]:
@@ -80,22 +77,11 @@ class RayLauncher(ClusterLauncher):
 
     def _connected(self) -> Any:
         """The library, once it is connected. Raises SystemExit where there is no cluster at the address."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self.address is None and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray keeps one in the home folder
-        ray: Any = import_module("ray")
-        ray.cloudpickle.register_pickle_by_value(sys.modules[NodeProcess.__module__])
-        handler = signal.getsignal(signal.SIGTERM)
-        options = {"include_dashboard": False} if self.address is None else {}
         try:
-            ray.init(self.address or "local", log_to_driver=False, logging_level="error", **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            sys.exit(
-                f"hydra.launcher.address={self.address}: Ray is not reached ({reason}); start it by ray start --head"
-            )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has set one that ends this process without a table
+            ray = connected(self.address, "hydra.launcher.address")
+        except ValueError as error:
+            sys.exit(str(error))
+        ray.cloudpickle.register_pickle_by_value(sys.modules[NodeProcess.__module__])
         return ray
 
     def has_ended(self, job: ClusterJob) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from kd.augmentation.answering import Writer, answers
+from kd.augmentation.answering import Workers, Writer, answers
 from kd.generators import Generator
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
@@ -43,6 +43,7 @@ class Resources:
         skill: the skill, which scores responses.
         max_length: tokens of a prompt and its response together; None: without limit.
         account: of the stage.
+        workers: processes that generate in place of this one (`run.ray`); None: there are none.
     """
 
     seed: int
@@ -53,6 +54,7 @@ class Resources:
     skill: Skill | None = None
     max_length: int | None = None
     account: Account = field(default_factory=Account)
+    workers: Workers | None = None
 
     def dropped(self, reason: str, records: int = 1) -> None:
         """Count records that the stage drops, under a short noun phrase such as "refusal"."""
@@ -81,8 +83,8 @@ class Resources:
 
     def _writer(self, by: By) -> Writer:
         if by == "student":
-            return Writer(self.student, f"student {self.student_id}", "student", self.max_length)
-        return Writer(self.teacher, self.teacher_id, "teacher", self.max_length)
+            return Writer(self.student, f"student {self.student_id}", "student", self.max_length, self.workers)
+        return Writer(self.teacher, self.teacher_id, "teacher", self.max_length, self.workers)
 
 
 class Expected(NamedTuple):

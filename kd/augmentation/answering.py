@@ -1,17 +1,18 @@
 """A model's answers to the prompts of a stage, kept on disk as they are generated, so that none is generated twice."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kd.artifacts import Cost, cache_root, key, once
 from kd.data.images import digest
 from kd.data.sequences import prompt_ids
 from kd.generators import Generator
-from kd.generators.account import Meter, Spent, charge, metered
+from kd.generators.account import Spent, charge, metered
 from kd.generators.settings import Decoding
 from kd.progress import Phase, phase
 from kd.seeding import seeded
@@ -20,7 +21,47 @@ from kd.types import Record, Source
 from kd.versions import versions
 
 VERSION = 1  # part of every key: raise it when the same requests are to give other texts
+KIND = "set of answers"
 TOGETHER = 256  # responses that are kept at once: a process that is killed generates these again at most
+
+
+class Part(NamedTuple):
+    """Prompts of one call that are answered, and kept, together: a task that is the same in every process.
+
+    Attributes:
+        prompts: their place among the call's parts is in `stream`.
+        stream: the random stream of the responses, whichever process draws them.
+        path: of the file that keeps the answers.
+    """
+
+    prompts: Sequence[Record]
+    decoding: Decoding
+    engine: Generator
+    stream: tuple[Any, ...]
+    path: Path
+
+    def answered(
+        self, model: Teacher, progress: Callable[[int], None] | None = None
+    ) -> tuple[Sequence[Answers], Spent]:
+        """The answers of a model, and their cost, which is added to every open meter, too."""
+        with metered() as meter, seeded(*self.stream):
+            rows = model.respond(self.prompts, decoding=self.decoding, engine=self.engine, progress=progress)
+        return rows, meter.spent
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Processes that answer parts side by side, each with a copy of the model: the same texts at the same cost."""
+
+    def answered(
+        self, source: Source, named: str, parts: Sequence[Part]
+    ) -> Iterator[tuple[Part, Sequence[Answers], Spent]]:
+        """Each part with its answers and their cost, as soon as it is answered, in any order.
+
+        Args:
+            source: the model, as stages name it.
+            named: the name of the model's content. Raises ValueError where a process has another.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,12 +73,14 @@ class Writer:
         named: names its content (weights, tokenizer, template).
         source: of its responses.
         room: tokens of prompt and response together; None: without limit.
+        workers: that generate in place of this process, where the model has weights; None: none do.
     """
 
     model: Teacher | None
     named: str
     source: Source = "teacher"
     room: int | None = None
+    workers: Workers | None = None
 
     def fits(self, prompt: Record) -> bool:
         """Return whether the prompt leaves room for a response; always of a model without a tokenizer."""
@@ -69,20 +112,35 @@ def answers(
     size = max(1, TOGETHER // decoding.samples)
     chunks = [fitting[start : start + size] for start in range(0, len(fitting), size)]
     searches = 1 if decoding.temperature == 0 else decoding.samples  # one search ends in several
+    name, total = f"generate {what} ({writer.source})", searches * len(fitting)
+    parts = []
+    for number, chunk in enumerate(chunks):
+        given, stream = [prompts[i] for i in chunk], (seed, "augmentation", what, number)
+        path = _path(writer, given, decoding, None if decoding.temperature == 0 else stream, engine)
+        parts.append(Part(given, decoding, engine, stream, path))
+    if writer.workers is not None and writer.model is not None and writer.model.has_weights:
+        _keep(writer.workers, writer, parts, name, searches)
     with ExitStack() as stack:
         shown: Phase | None = None
-        for number, chunk in enumerate(chunks):
-            given = [prompts[i] for i in chunk]
-            stream = (seed, "augmentation", what, number)
-            path = _path(writer, given, decoding, None if decoding.temperature == 0 else stream, engine)
-            if shown is None and not path.exists():
-                total, done = searches * len(fitting), searches * number * size
-                name = f"generate {what} ({writer.source})"
-                shown = stack.enter_context(phase(name, total, "responses", done=done))
-            rows = _kept(path, writer, given, decoding, stream, engine, shown)
-            for i, row in zip(chunk, rows, strict=True):
+        for number, (chunk, part) in enumerate(zip(chunks, parts, strict=True)):
+            if shown is None and not part.path.exists():
+                shown = stack.enter_context(phase(name, total, "responses", done=searches * number * size))
+            for i, row in zip(chunk, _kept(part, writer, shown), strict=True):
                 found[i] = row
     return found
+
+
+def _keep(workers: Workers, writer: Writer, parts: Sequence[Part], name: str, searches: int) -> None:
+    """Have workers answer what is not on disk; each part is kept when it arrives, whatever becomes of the others."""
+    total = sum(len(part.prompts) for part in parts)
+    missing = [part for part in parts if not part.path.exists()]
+    if not missing:
+        return
+    left = sum(len(part.prompts) for part in missing)
+    with phase(name, searches * total, "responses", done=searches * (total - left)) as shown:
+        for part, rows, spent in workers.answered(writer.source, writer.named, missing):
+            once(part.path, partial(_written, part, rows, spent), kind=KIND)
+            shown.advance(searches * len(part.prompts))
 
 
 def _path(
@@ -109,37 +167,33 @@ def prompt_content(prompt: Record) -> list[Any]:
     return [*own, digest(prompt.images)] if prompt.images else own
 
 
-def _kept(
-    path: Path,
-    writer: Writer,
-    prompts: Sequence[Record],
-    decoding: Decoding,
-    stream: tuple[Any, ...],
-    engine: Generator,
-    shown: Phase | None,
-) -> Iterator[Answers]:
+def _kept(part: Part, writer: Writer, shown: Phase | None) -> Iterator[Answers]:
     """The answers in the file, which is written now if it is not there; charged as when they were generated."""
-    meter = Meter()
+    generated: list[Spent] = []
 
-    def write(partial: Path) -> Cost:
+    def write(path: Path) -> Cost:
         model = writer.model
         if model is None or "text" not in model.provides:
             raise ValueError(
                 f"the augmentation needs a {writer.source} that generates the responses, but there is none; choose one "
                 "whose weights are here (teacher=smollm2_135m), or augmentation=none"
             )
-        with metered(meter), seeded(*stream):
-            progress = None if shown is None else shown.advance
-            rows = model.respond(prompts, decoding=decoding, engine=engine, progress=progress)
-        partial.write_text(_lines(prompts, rows), encoding="utf-8")
-        return meter.spent._asdict()
+        rows, spent = part.answered(model, None if shown is None else shown.advance)
+        generated.append(spent)
+        return _written(part, rows, spent, path)
 
-    manifest = once(path, write, kind="set of answers")
-    if meter.spent == Spent():  # generated before, by this process or another
+    manifest = once(part.path, write, kind=KIND)
+    if not generated:  # before, by this process or another
         charge(Spent.of(manifest.cost))
-    with path.open(encoding="utf-8") as file:
+    with part.path.open(encoding="utf-8") as file:
         for row in map(json.loads, file):
             yield Answers(tuple(row["responses"]), tuple(row["finished"]), row["tokens"])
+
+
+def _written(part: Part, rows: Sequence[Answers], spent: Spent, path: Path) -> Cost:
+    """Write answers to `path`. Returns their cost."""
+    path.write_text(_lines(part.prompts, rows), encoding="utf-8")
+    return spent._asdict()
 
 
 def _lines(prompts: Sequence[Record], rows: Sequence[Answers]) -> str:

@@ -21,6 +21,7 @@ from kd.composition.places import check_folder, check_name
 from kd.composition.targets import kept
 from kd.generators.external_engine import ExternalEngine
 from kd.models.sharding import Sharding
+from kd.ray_cluster import check_installed
 from kd.reports.wandb.account import logged_in
 from kd.sources.addresses import cache_root
 from kd.training.observers import try_observers
@@ -41,6 +42,8 @@ def check_machine(config: Node) -> None:
     if not _elsewhere():
         check_deepspeed(config)
         check_devices(config["trainer"])
+    if actors := (config["run"].get("ray") or {}).get("actors"):
+        check_installed(f"run.ray.actors={actors}")
     if config["logger"].get("wandb") is not None:
         check_wandb(config["logger"]["wandb"])
     made_by("generator", config["generator"]).check_reachable("generator", config["generator"])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from kd.augmentation.ray_workers import RaySettings
 from kd.components import axes
 from kd.components.choices import choices, meant
 from kd.components.signatures import check_call, shown, suggestion
@@ -115,6 +116,7 @@ class Run:
     allow: Sequence[Text] = ()
     page: bool = True
     open: bool = False
+    ray: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ SECTIONS: Mapping[str, Callable] = {
     "data": Data,
     "checkpoint": Checkpoint,
     "run": Run,
+    "run.ray": RaySettings,
     "loop": Loop,
     "student": Student,
     "augmentation": Augmentation,
@@ -276,9 +279,8 @@ def _check_stages(stages: Any) -> None:
 def _check_licence(path: str, licence: Any) -> None:
     """Check the type of a licence, which the card of the exported student names."""
     if licence is not None and not (isinstance(licence, str) and licence.strip()):
-        raise ValueError(
-            f"{path}={shown(licence)}: should be the name of a licence, such as Apache-2.0, or null (unknown)"
-        )
+        wanted = "should be the name of a licence, such as Apache-2.0, or null (unknown)"
+        raise ValueError(f"{path}={shown(licence)}: {wanted}")
 
 
 def _check_file(path: str, name: str | None, group: str) -> None:
@@ -304,9 +306,8 @@ def check_trainer(trainer: Mapping[str, Any], window: int) -> None:
     _check_precision(trainer.get("precision", PRECISIONS[0]), trainer.get("accelerator", "auto"))
     strategies = ["auto", SHARDED, *(name for name in StrategyRegistry.available_strategies() if "fsdp" not in name)]
     if (strategy := trainer.get("strategy", "auto")) not in strategies:
-        raise ValueError(
-            f"trainer.strategy={shown(strategy)}: unknown to Lightning; {suggestion(str(strategy), strategies)}"
-        )
+        near = suggestion(str(strategy), strategies)
+        raise ValueError(f"trainer.strategy={shown(strategy)}: unknown to Lightning; {near}")
     devices = learning_processes(trainer)
     if devices is not None and window < devices:
         raise ValueError(

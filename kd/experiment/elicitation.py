@@ -9,16 +9,19 @@ that stages generate with is that of the round before.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from kd.artifacts import Cost, cache_root, once
-from kd.augmentation import Resources
+from kd.augmentation import By, Resources
 from kd.augmentation.quality import quality
+from kd.augmentation.ray_workers import RaySettings, RayWorkers
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
@@ -96,7 +99,8 @@ def elicit(cfg: DictConfig) -> Elicited:
     given = load(load_skill(cfg.skill), "train")
     if not cfg.augmentation.stages:
         return Elicited(given)
-    return _after(cfg, len(cfg.augmentation.stages), given, _Models(cfg))
+    with closing(_Models(cfg)) as models:
+        return _after(cfg, len(cfg.augmentation.stages), given, models)
 
 
 def is_elicited(cfg: DictConfig) -> bool:
@@ -216,27 +220,33 @@ def _yielded(where: str, found: Any) -> Iterator[Record]:
 
 
 class _Models:
-    """The models that stages require, loaded when the first of them does."""
+    """The models that stages require, loaded when the first of them does, and the actors that generate with copies."""
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg
         self.loaded: dict[str, tuple[Teacher, str]] = {}
+        self.workers = _workers(cfg)
+
+    def close(self) -> None:
+        """End the actors, where there are any."""
+        if self.workers is not None:
+            self.workers.close()
 
     def resources(self, required: Collection[str]) -> Resources:
         """What a stage requires. Raises ValueError where there is no teacher for it."""
         cfg = self.cfg
-        found = Resources(cfg.seed, max_length=cfg.data.max_length)
+        found = Resources(cfg.seed, max_length=cfg.data.max_length, workers=self.workers)
         if "teacher" in required:
-            teacher, named = self._get("teacher", _generating)
+            teacher, named = self._get("teacher")
             found = replace(found, teacher=teacher, teacher_id=named)
         if "student" in required:
-            student, named = self._get("student", _student)
+            student, named = self._get("student")
             found = replace(found, student=student, student_id=named)
         return replace(found, skill=load_skill(cfg.skill)) if "skill" in required else found
 
-    def _get(self, name: str, load: Callable[[DictConfig], Teacher]) -> tuple[Teacher, str]:
+    def _get(self, name: By) -> tuple[Teacher, str]:
         if name not in self.loaded:
-            model = load(self.cfg)
+            model = _student(self.cfg) if name == "student" else _generating(self.cfg)
             self.loaded[name] = model, model.identity()
         return self.loaded[name]
 
@@ -254,9 +264,9 @@ def _student(cfg: DictConfig) -> Teacher:
     return student.to(device(cfg))
 
 
-def _generating(cfg: DictConfig) -> Teacher:
-    """The teacher that generates for the stages. Raises ValueError where there is none."""
-    teacher = load_teacher(cfg.teacher)
+def _generating(cfg: DictConfig, alone: bool = False) -> Teacher:
+    """The teacher that generates for the stages (`alone`: see `load_teacher`). Raises ValueError for none."""
+    teacher = load_teacher(cfg.teacher, alone=alone)
     if teacher is None:
         raise ValueError(
             "the augmentation needs a teacher that generates, but there is none; choose one whose weights are here "
@@ -265,6 +275,24 @@ def _generating(cfg: DictConfig) -> Teacher:
     if teacher.follows_student:
         teacher.bind(load_student(cfg))
     return teacher.to(device(cfg))
+
+
+def _workers(cfg: DictConfig) -> RayWorkers | None:
+    """The actors of `run.ray`, none of which is started yet; None where the run has none."""
+    own = RaySettings(**(cfg.run.get("ray") or {}))
+    if own.actors == 0:
+        return None
+    gpus = float(device(cfg).type == "cuda") if own.num_gpus is None else own.num_gpus
+    there = cfg.copy()  # each actor sees its own GPU as the first, or none
+    there.trainer.update({"accelerator": "gpu" if gpus else "cpu", "devices": "auto"})
+    content: Any = OmegaConf.to_container(there, resolve=True)
+    return RayWorkers(partial(_in_actor, content), replace(own, num_gpus=gpus))
+
+
+def _in_actor(content: Mapping[str, Any], by: By) -> Teacher:
+    """A model of a config in plain containers, loaded in another process for its use alone."""
+    cfg = OmegaConf.create(dict(content))
+    return _student(cfg) if by == "student" else _generating(cfg, alone=True)
 
 
 def _with_room(records: list[Record], teacher: Teacher, max_length: int) -> list[Record]:

@@ -1,0 +1,317 @@
+"""Stages whose prompts other processes answer: the records, files and costs of one process, whoever generates."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import Context
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from omegaconf import OmegaConf
+
+from kd.artifacts import read_manifest, remove
+from kd.augmentation import Account, Resources, answering
+from kd.augmentation.answering import Part, Workers
+from kd.augmentation.labeling import Labeling
+from kd.augmentation.ray_workers import Actor, RaySettings, RayWorkers, _variables
+from kd.composition.machine import check_machine
+from kd.composition.sections import check_sections
+from kd.experiment import elicitation
+from kd.experiment.elicitation import elicit, elicited_folder
+from kd.experiment.identity import identity
+from kd.generators.account import Spent, metered
+from kd.generators.settings import Decoding
+from kd.generators.torch import Torch
+from kd.teachers.interface import Answers, Teacher
+from kd.teachers.white_box import StudentText, WhiteBox
+from kd.types import Record, Source
+from tests import runs
+from tests.augmentation.scripted import Scripted
+from tests.documents import ROOT
+from tests.tiny import records, tiny
+
+GIVEN = records(5)
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed (extra `ray`)")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(answering, "TOGETHER", 4)  # parts of 2 prompts with 2 samples
+    return tmp_path / "cache"
+
+
+class Copies(Workers):
+    """Other processes, but for the processes: the last part first, each through pickle, by a copy of the model."""
+
+    def __init__(self, fails_after: int = 99) -> None:
+        self.asked: list[tuple[Source, list[str]]] = []
+        self.fails_after = fails_after
+
+    def answered(
+        self, source: Source, named: str, parts: Sequence[Part]
+    ) -> Iterator[tuple[Part, Sequence[Answers], Spent]]:
+        for part in reversed(parts):
+            if len(self.asked) == self.fails_after:
+                raise ConnectionError("the machine is gone")
+            self.asked.append((source, [record.id for record in part.prompts]))
+            sent = pickle.loads(pickle.dumps(part))
+            rows, spent = Context().run(sent.answered, WhiteBox(tiny()))  # where no meter of this process is open
+            yield part, pickle.loads(pickle.dumps(rows)), spent
+
+
+def mute() -> WhiteBox:
+    """The model of this process, which must not generate."""
+    model = tiny()
+    model.network.model.forward = lambda *_, **__: pytest.fail("this process generated")
+    return WhiteBox(model)
+
+
+def label(teacher: Teacher, workers: Workers | None = None, **settings: Any) -> tuple[list[Record], Account, Spent]:
+    account = Account()
+    stage = Labeling(**{"max_new_tokens": 6, "temperature": 0.0, **settings})
+    resources = Resources(0, teacher, "t", account=account, workers=workers)
+    with metered() as meter:
+        found = list(stage(iter(GIVEN), resources))
+    return found, account, meter.spent._replace(seconds=0.0)
+
+
+def kept(cache: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The files of answers: content and cost without seconds, by name."""
+    files = {path.name: path for path in cache.glob("augmentation/*.jsonl")}
+    return {name: (path.read_text(), {**read_manifest(path).cost, "seconds": 0}) for name, path in files.items()}
+
+
+@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 2, "temperature": 1.0}], ids=["greedy", "sampled"])
+def test_records_files_and_cost_are_those_of_one_process(
+    settings: dict[str, Any], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, files = label(WhiteBox(tiny()), **settings), kept(cache)
+    assert len(files) == 3 if settings["samples"] == 2 else 2  # 2, 2 and 1 prompts | 4 and 1
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "other"))
+    assert label(mute(), Copies(), **settings) == expected
+    assert kept(tmp_path / "other") == files
+    assert expected[2].teacher_tokens > 0
+    assert label(mute(), **settings) == expected  # and this process alone finds them
+
+
+def test_what_arrived_before_a_failure_is_not_generated_again(cache: Path) -> None:
+    settings = {"samples": 2, "temperature": 1.0}
+    failing = Copies(fails_after=2)
+    with pytest.raises(ConnectionError, match="the machine is gone"):
+        label(mute(), failing, **settings)
+    assert failing.asked == [("teacher", [GIVEN[4].id]), ("teacher", [GIVEN[2].id, GIVEN[3].id])]
+    assert len(kept(cache)) == 2
+    again = Copies()
+    found = label(mute(), again, **settings)
+    assert again.asked == [("teacher", [GIVEN[0].id, GIVEN[1].id])]
+    for path in cache.glob("augmentation/*.jsonl"):
+        remove(path)
+    assert found == label(WhiteBox(tiny()), **settings)
+
+
+def test_nothing_is_sent_where_all_is_on_disk_or_the_model_is_elsewhere() -> None:
+    label(WhiteBox(tiny()))
+    workers = Copies()
+    label(mute(), workers)
+    label(Scripted(str.upper), workers, max_new_tokens=7)  # a server, which this process asks
+    assert workers.asked == []
+
+
+def test_the_identity_does_not_depend_on_who_generates() -> None:
+    words = ("augmentation=labeling", "objective=sft")
+    one, several = runs.config(*words), runs.config(*words, "run.ray.actors=2", "run.ray.cluster=auto")
+    assert elicited_folder(one) == elicited_folder(several)
+    assert identity(one) == identity(several)
+
+
+def test_an_elicitation_sends_its_stages_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ("augmentation=[sampling,self_labeling]", "objective=sft")
+    short = [f"augmentation.stages.{name}.max_new_tokens=4" for name in ("sampling", "self_labeling")]
+    expected = elicit(runs.config(*words, *short))
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "other"))
+    seen: list[Source] = []
+
+    class Here(RayWorkers):
+        """An actor, but for Ray."""
+
+        def __init__(self, load: Any, settings: RaySettings):
+            self.actor, self.closed = Actor(load, 1), 0
+            assert settings == RaySettings(actors=2, num_gpus=0.0)
+            made.append(self)
+
+        def answered(self, source: Source, named: str, parts: Sequence[Part]) -> Iterator[Any]:
+            seen.append(source)
+            for i, part in enumerate(parts):
+                number, rows, cost = Context().run(self.actor.answered, source, named, i, part)
+                yield parts[number], rows, Spent(**cost)
+
+        def close(self) -> None:
+            self.closed += 1
+
+    made: list[Here] = []
+    monkeypatch.setattr(elicitation, "RayWorkers", Here)
+    found = elicit(runs.config(*words, *short, "run.ray.actors=2"))
+    assert found.records == expected.records
+    assert found.spent._replace(seconds=0.0) == expected.spent._replace(seconds=0.0)
+    assert seen == ["teacher", "student"]
+    assert [one.closed for one in made] == [1]
+
+
+# --- an actor ---
+
+
+def part(path: Path, *prompts: Record) -> Part:
+    return Part(prompts, Decoding(4, temperature=0.0), Torch(), (0, "augmentation", "labels", 0), path)
+
+
+def test_an_actor_holds_one_model_at_a_time_and_loads_it_once(tmp_path: Path) -> None:
+    loaded: list[Source] = []
+
+    def load(source: Source) -> Teacher:
+        loaded.append(source)
+        return StudentText(tiny(1)) if source == "student" else WhiteBox(tiny())
+
+    actor = Actor(load, 1)
+    teacher, student = WhiteBox(tiny()).identity(), f"student {StudentText(tiny(1)).identity()}"
+    one = part(tmp_path / "a", *GIVEN)
+    number, rows, cost = actor.answered("teacher", teacher, 7, one)
+    assert (number, list(rows)) == (7, list(one.answered(WhiteBox(tiny()))[0]))
+    assert cost["teacher_tokens"] == sum(row.tokens for row in rows) > 0
+    actor.answered("teacher", teacher, 8, one)
+    assert loaded == ["teacher"]
+    _, rows, cost = actor.answered("student", student, 0, one)
+    assert list(rows) == list(one.answered(StudentText(tiny(1)))[0])
+    assert cost["decoding_flops"] > 0
+    actor.answered("teacher", teacher, 9, one)
+    assert loaded == ["teacher", "student", "teacher"]
+
+
+def test_an_actor_with_other_weights_is_refused(tmp_path: Path) -> None:
+    actor = Actor(lambda source: WhiteBox(tiny(1)), 1)
+    for _ in range(2):  # it is loaded again, and refused again
+        with pytest.raises(ValueError, match=r"an actor has loaded a teacher of other content.*give all machines the"):
+            actor.answered("teacher", WhiteBox(tiny()).identity(), 0, part(tmp_path / "a", *GIVEN))
+
+
+# --- settings ---
+
+
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    cfg = runs.config("augmentation=labeling", "objective=sft", "run.ray.actors=2")
+    sentence = re.escape("run.ray.actors=2 needs the package ray; install it with pip install -e '.[ray]'")
+    for refusing in (elicit, check_machine):
+        with pytest.raises(ValueError, match=sentence):
+            refusing(cfg)
+    check_machine(runs.config("run.ray.actors=0"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("actors", "-1"), ("num_gpus", "-0.5"), ("num_cpu", "1")])
+def test_settings_are_checked_with_the_config(key: str, value: str) -> None:
+    cfg = runs.config(f"++run.ray.{key}={value}")
+    with pytest.raises(ValueError, match=rf"run\.ray\.{key}"):
+        check_sections(OmegaConf.to_container(cfg, resolve=True))
+
+
+def test_what_one_machine_cannot_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three actors of 2 cores and half a GPU: 6 cores, 1.5 GPUs."""
+    monkeypatch.setattr("kd.augmentation.ray_workers.check_installed", lambda setting: None)
+    workers = RayWorkers(lambda source: mute(), RaySettings(3, num_cpus=2.0, num_gpus=0.5))
+    with pytest.raises(ValueError, match=r"actors=3 take 6 CPUs, and this machine has 5; lower .*num_cpus"):
+        workers._check_resources({"CPU": 5.0, "GPU": 8.0})
+    with pytest.raises(ValueError, match=r"actors=3 take 1.5 GPUs, and this machine has 0; lower .*num_gpus"):
+        workers._check_resources({"CPU": 6.0})
+    workers._check_resources({"CPU": 6.0, "GPU": 2.0})
+    assert RayWorkers(lambda source: mute(), RaySettings(1, num_gpus=1.0)).takes == {"num_cpus": 1, "num_gpus": 1.0}
+
+
+def test_actors_of_a_running_cluster_get_what_they_need_of_the_environment() -> None:
+    given = {"KD_CACHE": "/c", "HF_HOME": "/h", "AWS_SECRET": "s", "PYTHONPATH": "/a"}
+    here = os.pathsep.join([os.getcwd(), "/a"])
+    assert _variables(given) == {"KD_CACHE": "/c", "HF_HOME": "/h", "PYTHONPATH": here}
+
+
+# --- Ray on this machine ---
+
+COMMAND = (
+    *("augmentation=[labeling,self_labeling]", "teacher=tiny", "student=tiny", "teacher.prepare=null", "trainer=cpu"),
+    *("skill=spell_backward", "skill.train=1100", "augmentation.stages.labeling.max_new_tokens=6"),
+    *("augmentation.stages.self_labeling.max_new_tokens=6", "augmentation.stages.self_labeling.samples=1"),
+)  # five parts of the teacher's greedy text, five of the student's samples
+
+
+def start(cache: Path, *words: str) -> subprocess.Popen[str]:
+    variables = {"KD_CACHE": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(cache.parent)}
+    environment = os.environ | variables | {"RAY_worker_niceness": "0"}  # Ray's 15 would starve on a crowded machine
+    line = [sys.executable, "-m", "kd.elicit", *COMMAND, *words]
+    return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return out
+
+
+def elicited(cache: Path) -> dict[str, Any]:
+    """The records and accounts of all stages, by artifact, but for seconds."""
+    found: dict[str, Any] = {}
+    for folder in cache.glob("elicited/*/"):
+        if (folder / "records.jsonl").exists():
+            stages = json.loads((folder / "facts.json").read_text())["stages"]
+            for stage in stages:
+                stage["cost"].pop("seconds")
+            found[folder.name] = (folder / "records.jsonl").read_text(), stages
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("one") / "cache"
+    end(start(cache))
+    return cache
+
+
+@needs_ray
+@pytest.mark.long
+def test_actors_give_the_records_of_one_process(one_process: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "ray"
+    end(start(cache, "run.ray.actors=2"))
+    assert len(kept(one_process)) == 10
+    assert kept(cache) == kept(one_process)
+    assert elicited(cache) == elicited(one_process)
+    assert len(elicited(cache)) == 2
+
+
+@needs_ray
+@pytest.mark.long
+def test_a_killed_elicitation_pays_nothing_twice(one_process: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "ray"
+    process = start(cache, "run.ray.actors=2")
+    deadline = time.monotonic() + 300
+    while not list(cache.glob("augmentation/*.jsonl")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    started = [child for child in children if "Agent" not in child.name()]  # which notice the end a minute later
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []  # the cluster and its actors end with the process that started them
+    before = {path: path.stat().st_mtime_ns for path in cache.glob("augmentation/*.jsonl")}
+    assert 0 < len(before) < 10
+    end(start(cache, "run.ray.actors=2"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert kept(cache) == kept(one_process)
+    assert elicited(cache) == elicited(one_process)
