@@ -266,12 +266,11 @@ def end(process: subprocess.Popen[str]) -> str:
 def elicited(cache: Path) -> dict[str, Any]:
     """The records and accounts of all stages, by artifact, but for seconds."""
     found: dict[str, Any] = {}
-    for folder in cache.glob("elicited/*/"):
-        if (folder / "records.jsonl").exists():
-            stages = json.loads((folder / "facts.json").read_text())["stages"]
-            for stage in stages:
-                stage["cost"].pop("seconds")
-            found[folder.name] = (folder / "records.jsonl").read_text(), stages
+    for facts in cache.glob("elicited/[!.]*/facts.json"):  # not what a killed process was about to write
+        stages = json.loads(facts.read_text())["stages"]
+        for stage in stages:
+            stage["cost"].pop("seconds")
+        found[facts.parent.name] = (facts.parent / "records.jsonl").read_text(), stages
     return found
 
 
@@ -280,6 +279,14 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("one") / "cache"
     end(start(cache))
     return cache
+
+
+def wait_for_answers(process: subprocess.Popen[str], cache: Path, count: int) -> None:
+    deadline = time.monotonic() + 300
+    while len(list(cache.glob("augmentation/*.jsonl"))) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @needs_ray
@@ -296,13 +303,10 @@ def test_actors_give_the_records_of_one_process(one_process: Path, tmp_path: Pat
 @needs_ray
 @pytest.mark.long
 def test_a_killed_elicitation_pays_nothing_twice(one_process: Path, tmp_path: Path) -> None:
+    """The command is killed, and in the restart an actor."""
     cache = tmp_path / "ray"
     process = start(cache, "run.ray.actors=2")
-    deadline = time.monotonic() + 300
-    while not list(cache.glob("augmentation/*.jsonl")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_answers(process, cache, 1)
     children = psutil.Process(process.pid).children(recursive=True)
     started = [child for child in children if "Agent" not in child.name()]  # which notice the end a minute later
     process.send_signal(signal.SIGKILL)
@@ -311,7 +315,11 @@ def test_a_killed_elicitation_pays_nothing_twice(one_process: Path, tmp_path: Pa
     assert alive == []  # the cluster and its actors end with the process that started them
     before = {path: path.stat().st_mtime_ns for path in cache.glob("augmentation/*.jsonl")}
     assert 0 < len(before) < 10
-    end(start(cache, "run.ray.actors=2"))
+    again = start(cache, "run.ray.actors=2")
+    wait_for_answers(again, cache, len(before) + 1)
+    actors = [child for child in psutil.Process(again.pid).children(recursive=True) if "Actor" in child.name()]
+    actors[0].kill()
+    end(again)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert kept(cache) == kept(one_process)
     assert elicited(cache) == elicited(one_process)
