@@ -258,7 +258,7 @@ def start(cache: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return out
 
@@ -291,6 +291,7 @@ def wait_for_answers(process: subprocess.Popen[str], cache: Path, count: int) ->
 
 @needs_ray
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_actors_give_the_records_of_one_process(one_process: Path, tmp_path: Path) -> None:
     cache = tmp_path / "ray"
     end(start(cache, "run.ray.actors=2"))
@@ -302,6 +303,7 @@ def test_actors_give_the_records_of_one_process(one_process: Path, tmp_path: Pat
 
 @needs_ray
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_killed_elicitation_pays_nothing_twice(one_process: Path, tmp_path: Path) -> None:
     """The command is killed, and in the restart an actor."""
     cache = tmp_path / "ray"
