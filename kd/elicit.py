@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd.artifacts import verified
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
+from kd.composition.machine import check_ray
 from kd.data.prompt_templates import template_text
 from kd.doctor.subject import composed
 from kd.errors import explained, fault
@@ -63,6 +64,7 @@ def _words(overrides: Sequence[str]) -> list[str]:
 def made(cfg: DictConfig) -> Elicited:
     """The records, elicited now if they were not before. Raises ValueError for augmentation=none."""
     _check_stages(cfg)
+    check_ray(cfg)
     return elicit(as_read(cfg))
 
 

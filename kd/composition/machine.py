@@ -42,11 +42,16 @@ def check_machine(config: Node) -> None:
     if not _elsewhere():
         check_deepspeed(config)
         check_devices(config["trainer"])
-    if actors := (config["run"].get("ray") or {}).get("actors"):
-        check_installed(f"run.ray.actors={actors}")
+    check_ray(config)
     if config["logger"].get("wandb") is not None:
         check_wandb(config["logger"]["wandb"])
     made_by("generator", config["generator"]).check_reachable("generator", config["generator"])
+
+
+def check_ray(config: Node | DictConfig) -> None:
+    """Raises ValueError where actors of Ray are to generate, and Ray is not installed."""
+    if actors := (config["run"].get("ray") or {}).get("actors"):
+        check_installed(f"run.ray.actors={actors}")
 
 
 def check_parts(cfg: DictConfig) -> None:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+import kd.elicit
 from kd.artifacts import read_manifest, remove
 from kd.augmentation import Account, Resources, answering
 from kd.augmentation.answering import Part, Workers
@@ -210,7 +211,8 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "ray", None)
     cfg = runs.config("augmentation=labeling", "objective=sft", "run.ray.actors=2")
     sentence = re.escape("run.ray.actors=2 needs the package ray; install it with pip install -e '.[ray]'")
-    for refusing in (elicit, check_machine):
+    monkeypatch.setattr(kd.elicit, "as_read", lambda cfg: pytest.fail("models were prepared first"))
+    for refusing in (elicit, check_machine, kd.elicit.made):
         with pytest.raises(ValueError, match=sentence):
             refusing(cfg)
     check_machine(runs.config("run.ray.actors=0"))
