@@ -342,7 +342,7 @@ def checkpoint(path: Path, name: str = "last") -> dict[str, Any]:
     state = torch.load(path / f"checkpoints/{name}.ckpt", weights_only=True)
     for clock in ("seconds", "peak_memory_bytes"):
         state["distillation"]["budget"].pop(clock)
-    for clock in ("generation_share", "generation_wait"):
+    for clock in ("generation_share", "generation_wait", "teacher_wait"):
         state["distillation"]["reports"].pop(clock, None)
     return {k: state.get(k) for k in ("state_dict", "optimizer_states", "lr_schedulers", "distillation")}
 
@@ -351,7 +351,7 @@ def metrics(path: Path) -> dict[str, str]:
     """The rows of metrics.csv, but for rates."""
     rows = [row.rpartition(",") for row in (path / "metrics.csv").read_text().splitlines()[1:]]
     assert len({key for key, _, _ in rows}) == len(rows), "a row was written twice"
-    clocks = ("tokens_per_second", "generation_share", "generation_wait")
+    clocks = ("tokens_per_second", "generation_share", "generation_wait", "teacher_wait")
     return {key: value for key, _, value in rows if not any(clock in key for clock in clocks)}
 
 

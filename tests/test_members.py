@@ -118,7 +118,7 @@ class Whole:
     adds: ClassVar[frozenset[str]] = frozenset()
     keeps_responses, ordered, one_vocabulary, teacher_prompts, uses, samples = True, None, False, False, 1, 1
     responses_each, passes_given, sides = Rollout.responses_each, Offline.passes_given, Offline.sides
-    reads_given = Offline.reads_given
+    reads_given, ahead, foresee = Offline.reads_given, 0, Rollout.foresee
     take_report, after_validation = Rollout.take_report, Rollout.after_validation
     state_dict, load_state_dict = Rollout.state_dict, Rollout.load_state_dict
     __call__ = Offline.__call__

@@ -27,11 +27,13 @@ class Generator(Protocol):
         several models together, too, and stands unread where a text-only teacher generates by itself.
     holds_weights: whether it keeps a copy of one model's weights, so that it cannot generate for two models in turn.
     reads_images: whether it passes on a prompt's images (`kd.data.images.view_of`).
+    staleness: optimizer steps that the weights it keeps may be behind; None: they are never transferred.
     """
 
     is_default: ClassVar[bool] = False
     holds_weights: ClassVar[bool] = False
     reads_images: ClassVar[bool] = False
+    staleness: int | None = 0
 
     @classmethod
     def check_node(cls, path: str, node: Mapping[str, Any]) -> None:

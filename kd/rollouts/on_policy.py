@@ -92,7 +92,7 @@ class Asynchronous(OnPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = getattr(self.engine, "staleness", 0)
+        own = self.engine.staleness
         if self.staleness and own != 0:
             raise ValueError(
                 f"rollout.staleness={self.staleness} determines when the engine receives weights, and "

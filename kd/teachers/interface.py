@@ -128,6 +128,16 @@ class Teacher(Protocol):
         """
         raise ValueError(f"teacher {type(self).__name__} lists no targets; take one with logits")
 
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Receives the micro-batches that a step will read, in their order, before the first is read: a teacher
+        elsewhere begins to read them while the student learns from those before."""
+        return None
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether what it lists comes from a server, on which this process would wait."""
+        return False
+
     @property
     def readings(self) -> int:
         """The number of networks that read each sequence."""

@@ -29,7 +29,7 @@ from kd.training import validation_metrics as validation
 from kd.training.budget import Budget, Limits, forget_peak_memory, rolled_out
 from kd.training.finiteness import Finiteness, check_validation, stop_if_not_finite
 from kd.training.metric_logging import listed, reports_of, term_of
-from kd.training.observation import dense_rows, moved, rows, sequences_of, signals_of, whole
+from kd.training.observation import announced, dense_rows, moved, rows, sequences_of, signals_of, whole
 from kd.training.optimization import Optimization
 from kd.training.sharding import Sharded
 from kd.training.terms import Term, backward_passes, by_stream
@@ -144,7 +144,7 @@ class Distillation(Sharded):
             written = rolled_out(self.rollout, arguments, self.meter, self.budget, window.coming)
         streams = {s: batches for s, batches in (("main", written), ("lm", window.plain)) if s in self.active}
         counts = self.count([(stream, batch) for stream, batches in streams.items() for batch in batches])
-        passes = backward_passes(self.evened(streams))
+        passes = announced(backward_passes(self.evened(streams)), self.models.teacher, self.active)
         for together in passes:
             with self.synchronised(together is passes[-1]):
                 self.manual_backward(self.loss_of(together, counts) * self.trainer.world_size)

@@ -16,6 +16,15 @@ from kd.signals import FROM_REWARD, FROM_ROLLOUT
 from kd.types import Batch, ModelOutput, Progress, Sequences, sent
 
 
+def announced(passes: list[list[tuple[str, Batch]]], teacher: Any, demands: Mapping[str, Any]) -> Any:
+    """The passes of a step, each of the micro-batches of some streams, once the teacher has received those it will read
+    (`Teacher.expect`). demands: of each stream, what its terms require."""
+    read = [batch for together in passes for stream, batch in together if demands[stream].teacher]
+    if read:
+        teacher.expect(read)
+    return passes
+
+
 def signals_of(batch: Batch, outputs: Mapping[str, ModelOutput], progress: Progress) -> dict[str, Any]:
     """Every signal by name; None where it is not provided."""
     own: dict[str, Any] = {

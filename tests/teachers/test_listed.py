@@ -5,6 +5,7 @@ Run: python -m pytest tests/teachers/test_listed.py
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,8 @@ def test_log_probabilities_of_generated_tokens_become_targets():
         listed.check([record], [record], [], encoder)
 
 
-def test_log_probabilities_of_given_texts_are_the_teachers():
-    """A server with vLLM's prompt_logprobs and a model's numbers gives what the model itself gives."""
-    model, given = tiny(1), records(3)
-    encoder = Encoder(model.tokenizer, None, max_length=512, max_tokens=4096)
+def reader(model: Any) -> Any:
+    """The replies of a server with vLLM's prompt_logprobs and a model's numbers."""
 
     def reading(body: Body) -> Body:
         ids = torch.tensor([body["prompt"]])
@@ -188,7 +187,15 @@ def test_log_probabilities_of_given_texts_are_the_teachers():
         choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": entries}
         return {"choices": [choice], "usage": {"prompt_tokens": len(ids[0]), "completion_tokens": 1}}
 
-    with serving(Scripted(reply=reading)) as server:
+    return reading
+
+
+def test_log_probabilities_of_given_texts_are_the_teachers():
+    """A server with vLLM's prompt_logprobs and a model's numbers gives what the model itself gives."""
+    model, given = tiny(1), records(3)
+    encoder = Encoder(model.tokenizer, None, max_length=512, max_tokens=4096)
+
+    with serving(Scripted(reply=reader(model))) as server:
         teacher = Listed(endpoint(server.url, offers=["prompt_logprobs"], top=5), TopK(k=5))
         whole = Approximated(WhiteBox(model), TopK(k=5))
         for batch in encoder.batches(given):
@@ -197,3 +204,71 @@ def test_log_probabilities_of_given_texts_are_the_teachers():
             torch.testing.assert_close(ours.tail, theirs.tail.float(), rtol=1e-3, atol=1e-4)
             assert ours.ids.tolist() == theirs.ids.tolist()
         assert len(server.requests) == 3
+
+
+def test_a_server_reads_the_next_micro_batches_while_the_student_learns_from_one():
+    """In their order, from the moment at which they are known; and a micro-batch that was not announced is read."""
+    model, given = tiny(1), records(6)
+    encoder = Encoder(model.tokenizer, None, max_length=512, max_tokens=40)
+    batches, other = encoder.batches(given[:5]), encoder.batches(given[5:])
+    assert len(batches) > 2
+    wanted = frozenset({"logits"})
+    with serving(Scripted(reply=reader(model))) as server:
+        alone = Listed(endpoint(server.url, identity="alone", offers=["prompt_logprobs"], top=5), TopK(k=5))
+        expected = [alone.output(batch, wanted).logits for batch in [*batches, *other]]
+        before = len(server.requests)
+        teacher = Listed(endpoint(server.url, identity="ahead", offers=["prompt_logprobs"], top=5), TopK(k=5))
+        teacher.expect(batches)
+        _wait(lambda: len(server.requests) == before + 5)  # none was read yet
+        for logits, batch in zip(expected, [*batches, *other], strict=True):
+            found = teacher.output(batch, wanted).logits
+            assert torch.equal(found.ids, logits.ids)
+            assert torch.equal(found.logprobs, logits.logprobs)
+        assert len(server.requests) == before + 6
+    seconds, waited = teacher.take_report()["teacher_wait"]
+    assert waited == len(batches) + 1
+    assert seconds > 0
+    assert teacher.take_report()["teacher_wait"] == (0.0, 0.0)
+
+
+def test_an_error_of_a_server_that_reads_ahead_is_raised_where_its_numbers_are_needed():
+    model = tiny(1)
+    encoder = Encoder(model.tokenizer, None, max_length=512, max_tokens=40)
+    batches = encoder.batches(records(4))
+    with serving(Scripted(reply=lambda body: {"choices": []})) as server:
+        teacher = Listed(endpoint(server.url, offers=["prompt_logprobs"], top=5), TopK(k=5))
+        teacher.expect(batches)
+        for batch in batches:
+            with pytest.raises(ValueError, match="never right"):
+                teacher.output(batch, frozenset({"logits"}))
+
+
+def _wait(reached: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_whose_server_reads_ahead_is_the_run_that_waits_for_it(tmp_path, monkeypatch):
+    """To the last bit; and it reads ahead in each step."""
+    model, expected = tiny(1), list[int]()
+    words = [*TOPK, "objective=fkl", "teacher.tokenizer=bytes", "teacher.offers=[prompt_logprobs]", "optim.steps=3"]
+    words += ["teacher.self_test=false"]
+    announce = Listed.expect
+
+    def noted(self: Listed, batches: Any) -> None:
+        expected.append(len(batches))
+        if ahead:
+            announce(self, batches)
+
+    monkeypatch.setattr(Listed, "expect", noted)
+    found = []
+    with serving(Scripted(reply=reader(model))) as server:
+        for ahead in (False, True):
+            more = [f"teacher.url={server.url}", f"teacher.identity=model{ahead}", "log_every=1"]
+            found.append(runs.train(config(*words, *more), tmp_path / str(ahead)).module.student.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert len(expected) == 6
+    assert min(expected) > 1
+    assert "train,teacher_wait," in (tmp_path / "True/metrics.csv").read_text()

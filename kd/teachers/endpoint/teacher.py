@@ -200,6 +200,11 @@ class Endpoint(Teacher):
         return {"teacher_listed": counts}
 
     @property
+    def reads_elsewhere(self) -> bool:
+        """See `Teacher`: where the server reads given texts."""
+        return "prompt_logprobs" in self.dialect.offers
+
+    @property
     def _reads_kept(self) -> bool:
         """Whether its targets are those of the texts that it generated."""
         return "top_logprobs" in self.dialect.offers and "prompt_logprobs" not in self.dialect.offers
