@@ -1,10 +1,11 @@
-"""Processor time of a job by the way in which the default launcher starts it: by an interpreter of its own, or forked.
+"""Processor time of a job by the way in which it is started: by an interpreter of its own, forked, or in one process.
 
-python -m benchmarks.launchers                three pairs
-python -m benchmarks.launchers --rounds 1
+python -m benchmarks.launchers                          three pairs of a job by an interpreter and a forked one
+python -m benchmarks.launchers --rounds 1 --jobs 60     one pair; a sweep of 60 jobs in one process, and its memory
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -13,7 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from benchmarks import machine
 from hydra_plugins.kd_launcher.fork_server import ForkServer
@@ -26,6 +34,51 @@ JOB = [
     *("trainer=cpu", "compare=null", "optim.steps=2", "evaluation=none", "run.page=false"),
     *("skill.train=32", "skill.validation=8", "skill.test=8"),
 ]
+
+IN_ONE = [*(word for word in JOB if word != "evaluation=none"), "evaluation=quick", "hydra/launcher=basic"]
+WARM = 3  # jobs of a process that fill its caches
+
+
+class JobMeter(Callback):
+    """Hydra callback: a row for each job of a sweep in one process, as it has ended.
+
+    path: the file of the rows.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Write the processor seconds of the process so far, and its resident memory after a collection."""
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        row = {"cpu": time.process_time(), "mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def in_one_process(jobs: int, root: str) -> list[dict[str, float]]:
+    """The rows of a sweep: of each job but the first, its processor seconds, and the memory after it.
+
+    Raises SystemExit if it fails.
+    """
+    path = Path(root) / "jobs.jsonl"
+    rates = ",".join(f"{1e-3 + 1e-6 * index:.6f}" for index in range(jobs))
+    meter = "+hydra.callbacks.meter"
+    command = [sys.executable, "run.py", "-m", *IN_ONE, f"optim.lr={rates}", f"run.root={root}"]
+    command += [f"{meter}._target_=benchmarks.launchers.JobMeter", f"{meter}.path={path}"]
+    if code := subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(f"the sweep ended with exit code {code}")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {"cpu_seconds": round(after["cpu"] - before["cpu"], 3), "mib": round(after["mib"], 1)}
+        for before, after in pairwise(rows)
+    ]
+
+
+def growth(rows: list[dict[str, float]]) -> float:
+    """The slope of a straight line through the memory after each job; MiB a job."""
+    return float(np.polyfit(range(len(rows)), [row["mib"] for row in rows], 1)[0])
 
 
 def children(pid: int) -> float:
@@ -57,10 +110,31 @@ def main() -> None:
     """Measure in turn, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    server, found = ForkServer(MODULES), dict[str, list[float]](forked=[], interpreter=[])
-    with ROWS.open("a") as file, tempfile.TemporaryDirectory() as root:
+    parser.add_argument("--jobs", type=int, default=0, help="of a sweep in one process; 0: none")
+    given = parser.parse_args()
+    with ROWS.open("a") as file:
         file.write(json.dumps({"kind": "machine", **machine.described()}) + "\n")
+        if given.rounds:
+            pairs(given.rounds, file)
+        if given.jobs:
+            sweep(given.jobs, file)
+
+
+def sweep(jobs: int, file: IO[str]) -> None:
+    """Measure a sweep in one process, and print what a job takes and by how much the process grows."""
+    with tempfile.TemporaryDirectory() as root:
+        rows = in_one_process(jobs, root)
+    for num, row in enumerate(rows, start=1):
+        file.write(json.dumps({"launcher": "in one process", "job": num, **row}) + "\n")
+    later = rows[WARM:] or rows
+    middle = statistics.median(row["cpu_seconds"] for row in later)
+    print(f"in one process: {middle:.2f} CPU s a job, {growth(later):+.2f} MiB a job over {len(later)} jobs")
+
+
+def pairs(rounds: int, file: IO[str]) -> None:
+    """Measure jobs by an interpreter and forked ones in turn, and print medians."""
+    server, found = ForkServer(MODULES), dict[str, list[float]](forked=[], interpreter=[])
+    with tempfile.TemporaryDirectory() as root:
         for index in range(rounds):
             for launcher, seeds in (("forked", index), ("interpreter", rounds + index)):
                 command = [sys.executable, str(ROOT / "run.py"), *JOB, f"seed={seeds}", f"run.root={root}"]

@@ -11,7 +11,7 @@ import re
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -41,13 +41,11 @@ def versions(*names: str) -> dict[str, int | str]:
         outside of `kd` and of the installed packages; of a module in an installed package that is named itself, too.
     """
     found: dict[str, int | str] = {}
-    for name in names:
-        if (module := _module_of(name)) is None:
-            continue
-        for reached in _reached(module):
-            found |= _stamp(reached)
-        if _is_installed(module):
-            found[module[0]] = file_sha256(module[1])
+    named = [module for module in map(_module_of, dict.fromkeys(names)) if module is not None]
+    for name, file in _reached(named).items():
+        found |= _stamp(name, file)
+    for module in filter(_is_installed, named):
+        found[module[0]] = file_sha256(module[1])
     return dict(sorted(found.items()))
 
 
@@ -122,9 +120,9 @@ def _roots(top: str) -> tuple[Path, ...]:
     return (Path(str(spec.origin)).with_suffix(""),)
 
 
-def _reached(start: _Module) -> dict[str, Path]:
-    """All modules of `kd` and from outside of the installed packages that `start` imports, and itself."""
-    found, waiting = dict[str, Path](), [start]
+def _reached(starts: Sequence[_Module]) -> dict[str, Path]:
+    """All modules of `kd` and from outside of the installed packages that `starts` import, and themselves."""
+    found, waiting = dict[str, Path](), list(starts)
     while waiting:
         module = waiting.pop()
         if module[0] not in found and not _is_installed(module):
@@ -181,13 +179,19 @@ def _installed_folders() -> tuple[Path, ...]:
     return tuple(Path(folder) for folder in folders)
 
 
-def _stamp(name: str) -> dict[str, int | str]:
-    file = _file_of(name)
-    assert file is not None
+def _stamp(name: str, file: Path) -> dict[str, int | str]:
     if name.split(".")[0] != "kd":
         return {name: _own(name, file)}
-    match = _VERSION.search(file.read_text(encoding="utf-8"))
-    return {name: int(match[1])} if match and match[1] != "1" else {}
+    stat = file.stat()
+    version = _version_in(str(file), stat.st_size, stat.st_mtime_ns)
+    return {name: version} if version != 1 else {}
+
+
+@cache
+def _version_in(file: str, size: int, modified: int) -> int:
+    """The `VERSION` of a module of `kd`, read once for each size and modification time, as sha256s are."""
+    match = _VERSION.search(Path(file).read_text(encoding="utf-8"))
+    return int(match[1]) if match else 1
 
 
 def _own(name: str, file: Path) -> str:

@@ -104,3 +104,13 @@ def test_a_digest_of_code_that_was_damaged_is_made_again(tmp_path, monkeypatch, 
     memo.write_text(damage)
     module._code_digest.cache_clear()
     assert code_digest() == first == memo.read_text()
+
+
+def test_a_version_that_is_raised_while_a_process_runs_counts(tmp_path):
+    file = tmp_path / "mended.py"
+    file.write_text("VERSION = 2\n")
+    assert module._stamp("kd.mended", file) == {"kd.mended": 2}
+    file.write_text("VERSION = 13\n")  # another size
+    assert module._stamp("kd.mended", file) == {"kd.mended": 13}
+    file.write_text("x = 1\n")
+    assert module._stamp("kd.mended", file) == {}

@@ -1,14 +1,17 @@
 """One prompt with one response as ids, and several of them as tensors: shift and mask are made here alone."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from threading import Lock
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from kd.data.chat_template import Piece, encode_answer, encode_prompt, encode_turns
-from kd.data.images import View, vision_of
+from kd.data.images import View, settings_of, vision_of
 from kd.types import Image, Message, Sequences, Written
 
 MAX_PADDING = 0.1  # share of a window's tokens
@@ -131,3 +134,62 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 
             groups.append([i])
             padded += lengths[i]
     return groups
+
+
+# --- kept over the runs of a process ---
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over everything that maps a conversation to ids: vocabulary, rules, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    for of_a_batch in ("padding", "truncation"):
+        rules.pop(of_a_batch, None)
+    words = sorted(tokenizer.get_vocab().items())
+    content = [words, rules, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template]
+    content += [settings] if (settings := settings_of(tokenizer)) is not None else []
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def reading(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A digest of all that makes ids of a conversation without images; None where that is not known to be all.
+
+    It is not for tokenizers that are Python code, and for templates that write the day.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None or "strftime_now" in str(tokenizer.chat_template):
+        return None
+    kind, special = type(tokenizer), sorted(tokenizer.special_tokens_map.items())
+    parts = [kind.__module__, kind.__qualname__, tokenizer_digest(tokenizer), special]
+    parts.append(getattr(tokenizer, "split_special_tokens", None))
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+class KeptRows:
+    """Rows by content, so that the runs of one process (of a sweep, of a loop, a baseline) encode equal records once.
+
+    bound: on the ids of all rows, each with 100 more for what is beside them; the oldest are dropped above it.
+    """
+
+    def __init__(self, bound: int):
+        self.bound, self.size, self.rows, self.lock = bound, 0, dict[bytes, list[Encoded]](), Lock()
+
+    def get(self, key: bytes) -> list[Encoded] | None:
+        """The rows of a record; None where they are not kept, and none in the list where it does not fit."""
+        return self.rows.get(key)
+
+    def keep(self, key: bytes, rows: list[Encoded]) -> None:
+        """Keep the rows of a record, which hold no images."""
+        with self.lock:
+            if key in self.rows:
+                return
+            self.rows[key] = rows
+            self.size += _size(rows)
+            while self.size > self.bound:
+                self.size -= _size(self.rows.pop(next(iter(self.rows))))
+
+
+def _size(rows: Sequence[Encoded]) -> int:
+    return 100 + sum(len(row.ids) for row in rows)
+
+
+KEPT = KeptRows(1 << 22)  # 150 MB, where no two ids are one object; 20,000 records of 100 ids

@@ -1,5 +1,6 @@
 """Records as sequences: prompt and response as ids, with shift and mask, each made here and nowhere else."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from kd.data.chat_template import (
     turn_of,
 )
 from kd.data.images import Prompt, settings_of, view_of
-from kd.data.rows import MAX_PADDING, Encoded, collate, encode, micro_batches, view
+from kd.data.rows import KEPT, MAX_PADDING, Encoded, collate, encode, micro_batches, reading, view
 from kd.types import WRITERS, Batch, Message, Record, Response, Written
 
 
@@ -70,6 +71,7 @@ class Encoder:
         self.every_turn = every_turn
         self.teacher = None if teacher is None or same_text(student, teacher) else teacher
         self._rows: dict[tuple, list[Encoded]] = {}
+        self._readings: dict[bool, str | None] = {}  # how the student's tokenizer reads (True), and the teacher's
         if every_turn and self.teacher is not None:
             raise ValueError(
                 "data.loss_on=all compares every answer of a conversation at the same tokens, but student and teacher "
@@ -86,6 +88,13 @@ class Encoder:
             max_padding=self.max_padding,
             every_turn=True,
         )
+
+    def of_student(self, max_tokens: int) -> "Encoder":
+        """The same in the student's tokens alone, which encodes no record again that this one has encoded."""
+        alone = Encoder(self.student, None, max_length=self.max_length, max_tokens=max_tokens)
+        if not self.every_turn:
+            alone._rows, alone._readings = self._rows, self._readings
+        return alone
 
     def batches(self, records: Sequence[Record]) -> list[Batch]:
         """Micro-batches of the records' own responses. A record that does not fit is left out."""
@@ -193,10 +202,28 @@ class Encoder:
         if any(response.source == "student" for response in record.responses):  # never seen again
             return self._tokenized(record, tokenizer)
         texts = [[*map(dict, record.prompt)], [response.text for response in record.responses]]
-        key = (tokenizer is self.student, json.dumps(texts, default=repr), record.control_tokens, record.images)
+        try:
+            text, plain = json.dumps(texts), not record.images
+        except TypeError:  # a value without a form in json
+            text, plain = json.dumps(texts, default=repr), False
+        key = (tokenizer is self.student, text, record.control_tokens, record.images)
         if key not in self._rows:
-            self._rows[key] = self._tokenized(record, tokenizer) or []
+            kept = self._kept_as(tokenizer, text, record.control_tokens) if plain else None
+            rows = None if kept is None else KEPT.get(kept)
+            self._rows[key] = (self._tokenized(record, tokenizer) or []) if rows is None else rows
+            if kept is not None:
+                KEPT.keep(kept, self._rows[key])
         return self._rows[key] or None
+
+    def _kept_as(self, tokenizer: PreTrainedTokenizerBase, text: str, control_tokens: bool) -> bytes | None:
+        """The key of a record's rows among those of other encoders; None where theirs may differ."""
+        own = tokenizer is self.student
+        if own not in self._readings:
+            self._readings[own] = reading(tokenizer)
+        if (read := self._readings[own]) is None:
+            return None
+        settings = [read, self.max_length, self.every_turn, control_tokens]
+        return hashlib.sha256(f"{json.dumps(settings)} {text}".encode("utf-8", "surrogatepass")).digest()
 
     def _tokenized(
         self, record: Record, tokenizer: PreTrainedTokenizerBase, ended: Sequence[bool] | None = None

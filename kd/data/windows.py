@@ -205,12 +205,17 @@ class Data(lightning.LightningDataModule):
         windows = self.windows(self.trainer.global_rank, self.trainer.world_size)
         return Ahead(windows, self.trainer.lightning_module.step_count, self.workers)
 
+    @cached_property
+    def _whole(self) -> Windows:
+        """The windows of all ranks together; of training records, which it encodes when it is made."""
+        return self.windows()
+
     def order_digest(self) -> str:
         """A hash of each step's records, as tokens and images: jobs with the same hash saw the same in the same order.
 
         Plain text, which some terms learn on besides, is not in it.
         """
-        windows = self.windows()
+        windows = self._whole
         encoded = [windows.encoder.encode(record) or () for record in windows.records]
         rows = [[[row.ids, *seen(row.view)] if row.view else row.ids for row in group] for group in encoded]
         order = [rows, [windows.indices(step) for step in range(self.steps)]]
@@ -220,7 +225,7 @@ class Data(lightning.LightningDataModule):
         """The records that the run's steps learn from, in the order of their first use; none where no record fits."""
         if not any(map(self.encoder.encode, self.train)):
             return []
-        windows = self.windows()
+        windows = self._whole
         seen = dict.fromkeys(i for step in range(self.steps) for i in windows.indices(step))
         return [windows.records[i] for i in seen]
 
@@ -231,7 +236,7 @@ class Data(lightning.LightningDataModule):
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Numbers of each split's records, and of those that `data.max_length` leaves out or truncates."""
-        windows = self.windows()
+        windows = self._whole
         rows = [windows.encoder.encode(record) or () for record in windows.records]
         truncated = sum(any(row.truncated or (row.teacher or row).truncated for row in group) for group in rows)
         given, validation = len(self.train) + self.left_out, with_reference(self.validation)

@@ -69,7 +69,7 @@ def teachers(parts: Parts) -> dict[str, LanguageModel]:
 def readers(subject: Subject) -> list[Reader]:
     """The models that read tokens, each with an encoder for its own."""
     parts = subject.parts
-    own = _alone(parts.encoder.student, parts.encoder.max_length)
+    own = parts.encoder.of_student(UNBOUNDED)
     found = [Reader("student", parts.module.student, own)]
     if parts.teacher is not None:
         theirs = parts.encoder.teacher

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -182,8 +182,7 @@ def _records_digest(node: str) -> str:
 
 def _content(record: Record) -> dict[str, Any]:
     """The record's fields; its images by content, where it has any."""
-    own = asdict(replace(record, images=()))
-    del own["images"]
+    own = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "images"}
     return own | ({"images": [image.digest for image in record.images]} if record.images else {})
 
 
@@ -214,14 +213,16 @@ def check_unchanged(cfg: DictConfig, named: str) -> None:
 
 def _plain(value: Any) -> Any:
     """A value that is the same in every process: sets in order, foreign objects as their text without addresses."""
-    if isinstance(value, Mapping):
-        return {key: _plain(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(json.dumps(_plain(item), sort_keys=True) for item in value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in sorted(value, key=str)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in sorted(field.name for field in fields(value))}
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(_plain(item), sort_keys=True) for item in value)
     return [type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value))]
 
 

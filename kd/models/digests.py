@@ -6,9 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from kd.data.images import settings_of
+from transformers import PreTrainedModel
 
 # Fields of a transformers config that describe the origin of a model, not its computation.
 _ORIGIN = ("_name_or_path", "architectures", "transformers_version", "use_cache")
@@ -47,18 +45,6 @@ def network_digest(network: PreTrainedModel) -> str:
     fields = {name: value for name, value in config.items() if name not in _ORIGIN}
     text = json.dumps([weights_digest(network), fields], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over everything that maps a conversation to ids: vocabulary, rules, special tokens, chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {} if backend is None else json.loads(backend.to_str())
-    for of_a_batch in ("padding", "truncation"):
-        rules.pop(of_a_batch, None)
-    words = sorted(tokenizer.get_vocab().items())
-    content = [words, rules, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template]
-    content += [settings] if (settings := settings_of(tokenizer)) is not None else []
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def model_digest(system: Identified) -> str:

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kd.data.chat_template import response_text
+from kd.data.rows import tokenizer_digest
 from kd.data.sequences import Encoder, prompt_ids
 from kd.generators import Generator, Row
 from kd.generators.account import Spent, charge, is_metered, metered
 from kd.generators.settings import Decoding
-from kd.models.digests import tokenizer_digest
 from kd.models.language_model import LanguageModel
 from kd.types import Batch, ModelOutput, Record, Shape, Source, Written
 

@@ -11,12 +11,12 @@ from kd.artifacts import cache_root, remove
 from kd.augmentation import Account, Resources, Stage, answering
 from kd.augmentation.labeling import Labeling
 from kd.data.chat_template import encode_prompt, response_text
+from kd.data.rows import tokenizer_digest
 from kd.experiment.build import build
 from kd.generators.account import metered
 from kd.generators.generation import generate
 from kd.generators.settings import Decoding
 from kd.generators.transformers import Transformers
-from kd.models.digests import tokenizer_digest
 from kd.seeding import seeded
 from kd.skills.records import load
 from kd.teachers.white_box import WhiteBox

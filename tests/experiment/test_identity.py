@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from dataclasses import asdict
 
 import pytest
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from kd.experiment.loading import load_teacher
 from kd.experiment.plan import check_evaluation
 from kd.models.digests import weights_digest
 from kd.skills.records import made
+from kd.types import Record, Response
 from tests import runs
 from tests.tiny import tiny
 
@@ -290,3 +292,15 @@ def test_a_word_that_is_no_address_is_no_source() -> None:
     model = {"source": "hub:org/name@main", "tokenizer": "bytes"}
     found = list(module.sources({"stages": [stage], "model": model}))
     assert [keys["address"] for keys in found] == ["local:a.jsonl", "hub:org/name@main"]
+
+
+def test_the_text_of_a_record_is_that_of_its_fields_whatever_their_kind():
+    """`dataclasses.asdict` is the other way to the same text."""
+    meta = {"tags": {"b", 1}, "steps": (1, [2.5, None]), "bytes": b"x", "inner": Response("deep", score=0.5)}
+    record = Record(
+        "1", "s", ({"role": "user", "content": "é"},), (Response("a"), Response("b", "teacher")), ("x",), meta
+    )
+    whole = asdict(record)
+    del whole["images"]
+    whole["meta"] |= {"tags": ['"b"', "1"], "bytes": ["bytes", "b'x'"]}  # a set in order, a foreign object as text
+    assert json.dumps(module._plain(module._content(record))) == json.dumps(whole, sort_keys=True)

@@ -19,13 +19,13 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from kd.data.images import view_of, vision_of
+from kd.data.rows import tokenizer_digest
 from kd.data.sequences import Encoder, prompt_ids
 from kd.experiment.export import export
 from kd.generators.generation import read_again
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.generators.transformers import Transformers
-from kd.models.digests import tokenizer_digest
 from kd.models.flops import reading_flops
 from kd.models.networks import pretrained, scratch
 from kd.models.tokenizers import byte_tokenizer
