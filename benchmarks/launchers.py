@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -139,9 +140,9 @@ def pairs(rounds: int, file: IO[str]) -> None:
             for launcher, seeds in (("forked", index), ("interpreter", rounds + index)):
                 command = [sys.executable, str(ROOT / "run.py"), *JOB, f"seed={seeds}", f"run.root={root}"]
                 if launcher == "forked":
-                    cpu, wall = measured(server.process.pid, lambda job=command: forked(server, job))
+                    cpu, wall = measured(server.process.pid, partial(forked, server, command))
                 else:
-                    cpu, wall = measured(os.getpid(), lambda job=command: interpreted(job))
+                    cpu, wall = measured(os.getpid(), partial(interpreted, command))
                 found[launcher].append(cpu)
                 row = {
                     "launcher": launcher,

@@ -159,8 +159,8 @@ def reading(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if getattr(tokenizer, "backend_tokenizer", None) is None or "strftime_now" in str(tokenizer.chat_template):
         return None
     kind, special = type(tokenizer), sorted(tokenizer.special_tokens_map.items())
-    parts = [kind.__module__, kind.__qualname__, tokenizer_digest(tokenizer), special]
-    parts.append(getattr(tokenizer, "split_special_tokens", None))
+    split = getattr(tokenizer, "split_special_tokens", None)
+    parts = [kind.__module__, kind.__qualname__, tokenizer_digest(tokenizer), special, split]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
