@@ -50,10 +50,11 @@ class JobMeter(Callback):
         self.path = Path(path)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write the processor seconds of the process so far, and its resident memory after a collection."""
+        """Write the processor seconds so far, the memory after a collection of garbage, and the seconds after it."""
+        ended = time.process_time()
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        row = {"cpu": time.process_time(), "mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
+        row = {"ended": ended, "mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "went_on": time.process_time()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -72,7 +73,7 @@ def in_one_process(jobs: int, root: str) -> list[dict[str, float]]:
         sys.exit(f"the sweep ended with exit code {code}")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [
-        {"cpu_seconds": round(after["cpu"] - before["cpu"], 3), "mib": round(after["mib"], 1)}
+        {"cpu_seconds": round(after["ended"] - before["went_on"], 3), "mib": round(after["mib"], 1)}
         for before, after in pairwise(rows)
     ]
 

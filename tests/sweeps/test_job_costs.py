@@ -19,5 +19,5 @@ def test_each_job_that_ended_has_a_row(tmp_path):
     for _ in range(2):
         meter.on_job_end(OmegaConf.create(), JobReturn())
     first, second = (json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines())
-    assert 0 < first["cpu"] < second["cpu"]
+    assert 0 < first["ended"] < first["went_on"] < second["ended"]  # the collection is not the job's
     assert first["mib"] > 1
