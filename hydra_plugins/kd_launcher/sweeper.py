@@ -11,8 +11,11 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
+
+from kd.errors import explained
 
 Check = Callable[[DictConfig], Any]
 
@@ -83,7 +86,10 @@ class CheckedSweeper(BasicSweeper):
         """The result of `check` on the job's config, and its `omits`. Raises ValueError if it cannot run."""
         assert self.hydra_context is not None
         assert self.config is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        try:
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        except HydraException as error:
+            raise ValueError(explained(error)) from None
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = num
         outer = HydraConfig.instance().cfg

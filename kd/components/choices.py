@@ -1,5 +1,6 @@
 """The files of `conf/` that a command line chooses, one or several of each group, and their own choices."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,7 +29,7 @@ def conf_folder() -> Path:
 
 
 CONF = conf_folder()
-SEARCHED = "hydra.searchpath"
+SEARCHED, ARMS = "hydra.searchpath", "hydra.sweeper.arms"
 OF_HYDRA = ("hydra", "schema")  # entries of the search path that are not the user's
 
 Names = tuple[str, ...]  # what is chosen of one group: one file, or several as in objective=[fkl,sft]
@@ -178,6 +179,15 @@ def sweeps_of(chosen: Mapping[str, Choice]) -> Iterator[tuple[str, Override]]:
             parameters = OmegaConf.select(_content(group, name), "hydra.sweeper.params") or {}
             for key, value in parameters.items():
                 yield f"{group}={name}", parsed(f"{key}={value}")
+
+
+def arms_of(typed: Sequence[str] | None, chosen: Mapping[str, Choice]) -> list[list[str]]:
+    """The overrides of each arm of a grid: those that are `typed`, else the chosen files'; one empty arm for none."""
+    found = list(typed or ())
+    if typed is None:
+        files = [(group, name) for group, choice in chosen.items() for names in choice.alternatives for name in names]
+        found = [arm for group, name in files for arm in OmegaConf.select(_content(group, name), ARMS) or ()]
+    return [shlex.split(str(arm)) for arm in found] or [[]]
 
 
 def check_owners(chosen: Mapping[str, Choice]) -> None:

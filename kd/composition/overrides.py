@@ -22,10 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from kd.components.allowed import allow_typed, check_hydra
 from kd.components.axes import points
 from kd.components.choices import (
+    ARMS,
     CONF,
     SEARCHED,
     Choice,
     alternatives,
+    arms_of,
     check_choice,
     check_owners,
     folder_at,
@@ -63,7 +65,8 @@ def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
         for source, override in sweeps_of(_chosen(given)):
             if override.key_or_group not in typed_groups:
                 given.setdefault(source, []).append(override)
-        _check_all(given, [o for o in typed if _of_hydra(o)], flags.config_name or "config")
+        of_hydra = [o for o in typed if _of_hydra(o)]
+        _check_any(given, of_hydra, flags.config_name or "config")
 
 
 def _flags(arguments: Sequence[str]) -> Any:
@@ -137,14 +140,32 @@ def _chosen(given: Mapping[str, Sequence[Override]]) -> dict[str, Choice]:
     }
 
 
-def _check_all(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Override], config_name: str) -> None:
+def _check_any(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Override], config_name: str) -> None:
+    """Check the overrides beside an arm of the grid: another arm, or the sweeper, decides where they do not fit one.
+
+    Raises the error beside the first arm.
+    """
+    typed = [override.value() for override in of_hydra if override.key_or_group == ARMS]
+    errors = []
+    for arm in arms_of(typed[-1] if typed else None, _chosen(given)):
+        chosen = [override for override in map(parsed, arm) if is_group(override)]
+        try:
+            return _check_all(given, chosen, of_hydra, config_name)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _check_all(
+    given: Mapping[str, Sequence[Override]], arm: Sequence[Override], of_hydra: Sequence[Override], config_name: str
+) -> None:
     overrides = [override for several in given.values() for override in several]
     groups = [override for override in overrides if is_group(override)]
     for override in groups:
         check_choice(override)
     check_owners(_chosen(given))
     keys = [override for override in overrides if not is_group(override)]
-    compositions = _compositions(groups, keys)
+    compositions = _compositions([*groups, *arm], keys)
     plugins = [override.input_line or "" for override in of_hydra if is_group(override)]
     configs = [_composed(config_name, [*lines, *plugins]) for lines in compositions]
     for cfg in configs:

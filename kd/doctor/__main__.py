@@ -20,7 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from kd.doctor.gpus import gpu
 from kd.doctor.measure import STEPS, measured, resident
-from kd.doctor.memory import Item, available, check_room, estimate, mib, peak
+from kd.doctor.memory import Item, check_room, estimate, mib, peak
+from kd.doctor.room import available
 from kd.doctor.shift import shift_self_test
 from kd.doctor.subject import admit, composed
 from kd.doctor.tokens import record_tables
@@ -135,7 +136,7 @@ def memory_table(items: Sequence[Item], room: int, peak_measured: int | None) ->
             table.add_row(Text(item.name), mib(item.size), Text(item.how))
     table.add_row("estimated peak", mib(peak(items)), "", style="bold")
     if peak_measured is not None:
-        table.add_row("measured peak", mib(peak_measured), f"of {STEPS} real steps on one rank", style="bold")
+        table.add_row("measured peak", mib(peak_measured), f"of {STEPS} real steps, all on one rank", style="bold")
     table.add_row("available", mib(room), "before anything was loaded")
     for item in items:
         if not item.held:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.check import check
 from kd.secrets import note
+from kd.sweeps.loader import of_sweep
 
 SEEDS = "seed="
 GRIDS = (
@@ -44,7 +45,7 @@ def jobs(overrides: Sequence[str]) -> Iterator[GridJob]:
 
     Raises ValueError, in one sentence that names the job, for one that cannot be run.
     """
-    whole = compose("config", overrides=_single(overrides), return_hydra_config=True)
+    whole = of_sweep(lambda words: compose("config", words, return_hydra_config=True), _single(overrides))
     given = {*overrides, *map(_written, _parser().parse_overrides(list(overrides)))}
     for words in _lines(whole, overrides):
         own = tuple(word for word in words if word not in given)

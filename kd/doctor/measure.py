@@ -10,7 +10,7 @@ import psutil
 import torch
 from omegaconf import open_dict
 
-from kd.doctor.memory import on_gpu
+from kd.doctor.room import on_gpu
 from kd.experiment.build import fit
 from kd.experiment.checks import Subject
 from kd.runs.folder import RunFolder

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from kd.data.sequences import Encoded, collate
+from kd.doctor.layout import Layout
+from kd.doctor.room import on_gpu
+from kd.doctor.shards import autocast, gathered, storage, stored, tensors, trained_bytes
 from kd.experiment.build import Parts
 from kd.experiment.checks import Subject, teachers
 from kd.experiment.findings import Finding
@@ -30,12 +30,18 @@ LIVE_LAYER = 4  # tensors as wide as a layer's widest that a forward pass withou
 
 @dataclass(frozen=True)
 class Item:
-    """A part of a run that takes memory. A part that is not `held` lies on disk and is not in the peak."""
+    """A part of a run that takes memory.
+
+    Attributes:
+        held: False for a part that lies on disk and is not in the peak.
+        once: whether the first process of several alone has it.
+    """
 
     name: str
     size: int  # bytes
     how: str
     held: bool = True
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,49 +58,76 @@ class Load:
 
 
 def estimate(subject: Subject) -> list[Item]:
-    """The memory in use when the backward pass of a later step begins, and the size of a checkpoint on disk."""
-    module, load = subject.parts.module, heaviest(subject)
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    kept = activations(module.student, load, subject.cfg.trainer.precision, module.student_fields)
+    """The memory of a process when the backward pass of a later step begins, and the size of a checkpoint on disk."""
+    module, load, layout = subject.parts.module, heaviest(subject), Layout.of(subject.cfg.trainer)
+    precision, student = subject.cfg.trainer.precision, module.student
+    network = trained_bytes(student)
+    terms = trained_bytes(module) - network
+    narrows = layout.sharded and autocast(precision, student.network.dtype) != student.network.dtype
+    kept = activations(student, load, precision, module.student_fields, copied=not narrows)
+    whole = gathered(student, list(_required(subject)), layout, precision)
+    part = "a process's part of " if layout.sharded else ""
     items = [
-        Item("student", stored(module.student), "its weights and buffers"),
+        Item("student", stored(student) // layout.weights, f"{part}its weights and buffers"),
         Item("terms", stored(module.stateful), "weights and buffers of the objective, projections among them"),
-        Item("gradients", trained, "one per trained weight"),
-        Item("AdamW", 2 * trained, "two moments per trained weight"),
-        *_of_the_frozen(subject, load),
+        Item("gradients", network // layout.gradients + terms, "one per trained weight"),
+        Item("AdamW", 2 * (network // layout.moments + terms), "two moments per trained weight"),
+        *_of_the_frozen(subject, load, layout),
+        Item("gathered", whole, "weights and gradients that are whole while a block is computed"),
         Item("activations", kept, f"of {load.rows} x {load.length} tokens, for the backward pass"),
-        Item("head", head_pass(module.student, load), "one chunk of logits, or the head's gradients"),
+        Item("head", head_pass(student, load), "one chunk of logits, or the head's gradients"),
         Item("whole logits", whole_logits(subject.parts, load), "of terms that are not evaluated in chunks"),
     ]
     if str(subject.cfg.trainer.strategy).startswith("ddp"):
-        items.append(Item("buckets", trained, "gradients on their way to the other ranks"))
-    items.append(Item("last.ckpt", 3 * trained, "trained weights and their moments", held=False))
+        items.append(Item("buckets", network + terms, "gradients on their way to the other ranks"))
+    if layout.sharded and not on_gpu(subject.cfg):
+        items.append(Item("whole models", stored(_models(subject)), "of the first process, for the end", once=True))
+    items.append(Item("last.ckpt", 3 * (network + terms), "trained weights and their moments", held=False))
     return [item for item in items if item.size]
 
 
-def _of_the_frozen(subject: Subject, load: Load) -> Iterator[Item]:
+def _of_the_frozen(subject: Subject, load: Load, layout: Layout) -> Iterator[Item]:
     """The memory of teacher and reference."""
     parts, module = subject.parts, subject.parts.module
-    if parts.teacher is not None:
+    part = "a process's part of " if layout.teacher > 1 else ""
+    if parts.teacher is not None and not layout.offloads:
         for_what = "" if module.teacher_fields else ", for the evaluation"
-        yield Item("teacher", stored(parts.teacher), f"its weights and buffers{for_what}")
-    own = module.models.teacher if module.models.teacher is not None and module.models.teacher.follows_student else None
-    if own is not None:
+        yield Item("teacher", stored(parts.teacher) // layout.teacher, f"{part}its weights and buffers{for_what}")
+    if (own := _own(subject)) is not None:
         beside = stored(nn.ModuleList([module.student, own])) - stored(module.student)
-        yield Item("own teacher", beside, "a copy of what the student trains")
+        yield Item("own teacher", beside // layout.teacher, f"{part}a copy of what the student trains")
     if module.models.reference is not None:
-        yield Item("reference", stored(module.models.reference), "a copy of the student as it begins")
-    required = {model: module.teacher_fields for model in teachers(parts).values() if module.teacher_fields}
-    if own is not None and module.teacher_fields:
-        required[own.model] = module.teacher_fields
-    if module.reference_fields:
-        required[module.models.reference.model] = module.reference_fields
-    if required:  # they read one after the other
+        yield Item("reference", stored(module.models.reference) // layout.teacher, f"{part}the student as it begins")
+    if required := _required(subject):  # they read one after the other
         size = max(widest(model) * model.network.dtype.itemsize for model in required)
         passing = LIVE_LAYER * load.tokens * size
         yield Item("frozen layer", passing, f"{LIVE_LAYER} x {load.tokens} tokens x {size} bytes")
         provided = sum(features(model, load, fields) for model, fields in required.items())
         yield Item("frozen features", provided, "states, attention, vectors that terms read of teacher and reference")
+
+
+def _own(subject: Subject) -> Any:
+    """The teacher that is made of the student, or None."""
+    teacher = subject.parts.module.models.teacher
+    return teacher if teacher is not None and teacher.follows_student else None
+
+
+def _required(subject: Subject) -> dict[LanguageModel, Set[str]]:
+    """The frozen models that a step reads, and what of them."""
+    parts, module = subject.parts, subject.parts.module
+    required: dict[LanguageModel, Set[str]] = {}
+    if module.teacher_fields:
+        required |= dict.fromkeys(teachers(parts).values(), module.teacher_fields)
+        required |= {} if _own(subject) is None else {_own(subject).model: module.teacher_fields}
+    if module.reference_fields:
+        required[module.models.reference.model] = module.reference_fields
+    return required
+
+
+def _models(subject: Subject) -> nn.ModuleList:
+    """Student, teacher and reference, as far as there are any."""
+    frozen = (subject.parts.teacher, subject.parts.module.models.reference, _own(subject))
+    return nn.ModuleList([subject.parts.module.student, *(model for model in frozen if model is not None)])
 
 
 def peak(items: Sequence[Item]) -> int:
@@ -110,8 +143,17 @@ def heaviest(subject: Subject) -> Load:
     responses = max((rows for _, rows in shapes), default=1)
     if not parts.module.rollout.keeps_responses:  # lengths of generated responses are not known
         length, responses = cfg.data.max_length - 1, max(responses, parts.module.rollout.samples)
-    rows = min(cfg.data.max_tokens // length, -(-cfg.optim.window // ranks(subject)) * responses)
-    return Load(max(rows, responses, 1), length)
+    records = -(-cfg.optim.window // Layout.of(cfg.trainer).devices)
+    return largest(length, responses, records, cfg.data.max_tokens)
+
+
+def largest(length: int, responses: int, records: int, max_tokens: int) -> Load:
+    """The largest micro-batch of so many records; the responses to a prompt are never divided.
+
+    length: tokens of each response with its prompt. responses: of each record.
+    """
+    together = max(1, min(max_tokens // (length * max(1, responses)), records))
+    return Load(together * max(1, responses), length)
 
 
 def _shape(record: Record, subject: Subject) -> tuple[int, int]:
@@ -125,11 +167,6 @@ def ranks(subject: Subject) -> int:
     if isinstance(devices, int) and devices > 0:
         return devices
     return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 1
-
-
-def stored(module: nn.Module) -> int:
-    """Bytes of parameters and buffers; tied ones count once."""
-    return sum({_storage(t): t.untyped_storage().nbytes() for t in _tensors(module)}.values())
 
 
 def widest(model: LanguageModel) -> int:
@@ -181,11 +218,13 @@ class Activations:
         whole: without gradient checkpointing.
         recomputed: with it: the input of each layer, what lies outside of the layers, and one that is recomputed.
         checkpointing: whether the run has it.
+        copies: those of the weights that autocast makes, in either case.
     """
 
     whole: int
     recomputed: int
     checkpointing: bool = False
+    copies: int = 0
 
     @property
     def taken(self) -> int:
@@ -198,15 +237,23 @@ class Activations:
 
 
 def activations(
-    student: LanguageModel, load: Load, precision: str, fields: frozenset[str] = frozenset({"logits"})
+    student: LanguageModel,
+    load: Load,
+    precision: str,
+    fields: frozenset[str] = frozenset({"logits"}),
+    *,
+    copied: bool = True,
 ) -> int:
     """Bytes kept for the backward pass of the student's network, as it is, for a whole micro-batch.
 
     `fields` are those that the objective requires: attention that a term reads is not fused, and keeps its square.
+    copied: whether autocast copies the weights, as it does unless they are gathered in the type that is computed in.
     """
     if student.network.is_activation_checkpointing:
-        return activations_of(student, load, precision, fields).recomputed
-    return sum(_kept(student, load, precision, fields))
+        found = activations_of(student, load, precision, fields)
+        return found.recomputed - (0 if copied else found.copies)
+    copies, inside = _kept(student, load, precision, fields)
+    return copies * copied + inside
 
 
 def activations_of(
@@ -222,7 +269,7 @@ def activations_of(
         network.activation_checkpointing_disable()
         copies, inside = _kept(student, load, precision, fields)
         if not network.supports_gradient_checkpointing:
-            return Activations(copies + inside, copies + inside)
+            return Activations(copies + inside, copies + inside, copies=copies)
         recomputing(network)
         _, outside = _kept(student, load, precision, fields)
     finally:
@@ -231,7 +278,7 @@ def activations_of(
         else:
             network.activation_checkpointing_disable()
     recomputed = copies + outside + max(inside - outside, 0) // student.shape.layers
-    return Activations(copies + inside, recomputed, before)
+    return Activations(copies + inside, recomputed, before, copies)
 
 
 def _kept(student: LanguageModel, load: Load, precision: str, fields: frozenset[str]) -> tuple[int, int]:
@@ -251,12 +298,12 @@ def saved_bytes(
     student: LanguageModel, length: int, precision: str, fields: frozenset[str] = frozenset({"logits"})
 ) -> int:
     """Bytes that autograd saves for one row of `length` tokens, in train mode; weights and buffers are not counted."""
-    own = {_storage(tensor) for tensor in _tensors(student)}
+    own = {storage(tensor) for tensor in tensors(student)}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if (storage := _storage(tensor)) not in own:
-            kept[storage] = tensor.untyped_storage().nbytes()
+        if (place := storage(tensor)) not in own:
+            kept[place] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # holds the storage, so that its address is not used again
 
     training, sequences = student.training, collate([Encoded((0,) * (length + 1), 1)], pad=0)
@@ -269,42 +316,10 @@ def saved_bytes(
     return sum(kept.values())
 
 
-def _storage(tensor: Tensor) -> int:
-    """The identity of a tensor's storage, on the device "meta", too, where all addresses are 0."""
-    return tensor.untyped_storage()._cdata
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-# --- available memory ---
-
-
-def on_gpu(cfg: DictConfig) -> bool:
-    """Return whether the run is configured for a GPU and there is one."""
-    return cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-
-
-def available(cfg: DictConfig) -> int:
-    """Bytes that are free now, on the GPU if the run uses one, else in the machine or container."""
-    if on_gpu(cfg):
-        return torch.cuda.mem_get_info()[0]
-    return min([psutil.virtual_memory().available, *_container_room()])
-
-
-def _container_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Bytes that are left in a container (cgroup v2), if it has a limit."""
-    limit, used = root / "memory.max", root / "memory.current"
-    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
-        return []
-    return [int(limit.read_text()) - int(used.read_text())]
-
-
 def check_room(items: Sequence[Item], room: int, subject: Subject) -> Finding:
     """Check that the estimate fits the memory that was free before anything was loaded."""
     share = 1 if on_gpu(subject.cfg) else ranks(subject)
-    need = peak(items) * share
+    need = peak(items) + (share - 1) * sum(item.size for item in items if item.held and not item.once)
     fact = f"about {mib(need)} of {mib(room)} available" + (f", on {share} ranks together" if share > 1 else "")
     if need <= 0.8 * room:
         return Finding("PASS", "memory", fact)

@@ -17,6 +17,7 @@ NAMES = {  # of parts, in the order of the table
     "activations": "activations",
     "head": "logits in chunks",
     "layer": "a layer of the frozen",
+    "prompts": "a layer that reads prompts",
     "decoder": "weights of the decoder",
     "logits": "logits of next tokens",
     "cache": "keys and values",
@@ -26,7 +27,7 @@ COLUMNS = {  # of a grid's table
     "student": ("student",),
     "teacher": ("teacher",),
     "state": ("gradients", "AdamW", "buckets"),
-    "working": ("gathered", "activations", "head", "layer", "decoder", "logits", "cache", "engine"),
+    "working": ("gathered", "activations", "head", "layer", "decoder", "prompts", "logits", "cache", "engine"),
 }
 OF_MEMORY = (
     "Memory of one device, in GiB. prepare, elicit, evaluate: on one device, with whole models. train: the largest "

@@ -1,12 +1,14 @@
 """The memory of one device by phase of a run and by part, from its workload alone (docs/scale.md has the formulas)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kd.composition.sections import Prepare
-from kd.doctor.memory import LIVE_LAYER, Activations, Load, activations_of, head_pass, stored, widest
+from kd.doctor.memory import LIVE_LAYER, Activations, Load, activations_of, head_pass, largest, widest
+from kd.doctor.shards import gathered, narrowed, stored, trained_bytes
 from kd.doctor.workload import Workload, laid_out
 from kd.experiment.preparation import MAX_TOKENS
 from kd.generators.llama_decoder import readable
@@ -15,9 +17,25 @@ from kd.models.outlines import Outline
 from kd.models.sharding import blocks
 
 Parts = dict[str, int]  # bytes by part
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The responses that are generated at a time.
+
+    Attributes:
+        prompts, prompt: prompts among them that are read once each, and the tokens of each.
+        count: responses.
+        length: tokens of a prompt and its response.
+    """
+
+    prompts: int
+    prompt: int
+    count: int
+    length: int
+
+
 OWN, COLOCATED = {"Torch", "Transformers"}, {"Colocated"}  # engines that generate on the run's own device
-IN_FLIGHT = 2  # blocks of a sharded model whose weights are gathered at once: the one computed, and the next
-SUMMED = 4  # bytes of a gradient on its way to the other devices
 DRAWN = 3  # tensors like the logits of a batch when its next tokens are chosen: logits, probabilities, a temporary
 
 
@@ -56,7 +74,7 @@ def _training(work: Workload) -> Parts:
         "activations": kept_activations(work).taken,
         "head": head_pass(work.student, load),
         "layer": max(working, default=0) if work.reads_teacher else 0,
-        "gathered": _gathered(work),
+        "gathered": gathered(work.student, work.held if work.reads_teacher else [], layout, work.precision),
     }
 
 
@@ -69,11 +87,12 @@ def _generation(work: Workload) -> Parts:
     if work.engine in COLOCATED:
         return {**found, "engine": int(work.engine_share * work.assumed.gpu.memory)}
     types = [work.autocast(one.network.dtype) for one in work.writers]
-    decoding = _decoding(work.writers, types, rows, work.length, on_cpu=layout.on_cpu)
+    generated = Rows(-(-rows // work.samples), work.length - work.response, rows, work.length)
+    decoding = _decoding(work.writers, types, generated, on_cpu=layout.on_cpu)
     if work.engine == "Transformers":
         decoding["decoder"] = 0
-    gathered = sum(_narrowed(work, one, stored(one)) for one in work.writers) if layout.sharded else 0
-    return {**found, "gathered": gathered, **decoding}
+    whole = sum(narrowed(one, work.precision, stored(one)) for one in work.writers) if layout.sharded else 0
+    return {**found, "gathered": whole, **decoding}
 
 
 def _elicitation(work: Workload) -> Parts:
@@ -83,7 +102,9 @@ def _elicitation(work: Workload) -> Parts:
         weights = {"teacher": sum(map(stored, work.teachers))} if written.role == "teacher" else {}
         weights |= {"student": stored(work.student)} if written.role == "student" else {}
         types = [written.model.network.dtype]
-        decoding = _decoding([written.model], types, written.batch, work.length, on_cpu=work.layout.on_cpu)
+        prompts = -(-written.batch // written.samples)
+        rows = Rows(prompts, work.length - written.response, written.batch, work.length)
+        decoding = _decoding([written.model], types, rows, on_cpu=work.layout.on_cpu)
         found.append({**weights, **decoding})
     return max(found, key=lambda parts: sum(parts.values()), default={})
 
@@ -101,16 +122,17 @@ def _evaluation(work: Workload) -> Parts:
     logits = DRAWN * chunk * work.student.vocabulary * 4
     read = {"layer": max(_passing(one, reading) for one in models), "logits": logits}
     answers, batch = settings.get("answers"), int(settings.get("batch_size") or 1)
-    rows = batch if answers is None else min(batch, answers * int(settings.get("samples") or 1))
-    length = work.length - work.length // 2 + int(settings.get("max_new_tokens") or 1)
-    written = [_decoding([one], [one.network.dtype], rows, length, on_cpu=work.layout.on_cpu) for one in models]
+    samples, prompt = int(settings.get("samples") or 1), work.length - work.length // 2
+    count = batch if answers is None else min(batch, answers * samples)
+    rows = Rows(-(-count // samples), prompt, count, prompt + int(settings.get("max_new_tokens") or 1))
+    written = [_decoding([one], [one.network.dtype], rows, on_cpu=work.layout.on_cpu) for one in models]
     most = max([read, *written], key=lambda parts: sum(parts.values()))
     return {**weights, "AdamW": moments, **most}
 
 
 def _preparation(work: Workload, recipe: Mapping[str, Any], model: Outline) -> Parts:
     """The tuning of a model before the run: all of its weights, on one device."""
-    weights, load = trained_bytes(model), work.loaded(recipe.get("window", Prepare.window), MAX_TOKENS, 1)
+    weights, load = trained_bytes(model), largest(work.length, 1, recipe.get("window", Prepare.window), MAX_TOKENS)
     return {
         "student": stored(model),
         "gradients": weights,
@@ -121,11 +143,6 @@ def _preparation(work: Workload, recipe: Mapping[str, Any], model: Outline) -> P
 
 
 # --- parts ---
-
-
-def trained_bytes(model: Outline) -> int:
-    """Bytes of the weights that are trained, LoRA's alone where there is one."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def _passing(model: Outline, load: Load) -> int:
@@ -161,49 +178,27 @@ def _weights(work: Workload) -> Parts:
     return {"student": stored(work.student) // layout.weights, "teacher": teacher}
 
 
-def _gathered(work: Workload) -> int:
-    """Weights and gradients that are whole on a device for a while, where each holds a part (FSDP2).
+def _decoding(models: list[Outline], types: list[torch.dtype], rows: Rows, *, on_cpu: bool) -> Parts:
+    """Parts of our own decoder, when it reads the prompts or when it chooses the last tokens, whichever takes more.
 
-    In the type that is computed in, the student's embedding, norm and head from the forward to the backward pass, its
-    blocks two at a time (or all, if they are not resharded), and the gradients of a block, once more in float32 when
-    they are summed; of a teacher the same without gradients.
-    """
-    if not work.layout.sharded:
-        return 0
-    block, rest, student = _block(work.student), _rest(work.student), work.student
-    held = IN_FLIGHT * block if work.layout.reshards else stored(student) - rest
-    summed = SUMMED * block // student.network.dtype.itemsize
-    read = work.held if work.reads_teacher else []
-    teachers = sum(_narrowed(work, one, IN_FLIGHT * _block(one) + _rest(one)) for one in read)
-    return _narrowed(work, student, rest + held + block) + summed + teachers
-
-
-def _narrowed(work: Workload, model: Outline, size: int) -> int:
-    """Bytes of weights in the type that is computed in."""
-    dtype = model.network.dtype
-    return size * work.autocast(dtype).itemsize // dtype.itemsize
-
-
-def _block(model: Outline) -> int:
-    return max(map(stored, blocks(model.network)), default=0)
-
-
-def _rest(model: Outline) -> int:
-    """Bytes outside of the blocks."""
-    return stored(model) - sum(map(stored, blocks(model.network)))
-
-
-def _decoding(models: list[Outline], types: list[torch.dtype], rows: int, length: int, *, on_cpu: bool) -> Parts:
-    """Parts of our own decoder: keys and values, its copies of the weights, and the logits of the next tokens.
-
+    Keys and values, its copies of the weights, and a layer's working memory, or the logits of the next tokens. A prompt
+    is read once for all of its samples, in memory that is reserved for its whole response.
     types: in which each model computes.
     """
     sizes = [dtype.itemsize for dtype in types]
-    return {
-        "cache": sum(rows * length * cache_of_token(one, size) for one, size in zip(models, sizes, strict=True)),
-        "decoder": sum(_copies(one, dtype, on_cpu) for one, dtype in zip(models, types, strict=True)),
-        "logits": sum(DRAWN * rows * one.vocabulary * 4 for one in models),
-    }
+    whole = sum(rows.length * cache_of_token(one, size) for one, size in zip(models, sizes, strict=True))
+    copies = sum(_copies(one, dtype, on_cpu) for one, dtype in zip(models, types, strict=True))
+    read = [_prefilling(one, size) for one, size in zip(models, sizes, strict=True)]  # one model after the other
+    reading = {"cache": rows.prompts * whole, "decoder": copies, "prompts": rows.prompts * rows.prompt * max(read)}
+    logits = sum(DRAWN * rows.count * one.vocabulary * 4 for one in models)
+    choosing = {"cache": rows.count * whole, "decoder": copies, "logits": logits}
+    return max(reading, choosing, key=lambda parts: sum(parts.values()))
+
+
+def _prefilling(model: Outline, size: int) -> int:
+    """Bytes of a layer's working memory for each token of the prompts: the widest tensors (gate and up in one, the
+    gate's activation, their product), and beside them what enters the layer and what attention returns."""
+    return size * (LIVE_LAYER * widest(model) + 2 * model.network.config.get_text_config().hidden_size)
 
 
 def cache_of_token(model: Outline, size: int) -> int:

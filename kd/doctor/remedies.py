@@ -76,14 +76,14 @@ def _checkpointing(work: Workload, role: str) -> str | None:
 
 
 def _tokens(work: Workload) -> str:
-    if work.load.rows > 1:
+    if work.load.rows > work.rows // work.window:
         return f"data.max_tokens={work.load.rows // 2 * work.length}"
     return f"data.max_length={work.length // 2}"
 
 
 def _batches(work: Workload, phase: str, part: str) -> str | None:
     """The key of what is generated at a time."""
-    if part not in ("cache", "logits"):
+    if part not in ("cache", "logits", "prompts"):
         return None
     evaluated = int(work.config["evaluation"].get("batch_size") or 1)
     sizes = {"generate": ("rollout.batch_size", work.batch), "evaluate": ("evaluation.batch_size", evaluated)}

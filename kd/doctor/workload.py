@@ -16,7 +16,8 @@ from kd.data.rows import Encoded
 from kd.data.sequences import collate
 from kd.doctor.gpus import Gpu
 from kd.doctor.layout import Layout
-from kd.doctor.memory import Load
+from kd.doctor.memory import largest
+from kd.doctor.shards import autocast
 from kd.models.outlines import Outline, networks_in, outline
 
 Config = Mapping[str, Any]
@@ -103,7 +104,8 @@ class Workload:
         self.window = config["optim"]["window"]
         self.rows = self.window * (_responses(config["rollout"]) or self.samples)
         self.sequence = collate([Encoded((0,) * (self.length + 1), self.length + 1 - self.response)], pad=0)
-        self.load = self.loaded(self.rows, config["data"]["max_tokens"], self.layout.devices)
+        records = -(-self.window // self.layout.devices)
+        self.load = largest(self.length, self.rows // self.window, records, config["data"]["max_tokens"])
 
     def _read_rollout(self, rollout: Config) -> None:
         chain = list(_chain(rollout))
@@ -119,10 +121,6 @@ class Workload:
         self.engine = str(engine.get("_target_", "Torch")).rpartition(".")[2]
         self.engine_share = float(engine.get("memory") or 0.0)
 
-    def loaded(self, rows: int, max_tokens: int, devices: int) -> Load:
-        """The largest micro-batch of so many rows on so many devices."""
-        return Load(max(1, min(max_tokens // self.length, -(-rows // devices))), self.length)
-
     @property
     def writers(self) -> list[Outline]:
         """The models that generate in the rollout."""
@@ -135,7 +133,7 @@ class Workload:
 
     def autocast(self, dtype: torch.dtype) -> torch.dtype:
         """The type in which a network of that type computes in training."""
-        return torch.bfloat16 if self.precision.endswith("mixed") and dtype == torch.float32 else dtype
+        return autocast(self.precision, dtype)
 
     def elicited(self) -> Iterator[Written]:
         """The responses that the stages of the augmentation have models generate."""

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 import hydra
+import hydra._internal.hydra
 import hydra._internal.utils
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -22,8 +23,10 @@ from kd.program import again, is_rank_zero
 from kd.progress import remark
 from kd.reports.grid import console
 from kd.sweeps.jobs import SWEEP, Job, Task, read_jobs, record
+from kd.sweeps.loader import SweepLoader
 
 hydra._internal.utils.run_and_report = lambda func: func()  # it would print errors in four lines
+hydra._internal.hydra.ConfigLoaderImpl = SweepLoader  # type: ignore[misc]  # what Hydra makes its loader of
 
 __all__ = ["Job", "SweepReport", "main", "record"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNS = ("off-policy", "recomputed")
+RUNS = ("off-policy", "recomputed", "on-policy")
 # Each tensor is mapped by itself and unmapped when it is freed, so that resident memory is what is in use.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "65536"}
 

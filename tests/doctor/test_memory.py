@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.doctor import memory
+from kd.doctor import memory, room
 from kd.doctor.measure import ResidentPeak, resident
 from kd.doctor.subject import admit
 from kd.rollouts.on_policy import OnPolicy
@@ -144,13 +144,54 @@ def test_what_does_not_fit_fails_and_names_the_largest(subject):
     assert memory.check_room(items, 190, two).verdict == "FAIL"
 
 
+def test_shards_count_and_the_first_process_keeps_whole_models(subject):
+    """64 wide, 192 inside, 2 layers, 261 ids: a layer 53376, the rest 16704 + 64. The teacher: 128 wide, 384 inside, 4.
+
+    Gathered: of the student its ends, two blocks, a block's gradient twice; of the teacher its ends and two blocks.
+    """
+    plain = {item.name: item.size for item in memory.estimate(subject)}
+    found = altered(subject, "trainer.strategy=fsdp2", "trainer.devices=2", "trainer.sharding={}", "optim.window=10")
+    items = memory.estimate(found)
+    sizes = {item.name: item.size for item in items}
+    for name in ("student", "teacher", "gradients", "AdamW"):
+        assert sizes[name] == plain[name] // 2
+    assert sizes["activations"] == plain["activations"]
+    assert sizes["last.ckpt"] == plain["last.ckpt"]
+    layer, rest = 4 * 128 * 128 + 3 * 128 * 384 + 2 * 128, 128 * 261 + 128
+    gathered = 4 * (16704 + 64 + 4 * 53376 + rest + 2 * layer)
+    assert gathered <= sizes["gathered"] <= gathered + 4 * (8 + 8 + 16 + 16)  # buffers of rotary frequencies
+    assert sizes["whole models"] == plain["student"] + plain["teacher"]
+    assert not {"gathered", "whole models"} & plain.keys()
+    for once in ("gathered", "activations"):  # each process has its own
+        assert not next(item for item in items if item.name == once).once
+    both = 2 * memory.peak(items) - sizes["whole models"]
+    assert memory.check_room(items, both - 1, found).verdict == "FAIL"
+    assert memory.check_room(items, both + 1, found).verdict == "WARN"
+
+
+def test_weights_that_are_gathered_in_bfloat16_are_not_cast_again(subject):
+    sharded = ("trainer.strategy=fsdp2", "trainer.devices=2", "trainer.sharding={}", "optim.window=10")
+    mixed = [altered(subject, "trainer.precision=bf16-mixed", *more) for more in ((), sharded)]
+    whole, parts = ({item.name: item.size for item in memory.estimate(each)} for each in mixed)
+    copies = 2 * 2 * (53376 - 2 * 64)  # of the matrices of two layers
+    assert 0 <= whole["activations"] - parts["activations"] - copies < 0.02 * copies
+
+
+def test_the_responses_to_a_prompt_stay_together():
+    """Rows of 100 tokens: four responses fill 400 of 1000, so that two prompts fit; eight are more, and still one."""
+    assert memory.largest(100, 4, 9, 1000) == memory.Load(8, 100)
+    assert memory.largest(100, 8, 9, 500) == memory.Load(8, 100)
+    assert memory.largest(100, 4, 1, 1000) == memory.Load(4, 100)
+    assert memory.largest(100, 1, 9, 10) == memory.Load(1, 100)
+
+
 def test_a_containers_limit_counts(tmp_path):
-    assert memory._container_room(tmp_path) == []
+    assert room._container_room(tmp_path) == []
     (tmp_path / "memory.current").write_text("30\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._container_room(tmp_path) == []
+    assert room._container_room(tmp_path) == []
     (tmp_path / "memory.max").write_text("100\n")
-    assert memory._container_room(tmp_path) == [70]
+    assert room._container_room(tmp_path) == [70]
 
 
 def test_the_resident_peak_is_seen_after_it_is_gone():

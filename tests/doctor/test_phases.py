@@ -152,7 +152,26 @@ def test_a_device_has_its_share_of_the_window() -> None:
     assert whole == pytest.approx(8 * shared, rel=0.01)
 
 
+def test_responses_to_a_prompt_are_read_together() -> None:
+    """Four of 64 tokens to each prompt, of which data.max_tokens would let two be read at once."""
+    base = ("rollout=on_policy", "rollout.max_new_tokens=16", "data.max_tokens=128")
+    two, four = (of(*base, f"rollout.samples={n}").memory["train"]["activations"] for n in (2, 4))
+    assert four == pytest.approx(2 * two, rel=0.01)
+
+
 # --- generation and evaluation ---
+
+
+def test_prompts_are_read_by_one_layer_at_a_time_beside_the_memory_of_their_responses() -> None:
+    """16 prompts of 48 tokens: of each 4 x 192 numbers inside of a layer, and 2 x 64 beside it."""
+    on_policy = ("rollout=on_policy", "rollout.max_new_tokens=16")
+    one = of(*on_policy).memory["generate"]
+    assert one["prompts"] == 16 * 48 * (4 * 192 + 2 * 64) * 4
+    assert "logits" not in one
+    several = of(*on_policy, "rollout.samples=16").memory["generate"]  # of one prompt, which is read once
+    assert several["cache"] == one["cache"]
+    assert several["logits"] == 3 * 16 * 261 * 4
+    assert "prompts" not in several
 
 
 def test_keys_and_values_of_a_token() -> None:
@@ -168,7 +187,6 @@ def test_generation_has_a_cache_whole_models_and_no_gradients() -> None:
     assert "gradients" not in one
     assert one["cache"] == 16 * 64 * 2 * 2 * 4 * 16 * 4  # rows, tokens, keys and values, layers, heads, width, bytes
     assert one["decoder"] == 4 * (2 * BLOCK + EMBEDDING)
-    assert one["logits"] == 3 * 16 * 261 * 4
     sharded = of(*on_policy, trainer=eight("fsdp2")).memory["generate"]
     assert sharded["cache"] == one["cache"] // 2
     assert sharded["AdamW"] == STUDENT
@@ -247,7 +265,8 @@ def test_checkpointing_is_counted_in_memory_and_in_hours() -> None:
         (("teacher=pretrained", "teacher.source=hub:Qwen/Qwen3-8B", "student=tiny"), "train", "teacher"),
         (LARGE, "train", "activations"),
         ((*LARGE, "+student.model.gradient_checkpointing=true"), "train", "activations"),
-        (("rollout=on_policy", "rollout.batch_size=4096", "optim.window=4096"), "generate", "cache"),
+        (("rollout=on_policy", "rollout.batch_size=4096", "optim.window=4096"), "generate", "prompts"),
+        (("rollout=on_policy", "rollout.batch_size=4096", "rollout.samples=4096"), "generate", "cache"),
         (("evaluation.batch_size=1024", "evaluation.answers=1024"), "evaluate", "cache"),
     ],
 )

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from kd.data.rows import Encoded
 from kd.data.sequences import collate
-from kd.doctor.memory import Load, activations, head_pass, stored
+from kd.doctor.memory import Load, activations, head_pass
+from kd.doctor.shards import stored
 from kd.models.architectures import architecture_of, architectures
 from kd.models.flops import decoding_flops, reading_flops, training_flops
 from kd.models.networks import scratch

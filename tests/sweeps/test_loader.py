@@ -1,0 +1,128 @@
+"""Keys that the swept choices of an axis have, and its default lacks: the composition of each job decides.
+
+Run: python -m pytest tests/sweeps/test_loader.py
+"""
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from kd.components.axes import sections
+from kd.components.choices import CONF, choices, content
+from kd.composition.overrides import check_overrides, started
+from kd.composition.suggestions import flattened
+from kd.doctor.grid import jobs
+from kd.sweeps.loader import SweepLoader
+from tests.sweeps.test_sweeps import app, records, run, statuses, sweeps  # noqa: F401  # app: a fixture
+
+FILES = OmegaConf.load(CONF / "config.yaml").defaults
+DEFAULTS = {axis: name for entry in FILES if OmegaConf.is_dict(entry) for axis, name in entry.items()}
+
+
+def swept() -> Iterator[tuple[str, str, str]]:
+    """Of each axis two files, and a key that both have and the default lacks."""
+    for axis in sections():
+        nodes = {name: content(axis, name) for name in choices(axis)}
+        keys = {name: set(flattened(node)) for name, node in nodes.items() if "# @package" not in text_of(axis, name)}
+        lacking = set(flattened(nodes[DEFAULTS[axis]]))
+        for one, other in combinations(keys, 2):
+            if found := sorted(key for key in keys[one] & keys[other] - lacking if "[" not in key and "_" not in key):
+                yield axis, f"{one},{other}", found[0]
+                break
+
+
+def text_of(axis: str, name: str) -> str:
+    return (CONF / axis / f"{name}.yaml").read_text()
+
+
+def test_most_axes_have_such_a_key() -> None:
+    assert len([*swept()]) > 8
+
+
+@pytest.mark.parametrize(("axis", "names", "key"), [*swept(), ("method", "gkd,imitkd", "rollout.writer.samples")])
+def test_a_key_of_the_swept_files_alone_is_set_in_each_job(axis: str, names: str, key: str) -> None:
+    place = key if axis == "method" else f"{axis}.{key}"
+    words = [f"{axis}={names}", f"{place}=7", "seed=3", "hydra.verbose=false"]
+    with started():
+        path = create_config_search_path(str(CONF))
+        with pytest.raises(HydraException):  # Hydra alone
+            ConfigLoaderImpl(path).load_configuration("config", words, RunMode.MULTIRUN)
+        loader = SweepLoader(path)
+        whole = loader.load_configuration("config", words, RunMode.MULTIRUN)
+        assert whole.seed == 3
+        assert list(whole.hydra.overrides.task) == words[:3]
+        for name in names.split(","):
+            job = loader.load_sweep_config(whole, [f"{axis}={name}", *words[1:3]])
+            assert OmegaConf.select(job, place) == 7
+        with pytest.raises(HydraException):  # a run has no other composition
+            loader.load_configuration("config", words[1:], RunMode.RUN)
+
+
+def test_a_list_of_files_is_swept_with_a_key_of_one_of_them() -> None:
+    words = ["objective=[fkl,sft],[rkl,sft]", "objective.sft.weight=0.25", "~objective.sft.kind"]
+    with started():
+        whole = SweepLoader(create_config_search_path(str(CONF))).load_configuration("config", words, RunMode.MULTIRUN)
+        assert list(whole.objective) == ["fkl"]
+        assert list(whole.hydra.overrides.task) == words
+
+
+def test_the_dry_run_composes_the_same_jobs() -> None:
+    words = ["method=gkd,imitkd", "rollout.writer.max_new_tokens=9", "teacher=tiny", "student=tiny"]
+    with started():
+        found = list(jobs([*words, "skill=spell_backward"]))
+    assert [(job.arm, job.cfg.rollout.writer.max_new_tokens) for job in found] == [
+        ("method=gkd", 9),
+        ("method=imitkd", 9),
+    ]
+
+
+# --- the arms of a grid ---
+
+
+def test_a_key_that_an_arm_has_passes() -> None:
+    check_overrides(["experiment=gkd_xsum_tiny", "rollout.writer.max_new_tokens=8"])
+    check_overrides(["-m", 'hydra.sweeper.arms=["method=kd","method=gkd seed=2"]', "rollout.writer.max_new_tokens=8"])
+    with pytest.raises(ValueError, match=r"the config has no rollout\.writer\.max_new_tokenz"):
+        check_overrides(["experiment=gkd_xsum_tiny", "rollout.writer.max_new_tokenz=8"])
+    with pytest.raises(ValueError, match=r"the config has no rollout\.writer"):
+        check_overrides(["-m", 'hydra.sweeper.arms=["method=kd"]', "rollout.writer.max_new_tokens=8"])
+
+
+# --- programs ---
+
+
+@pytest.fixture
+def grouped(app: Path) -> Path:  # noqa: F811
+    """The toy bench with a group of which two of three files have the key `depth`."""
+    (app / "conf" / "pace").mkdir()
+    for name, text in {"none": "{}", "slow": "depth: 1\nshare: 1", "fast": "depth: 2\nshare: 2"}.items():
+        (app / "conf" / "pace" / f"{name}.yaml").write_text(text + "\n")
+    config = app / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("  - _self_\n", "  - pace: none\n  - _self_\n", 1))
+    return app
+
+
+def test_a_sweep_sets_the_key_of_its_files(grouped: Path) -> None:
+    ended = run(grouped, "-m", "hydra/launcher=basic", "pace=slow,fast", "pace.depth=5", "run.name=toy-${pace.depth}")
+    assert ended.returncode == 0, ended.stderr
+    (sweep,) = sweeps(grouped)
+    assert [record["overrides"][:2] for record in records(sweep)] == [
+        ["pace=slow", "pace.depth=5"],
+        ["pace=fast", "pace.depth=5"],
+    ]
+    assert statuses(sweep) == ["done", "done"]
+
+
+def test_a_job_without_the_key_is_named(grouped: Path) -> None:
+    ended = run(grouped, "-m", "hydra/launcher=basic", "pace=slow,none", "pace.depth=5")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("job 1 (pace=none pace.depth=5): Could not override 'pace.depth'.")
+    assert "no job was started" in ended.stderr
+    assert ended.stderr.count("\n") == 1
