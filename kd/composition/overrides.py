@@ -145,7 +145,7 @@ def _check_any(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Overr
 
     Raises the error beside the first arm.
     """
-    typed = [override.value() for override in of_hydra if override.key_or_group == ARMS]
+    typed: list[Any] = [override.value() for override in of_hydra if override.key_or_group == ARMS]
     errors = []
     for arm in arms_of(typed[-1] if typed else None, _chosen(given)):
         chosen = [override for override in map(parsed, arm) if is_group(override)]

@@ -63,10 +63,10 @@ def _held(composed: Compose, overrides: Sequence[str]) -> list[str]:
     return [word for word, line in lines.items() if word in whole or line.is_sweep_override() or _applied(cfg, line)]
 
 
-def _applied(cfg: DictConfig, override: Override) -> bool:
+def _applied(config: DictConfig, override: Override) -> bool:
     """Set the value, as Hydra does; False where it cannot be set."""
     try:
-        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+        ConfigLoaderImpl._apply_overrides_to_config([override], config)
     except HydraException:
         return False
     return True

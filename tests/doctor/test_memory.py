@@ -25,6 +25,7 @@ from tests.doctor.subjects import TINY, altered, toy
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parents[2]
+SHARDED = ("trainer.strategy=fsdp2", "trainer.devices=2", "optim.window=10")  # so that each has the window's half
 
 
 # --- memory ---
@@ -149,8 +150,9 @@ def test_shards_count_and_the_first_process_keeps_whole_models(subject):
 
     Gathered: of the student its ends, two blocks, a block's gradient twice; of the teacher its ends and two blocks.
     """
-    plain = {item.name: item.size for item in memory.estimate(subject)}
-    found = altered(subject, "trainer.strategy=fsdp2", "trainer.devices=2", "trainer.sharding={}", "optim.window=10")
+    whole = altered(subject, "trainer.precision=32-true")
+    plain = {item.name: item.size for item in memory.estimate(whole)}
+    found = altered(whole, *SHARDED)
     items = memory.estimate(found)
     sizes = {item.name: item.size for item in items}
     for name in ("student", "teacher", "gradients", "AdamW"):
@@ -170,8 +172,7 @@ def test_shards_count_and_the_first_process_keeps_whole_models(subject):
 
 
 def test_weights_that_are_gathered_in_bfloat16_are_not_cast_again(subject):
-    sharded = ("trainer.strategy=fsdp2", "trainer.devices=2", "trainer.sharding={}", "optim.window=10")
-    mixed = [altered(subject, "trainer.precision=bf16-mixed", *more) for more in ((), sharded)]
+    mixed = [altered(subject, "trainer.precision=bf16-mixed", *more) for more in ((), SHARDED)]
     whole, parts = ({item.name: item.size for item in memory.estimate(each)} for each in mixed)
     copies = 2 * 2 * (53376 - 2 * 64)  # of the matrices of two layers
     assert 0 <= whole["activations"] - parts["activations"] - copies < 0.02 * copies
