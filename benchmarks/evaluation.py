@@ -47,7 +47,7 @@ def records(task: str, items: int, shots: int) -> list[Any]:
 
     if task == "answers":
         skill = instantiate({**content("skill", "gsm_symbolic"), "train": shots, "validation": 0, "test": items})
-        solved = [(*one.prompt, {"role": "assistant", "content": one.responses[0].text}) for one in skill.load("train")[:shots]]
+        solved = [(*one.prompt, {"role": "assistant", "content": one.responses[0].text}) for one in skill.load("train")]
         return [replace(one, prompt=(*itertools.chain(*solved), *one.prompt)) for one in skill.load("test")]
     tests = [instantiate(content("skill", name)).load("test") for name in CHOICES]
     turns = (one for turn in itertools.zip_longest(*tests) for one in turn if one is not None)
