@@ -45,8 +45,10 @@ class Evaluated:
         self.teacher_identity = None if teacher is None else model_digest(teacher)
         evaluation = instantiate(cfg.evaluation)
         others = [*parts.skill.parts.values(), *(load_skill(skill_node(name)) for name in evaluation.skills)]
-        skills = {skill.name: skill for skill in reversed([parts.skill, *others])}  # the first of a name
-        self.sessions = {name: self._session(evaluation, skill) for name, skill in reversed(skills.items())}
+        skills = dict[str, Skill]()  # the run's own first, by which reports go, also where `evaluation.skills` names it
+        for skill in [parts.skill, *others]:
+            skills.setdefault(skill.name, skill)
+        self.sessions = {name: self._session(evaluation, skill) for name, skill in skills.items()}
         self.session = self.sessions[parts.skill.name]
         if teacher is not None and parts.encoder.teacher is not None:
             names = ", ".join(ON_TEACHER)

@@ -91,6 +91,16 @@ def test_a_run_on_sft_is_the_baseline_of_its_neighbours() -> None:
         assert plan.beside.folder.path == own
 
 
+def test_the_runs_own_skill_comes_first_also_where_it_is_named_among_those_evaluated(tmp_path: Path) -> None:
+    """By the first skill of results.json reports tell what a run was trained on."""
+    short = [word for word in SHORT if not word.startswith("evaluation")]
+    named = "evaluation.skills=[letter_counting,spell_backward]"
+    alone = ["teacher=none", "objective=sft", "compare=null", f"run.root={tmp_path}"]
+    cfg = config(*(word for word in short if "teacher" not in word), *alone, named, "evaluation=quick")
+    results = experiment.work(Plan.of(cfg))
+    assert list(results["scores"]) == list(results["gap_closed"]) == ["spell_backward", "letter_counting"]
+
+
 def test_a_baseline_that_diverges_is_named(tmp_path: Path) -> None:
     """Past the check of the bounds: its learning rate is that of the run which it stands beside."""
     cfg = config(*SHORT, "compare=sft", f"run.root={tmp_path}")
