@@ -47,8 +47,12 @@ def test_what_is_learnt_does_not_depend_on_a_response_that_is_replaced(name, mod
     for given in (asked, prompted(replace(asked, responses=()))):
         with seeded(0, "prompts alone"):
             rollout = instantiate(runs.config(f"rollout={name}", "objective=sft").rollout)
-            window = Windows([given], encoder, size=1, seed=0, steps=1)[0]
-            batches = rollout(window.batches, models, NOW, encoder)
+            windows = Windows([given], encoder, size=1, seed=0, steps=2)
+            first, second = windows[0].batches, windows[1].batches
+            batches = []
+            for step, (window, coming) in enumerate(((first, [second]), (second, []))):
+                rollout.foresee(coming)
+                batches += rollout(window, models, replace(NOW, step=step, total=2), encoder)
         learnt.append([batch.student.labels[batch.student.mask].tolist() for batch in batches])
     assert learnt[0] == learnt[1]
     assert learnt[0][0]

@@ -16,7 +16,7 @@ from datasets import Image as Feature
 
 from kd.data.hub import undecoded
 from kd.data.images import PLACE, decoded, drawn, image_in
-from kd.experiment.identity import _content, _records_digest
+from kd.experiment.identity import _content, _plain, _records_digest
 from kd.skills.__main__ import build, read
 from kd.skills.dataset import Dataset
 from kd.skills.records import load, made
@@ -209,12 +209,12 @@ def test_another_image_is_another_run_and_records_of_text_stay_what_they_were(tm
     decoded(drawn(np.full((4, 4, 3), 200))).save(tmp_path / "3.png")
     assert digest() != before
     text = Record("a", "s", ({"role": "user", "content": "Q"},), (Response("A"),), ("labeling",), {"k": 1})
-    assert _content(text) == {
+    assert _plain(_content(text)) == {
         "id": "a",
         "skill": "s",
-        "prompt": ({"role": "user", "content": "Q"},),
-        "responses": ({"text": "A", "source": "reference", "score": None},),
-        "provenance": ("labeling",),
+        "prompt": [{"role": "user", "content": "Q"}],
+        "responses": [{"text": "A", "source": "reference", "score": None}],
+        "provenance": ["labeling"],
         "meta": {"k": 1},
         "control_tokens": False,
     }
