@@ -1,6 +1,6 @@
 """Checks that a skill's records have what the evaluation measures on them, before any weight is loaded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from kd.evaluation.evaluate import Evaluation
@@ -45,7 +45,12 @@ def _check_names(skills: Sequence[Skill], evaluation: Evaluation) -> None:
                 "one, and results.json has one entry for a name; leave one out, or give its file of conf/skill another "
                 "`name`"
             )
-    if both := [task for task in evaluation.lm_eval.tasks if task in known]:
+    check_names(evaluation.lm_eval.tasks, known)
+
+
+def check_names(tasks: Iterable[str], skills: Container[str]) -> None:
+    """Raises ValueError for a task of lm-eval by the name of a skill."""
+    if both := [task for task in tasks if task in skills]:
         raise ValueError(
             f"evaluation.lm_eval.tasks has {both[0]}, which is also the name of a skill of this run, and results.json "
             "has one entry for a name; leave one out, or copy the task's yaml under another name "

@@ -12,6 +12,7 @@ from kd.components.instantiation import instantiate
 from kd.composition.cautions import cautions
 from kd.evaluation.drafting import with_drafting
 from kd.evaluation.excess_error import with_excess_error
+from kd.evaluation.measurable import check_names
 from kd.evaluation.variants.robustness import Pair, Robustness
 from kd.experiment.identity import code_of, family, load_skill, skill_node
 from kd.experiment.plan import plain
@@ -104,6 +105,7 @@ class Evaluated:
             return
         size, longest = self.evaluation.decoding.batch_size, self.cfg.data.max_length
         found = self.evaluation.lm_eval.measure(model, identity=identity, batch_size=size, max_length=longest)
+        check_names(found, self.sessions)  # those of groups and tags are known after their data were read
         for task, scores in found.items():
             for metric, score in scores.items():
                 self.outside.setdefault(task, {}).setdefault(metric, {})[system] = score._asdict()

@@ -5,6 +5,7 @@ Run: python -m pytest tests/evaluation/test_measurable.py
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,11 @@ from kd.evaluation.evaluate import Evaluation
 from kd.evaluation.measurable import check_measurable
 from kd.experiment.monitor import monitored
 from kd.experiment.plan import check_evaluation, valid
+from kd.experiment.scores import Evaluated
+from kd.intervals import Score
 from kd.skills.dataset import Dataset
 from tests.runs import config
+from tests.tiny import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +88,20 @@ def test_a_task_by_the_name_of_a_skill(tmp_path):
     measurable(made(tmp_path, 0), tasks=["kd_spell_backward"])
     with pytest.raises(ValueError, match=r"lm_eval\.tasks has kd_spell_backward, which is also the name of a skill"):
         measurable(made(tmp_path, 0, name="kd_spell_backward"), tasks=["kd_spell_backward"])
+
+
+def test_a_task_of_a_group_by_the_name_of_a_skill_replaces_no_scores():
+    """The tasks of a tag such as super-glue-lm-eval-v1 are known once lm-eval has read them: boolq is one."""
+    found = {"boolq": {"lm_eval-acc": Score(0.5, 2, 0.1, 0.9)}}
+    tasks = SimpleNamespace(tasks=("super-glue-lm-eval-v1",), measure=lambda model, **_: found)
+    evaluation = SimpleNamespace(lm_eval=tasks, decoding=SimpleNamespace(batch_size=2))
+    data = SimpleNamespace(data=SimpleNamespace(max_length=64))
+    run = SimpleNamespace(evaluation=evaluation, cfg=data, outside={}, sessions={"own": None})
+    Evaluated._measure_outside(run, "before", tiny(0), "a")
+    assert run.outside["boolq"]["lm_eval-acc"]["before"]["value"] == 0.5
+    run.sessions = {"boolq": None}
+    with pytest.raises(ValueError, match=r"lm_eval\.tasks has boolq, which is also the name of a skill"):
+        Evaluated._measure_outside(run, "before", tiny(0), "a")
 
 
 def test_enough_samples_and_what_is_not_measured(tmp_path):
