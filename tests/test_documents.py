@@ -28,11 +28,12 @@ FILES = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"]
 COMMAND = re.compile(r"^ *(python (?:run\.py|-m (?:kd|benchmarks)\.).*)$", flags=re.MULTILINE)
 SHOWING = [page for page in pages() if page.parent != ROOT and "extending" not in page.parts]
 COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMAND.findall(page.read_text())))
-# Checked and not run: what needs a server, a model of your own, a sandbox's minutes or another command's files; sweeps;
-# what the README has. tests/teachers/test_endpoint_page.py runs those of docs/endpoint.md.
+# Checked and not run: what needs a server, a GPU, a model of your own, a sandbox's minutes or another command's files;
+# sweeps; what the README has. tests/teachers/test_endpoint_page.py runs those of docs/endpoint.md, and
+# tests/augmentation/test_ray_workers.py the actors of a Ray cluster.
 CHECKED = re.compile(
     r"<|=vllm|teacher=(?:endpoint|several)|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m"
-    r"|(?:experiment|method)=|run\.py +#"
+    r"|(?:experiment|method)=|run\.py +#|trainer=fsdp |run\.ray"
 )
 # Grids of papers (tests/composition/test_paper_grids.py composes their arms), and globs.
 SLOW = re.compile(r"glob\(\*|experiment=(?!first_run|tiny_)")
