@@ -183,8 +183,10 @@ def test_a_line_can_be_hidden_and_lines_have_the_palette_of_the_figures(opened: 
     palette = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in arms]
     assert colours == [f"rgb({', '.join(map(str, parts))})" for parts in palette]
     opened.page.locator("#curves .keys button").first.click()
+    lines.nth(count - 1).wait_for(state="detached")
     assert lines.count() == count - 1
     opened.page.locator("#curve-seeds").check()
+    lines.nth(count).wait_for(state="attached")  # the figure is drawn anew
     assert lines.count() > count
 
 
