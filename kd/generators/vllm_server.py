@@ -247,8 +247,7 @@ class Server(ExternalEngine):
         if error is not None:
             raise error
         if failed:
-            raise
-            RuntimeError(f"the first rank could not transfer its weights to {self.url}; its message has the reason")
+            raise RuntimeError(f"the first rank could not transfer its weights to {self.url}; its message has the reason")
 
 
 def _is_first_rank() -> bool:

@@ -249,6 +249,20 @@ def test_ranks_without_prompts_give_weights_all_the_same(connect, served, studen
     assert served.paths() == ["/v1/models", "/collective_rpc", "/reset_prefix_cache", "/v1/completions"]
 
 
+@pytest.mark.parametrize("failed", [0.0, 1.0])
+def test_other_ranks_end_with_a_sentence_where_the_first_transfers_nothing(connect, student, monkeypatch, failed):
+    """The stub is the sum that a second rank receives; it sends no request of its own for the transfer."""
+    monkeypatch.setattr("kd.generators.vllm_server._is_first_rank", lambda: False)
+    monkeypatch.setattr("kd.generators.vllm_server.sum_over_ranks", lambda values: values + failed)
+    generator = connect()
+    if failed:
+        with pytest.raises(RuntimeError, match=r"the first rank could not transfer its weights to http://.*; its mess"):
+            generator.load(student)
+    else:
+        generator.load(student)
+    assert not generator.folder.exists()
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
