@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from kd.generators.account import Row, charge_generation, charge_reading, shared
+from kd.generators.account import Row, Spent, charge, charge_generation, charge_reading, shared
 from kd.generators.rescoring import reread
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
@@ -112,9 +112,14 @@ class Generator(Protocol):
         version: int = 0,
     ) -> Begun:
         """Begins to generate responses with the weights of now, for a later step. An engine that generates elsewhere
-        returns before they are there; this one generates them at once. `settle` makes them ready to be learnt from."""
+        returns before they are there; this one generates them at once. `settle` makes them ready to be learnt from, and
+        charges their cost, but for this process's time, which is charged here."""
+        started = time.perf_counter()
         found: Begun = Future()
-        found.set_result(self(model, prompts, decoding=decoding, source=source, version=version))
+        found.set_result(
+            self.generate(model, prompts, decoding=decoding, source=source, version=version, progress=None)
+        )
+        charge(Spent(seconds=time.perf_counter() - started))
         return found
 
     def settle(
@@ -127,8 +132,11 @@ class Generator(Protocol):
         behind: int,
     ) -> list[list[Written]]:
         """Responses that were begun `behind` optimizer steps ago, with the model's own log-probabilities of now as
-        `old_logprobs`: one forward pass, whose cost is added to every open meter."""
+        `old_logprobs`: one forward pass, whose cost, and that of generating them, is added to every open meter."""
+        started = time.perf_counter()
         settled, _ = reread(model, prompts, begun, decoding)
+        once = self.read([len(prompt) for prompt in prompts], [[len(one.ids) for one in group] for group in begun])
+        charge_generation([model], once, settled, source="student", seconds=time.perf_counter() - started)
         lengths = [(len(prompt), len(one.ids)) for prompt, group in zip(prompts, begun, strict=True) for one in group]
         charge_reading(model, [n for n, _ in lengths], [n for _, n in lengths])
         return settled

@@ -4,6 +4,8 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, ClassVar
@@ -19,7 +21,7 @@ from kd.generators.generation import end_ids
 from kd.generators.rescoring import Reading, read_responses, reread
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
-from kd.generators.vllm_answers import EXACT, Completion, Order, check_ids
+from kd.generators.vllm_answers import EXACT, Completion, Order, check_ids, results
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 from kd.progress import count_tokens
@@ -28,7 +30,8 @@ from kd.types import Source, Written
 Text = Annotated[str, Field(min_length=1)]
 EXACTNESS = {torch.float64: 0.01, torch.float32: 0.01}  # nats that two engines' arithmetic may differ by, at one token
 EXACTNESS_OF_HALF = 0.3  # of bfloat16 and float16
-PROBE = 32  # tokens of the prompt that both score
+PROBE = 32  # tokens of the prompt that both score, and of the response that both do
+DRAWS = 4  # such responses
 
 
 class ExternalEngine(Generator):
@@ -41,7 +44,8 @@ class ExternalEngine(Generator):
 
     After each transfer of weights, both sides score the same prompt, tokens from all over the vocabulary, and none may
     differ by more than `exactness`. (A mean over responses hides weights that were not transferred as long as the model
-    has changed little; the largest distance of one token shows them.)
+    has changed little; the largest distance of one token shows them.) Where responses are begun for later steps before
+    any was compared (a resumed run), a few short ones are drawn first, with the run's temperature and top_p.
 
     Args:
         weights: a folder that both sides can read, into which the weights are saved as a checkpoint.
@@ -67,6 +71,7 @@ class ExternalEngine(Generator):
         self.exactness = exactness
         self.version: int | None = None if staleness is not None else 0  # of the weights that the engine holds
         self._opened = False
+        self._compared = set[tuple[float, float]]()  # temperature, top_p of which log-probabilities were compared
         self._kept: dict[str, Tensor] | None = None  # of a resumed run: files of the weights that the engine held
         self._pending = [0.0, 0.0, 0.0, 0.0]  # distance, tokens, steps behind, responses, since the last report
 
@@ -92,7 +97,8 @@ class ExternalEngine(Generator):
         found = self._completed(order, model.vocabulary)
         drafts = [[_written(one, order, source) for one in group] for group in found]
         written, readings = reread(model, prompts, drafts, decoding)
-        self._compare([one.logprobs for group in found for one in group], readings, version - (self.version or 0))
+        behind = version - (self.version or 0)
+        self._compare([one.logprobs for group in found for one in group], readings, decoding, behind)
         count_tokens(sum(len(one.ids) for group in found for one in group))
         if progress is not None:
             progress(len(prompts))
@@ -109,20 +115,25 @@ class ExternalEngine(Generator):
     ) -> Begun:
         """See `kd.generators.Generator`. The weights are transferred before it returns; where the engine `overlaps`,
         the responses come later. Nothing that was begun with other weights may still be under way."""
-        started = time.perf_counter()
-        order, vocabulary, begun = self._ordered(model, prompts, decoding, version), model.vocabulary, Begun()
+        started, begun = time.perf_counter(), Begun()
+        order = self._ordered(model, prompts, decoding, version)
+        if self.version == version and decoding.temperature and _drawn(decoding) not in self._compared:
+            self._check_draws(model, decoding)
+        parts, vocabulary = self.submit(order) if prompts else [], model.vocabulary
 
-        def work() -> None:
+        def collect() -> None:
             try:
-                found = self._completed(order, vocabulary) if prompts else []
+                found = results(parts)
+                if found:
+                    check_ids(found, order, vocabulary)
                 begun.set_result([[_written(one, order, source) for one in group] for group in found])
             except BaseException as error:  # raised where the result is read
                 begun.set_exception(error)
 
         if self.overlaps:
-            Thread(target=work, name="generation", daemon=True).start()
+            Thread(target=collect, name="generation", daemon=True).start()
         else:
-            work()
+            collect()
         charge(Spent(seconds=time.perf_counter() - started))
         return begun
 
@@ -143,7 +154,7 @@ class ExternalEngine(Generator):
         flat = [one for group in begun for one in group]
         if decoding.temperature:
             drawn = [one.behaviour_logprobs for one in flat if one.behaviour_logprobs is not None]
-            self._compare([logprobs.tolist() for logprobs in drawn], readings, behind)
+            self._compare([logprobs.tolist() for logprobs in drawn], readings, decoding, behind)
         else:  # what was drawn from was certain, and its probabilities are not kept
             self._note(0.0, 0, behind, len(flat))
         count_tokens(sum(len(one.ids) for one in flat))
@@ -162,7 +173,7 @@ class ExternalEngine(Generator):
         return Order(prompts, seeds, decoding, sorted(end_ids(model)))
 
     def _completed(self, order: Order, vocabulary: int) -> list[list[Completion]]:
-        found = self.complete(order)
+        found = results(self.submit(order))
         check_ids(found, order, vocabulary)
         return found
 
@@ -189,8 +200,9 @@ class ExternalEngine(Generator):
         """Log-probabilities of each id but the first, given those before, at temperature 1."""
 
     @abstractmethod
-    def complete(self, order: Order) -> list[list[Completion]]:
-        """`order.decoding.samples` responses to each prompt."""
+    def submit(self, order: Order) -> list[Future[list[Completion]]]:
+        """`order.decoding.samples` responses to each prompt, one future for each; an engine that `overlaps` returns
+        before they are there, and works on what was submitted first."""
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """The mean distance of both log-probabilities per token, and the engine's mean lag in steps."""
@@ -256,19 +268,36 @@ class ExternalEngine(Generator):
                 "explains that"
             )
 
+    def _check_draws(self, model: LanguageModel, decoding: Decoding) -> None:
+        """Compares the log-probabilities of a few short responses, with a seed of their own, before any is learnt from.
+
+        Those that are begun for later steps are not compared: by then the model has other weights."""
+        short = replace(decoding, samples=DRAWS, max_new_tokens=min(PROBE, decoding.max_new_tokens))
+        order = Order([probe(model)[:1]], [0], short, sorted(end_ids(model)))
+        found = self._completed(order, model.vocabulary)
+        _, readings = reread(model, order.prompts, [[_written(one, order, "student") for one in found[0]]], short)
+        self._check_alike([one.logprobs for one in found[0]], readings)
+        self._compared.add(_drawn(decoding))
+
     def _note(self, distance: float, tokens: int, behind: int, responses: int) -> None:
         new = (distance, float(tokens), float(behind * responses), float(responses))
         self._pending = [a + b for a, b in zip(self._pending, new, strict=True)]
 
-    def _compare(self, found: Sequence[Sequence[float]], readings: Sequence[Reading], behind: int) -> None:
+    def _compare(
+        self, found: Sequence[Sequence[float]], readings: Sequence[Reading], decoding: Decoding, behind: int
+    ) -> None:
         """Notes the distance of the log-probabilities of each response, and raises ValueError where it is too large."""
+        reported, drawn = torch.tensor([x for one in found for x in one]), torch.cat([one.drawn for one in readings])
+        self._note((reported - drawn).abs().sum().item(), len(reported), behind, len(found))
+        if not behind:  # older weights have other log-probabilities
+            self._check_alike(found, readings)
+            self._compared.add(_drawn(decoding))
+
+    def _check_alike(self, found: Sequence[Sequence[float]], readings: Sequence[Reading]) -> None:
+        """Raises ValueError where the mean distance of the log-probabilities of each response is too large."""
         reported = torch.tensor([logprob for logprobs in found for logprob in logprobs])
         own, drawn = (torch.cat(parts) for parts in zip(*readings, strict=True))
-        distance = (reported - drawn).abs().sum().item()
-        self._note(distance, len(reported), behind, len(found))
-        if behind:  # older weights have other log-probabilities
-            return
-        mean, untempered = distance / len(reported), (reported - own).abs().mean().item()
+        mean, untempered = (reported - drawn).abs().mean().item(), (reported - own).abs().mean().item()
         if mean > EXACT and untempered < mean / 2:
             raise ValueError(
                 "the engine returns log-probabilities from before temperature and top_p, which nothing was drawn from; "
@@ -310,3 +339,7 @@ def save_untied(network: Any, folder: Path) -> None:
 def _written(one: Completion, order: Order, source: Source) -> Written:
     drawn = torch.tensor(one.logprobs) if order.decoding.temperature else torch.zeros(len(one.ids))
     return Written(one.ids, source, drawn, truncated=one.ids[-1] not in order.ends)
+
+
+def _drawn(decoding: Decoding) -> tuple[float, float]:
+    return float(decoding.temperature), float(decoding.top_p)

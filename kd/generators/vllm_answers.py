@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -131,6 +132,15 @@ def prompt_logprobs(answer: Choices, ids: Sequence[int], url: str) -> list[float
             "or later"
         )
     return [one.logprob for one in scores if one is not None]
+
+
+def results(parts: Sequence[Future[list[Completion]]]) -> list[list[Completion]]:
+    """The responses to each prompt. Where one fails, those that have not been begun are given up."""
+    try:
+        return [part.result() for part in parts]
+    finally:
+        for part in parts:
+            part.cancel()
 
 
 def check_ids(found: Sequence[Sequence[Completion]], order: Order, vocabulary: int) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch.distributed as dist
@@ -76,12 +77,14 @@ class Colocated(ExternalEngine):
         [output] = self._engine.generate([{"prompt_token_ids": list(ids)}], [settings], use_tqdm=False)
         return [scores[i].logprob for scores, i in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
 
-    def complete(self, order: Order) -> list[list[Completion]]:
-        """See `ExternalEngine`."""
+    def submit(self, order: Order) -> list[Future[list[Completion]]]:
+        """See `ExternalEngine`: the responses are there when it returns."""
         self._wake()
         prompts = [{"prompt_token_ids": list(prompt)} for prompt in order.prompts]
         outputs = self._engine.generate(prompts, [self._settings(order, seed) for seed in order.seeds], use_tqdm=False)
-        found = [[_completion(one) for one in sorted(o.outputs, key=lambda one: one.index)] for o in outputs]
+        found = [Future[list[Completion]]() for _ in outputs]
+        for future, output in zip(found, outputs, strict=True):
+            future.set_result([_completion(one) for one in sorted(output.outputs, key=lambda one: one.index)])
         if self.sleep:
             self._engine.sleep(level=1)
             self._asleep = True

@@ -1,9 +1,12 @@
 """A vLLM server, over HTTP: OpenAI's completions, in token ids, and vLLM's method of loading new weights."""
 
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -45,6 +48,43 @@ class Patience(Retry):
         return None if requested is None else float(min(requested, PAUSE))
 
 
+class Requests:
+    """At most `most` requests at a time, begun in the order in which they were submitted.
+
+    Its threads end when there is nothing left to do, and a process that ends waits for none of them.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._threads = most, 0
+        self._waiting = deque[tuple[Future[list[Completion]], Callable[[], list[Completion]]]]()
+        self._lock = threading.Lock()
+
+    def submit(self, request: Callable[[], list[Completion]]) -> Future[list[Completion]]:
+        """The answer to come."""
+        answer: Future[list[Completion]] = Future()
+        with self._lock:
+            self._waiting.append((answer, request))
+            more = self._threads < self._most
+            self._threads += more
+        if more:
+            threading.Thread(target=self._work, name="request", daemon=True).start()
+        return answer
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                answer, request = self._waiting.popleft()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                answer.set_result(request())
+            except BaseException as error:  # raised where the answer is read
+                answer.set_exception(error)
+
+
 class Server(ExternalEngine):
     """A vLLM server that was started beside the run, on the same machine or one with the same file system.
 
@@ -57,7 +97,8 @@ class Server(ExternalEngine):
         url: the server's address, without the /v1.
         model: the model's name on the server; None: the only one that it serves.
         timeout: seconds that one request, a prompt with all its samples, may take.
-        concurrency: requests at a time; the server makes batches of them.
+        concurrency: requests at a time, of all windows together, the next step's first; the server makes batches of
+            them.
         retries: of a request that reached no server, a busy one (429) or one with an error (5xx), with growing pauses,
             none above 30 s.
         weights, staleness, tolerance, exactness: see `kd.generators.external_engine.ExternalEngine`.
@@ -81,6 +122,7 @@ class Server(ExternalEngine):
         super().__init__(weights=weights, staleness=staleness, tolerance=tolerance, exactness=exactness)
         self.retries = retries
         self.url, self.model, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
+        self._requests = Requests(concurrency)
         self._room: int | None = None  # tokens of prompt and response that the server takes
         retry = Patience(
             retries,
@@ -143,7 +185,7 @@ class Server(ExternalEngine):
         """Has the server load the folder. Raises ValueError if it does not confirm that."""
         self._first_rank(self._reload, model.network.device)
 
-    def complete(self, order: Order) -> list[list[Completion]]:
+    def submit(self, order: Order) -> list[Future[list[Completion]]]:
         """See `ExternalEngine`; requests are concurrent."""
         longest = max(map(len, order.prompts)) + order.decoding.max_new_tokens
         if self._room is not None and longest > self._room:
@@ -151,11 +193,7 @@ class Server(ExternalEngine):
                 f"a prompt and its response may take {longest} tokens, but {self.url} takes {self._room}; "
                 "start it with a larger --max-model-len, or lower rollout.max_new_tokens"
             )
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            return list(pool.map(lambda i: self._complete(order, i), range(len(order.prompts))))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return [self._requests.submit(partial(self._complete, order, i)) for i in range(len(order.prompts))]
 
     def score(self, ids: Sequence[int]) -> list[float]:
         """See `ExternalEngine`."""
@@ -247,7 +285,9 @@ class Server(ExternalEngine):
         if error is not None:
             raise error
         if failed:
-            raise RuntimeError(f"the first rank could not transfer its weights to {self.url}; its message has the reason")
+            raise RuntimeError(
+                f"the first rank could not transfer its weights to {self.url}; its message has the reason"
+            )
 
 
 def _is_first_rank() -> bool:

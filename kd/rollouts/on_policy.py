@@ -1,10 +1,12 @@
 """The student's own responses, generated with the weights of the current step, or of one a few steps before."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from pydantic import NonNegativeInt, PositiveFloat
 
 from kd.data.sequences import Encoder, prompt_ids
@@ -12,10 +14,13 @@ from kd.generators import Begun
 from kd.generators.account import Spent, charge
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
+from kd.ranks import sum_over_hosts
 from kd.rewards import judged
 from kd.rollouts.wrapping import records_of
 from kd.rollouts.writing import Writing
 from kd.types import Batch, Models, Progress, Record, Written
+
+log = logging.getLogger(__name__)
 
 
 class OnPolicy(Writing):
@@ -43,9 +48,17 @@ class Draft:
     records: tuple[str, ...]  # their ids
     begun: Begun
 
-    def plain(self) -> dict[str, Any]:
-        """The draft for a checkpoint, once its responses are there."""
-        responses = [[_plain(one) for one in group] for group in self.begun.result()]
+    def there(self, seconds: float) -> str | None:
+        """None where its responses are there, at the latest after so many seconds; else the reason."""
+        try:
+            error = self.begun.exception(max(seconds, 0.0))
+        except TimeoutError:
+            return "they are under way still"
+        return None if error is None else f"{type(error).__name__}: {error}"
+
+    def plain(self, lost: bool) -> dict[str, Any]:
+        """The draft for a checkpoint. `lost`: without responses, which are generated again."""
+        responses = None if lost else [[_plain(one) for one in group] for group in self.begun.result()]
         return {"version": self.version, "records": list(self.records), "responses": responses}
 
     @classmethod
@@ -73,12 +86,15 @@ class Asynchronous(OnPolicy):
     objectives correct by the ratio of the present student to the former. Other terms do not, unless
     `importance_bound` weighs their tokens.
 
-    A checkpoint waits for what is under way and holds it, so that a resumed run learns from the same responses.
+    A checkpoint waits for what is under way and holds it, so that a resumed run learns from the same responses. Those
+    that an engine failed to generate, or that are not there after `checkpoint_wait`, on any rank, it does not hold: a
+    warning names them, and a resumed run generates them again, with the weights of the step that learns from them.
 
     Args:
         staleness: steps that the weights of a response may be behind those of the step that learns from it.
         importance_bound: weigh every token by its probability at the beginning of the step over that which it was drawn
             with, at most this, for terms that do not correct for that themselves. None: no weights.
+        checkpoint_wait: seconds that a checkpoint waits for the responses under way, all together.
         samples, max_new_tokens, temperature, top_p, batch_size, generator: as for `kd.rollouts.writing.Writing`.
 
     Raises:
@@ -89,6 +105,7 @@ class Asynchronous(OnPolicy):
 
     staleness: NonNegativeInt = 1
     importance_bound: PositiveFloat | None = None
+    checkpoint_wait: PositiveFloat = 60.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,14 +154,37 @@ class Asynchronous(OnPolicy):
         return {**super().take_report(), **own}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `kd.rollouts.Rollout`; also the responses for later steps, once they are there."""
-        drafts = {"buffer": {step: draft.plain() for step, draft in self._drafts.items()}} if self.staleness else {}
-        return {**super().state_dict(), **drafts}
+        """See `kd.rollouts.Rollout`; also the responses for later steps, once they are there. Every rank calls it."""
+        if not self.staleness:
+            return super().state_dict()
+        lost = self._lost()
+        drafts = {step: draft.plain(step in lost) for step, draft in self._drafts.items()}
+        return {**super().state_dict(), "buffer": drafts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         super().load_state_dict(state)
-        self._drafts = {step: Draft.of(plain) for step, plain in state.get("buffer", {}).items()}
+        held = {step: plain for step, plain in state.get("buffer", {}).items() if plain["responses"] is not None}
+        self._drafts = {step: Draft.of(plain) for step, plain in held.items()}
+
+    def _lost(self) -> set[int]:
+        """The steps whose responses some rank does not have in time: all ranks have to generate those again."""
+        started, steps = time.perf_counter(), sorted(self._drafts)  # the same on every rank
+        if not steps:
+            return set()
+        reasons = [self._drafts[step].there(started + self.checkpoint_wait - time.perf_counter()) for step in steps]
+        waited = time.perf_counter() - started
+        missing = sum_over_hosts(torch.tensor([float(reason is not None) for reason in reasons])).tolist()
+        self._waited = [self._waited[0] + waited, self._waited[1]]
+        lost = {step: reason for step, reason, ranks in zip(steps, reasons, missing, strict=True) if ranks}
+        if lost:
+            log.warning(
+                "the checkpoint holds no responses for the steps %s (%s); a run that resumes from it generates them "
+                "with the weights of those steps, so it is not exactly the run that was not interrupted",
+                ", ".join(str(step + 1) for step in lost),
+                next(filter(None, lost.values()), "another rank has none"),
+            )
+        return set(lost)
 
     def _begin(self, student: LanguageModel, progress: Progress, encoder: Encoder) -> None:
         """Begins the responses of the next windows with the weights of now."""

@@ -66,6 +66,11 @@ class Logged(lightning.LightningModule):
         torch.distributed.all_gather_object(ranks, own)
         return ranks
 
+    def add_seconds(self, seconds: float) -> None:
+        """Add the ranks' mean of `seconds` to the budget; it is the same on all, which stop at the same step."""
+        total = self.sum_over_hosts(torch.tensor(seconds, dtype=torch.float64))
+        self.budget.seconds += float(total) / self.trainer.world_size
+
     def accumulate(self, name: str, value: Tensor) -> None:
         """Add this rank's share of a mean; nothing leaves the device until `flush`."""
         self.means[name] = self.means.get(name, 0.0) + value

@@ -286,8 +286,7 @@ class Distillation(Sharded):
             self.active_steps[name] = self.active_steps.get(name, 0) + bool(self.weights[name])
         self.record(reports)
         self.unlogged += 1
-        world = self.trainer.world_size  # all ranks stop at the same step
-        self.budget.seconds += float(self.sum_over_hosts(torch.tensor(seconds, dtype=torch.float64))) / world
+        self.add_seconds(seconds)
         if self.step_count % self.log_every == 0 or self.finished:
             stop_if_not_finite(self)
             self.flush()

@@ -1,5 +1,6 @@
 """The state of a run that its checkpoints hold beside Lightning's own."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -32,12 +33,15 @@ class RunState(Logged):
         stop_if_not_finite(self)
         self.note_peak_memory()
         self.complete_means()
+        started = time.perf_counter()
+        rollout = self.rollout.state_dict()  # which may wait for responses under way
+        self.add_seconds(time.perf_counter() - started)
         sums = {
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
             for kind, values in (("means", self.means), ("reports", self.reports))
         }
         carried: dict[str, Any] = {
-            "rollout": self.gathered(self.rollout.state_dict()),
+            "rollout": self.gathered(rollout),
             "teacher": {} if self.models.teacher is None else self.models.teacher.carried_state(),
         }
         counted = {"step": self.step_count, "budget": asdict(self.budget), "active_steps": dict(self.active_steps)}

@@ -28,9 +28,20 @@ class Served:
         self.token_ids, self.delay = True, 0.0
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.url = ""
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time, self._counting = threading.Lock(), threading.Lock()
+        self._under_way = self.most_at_once = 0
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        with self._counting:
+            self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            return self.answered(path, body)
+        finally:
+            with self._counting:
+                self._under_way -= 1
+
+    def answered(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         with self._one_at_a_time:
             self.asked.append((path, body))
             time.sleep(self.delay)

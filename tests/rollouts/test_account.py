@@ -1,5 +1,6 @@
 """A rollout of a few lines is charged whatever it generates with, and one that would not be cannot run."""
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -66,10 +67,13 @@ class Here(ExternalEngine):
         (reading,) = read_responses(self.model, [(ids[:1], ids[1:])], Sampled(0.0), batch_size=1)
         return reading.own.tolist()
 
-    def complete(self, order: Order) -> list[list[Completion]]:
+    def submit(self, order: Order) -> list[Future[list[Completion]]]:
         settings = {"max_new_tokens": order.decoding.max_new_tokens, "batch_size": 8}
         groups = decode([self.model], order.prompts, choose=order.decoding.sampled, **settings)
-        return [[Completion(one.ids, tuple(one.behaviour_logprobs.tolist())) for one in group] for group in groups]
+        found = [Future[list[Completion]]() for _ in groups]
+        for future, group in zip(found, groups, strict=True):
+            future.set_result([Completion(one.ids, tuple(one.behaviour_logprobs.tolist())) for one in group])
+        return found
 
 
 def by_the_library(model: LanguageModel, prompts: list, *, decoding: Decoding) -> list[list[Written]]:

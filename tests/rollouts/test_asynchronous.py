@@ -1,15 +1,17 @@
 """Responses that are generated for later steps, with weights of a bounded age."""
 
 import io
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from kd.data.sequences import Encoder
-from kd.generators import Generator
+from kd.data.sequences import Encoder, prompt_ids
+from kd.generators import Begun, Generator
 from kd.generators.account import metered
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
@@ -146,14 +148,20 @@ def test_probabilities_are_those_it_was_drawn_with_and_those_at_the_beginning_of
 
 
 def test_reading_again_is_paid_for(meter):
-    """One forward pass over what is learnt from, a third of training on it, beside what its generation cost."""
+    """One forward pass over what is learnt from, a third of training on it, beside what generating it at once costs."""
     rollout = Asynchronous(max_new_tokens=6)
     at(rollout, 0)
-    wrote = meter.spent
+    before = meter.spent
     batches = at(rollout, 1, total=2)  # the last step, after which nothing is begun
-    assert meter.spent.generated_tokens == wrote.generated_tokens
-    added = meter.spent.decoding_flops - wrote.decoding_flops
-    assert 3 * added == sum(training_flops(STUDENT, batch.student) for batch in batches)
+    spent = meter.spent.less(before)
+    own, models = OnPolicy(max_new_tokens=6), Models(STUDENT)
+    with seeded(4, "step", 0):
+        own(window(0), models, Progress(0, 2), ENCODER)
+        with metered() as at_once:
+            assert learnt(own(window(1), models, Progress(0, 2), ENCODER)) == learnt(batches)
+    assert spent.generated_tokens == at_once.spent.generated_tokens
+    reading = sum(training_flops(STUDENT, batch.student) for batch in batches)
+    assert 3 * (spent.decoding_flops - at_once.spent.decoding_flops) == reading
 
 
 # ---- an engine elsewhere ---------------------------------------------------------------------------------------------
@@ -217,13 +225,104 @@ def test_what_a_server_generates_is_generated_while_the_step_goes_on(connect, se
     assert waits[0] < 0.4 < waits[1]
 
 
-def test_the_cost_of_a_server_is_charged_where_its_responses_are_learnt_from(connect, meter):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_cost_is_charged_where_the_responses_are_learnt_from(connect, meter, elsewhere):
     student = tiny()
-    rollout = Asynchronous(max_new_tokens=4, temperature=0.0, generator=connect())
+    rollout = Asynchronous(max_new_tokens=4, temperature=0.0, generator=connect() if elsewhere else Torch())
     first = sum(int(batch.student.mask.sum()) for batch in at(rollout, 0, student))
     assert meter.spent.generated_tokens == first
     second = sum(int(batch.student.mask.sum()) for batch in at(rollout, 1, student))
     assert meter.spent.generated_tokens == first + second
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_so_many_requests_are_under_way_and_no_more_those_of_the_next_step_first(connect, served, concurrency):
+    """Four windows of two prompts are begun together."""
+    rollout = Asynchronous(staleness=4, max_new_tokens=4, temperature=0.0, generator=connect(concurrency=concurrency))
+    served.delay = 0.1
+    at(rollout, 0)
+    threads = [thread for thread in threading.enumerate() if thread.name in ("request", "generation")]
+    assert threads
+    assert all(thread.daemon for thread in threads)  # a run that ends with an error waits for none
+    for draft in rollout._drafts.values():
+        draft.begun.result()
+    assert served.most_at_once == concurrency
+    found = [tuple(body["prompt"]) for path, body in served.asked if "n" in body]
+    each = [[tuple(prompt_ids(record, STUDENT.tokenizer)) for record in records_of(window(n))] for n in range(5)]
+    assert [sorted(found[i : i + 2]) for i in range(0, 10, 2)] == [sorted(prompts) for prompts in each] or (
+        concurrency > 1 and sorted(found) == sorted(prompt for prompts in each for prompt in prompts)
+    )
+
+
+@pytest.mark.parametrize("processed", [True, False])
+def test_a_run_that_goes_on_compares_before_it_learns(connect, served, processed):
+    """Only step 0 learns from responses of its own weights. A server that was started again, without processed
+    log-probabilities, would give wrong weights unseen."""
+    settings: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0.5, "importance_bound": 2.0}
+    cut, resumed = (Asynchronous(**settings, generator=connect()) for _ in range(2))
+    at(cut, 0)
+    at(cut, 1)
+    drawn = [body for path, body in served.asked if path == "/v1/completions" and "n" in body]
+    assert {body["n"] for body in drawn} == {1}  # step 0 was compared
+    resumed.load_state_dict(stored(cut.state_dict()))
+    served.processed = processed
+    if not processed:
+        with pytest.raises(ValueError, match="from before temperature and top_p"):
+            at(resumed, 2)
+        return
+    at(resumed, 2)
+    at(resumed, 3)
+    (body,) = [body for path, body in served.asked if body.get("n", 1) > 1]
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.5, 1.0, 6)
+
+
+def test_a_checkpoint_does_not_depend_on_the_server(connect, served, caplog):
+    """What it failed to generate is generated again, with the weights of the step that learns from it."""
+    student = tiny()
+    cut, resumed = (Asynchronous(max_new_tokens=8, temperature=0.0, generator=connect()) for _ in range(2))
+    at(cut, 0, student)
+    cut._drafts[1].begun.result()
+    served.token_ids = False
+    at(cut, 1, student)
+    state = stored(cut.state_dict())
+    assert "no responses for the steps 3 (ValueError: http" in caplog.text
+    served.token_ids = True
+    resumed.load_state_dict(state)
+    moved(student)
+    own = OnPolicy(max_new_tokens=8, temperature=0.0)
+    expected = learnt(own(window(2), Models(student), Progress(2, TOTAL), ENCODER))
+    resumed.take_report()
+    assert learnt(at(resumed, 2, student)) == expected
+    assert resumed.take_report()["staleness"] == (0.0, 2.0)
+    at(resumed, 3, student)
+    assert resumed.take_report()["staleness"] == (2.0, 2.0)
+
+
+def test_a_checkpoint_waits_so_long_and_no_longer(caplog):
+    rollout = Asynchronous(max_new_tokens=4, staleness=3, generator=Versioned(), checkpoint_wait=0.3)
+    at(rollout, 0)
+    rollout.take_report()
+    rollout._drafts[2] = replace(rollout._drafts[2], begun=Begun())
+    started = time.perf_counter()
+    state = stored(rollout.state_dict())
+    assert time.perf_counter() - started >= 0.3
+    assert [step for step, draft in state["buffer"].items() if draft["responses"] is None] == [2]
+    assert "no responses for the steps 3 (they are under way still)" in caplog.text
+    assert rollout.take_report()["generation_wait"][0] >= 0.3
+    resumed = Asynchronous(max_new_tokens=4, staleness=3, generator=Versioned())
+    resumed.load_state_dict(state)
+    found = [texts(at(resumed, step)) for step in (1, 2, 3)]
+    assert [{int(text) for text in answers.values()} for answers in found] == [{0}, {2}, {0}]
+
+
+def test_what_one_rank_lacks_all_ranks_generate_again(caplog, monkeypatch):
+    """For ranks transfer weights together. The stub adds another rank, which lacks the responses of the first draft."""
+    rollout = Asynchronous(max_new_tokens=4, staleness=2, generator=Versioned())
+    at(rollout, 0)
+    monkeypatch.setattr("kd.rollouts.on_policy.sum_over_hosts", lambda own: own + torch.tensor([1.0, 0.0]))
+    state = rollout.state_dict()
+    assert [step for step, draft in state["buffer"].items() if draft["responses"] is None] == [1]
+    assert "no responses for the steps 2 (another rank has none)" in caplog.text
 
 
 def test_an_error_of_the_server_is_raised_by_the_step_that_needs_its_responses(connect, served):
