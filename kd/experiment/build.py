@@ -223,12 +223,19 @@ def _asked_for(role: str, objective: Mapping[str, Term]) -> bool:
     return any(of_role(role, term.wanted) for term in objective.values())
 
 
-def place(cfg: DictConfig, parts: Parts) -> None:
-    """Move student and teacher to the trainer's device, so that both are measured on the same one.
+def placed(cfg: DictConfig) -> bool:
+    """Return whether the whole student and teacher are put on the device beside training.
 
     Models that are sharded for training need not fit it, and stay in host memory where nothing is measured.
     """
-    if sharding_of(cfg) is not None and cfg.evaluation.items == cfg.evaluation.answers == 0:
+    return (
+        sharding_of(cfg) is None or not cfg.evaluation["items"] == cfg.evaluation.answers == 0
+    )  # `items` alone is a method
+
+
+def place(cfg: DictConfig, parts: Parts) -> None:
+    """Move student and teacher to the trainer's device, so that both are measured on the same one, if they are."""
+    if not placed(cfg):
         return
     parts.module.student.to(device(cfg))
     if parts.teacher is not None:
