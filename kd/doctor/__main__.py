@@ -20,7 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from kd.doctor.gpus import gpu
 from kd.doctor.measure import STEPS, measured, resident
-from kd.doctor.memory import Item, check_room, estimate, mib, peak
+from kd.doctor.memory import mib, peak
+from kd.doctor.peaks import PHASES, Phases, check_devices, check_room, phases
 from kd.doctor.room import available
 from kd.doctor.shift import shift_self_test
 from kd.doctor.subject import admit, composed
@@ -87,10 +88,10 @@ def diagnose(cfg: DictConfig, console: Console, shown: int, measure: bool) -> in
     findings = [*subject.findings, *examined(subject, console, shown)]
     console.print(special_table(subject))
     if can_end(subject):
-        items = estimate(subject)
-        findings.append(check_room(items, room, subject))
+        found = phases(subject)
+        findings += [*check_devices(cfg), check_room(found, room, subject)]
         runs = measure and worst(findings) != "FAIL"
-        console.print(memory_table(items, room, measured(subject, before) if runs else None))
+        console.print(memory_table(found, room, measured(subject, before) if runs else None))
     console.print(findings_table(findings))
     return 1 if worst(findings) == "FAIL" else 0
 
@@ -127,8 +128,9 @@ def special_table(subject: Subject) -> Table:
     return table
 
 
-def memory_table(items: Sequence[Item], room: int, peak_measured: int | None) -> Table:
-    """The estimate part by part, and the memory available."""
+def memory_table(found: Phases, room: int, peak_measured: int | None) -> Table:
+    """The estimate of training part by part, the other phases, and the memory available."""
+    items = found["train"]
     table = Table("", "", "how", title=Text("peak memory, estimated", "bold"), title_justify="left", box=SIMPLE_HEAD)
     table.columns[1].justify = "right"
     for item in items:
@@ -137,6 +139,9 @@ def memory_table(items: Sequence[Item], room: int, peak_measured: int | None) ->
     table.add_row("estimated peak", mib(peak(items)), "", style="bold")
     if peak_measured is not None:
         table.add_row("measured peak", mib(peak_measured), f"of {STEPS} real steps, all on one rank", style="bold")
+    for name, how in PHASES.items():
+        if name in found:
+            table.add_row(Text(f"phase {name}"), mib(peak(found[name])), Text(how))
     table.add_row("available", mib(room), "before anything was loaded")
     for item in items:
         if not item.held:

@@ -9,6 +9,8 @@ from kd.composition.sections import learning_processes
 from kd.training.sharding import NAME as SHARDED
 
 DEEPSPEED = "deepspeed_stage_"
+UNCOUNTED = "The number of devices depends on the machine and counts as one"
+REMEDY = "give it, as trainer.devices=8"
 
 
 @dataclass(frozen=True)

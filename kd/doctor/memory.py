@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from kd.data.sequences import Encoded, collate
 from kd.doctor.layout import Layout
-from kd.doctor.room import on_gpu
+from kd.doctor.room import layout_of, on_gpu
 from kd.doctor.shards import autocast, gathered, storage, stored, tensors, trained_bytes
 from kd.experiment.build import Parts
 from kd.experiment.checks import Subject, teachers
-from kd.experiment.findings import Finding
 from kd.kernels.chunks import CHUNK, chunk_rows
 from kd.models.hardware import recomputing
 from kd.models.language_model import LanguageModel
@@ -58,14 +57,18 @@ class Load:
 
 
 def estimate(subject: Subject) -> list[Item]:
-    """The memory of a process when the backward pass of a later step begins, and the size of a checkpoint on disk."""
-    module, load, layout = subject.parts.module, heaviest(subject), Layout.of(subject.cfg.trainer)
+    """The memory of a process when the backward pass of a later step begins, and the size of a checkpoint on disk.
+
+    Other phases are those of `kd.doctor.peaks`.
+    """
+    module, load, layout = subject.parts.module, heaviest(subject), layout_of(subject.cfg)
     precision, student = subject.cfg.trainer.precision, module.student
     network = trained_bytes(student)
     terms = trained_bytes(module) - network
     narrows = layout.sharded and autocast(precision, student.network.dtype) != student.network.dtype
     kept = activations(student, load, precision, module.student_fields, copied=not narrows)
-    whole = gathered(student, list(_required(subject)), layout, precision)
+    frozen = [model for model in _required(subject) if model is not student]  # a live teacher is
+    whole = gathered(student, frozen, layout, precision, module.student_fields)
     part = "a process's part of " if layout.sharded else ""
     items = [
         Item("student", stored(student) // layout.weights, f"{part}its weights and buffers"),
@@ -78,10 +81,10 @@ def estimate(subject: Subject) -> list[Item]:
         Item("head", head_pass(student, load), "one chunk of logits, or the head's gradients"),
         Item("whole logits", whole_logits(subject.parts, load), "of terms that are not evaluated in chunks"),
     ]
-    if str(subject.cfg.trainer.strategy).startswith("ddp"):
+    if layout.buckets or str(subject.cfg.trainer.strategy).startswith("ddp"):
         items.append(Item("buckets", network + terms, "gradients on their way to the other ranks"))
     if layout.sharded and not on_gpu(subject.cfg):
-        items.append(Item("whole models", stored(_models(subject)), "of the first process, for the end", once=True))
+        items.append(Item("whole models", stored(models(subject)), "of the first process, for the end", once=True))
     items.append(Item("last.ckpt", 3 * (network + terms), "trained weights and their moments", held=False))
     return [item for item in items if item.size]
 
@@ -91,10 +94,10 @@ def _of_the_frozen(subject: Subject, load: Load, layout: Layout) -> Iterator[Ite
     parts, module = subject.parts, subject.parts.module
     part = "a process's part of " if layout.teacher > 1 else ""
     if parts.teacher is not None and not layout.offloads:
-        for_what = "" if module.teacher_fields else ", for the evaluation"
-        yield Item("teacher", stored(parts.teacher) // layout.teacher, f"{part}its weights and buffers{for_what}")
-    if (own := _own(subject)) is not None:
-        beside = stored(nn.ModuleList([module.student, own])) - stored(module.student)
+        unread = "" if module.teacher_fields else ", which no term reads"
+        yield Item("teacher", stored(parts.teacher) // layout.teacher, f"{part}its weights and buffers{unread}")
+    if (made := own(subject)) is not None:
+        beside = stored(nn.ModuleList([module.student, made])) - stored(module.student)
         yield Item("own teacher", beside // layout.teacher, f"{part}a copy of what the student trains")
     if module.models.reference is not None:
         yield Item("reference", stored(module.models.reference) // layout.teacher, f"{part}the student as it begins")
@@ -106,7 +109,7 @@ def _of_the_frozen(subject: Subject, load: Load, layout: Layout) -> Iterator[Ite
         yield Item("frozen features", provided, "states, attention, vectors that terms read of teacher and reference")
 
 
-def _own(subject: Subject) -> Any:
+def own(subject: Subject) -> Any:
     """The teacher that is made of the student, or None."""
     teacher = subject.parts.module.models.teacher
     return teacher if teacher is not None and teacher.follows_student else None
@@ -118,15 +121,15 @@ def _required(subject: Subject) -> dict[LanguageModel, Set[str]]:
     required: dict[LanguageModel, Set[str]] = {}
     if module.teacher_fields:
         required |= dict.fromkeys(teachers(parts).values(), module.teacher_fields)
-        required |= {} if _own(subject) is None else {_own(subject).model: module.teacher_fields}
+        required |= {} if own(subject) is None else {own(subject).model: module.teacher_fields}
     if module.reference_fields:
         required[module.models.reference.model] = module.reference_fields
     return required
 
 
-def _models(subject: Subject) -> nn.ModuleList:
+def models(subject: Subject) -> nn.ModuleList:
     """Student, teacher and reference, as far as there are any."""
-    frozen = (subject.parts.teacher, subject.parts.module.models.reference, _own(subject))
+    frozen = (subject.parts.teacher, subject.parts.module.models.reference, own(subject))
     return nn.ModuleList([subject.parts.module.student, *(model for model in frozen if model is not None)])
 
 
@@ -143,7 +146,7 @@ def heaviest(subject: Subject) -> Load:
     responses = max((rows for _, rows in shapes), default=1)
     if not parts.module.rollout.keeps_responses:  # lengths of generated responses are not known
         length, responses = cfg.data.max_length - 1, max(responses, parts.module.rollout.samples)
-    records = -(-cfg.optim.window // Layout.of(cfg.trainer).devices)
+    records = -(-cfg.optim.window // layout_of(cfg).devices)
     return largest(length, responses, records, cfg.data.max_tokens)
 
 
@@ -159,14 +162,6 @@ def largest(length: int, responses: int, records: int, max_tokens: int) -> Load:
 def _shape(record: Record, subject: Subject) -> tuple[int, int]:
     rows = subject.parts.encoder.encode(record) or ()
     return max((len(row.ids) - 1 for row in rows), default=1), len(rows)
-
-
-def ranks(subject: Subject) -> int:
-    """Processes on this machine."""
-    devices = subject.cfg.trainer.devices
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 1
 
 
 def widest(model: LanguageModel) -> int:
@@ -314,20 +309,6 @@ def saved_bytes(
     student.train(training)
     del output
     return sum(kept.values())
-
-
-def check_room(items: Sequence[Item], room: int, subject: Subject) -> Finding:
-    """Check that the estimate fits the memory that was free before anything was loaded."""
-    share = 1 if on_gpu(subject.cfg) else ranks(subject)
-    need = peak(items) + (share - 1) * sum(item.size for item in items if item.held and not item.once)
-    fact = f"about {mib(need)} of {mib(room)} available" + (f", on {share} ranks together" if share > 1 else "")
-    if need <= 0.8 * room:
-        return Finding("PASS", "memory", fact)
-    largest = max((item for item in items if item.held), key=lambda item: item.size).name
-    of_tokens = ("activations", "head", "whole logits", "frozen layer", "frozen features")
-    remedies = {"teacher": "a smaller teacher", **dict.fromkeys(of_tokens, "lower data.max_tokens")}
-    remedy = remedies.get(largest, "fewer trained weights (student=lora) or a smaller student")
-    return Finding("FAIL" if need > room else "WARN", "memory", fact, f"most of it is {largest}: {remedy}")
 
 
 def mib(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from kd.doctor.layout import REMEDY, UNCOUNTED
 from kd.doctor.needs import Needs
 from kd.doctor.workload import Assumed
 from kd.reports.grid import Cell, Grid
@@ -97,7 +98,7 @@ def _facts(one: Needs) -> list[str]:
             "of each machine."
         )
     if not one.layout.counted:
-        facts.append("The number of devices depends on the machine and counts as one; give it, as trainer.devices=8.")
+        facts.append(f"{UNCOUNTED}; {REMEDY}.")
     return facts
 
 

@@ -9,7 +9,7 @@ import torch
 from kd.composition.sections import Prepare
 from kd.doctor.memory import LIVE_LAYER, Activations, Load, activations_of, head_pass, largest, widest
 from kd.doctor.shards import gathered, narrowed, stored, trained_bytes
-from kd.doctor.workload import Workload, laid_out
+from kd.doctor.workload import Config, Workload, engine_of, laid_out
 from kd.experiment.preparation import MAX_TOKENS
 from kd.generators.llama_decoder import readable
 from kd.kernels.chunks import chunk_rows
@@ -24,15 +24,30 @@ class Rows:
     """The responses that are generated at a time.
 
     Attributes:
-        prompts, prompt: prompts among them that are read once each, and the tokens of each.
+        prompts, prompt: prompts that are read for them at once, and the tokens of each.
         count: responses.
         length: tokens of a prompt and its response.
+        laid_out: whether the weights are laid out anew for them.
     """
 
     prompts: int
     prompt: int
     count: int
     length: int
+    laid_out: bool = True
+
+    @classmethod
+    def of(cls, generator: Config | None, *, batch: int, samples: int, most: int, prompt: int, length: int) -> "Rows":
+        """The rows of as many whole prompts as a batch has room for, `most` at most; a part of one that has more alone.
+
+        Our engine reads a prompt once for all of its samples; the library's once for each of them, or for each beam.
+        """
+        of_library = engine_of(generator) == "Transformers"
+        options = (generator or {}).get("options") or {}
+        beams = int(options.get("num_beams") or 1) if of_library else 1
+        prompts = min(most, max(1, batch // max(beams, samples)))
+        count = prompts * max(beams, min(samples, batch))
+        return cls(count if of_library else prompts, prompt, count, length, not of_library)
 
 
 OWN, COLOCATED = {"Torch", "Transformers"}, {"Colocated"}  # engines that generate on the run's own device
@@ -74,25 +89,27 @@ def _training(work: Workload) -> Parts:
         "activations": kept_activations(work).taken,
         "head": head_pass(work.student, load),
         "layer": max(working, default=0) if work.reads_teacher else 0,
-        "gathered": gathered(work.student, work.held if work.reads_teacher else [], layout, work.precision),
+        "gathered": _gathered(work),
     }
 
 
 def _generation(work: Workload) -> Parts:
     """The rollout's own decoder, beside the moments; there are no gradients between two steps."""
     layout = work.layout
-    records = -(-work.window // layout.devices)
-    rows = min(work.batch, records * work.samples)
     found = {**_weights(work), "AdamW": 2 * trained_bytes(work.student) // layout.moments}
     if work.engine in COLOCATED:
         return {**found, "engine": int(work.engine_share * work.assumed.gpu.memory)}
     types = [work.autocast(one.network.dtype) for one in work.writers]
-    generated = Rows(-(-rows // work.samples), work.length - work.response, rows, work.length)
+    generated = Rows.of(
+        work.generator,
+        batch=work.batch,
+        samples=work.samples,
+        most=-(-work.window // layout.devices),
+        prompt=work.length - work.response,
+        length=work.length,
+    )
     decoding = _decoding(work.writers, types, generated, on_cpu=layout.on_cpu)
-    if work.engine == "Transformers":
-        decoding["decoder"] = 0
-    whole = sum(narrowed(one, work.precision, stored(one)) for one in work.writers) if layout.sharded else 0
-    return {**found, "gathered": whole, **decoding}
+    return {**found, "gathered": _gathered_whole(work), **decoding}
 
 
 def _elicitation(work: Workload) -> Parts:
@@ -102,8 +119,14 @@ def _elicitation(work: Workload) -> Parts:
         weights = {"teacher": sum(map(stored, work.teachers))} if written.role == "teacher" else {}
         weights |= {"student": stored(work.student)} if written.role == "student" else {}
         types = [written.model.network.dtype]
-        prompts = -(-written.batch // written.samples)
-        rows = Rows(prompts, work.length - written.response, written.batch, work.length)
+        rows = Rows.of(
+            written.generator,
+            batch=written.batch,
+            samples=written.samples,
+            most=written.batch,
+            prompt=work.length - written.response,
+            length=work.length,
+        )
         decoding = _decoding([written.model], types, rows, on_cpu=work.layout.on_cpu)
         found.append({**weights, **decoding})
     return max(found, key=lambda parts: sum(parts.values()), default={})
@@ -123,8 +146,14 @@ def _evaluation(work: Workload) -> Parts:
     read = {"layer": max(_passing(one, reading) for one in models), "logits": logits}
     answers, batch = settings.get("answers"), int(settings.get("batch_size") or 1)
     samples, prompt = int(settings.get("samples") or 1), work.length - work.length // 2
-    count = batch if answers is None else min(batch, answers * samples)
-    rows = Rows(-(-count // samples), prompt, count, prompt + int(settings.get("max_new_tokens") or 1))
+    rows = Rows.of(
+        settings.get("generator"),
+        batch=batch,
+        samples=samples,
+        most=batch if answers is None else answers,
+        prompt=prompt,
+        length=prompt + int(settings.get("max_new_tokens") or 1),
+    )
     written = [_decoding([one], [one.network.dtype], rows, on_cpu=work.layout.on_cpu) for one in models]
     most = max([read, *written], key=lambda parts: sum(parts.values()))
     return {**weights, "AdamW": moments, **most}
@@ -148,6 +177,20 @@ def _preparation(work: Workload, recipe: Mapping[str, Any], model: Outline) -> P
 def _passing(model: Outline, load: Load) -> int:
     """Bytes of a layer's working memory without gradient."""
     return LIVE_LAYER * load.tokens * widest(model) * model.network.dtype.itemsize
+
+
+def _gathered(work: Workload) -> int:
+    """Bytes of weights and gradients that are whole for a while in training."""
+    read = work.held if work.reads_teacher else []
+    return gathered(work.student, read, work.layout, work.precision, work.student_fields)
+
+
+def _gathered_whole(work: Workload) -> int:
+    """Bytes of the models that are whole while the rollout generates and its reward scores."""
+    layout, copied = work.layout, work.own and work.config["teacher"].get("mode") != "live"
+    frozen = work.teachers if copied else work.held
+    read = [work.student] * layout.sharded + frozen * (work.asks_teacher and layout.teacher > 1)
+    return sum(narrowed(one, work.precision, stored(one)) for one in read)
 
 
 def kept_activations(work: Workload) -> Activations:
@@ -179,15 +222,15 @@ def _weights(work: Workload) -> Parts:
 
 
 def _decoding(models: list[Outline], types: list[torch.dtype], rows: Rows, *, on_cpu: bool) -> Parts:
-    """Parts of our own decoder, when it reads the prompts or when it chooses the last tokens, whichever takes more.
+    """Parts of a decoder, when it reads the prompts or when it chooses the last tokens, whichever takes more.
 
-    Keys and values, its copies of the weights, and a layer's working memory, or the logits of the next tokens. A prompt
-    is read once for all of its samples, in memory that is reserved for its whole response.
+    Keys and values, its copies of the weights, and a layer's working memory, or the logits of the next tokens. Prompts
+    are read in memory that is reserved for their whole responses.
     types: in which each model computes.
     """
     sizes = [dtype.itemsize for dtype in types]
     whole = sum(rows.length * cache_of_token(one, size) for one, size in zip(models, sizes, strict=True))
-    copies = sum(_copies(one, dtype, on_cpu) for one, dtype in zip(models, types, strict=True))
+    copies = sum(_copies(*pair, on_cpu) for pair in zip(models, types, strict=True)) if rows.laid_out else 0
     read = [_prefilling(one, size) for one, size in zip(models, sizes, strict=True)]  # one model after the other
     reading = {"cache": rows.prompts * whole, "decoder": copies, "prompts": rows.prompts * rows.prompt * max(read)}
     logits = sum(DRAWN * rows.count * one.vocabulary * 4 for one in models)

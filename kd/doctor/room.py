@@ -1,15 +1,28 @@
-"""The memory that a run may take on this machine."""
+"""The memory and the devices that a run may take on this machine."""
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from kd.doctor.layout import Layout
+
+ALL = ("auto", "-1")  # values of trainer.devices
 
 
 def on_gpu(cfg: DictConfig) -> bool:
     """Return whether the run is configured for a GPU and there is one."""
     return cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
+def layout_of(cfg: DictConfig) -> Layout:
+    """The layout of a run on this machine, with all of its GPUs where the run takes as many as there are."""
+    trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if on_gpu(cfg) and str(trainer.get("devices", "auto")) in ALL:
+        trainer["devices"] = torch.cuda.device_count()
+    return Layout.of(trainer)
 
 
 def available(cfg: DictConfig) -> int:

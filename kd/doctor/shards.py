@@ -1,12 +1,12 @@
 """Tensors of networks in bytes, and what is whole on a device for a while where each holds a part (FSDP2)."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor, nn
 
 from kd.doctor.layout import Layout
-from kd.models.language_model import LanguageModel
+from kd.models.language_model import WHOLE_ROWS, LanguageModel
 from kd.models.sharding import blocks
 
 IN_FLIGHT = 2  # blocks of a sharded model whose weights are gathered at once: the one computed, and the next
@@ -44,19 +44,23 @@ def narrowed(model: LanguageModel, precision: str, size: int) -> int:
     return size * autocast(precision, dtype).itemsize // dtype.itemsize
 
 
-def gathered(student: LanguageModel, frozen: Sequence[LanguageModel], layout: Layout, precision: str) -> int:
+def gathered(
+    student: LanguageModel, frozen: Sequence[LanguageModel], layout: Layout, precision: str, fields: Set[str]
+) -> int:
     """Bytes of weights and gradients that are whole on a device for a while in training.
 
     In the type that is computed in, the student's embedding, norm and head from the forward to the backward pass, its
     blocks two at a time (or all, if they are not resharded), and the gradients of a block, once more in float32 when
-    they are summed; of the frozen models that are read the same without gradients.
+    they are summed; of the frozen models that are read the same without gradients, where they are divided, too.
+    fields: those of the student that the objective reads; attention keeps all blocks (`kd.training.sharding`).
     """
     if not layout.sharded:
         return 0
     block, rest = _block(student), _rest(student)
-    held = IN_FLIGHT * block if layout.reshards else stored(student) - rest
+    reshards = layout.reshards and not fields & WHOLE_ROWS
+    held = IN_FLIGHT * block if reshards else stored(student) - rest
     summed = SUMMED * block // student.network.dtype.itemsize
-    read = sum(narrowed(one, precision, IN_FLIGHT * _block(one) + _rest(one)) for one in frozen)
+    read = sum(narrowed(one, precision, IN_FLIGHT * _block(one) + _rest(one)) for one in frozen if layout.teacher > 1)
     return narrowed(student, precision, rest + held + block) + summed + read
 
 

@@ -19,6 +19,7 @@ from kd.doctor.layout import Layout
 from kd.doctor.memory import largest
 from kd.doctor.shards import autocast
 from kd.models.outlines import Outline, networks_in, outline
+from kd.signals import of_role
 
 Config = Mapping[str, Any]
 STEP = ("objective", "rollout", "reward")  # groups with demands that are met at each step
@@ -60,6 +61,7 @@ class Written:
         samples: responses to a prompt.
         batch: responses that are generated at a time.
         response: tokens of each, at most.
+        generator: the config of the engine; None: our own.
     """
 
     stage: str
@@ -68,6 +70,7 @@ class Written:
     samples: int
     batch: int
     response: int
+    generator: Config | None = None
 
 
 class Workload:
@@ -79,8 +82,10 @@ class Workload:
         samples: responses to a prompt that the rollout generates. uses: steps that learn from the same ones.
         length, response: tokens of a record, and of its response.
         window, rows: records and responses of a step, on all devices.
-        batch: responses that a rollout generates at a time. engine: the class that generates them; engine_share: of the
-            GPU's memory, where it has one of its own.
+        batch: responses that a rollout generates at a time. generator: the config of what generates them, engine: its
+            class; engine_share: of the GPU's memory, where it has one of its own.
+        asks_teacher: whether the rollout or its reward reads the teacher.
+        student_fields: outputs of the student that the objective reads.
         load: the largest micro-batch of a device.
 
     Raises ValueError for a model of an architecture that is not known here.
@@ -97,6 +102,8 @@ class Workload:
         networks = [laid_out(node) for node in networks_in(config["teacher"])]
         self.teachers = [self.student] if self.own else networks
         self.reads_teacher = _reads_teacher(config) and not config["targets"]["cached"]
+        self.asks_teacher = any("teacher" in name for name in _demanded(config, "rollout", "reward"))
+        self.student_fields = of_role("student", _demanded(config, "objective"))
         self._read_rollout(config["rollout"])
         self.length = min(assumed.length or config["data"]["max_length"], config["data"]["max_length"])
         most = [node["max_new_tokens"] for node in _chain(config["rollout"]) if node.get("max_new_tokens")]
@@ -117,9 +124,9 @@ class Workload:
         replayed = chain[0].get("uses") if chain[0].get("max_age") is None else None
         self.uses = int(replayed or 1)
         self.batch = max(int(node.get("batch_size") or 16) for node in chain)
-        engine: Any = next((node["generator"] for node in chain if node.get("generator")), {})
-        self.engine = str(engine.get("_target_", "Torch")).rpartition(".")[2]
-        self.engine_share = float(engine.get("memory") or 0.0)
+        self.generator: Config = next((node["generator"] for node in chain if node.get("generator")), {})
+        self.engine = engine_of(self.generator)
+        self.engine_share = float(self.generator.get("memory") or 0.0)
 
     @property
     def writers(self) -> list[Outline]:
@@ -143,7 +150,7 @@ class Workload:
             response = max(1, min(self.length // 2, node.get("max_new_tokens") or self.length))
             models = [("teacher", one) for one in self.teachers * ("teacher" in names)]
             for role, model in [*models, *[("student", self.student)] * ("student" in names)]:
-                yield Written(name, role, model, samples, batch, response)
+                yield Written(name, role, model, samples, batch, response, node.get("generator"))
 
     def preparations(self) -> Iterator[tuple[str, Config, Outline]]:
         """Role, recipe and network of each model that is tuned first: all of its weights, on one device."""
@@ -156,8 +163,17 @@ class Workload:
 
 def _reads_teacher(config: Config) -> bool:
     """Return whether each step reads outputs of the teacher; text that it generates is counted apart."""
-    every = (names for group, _, names in demands(config) if group in STEP)
-    return any(name.startswith(("teacher_", "native_teacher_")) for names in every for name in names)
+    return any(name.startswith(("teacher_", "native_teacher_")) for name in _demanded(config, *STEP))
+
+
+def _demanded(config: Config, *groups: str) -> frozenset[str]:
+    """The signals that the components of these groups require."""
+    return frozenset[str]().union(*(names for group, _, names in demands(config) if group in groups))
+
+
+def engine_of(generator: Config | None) -> str:
+    """The class of a generator's config."""
+    return str((generator or {}).get("_target_", "Torch")).rpartition(".")[2]
 
 
 def _follows_student(teacher: Config) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
 from kd.models.sharding import Sharding, gathered, is_sharded, parted_as, shard, twin, whole
+from kd.rewards import Reward
 from kd.rollouts import Rollout
 from kd.rollouts.wrapping import Wrapping
 from kd.training.run_state import RunState
@@ -146,15 +147,7 @@ class Sharded(RunState):
         have to, and read as many micro-batches as they have."""
         if self.sharding is None:
             return nullcontext()
-        names = frozenset[str]() if self.models.reward is None else frozenset(self.models.reward.requires)
-        generates, part = not rollout.keeps_responses, rollout
-        while isinstance(part, Wrapping):
-            names, part = names | part.requires, part.writer
-        names |= part.requires
-        read = [self.student] if generates or names else []
-        for role in ("teacher", "reference"):
-            read += [getattr(self.models, role)] if any(role in name for name in names) else []
-        return gathered(*read)
+        return gathered(*(getattr(self.models, role) for role in read_whole(rollout, self.models.reward)))
 
     def synchronised(self, last: bool) -> AbstractContextManager:
         """Gradients are summed over ranks once per window, in its last backward pass; sharded ones in each."""
@@ -198,6 +191,17 @@ class Sharded(RunState):
         for parameter in parameters if self.sharding is not None else ():
             if parameter.grad is not None and not is_sharded(parameter):
                 parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")  # type: ignore[assignment]
+
+
+def read_whole(rollout: Rollout, reward: Reward | None) -> list[str]:
+    """The roles of the models that are whole while a rollout generates and its reward scores."""
+    names = frozenset[str]() if reward is None else frozenset(reward.requires)
+    generates, part = not rollout.keeps_responses, rollout
+    while isinstance(part, Wrapping):
+        names, part = names | part.requires, part.writer
+    names |= part.requires
+    frozen = [role for role in ("teacher", "reference") if any(role in name for name in names)]
+    return ["student"] * (generates or bool(names)) + frozen
 
 
 def sharded_strategy(ranks: int) -> ShardedStrategy:

@@ -17,6 +17,7 @@ import pytest
 
 from kd.doctor import memory, room
 from kd.doctor.measure import ResidentPeak, resident
+from kd.doctor.peaks import check_room
 from kd.doctor.subject import admit
 from kd.rollouts.on_policy import OnPolicy
 from kd.teachers.white_box import WhiteBox
@@ -136,13 +137,13 @@ def test_the_heaviest_micro_batch_is_bounded_by_tokens_and_by_the_window(subject
 
 def test_what_does_not_fit_fails_and_names_the_largest(subject):
     items = [memory.Item("activations", 70, ""), memory.Item("student", 30, "")]
-    assert memory.check_room(items, 1000, subject).verdict == "PASS"
-    assert memory.check_room(items, 110, subject).verdict == "WARN"
-    finding = memory.check_room(items, 90, subject)
+    assert check_room({"train": items}, 1000, subject).verdict == "PASS"
+    assert check_room({"train": items}, 110, subject).verdict == "WARN"
+    finding = check_room({"train": items}, 90, subject)
     assert finding.verdict == "FAIL"
     assert finding.remedy == "most of it is activations: lower data.max_tokens"
     two = altered(subject, "trainer.devices=2")  # both on this machine
-    assert memory.check_room(items, 190, two).verdict == "FAIL"
+    assert check_room({"train": items}, 190, two).verdict == "FAIL"
 
 
 def test_shards_count_and_the_first_process_keeps_whole_models(subject):
@@ -167,8 +168,8 @@ def test_shards_count_and_the_first_process_keeps_whole_models(subject):
     for once in ("gathered", "activations"):  # each process has its own
         assert not next(item for item in items if item.name == once).once
     both = 2 * memory.peak(items) - sizes["whole models"]
-    assert memory.check_room(items, both - 1, found).verdict == "FAIL"
-    assert memory.check_room(items, both + 1, found).verdict == "WARN"
+    assert check_room({"train": items}, both - 1, found).verdict == "FAIL"
+    assert check_room({"train": items}, both + 1, found).verdict == "WARN"
 
 
 def test_weights_that_are_gathered_in_bfloat16_are_not_cast_again(subject):

@@ -146,6 +146,22 @@ def test_text_alone_gathers_no_teacher() -> None:
     assert parts["layer"] == 0
 
 
+def test_a_term_on_attention_keeps_the_gathered_blocks_of_all_layers() -> None:
+    """Of four: four blocks and a block's gradient twice, in place of two blocks; the teacher's are freed as ever."""
+    layers = "student.model.architecture.num_hidden_layers=4"
+    teacher = TEACHER_REST + 2 * TEACHER_BLOCK
+    for objective, blocks in (("fkl", 2 + 2), ("attention_kl", 4 + 2), ("minilm", 4 + 2)):
+        parts = of(layers, f"objective={objective}", trainer=eight("fsdp2")).memory["train"]
+        whole = 4 * (EMBEDDING + NORM + blocks * BLOCK + teacher)
+        assert 0 <= parts["gathered"] - whole <= 2 * ROTARY
+
+
+def test_a_teacher_that_zero_leaves_whole_is_not_gathered() -> None:
+    zero = of(trainer=eight("deepspeed_stage_3")).memory["train"]
+    assert 0 <= zero["gathered"] - 4 * (EMBEDDING + NORM + 4 * BLOCK) <= ROTARY
+    assert 0 <= zero["teacher"] - 4 * TEACHER <= ROTARY
+
+
 def test_a_device_has_its_share_of_the_window() -> None:
     """64 records of 64 tokens: 8 of them in the 512 tokens of a micro-batch, 1 on each of 64 devices."""
     whole, shared = (of(trainer={**eight("ddp"), "devices": n}).memory["train"]["activations"] for n in (8, 64))
@@ -172,6 +188,54 @@ def test_prompts_are_read_by_one_layer_at_a_time_beside_the_memory_of_their_resp
     assert several["cache"] == one["cache"]
     assert several["logits"] == 3 * 16 * 261 * 4
     assert "prompts" not in several
+
+
+def test_the_library_reads_a_prompt_for_each_of_its_samples() -> None:
+    """4 prompts of 48 tokens with 4 samples each: 4 rows are read by our engine, 16 by the library's `generate`."""
+    several = ("rollout=on_policy", "rollout.max_new_tokens=16", "rollout.samples=4")
+    of_row = 48 * (4 * 192 + 2 * 64) * 4
+    ours = of(*several, "rollout.batch_size=16").memory["generate"]
+    assert ours["cache"] == 16 * 64 * 1024  # rows, tokens, bytes of 2 x 2 layers x 4 heads x 16 numbers
+    assert "prompts" not in ours  # 4 rows of 64 x 1024 + 172032 bytes are less than 16 of 64 x 1024
+    theirs = of(*several, "generator=transformers").memory["generate"]
+    assert theirs["cache"] == 16 * 64 * 1024
+    assert theirs["prompts"] == 16 * of_row
+    assert theirs["decoder"] == 0
+    beams = of(*several[:2], "generator=beam_search", "rollout.temperature=0").memory["generate"]
+    assert beams["prompts"] == 15 * of_row  # 3 prompts of 5 beams
+
+
+def test_the_samples_of_a_prompt_are_generated_together() -> None:
+    """A batch of 16 has room for one prompt of 12 samples, and for a part of one of 24."""
+    on_policy = ("rollout=on_policy", "rollout.max_new_tokens=16")
+    for samples, rows in ((12, 12), (24, 16), (5, 15)):
+        found = of(*on_policy, f"rollout.samples={samples}").memory["generate"]
+        assert found["cache"] == rows * 64 * 1024
+    few = ("optim.window=2", "rollout.samples=3")  # of two prompts
+    assert of(*on_policy, *few).memory["generate"]["cache"] == 6 * 64 * 1024
+
+
+def test_stages_and_evaluations_have_an_engine_and_samples_too() -> None:
+    """Of the teacher, prompts of 32 and responses of 32 tokens; 4 layers of 4 heads of 32 numbers."""
+    row, of_row = 64 * 2 * 4 * 4 * 32 * 4, 32 * (4 * 384 + 2 * 128) * 4
+    sampled = ("augmentation=sampling", "skill.train=100", "augmentation.stages.sampling.samples=12")
+    assert of(*sampled).memory["elicit"]["cache"] == 12 * row
+    theirs = of(*sampled, "generator=transformers").memory["elicit"]
+    assert (theirs["prompts"], theirs["decoder"]) == (12 * of_row, 0)
+    settings = ("evaluation.batch_size=16", "evaluation.samples=12", "evaluation.temperature=1.0")
+    evaluated = of(*settings, "evaluation.max_new_tokens=32").memory["evaluate"]
+    assert evaluated["cache"] == 12 * row
+    read = of(*settings, "evaluation.max_new_tokens=32", "evaluation.generator=${generator}", "generator=transformers")
+    assert (read.memory["evaluate"]["prompts"], read.memory["evaluate"]["decoder"]) == (12 * of_row, 0)
+
+
+def test_a_rollout_gathers_the_student_and_a_teacher_that_scores() -> None:
+    generated = ("rollout=on_policy", "rollout.max_new_tokens=16")
+    scored = (*generated, "reward=teacher_score", "objective=policy_gradient")
+    both = of(*scored, trainer=eight("fsdp2")).memory["generate"]["gathered"]
+    assert 0 <= both - 4 * (STUDENT + TEACHER) <= 2 * ROTARY
+    zero = of(*scored, trainer=eight("deepspeed_stage_3")).memory["generate"]["gathered"]
+    assert 0 <= zero - 4 * STUDENT <= ROTARY
 
 
 def test_keys_and_values_of_a_token() -> None:
