@@ -228,9 +228,8 @@ def placed(cfg: DictConfig) -> bool:
 
     Models that are sharded for training need not fit it, and stay in host memory where nothing is measured.
     """
-    return (
-        sharding_of(cfg) is None or not cfg.evaluation["items"] == cfg.evaluation.answers == 0
-    )  # `items` alone is a method
+    counts = (cfg.evaluation["items"], cfg.evaluation["answers"])  # `items` is a method as an attribute
+    return sharding_of(cfg) is None or counts != (0, 0)
 
 
 def place(cfg: DictConfig, parts: Parts) -> None:

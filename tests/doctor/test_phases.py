@@ -201,7 +201,7 @@ def test_the_library_reads_a_prompt_for_each_of_its_samples() -> None:
     assert theirs["cache"] == 16 * 64 * 1024
     assert theirs["prompts"] == 16 * of_row
     assert theirs["decoder"] == 0
-    beams = of(*several[:2], "generator=beam_search", "rollout.temperature=0").memory["generate"]
+    beams = of(*several[:2], "generator=beam_search", "rollout.temperature=0.0").memory["generate"]
     assert beams["prompts"] == 15 * of_row  # 3 prompts of 5 beams
 
 
@@ -211,8 +211,8 @@ def test_the_samples_of_a_prompt_are_generated_together() -> None:
     for samples, rows in ((12, 12), (24, 16), (5, 15)):
         found = of(*on_policy, f"rollout.samples={samples}").memory["generate"]
         assert found["cache"] == rows * 64 * 1024
-    few = ("optim.window=2", "rollout.samples=3")  # of two prompts
-    assert of(*on_policy, *few).memory["generate"]["cache"] == 6 * 64 * 1024
+    few = ("optim.window=2", "rollout.samples=5")  # of two prompts
+    assert of(*on_policy, *few).memory["generate"]["cache"] == 10 * 64 * 1024
 
 
 def test_stages_and_evaluations_have_an_engine_and_samples_too() -> None:
@@ -231,7 +231,7 @@ def test_stages_and_evaluations_have_an_engine_and_samples_too() -> None:
 
 def test_a_rollout_gathers_the_student_and_a_teacher_that_scores() -> None:
     generated = ("rollout=on_policy", "rollout.max_new_tokens=16")
-    scored = (*generated, "reward=teacher_score", "objective=policy_gradient")
+    scored = (*generated, "reward=log_ratio", "objective=policy_gradient")
     both = of(*scored, trainer=eight("fsdp2")).memory["generate"]["gathered"]
     assert 0 <= both - 4 * (STUDENT + TEACHER) <= 2 * ROTARY
     zero = of(*scored, trainer=eight("deepspeed_stage_3")).memory["generate"]["gathered"]
