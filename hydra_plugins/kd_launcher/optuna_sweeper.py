@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_method
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.kd_launcher.sweeper import CheckedSweeper
+from hydra_plugins.kd_launcher.sweeper import Check, CheckedSweeper
 
 if TYPE_CHECKING:  # else lazy: every start imports this file, and optuna is an extra
     from optuna import Study, Trial
@@ -80,13 +80,16 @@ class OptunaSweeper(CheckedSweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return optuna.create_study(direction=self._direction(), sampler=sampler(seed=self.seed))
 
-    def _direction(self) -> Any:
-        """`minimize` or `maximize`: that of the metric that the jobs' value is of, before anything is searched."""
+    def _direction(self) -> str:
+        """`minimize` or `maximize`: that of the metric that the jobs' value is of, in the first job of the space.
+
+        Raises SystemExit where that job has no config or no such metric: a direction is never assumed.
+        """
+        overrides = self._overrides({key: _first(space) for key, space in self.space.items()})
         try:
-            found, _ = self._composed(get_method(DIRECTION), 0, self._overrides({}))
-        except ValueError:  # what cannot run is refused with its reason, as the first trial
-            return "minimize"
-        return found
+            return self._composed(get_method(DIRECTION), 0, overrides)[0]
+        except ValueError as error:
+            sys.exit(f"{' '.join(overrides)}: {error}; no job was started")
 
     def _parsed(self, arguments: list[str]) -> dict[str, Override]:
         """The overrides by key; of two for one key the later, so that the command line overrides `params`."""
@@ -103,7 +106,7 @@ class OptunaSweeper(CheckedSweeper):
 
     def _proposed(self, study: "Study") -> list[Proposal]:
         """The next trials that can run, at most `n_jobs`; none at the end of the study."""
-        check, batch = get_method(self.check), list[Proposal]()
+        check, batch = _with_direction(get_method(self.check), study.direction.name.lower()), list[Proposal]()
         while len(batch) < self.n_jobs and self.checked + len(batch) < self.n_trials:
             trial = study.ask(self.space)
             overrides = self._overrides(trial.params)
@@ -155,6 +158,29 @@ class OptunaSweeper(CheckedSweeper):
     def _folder(self) -> Path:
         assert self.config is not None
         return Path(self.config.hydra.sweep.dir).absolute()
+
+
+def _with_direction(check: Check, direction: str) -> Check:
+    """`check`, which also refuses a job whose metric has another direction than the study."""
+
+    def checked(config: DictConfig) -> Any:
+        found, own = check(config), get_method(DIRECTION)(config)
+        if own != direction:
+            raise ValueError(
+                f"a study has one direction, {direction}, and the metric of this job has the other; search only where "
+                "checkpoint.monitor is one metric"
+            )
+        return found
+
+    return checked
+
+
+def _first(space: "BaseDistribution") -> Any:
+    """The first choice, or the low end."""
+    from optuna.distributions import CategoricalDistribution
+
+    known: Any = space
+    return known.choices[0] if isinstance(space, CategoricalDistribution) else known.low
 
 
 def _objective(ended: JobReturn) -> float | None:

@@ -15,8 +15,6 @@ from hydra.errors import HydraException
 from hydra.utils import get_method
 from omegaconf import DictConfig, open_dict, read_write
 
-from kd.errors import explained
-
 Check = Callable[[DictConfig], Any]
 
 
@@ -89,7 +87,9 @@ class CheckedSweeper(BasicSweeper):
         try:
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         except HydraException as error:
-            raise ValueError(explained(error)) from None
+            from kd.sweeps.loader import unfit  # lazy: importing a plugin must be fast
+
+            raise ValueError(unfit(error)) from None
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = num
         outer = HydraConfig.instance().cfg

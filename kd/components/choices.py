@@ -29,7 +29,7 @@ def conf_folder() -> Path:
 
 
 CONF = conf_folder()
-SEARCHED, ARMS = "hydra.searchpath", "hydra.sweeper.arms"
+SEARCHED, ARMS, MODE = "hydra.searchpath", "hydra.sweeper.arms", "hydra.mode"
 OF_HYDRA = ("hydra", "schema")  # entries of the search path that are not the user's
 
 Names = tuple[str, ...]  # what is chosen of one group: one file, or several as in objective=[fkl,sft]
@@ -181,12 +181,16 @@ def sweeps_of(chosen: Mapping[str, Choice]) -> Iterator[tuple[str, Override]]:
                 yield f"{group}={name}", parsed(f"{key}={value}")
 
 
+def set_by(key: str, chosen: Mapping[str, Choice]) -> list[Any]:
+    """The values that the chosen files themselves have at `key`."""
+    files = [(group, name) for group, choice in chosen.items() for names in choice.alternatives for name in names]
+    found = [OmegaConf.select(_content(group, name), key) for group, name in files]
+    return [value for value in found if value is not None]
+
+
 def arms_of(typed: Sequence[str] | None, chosen: Mapping[str, Choice]) -> list[list[str]]:
     """The overrides of each arm of a grid: those that are `typed`, else the chosen files'; one empty arm for none."""
-    found = list(typed or ())
-    if typed is None:
-        files = [(group, name) for group, choice in chosen.items() for names in choice.alternatives for name in names]
-        found = [arm for group, name in files for arm in OmegaConf.select(_content(group, name), ARMS) or ()]
+    found = [arm for arms in set_by(ARMS, chosen) for arm in arms] if typed is None else typed
     return [shlex.split(str(arm)) for arm in found] or [[]]
 
 

@@ -24,6 +24,7 @@ from kd.components.axes import points
 from kd.components.choices import (
     ARMS,
     CONF,
+    MODE,
     SEARCHED,
     Choice,
     alternatives,
@@ -33,19 +34,22 @@ from kd.components.choices import (
     folder_at,
     is_group,
     parsed,
+    set_by,
     sweeps_of,
 )
 from kd.components.launchers import use_own_launchers
 from kd.composition.places import check_folder
-from kd.composition.suggestions import flattened, nearest, no_key
+from kd.composition.suggestions import NoSuchKey, flattened, nearest
 from kd.errors import explained
 from kd.secrets import note
 
 
-def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
+def check_overrides(arguments: Sequence[str], conf: Path = CONF, single: bool = False) -> None:
     """Checks that the overrides of a command line name files and keys of `conf/` and of the folders that the user adds.
 
     The code that a typed `run.allow` names is allowed from here on. Values of `hydra.*` are left to Hydra.
+
+    single: one config is composed of them, and no sweep follows, whichever `hydra.mode` a file has.
 
     Raises ValueError, in one sentence: a flag that Hydra does not have, a choice without a file, a key that is not in
     the config, two files that choose the same axis, a method and a choice that contradicts it, a file whose section
@@ -66,7 +70,8 @@ def check_overrides(arguments: Sequence[str], conf: Path = CONF) -> None:
             if override.key_or_group not in typed_groups:
                 given.setdefault(source, []).append(override)
         of_hydra = [o for o in typed if _of_hydra(o)]
-        _check_any(given, of_hydra, flags.config_name or "config")
+        swept = not single and (flags.multirun or _mode(typed, given) == "MULTIRUN" or _sweeps(typed))
+        _check_any(given, of_hydra, flags.config_name or "config", swept)
 
 
 def _flags(arguments: Sequence[str]) -> Any:
@@ -140,20 +145,35 @@ def _chosen(given: Mapping[str, Sequence[Override]]) -> dict[str, Choice]:
     }
 
 
-def _check_any(given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Override], config_name: str) -> None:
+def _sweeps(typed: Sequence[Override]) -> bool:
+    return any(override.is_sweep_override() for override in typed)
+
+
+def _mode(typed: Sequence[Override], given: Mapping[str, Sequence[Override]]) -> str | None:
+    """`hydra.mode` of the command line, else of a chosen file: a file may begin a sweep without -m."""
+    modes = [str(override.value()) for override in typed if override.key_or_group == MODE]
+    found = modes or [str(mode) for mode in set_by(MODE, _chosen(given))]
+    return found[-1] if found else None
+
+
+def _check_any(
+    given: Mapping[str, Sequence[Override]], of_hydra: Sequence[Override], config_name: str, swept: bool
+) -> None:
     """Check the overrides beside an arm of the grid: another arm, or the sweeper, decides where they do not fit one.
 
-    Raises the error beside the first arm.
+    swept: a sweep follows; arms are nothing to a single run.
+
+    Raises, where no arm fits, the error beside the arm that has the key most like the missing one.
     """
-    typed: list[Any] = [override.value() for override in of_hydra if override.key_or_group == ARMS]
+    typed: list[Any] = [override.value() or () for override in of_hydra if override.key_or_group == ARMS]
     errors = []
-    for arm in arms_of(typed[-1] if typed else None, _chosen(given)):
+    for arm in arms_of(typed[-1] if typed else None, _chosen(given)) if swept else [[]]:
         chosen = [override for override in map(parsed, arm) if is_group(override)]
         try:
             return _check_all(given, chosen, of_hydra, config_name)
         except ValueError as error:
             errors.append(error)
-    raise errors[0]
+    raise max(errors, key=lambda error: error.likeness if isinstance(error, NoSuchKey) else 0.0)
 
 
 def _check_all(
@@ -233,7 +253,7 @@ def _check_keys(keys: Sequence[Override], compositions: Sequence[list[str]], con
                     raise ValueError(
                         f"{override.input_line}: {missing} does not exist with {' '.join(lines)}; drop one"
                     )
-                raise ValueError(no_key(override, missing, here))
+                raise NoSuchKey(override, missing, here)
         for cfg in configs:
             _update(cfg, override)
     for override in keys:

@@ -25,6 +25,14 @@ def flattened(node: Any, path: str = "") -> dict[str, Any]:
     return below
 
 
+class NoSuchKey(ValueError):
+    """A key that the config does not have; `likeness` is that of the nearest key there, from 0 to 1."""
+
+    def __init__(self, override: Override, key: str, known: Mapping[str, Any]) -> None:
+        super().__init__(no_key(override, key, known))
+        self.likeness = SequenceMatcher(None, key, nearest(key, list(known)) or "").ratio()
+
+
 def no_key(override: Override, key: str, known: Mapping[str, Any]) -> str:
     """The sentence for a key that the config does not have, with the key that it may be.
 

@@ -8,12 +8,13 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kd.composition.check import check
 from kd.secrets import note
-from kd.sweeps.loader import of_sweep
+from kd.sweeps.loader import of_sweep, unfit
 
 SEEDS = "seed="
 GRIDS = (
@@ -49,13 +50,21 @@ def jobs(overrides: Sequence[str]) -> Iterator[GridJob]:
     given = {*overrides, *map(_written, _parser().parse_overrides(list(overrides)))}
     for words in _lines(whole, overrides):
         own = tuple(word for word in words if word not in given)
-        cfg = compose("config", overrides=list(words))
-        note(cfg)
         try:
+            cfg = _composed(words)
             check(cfg, words=words)
         except ValueError as error:
             raise ValueError(f"job {' '.join(own)}: {error}" if own else str(error)) from None
         yield GridJob(own, cfg)
+
+
+def _composed(words: Sequence[str]) -> DictConfig:
+    try:
+        cfg = compose("config", overrides=list(words))
+    except HydraException as error:
+        raise ValueError(unfit(error)) from None
+    note(cfg)
+    return cfg
 
 
 def _lines(whole: DictConfig, overrides: Sequence[str]) -> list[list[str]]:

@@ -32,7 +32,7 @@ def composed(overrides: Sequence[str], conf: Path = CONF, more: str | None = Non
 
     Raises ValueError, in one sentence: the config cannot be run, or `conf/` does not stand beside `kd/`.
     """
-    check_overrides([*(["--config-dir", more] if more else []), *overrides], conf)
+    check_overrides([*(["--config-dir", more] if more else []), *overrides], conf, single=True)
     with started(conf, more, overrides):
         cfg = compose("config", overrides=list(overrides))
         note(cfg)

@@ -24,6 +24,10 @@ def monitored(cfg: DictConfig) -> Metric:
     name = cfg.checkpoint.monitor
     split, _, metric = name.partition("/")
     if split == VALIDATION:
+        if metric not in METRICS:
+            raise ValueError(
+                f"checkpoint.monitor={name}: validations log no such metric; take {VALIDATION}/bits_per_byte"
+            )
         return METRICS[metric]
     skill = load_skill(cfg.skill)
     known = {f"{skill.name}/{one.name}": one for one in (of_skill(skill.metric), *(m.metric for m in skill.metrics))}

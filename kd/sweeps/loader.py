@@ -1,5 +1,6 @@
 """The config of a sweep as a whole, for keys that its default choices lack and its jobs have."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -9,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kd.components.choices import is_group, parsed
+from kd.errors import sentence
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -53,6 +55,21 @@ def of_sweep(composed: Compose, overrides: Sequence[str]) -> DictConfig:
         if held == list(overrides):
             raise
     return composed(held)
+
+
+def unfit(error: HydraException) -> str:
+    """The reason for which a job of a sweep has no config, in one sentence: Hydra's advice is that for a single run."""
+    text = str(error)
+    if missing := re.match(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", text):
+        key, line = missing.groups()
+        inner = str(getattr(error.__cause__, "full_key", None) or "")  # of a mapping that is merged into one there
+        reason = f"the config has no {inner if inner.startswith(f'{key}.') else key}"
+    elif found := re.match(r"Could not append to config\. An item is already at '(.+)'\.\nEither.*: '(.+)'", text):
+        key, line = found[1], f"+{found[2]}"
+        reason = f"the config has {key} already"
+    else:
+        return sentence(error)
+    return f"{reason}; set {line} only in the arms (hydra.sweeper.arms) or files that it fits"
 
 
 def _held(composed: Compose, overrides: Sequence[str]) -> list[str]:

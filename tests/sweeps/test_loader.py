@@ -3,6 +3,7 @@
 Run: python -m pytest tests/sweeps/test_loader.py
 """
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +20,9 @@ from kd.components.choices import CONF, choices, content
 from kd.composition.overrides import check_overrides, started
 from kd.composition.suggestions import flattened
 from kd.doctor.grid import jobs
+from kd.doctor.subject import composed
 from kd.sweeps.loader import SweepLoader
-from tests.sweeps.test_sweeps import app, records, run, statuses, sweeps  # noqa: F401  # app: a fixture
+from tests.sweeps.test_sweeps import app, records, run, statuses, sweeps, with_pace  # noqa: F401  # app: a fixture
 
 FILES = OmegaConf.load(CONF / "config.yaml").defaults
 DEFAULTS = {axis: name for entry in FILES if OmegaConf.is_dict(entry) for axis, name in entry.items()}
@@ -95,18 +97,58 @@ def test_a_key_that_an_arm_has_passes() -> None:
         check_overrides(["-m", 'hydra.sweeper.arms=["method=kd"]', "rollout.writer.max_new_tokens=8"])
 
 
+def test_of_all_arms_the_nearest_key_is_suggested() -> None:
+    """The first arm, objective=sft, has no key like it."""
+    with pytest.raises(ValueError, match=r"no objective\.jsd\.loss\.betta; did you mean objective\.jsd\.loss\.beta\?"):
+        check_overrides(["experiment=gkd_xsum_tiny", "objective.jsd.loss.betta=0.3"])
+
+
+def test_arms_count_in_a_sweep_only() -> None:
+    key, typed = "rollout.writer.max_new_tokens=8", 'hydra.sweeper.arms=["method=gkd"]'
+    refusal = r"the config has no rollout\.writer"
+    for words in (
+        ["experiment=gkd_xsum_tiny", "hydra.mode=RUN", key],
+        [typed, key],
+        ["-m", typed, "hydra.sweeper.arms=null", key],
+        ["experiment=gkd_xsum_tiny", "hydra.sweeper.arms=null", key],
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            check_overrides(words)
+    with pytest.raises(ValueError, match=refusal), composed(["experiment=gkd_xsum_tiny", key]):
+        pass  # as the doctor, kd.elicit and kd.cache compose it
+    check_overrides(["-m", "experiment=gkd_xsum_tiny", "hydra.mode=RUN", key])  # which Hydra takes for a sweep
+    check_overrides([typed, "hydra.mode=MULTIRUN", key])
+    check_overrides([typed, "seed=1,2", key])  # of a dry run
+
+
+def test_the_dry_run_names_the_job_that_a_key_does_not_fit() -> None:
+    key, remedy = "rollout.writer.max_new_tokens", "only in the arms (hydra.sweeper.arms) or files that it fits"
+    job, other = (
+        f"job {arm} seed=1 skill=spell_backward" for arm in ("objective=sft augmentation=sampling", "method=imitkd")
+    )
+    for word, reason in {
+        f"{key}=8": f"{job}: the config has no {key}; set {key}=8 {remedy}",
+        "rollout.writer={max_new_tokenz: 8}": f"{job}: the config has no rollout.writer; set rollout.writer=",
+        f"+{key}=8": f"{other}: the config has {key} already; set +{key}=8 {remedy}",
+    }.items():
+        with started(), pytest.raises(ValueError, match=re.escape(reason)):
+            list(jobs(["experiment=gkd_xsum_tiny", word]))
+
+
+def test_the_remedy_of_the_dry_run_works() -> None:
+    arms = 'hydra.sweeper.arms=["objective=sft augmentation=sampling","method=gkd rollout.writer.max_new_tokens=8"]'
+    words = ["experiment=gkd_xsum_tiny", arms]
+    check_overrides(words)
+    with started():
+        assert [job.cfg.rollout.get("writer", {}).get("max_new_tokens") for job in jobs(words)] == [None] * 3 + [8] * 3
+
+
 # --- programs ---
 
 
 @pytest.fixture
 def grouped(app: Path) -> Path:  # noqa: F811
-    """The toy bench with a group of which two of three files have the key `depth`."""
-    (app / "conf" / "pace").mkdir()
-    for name, text in {"none": "{}", "slow": "depth: 1\nshare: 1", "fast": "depth: 2\nshare: 2"}.items():
-        (app / "conf" / "pace" / f"{name}.yaml").write_text(text + "\n")
-    config = app / "conf" / "config.yaml"
-    config.write_text(config.read_text().replace("  - _self_\n", "  - pace: none\n  - _self_\n", 1))
-    return app
+    return with_pace(app)
 
 
 def test_a_sweep_sets_the_key_of_its_files(grouped: Path) -> None:
@@ -123,6 +165,17 @@ def test_a_sweep_sets_the_key_of_its_files(grouped: Path) -> None:
 def test_a_job_without_the_key_is_named(grouped: Path) -> None:
     ended = run(grouped, "-m", "hydra/launcher=basic", "pace=slow,none", "pace.depth=5")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("job 1 (pace=none pace.depth=5): Could not override 'pace.depth'.")
-    assert "no job was started" in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    assert ended.stderr == (
+        "job 1 (pace=none pace.depth=5): the config has no pace.depth; set pace.depth=5 only in the arms "
+        "(hydra.sweeper.arms) or files that it fits; no job was started\n"
+    )
+
+
+def test_the_remedy_runs(grouped: Path) -> None:
+    arms = 'hydra.sweeper.arms=["pace=none","pace=slow pace.depth=5"]'
+    ended = run(grouped, "-m", "hydra/launcher=basic", arms, "x=2")
+    assert ended.returncode == 0, ended.stderr
+    assert [record["overrides"] for record in records(sweeps(grouped)[0])] == [
+        ["pace=none", "x=2"],
+        ["pace=slow", "pace.depth=5", "x=2"],
+    ]

@@ -15,7 +15,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.kd_launcher.optuna_sweeper import distribution
-from tests.sweeps.test_sweeps import place_app, records, run, start, statuses, sweeps, wait_for
+from tests.sweeps.test_sweeps import ENVIRONMENT, place_app, records, run, start, statuses, sweeps, wait_for, with_pace
 
 ROOT = Path(__file__).parents[2]
 STUDY = ("-m", "hydra/sweeper=optuna")
@@ -68,6 +68,108 @@ def test_a_metric_of_which_more_is_better_is_maximised(app: Path) -> None:
     (sweep,) = sweeps(app)
     best = max(records(sweep), key=lambda record: record["objective"])
     assert f"Best: job {best['num']} (x={x_of(best)}) with {best['objective']:.6g}\n" in ended.stdout
+
+
+# --- the direction of a study whose fixed keys only the searched files have -----------------------------------
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.utils import create_config_search_path
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, RunMode
+from hydra.utils import instantiate
+
+from kd.components.choices import CONF
+from kd.composition.overrides import check_overrides, started
+from kd.sweeps.jobs import Job
+from kd.sweeps.loader import SweepLoader
+
+
+class Valued:  # a launcher whose jobs have the values 0, 1, ...
+    def launch(self, jobs, initial_job_idx):
+        value = float(initial_job_idx)
+        Job(jobs[0], Path(sys.argv[1]), initial_job_idx, "done", objective=value).write()
+        return [JobReturn(_return_value=value, status=JobStatus.COMPLETED)]
+
+
+words = sys.argv[2:]
+check_overrides(["-m", "hydra/sweeper=optuna", *words])
+with started():
+    loader = SweepLoader(create_config_search_path(str(CONF)))
+    given = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=" + sys.argv[1]]
+    config = loader.load_configuration("config", [*given, *words], RunMode.MULTIRUN)
+    sweeper = instantiate(config.hydra.sweeper, check="kd.experiment.monitor.direction")
+    sweeper.hydra_context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    sweeper.config, sweeper.launcher = config, Valued()
+    (Path(sys.argv[1]) / "jobs").mkdir()
+    sweeper.sweep(words)
+"""
+
+
+@installed
+@pytest.mark.parametrize(
+    ("monitor", "best"), [("spell_backward/verifier_score", "job 1"), ("validation/bits_per_byte", "job 0")]
+)
+def test_the_direction_is_that_of_a_job_of_the_space(monitor: str, best: str, tmp_path: Path) -> None:
+    """Of the values 0 and 1 the greater is the best of a metric of which more is better."""
+    words = ["rollout=on_policy,asynchronous", "rollout.max_new_tokens=8", "optim.lr=interval(1e-4,1e-2)"]
+    words += [f"checkpoint.monitor={monitor}", "checkpoint.answers=4", "skill=spell_backward"]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *words]
+    ended = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert f"Best: {best} " in ended.stdout
+
+
+@pytest.fixture
+def paced(app: Path) -> Path:
+    """The toy bench with a group, of which `slow` and `fast` have a key that `none` lacks."""
+    return with_pace(app)
+
+
+@installed
+def test_a_metric_is_maximised_also_where_its_jobs_alone_have_a_key(paced: Path) -> None:
+    """Hydra composes no job of it without the searched files."""
+    words = ("pace=slow,fast", "pace.depth=5", "x=interval(0.5,3.0)", "+checkpoint.monitor=validation/top1")
+    ended = run(paced, *IN_ONE_PROCESS, "hydra.sweeper.n_trials=3", "seed=7", *words)
+    assert ended.returncode == 0, ended.stderr
+    best = max(records(sweeps(paced)[0]), key=lambda record: record["objective"])
+    assert f"Best: job {best['num']} " in ended.stdout
+
+
+@installed
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (
+            ("pace=none,slow", "pace.depth=5", "x=interval(0.5,3.0)"),
+            "pace=none pace.depth=5 x=0.5: the config has no pace.depth",
+        ),
+        (
+            ("x=interval(0.5,3.0)", "+checkpoint.monitor=validation/accuracy"),
+            "x=0.5 +checkpoint.monitor=validation/accuracy: checkpoint.monitor=validation/accuracy: validations log no "
+            "such metric; take validation/bits_per_byte",
+        ),
+        (
+            ("+checkpoint.monitor=validation/top1,validation/bits_per_byte",),
+            "a study has one direction, maximize, and the metric of this job has the other; search only where "
+            "checkpoint.monitor is one metric",
+        ),
+    ],
+)
+def test_no_direction_is_assumed(words: tuple[str, ...], refusal: str, paced: Path) -> None:
+    drawn = ("hydra.sweeper.sampler=RandomSampler", "hydra.sweeper.seed=3")
+    ended = run(paced, *IN_ONE_PROCESS, *drawn, *words)
+    assert ended.returncode == 1
+    assert refusal in ended.stderr
+    assert ended.stderr.endswith("; no job was started\n")
+    assert ended.stderr.count("\n") == 1
+
+
+# --- jobs that end badly --------------------------------------------------------------------------------------
 
 
 @installed

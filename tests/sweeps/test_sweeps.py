@@ -44,6 +44,16 @@ def place_app(folder: Path) -> Path:
     return folder / "app"
 
 
+def with_pace(app: Path) -> Path:
+    """The toy bench with a group of which two of three files have the key `depth`."""
+    (app / "conf" / "pace").mkdir()
+    for name, text in {"none": "{}", "slow": "depth: 1\nshare: 1", "fast": "depth: 2\nshare: 2"}.items():
+        (app / "conf" / "pace" / f"{name}.yaml").write_text(text + "\n")
+    config = app / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("  - _self_\n", "  - pace: none\n  - _self_\n", 1))
+    return app
+
+
 def start(app: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "run.py", *arguments]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
