@@ -80,7 +80,7 @@ class OptunaSweeper(CheckedSweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return optuna.create_study(direction=self._direction(), sampler=sampler(seed=self.seed))
 
-    def _direction(self) -> str:
+    def _direction(self) -> Any:
         """`minimize` or `maximize`: that of the metric that the jobs' value is of, in the first job of the space.
 
         Raises SystemExit where that job has no config or no such metric: a direction is never assumed.

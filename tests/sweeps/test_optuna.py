@@ -92,20 +92,20 @@ from kd.sweeps.loader import SweepLoader
 class Valued:  # a launcher whose jobs have the values 0, 1, ...
     def launch(self, jobs, initial_job_idx):
         value = float(initial_job_idx)
-        Job(jobs[0], Path(sys.argv[1]), initial_job_idx, "done", objective=value).write()
+        Job(jobs[0], Path(folder), initial_job_idx, "done", objective=value).write()
         return [JobReturn(_return_value=value, status=JobStatus.COMPLETED)]
 
 
-words = sys.argv[2:]
+_, folder, *words = sys.argv
 check_overrides(["-m", "hydra/sweeper=optuna", *words])
 with started():
     loader = SweepLoader(create_config_search_path(str(CONF)))
-    given = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=" + sys.argv[1]]
+    given = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=" + folder]
     config = loader.load_configuration("config", [*given, *words], RunMode.MULTIRUN)
     sweeper = instantiate(config.hydra.sweeper, check="kd.experiment.monitor.direction")
     sweeper.hydra_context = HydraContext(config_loader=loader, callbacks=Callbacks())
     sweeper.config, sweeper.launcher = config, Valued()
-    (Path(sys.argv[1]) / "jobs").mkdir()
+    (Path(folder) / "jobs").mkdir()
     sweeper.sweep(words)
 """
 
