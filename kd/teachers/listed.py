@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.token_bytes import END, TokenBytes
 from kd.data.sequences import Encoder
+from kd.generators.account import Spent, charge, metered
 from kd.kernels.sparse import EMPTY
 from kd.teachers.interface import Teacher
 from kd.teachers.target_store import keys_of
@@ -20,7 +21,7 @@ from kd.teachers.targets import HeldMass, TopK
 from kd.types import Batch, ModelOutput, Record
 
 ROUNDING = 1e-3  # by which a log-probability may be above 0, and probabilities may sum to more than 1
-Columns = Future[list[dict[str, Tensor]]]  # of each sequence of a micro-batch
+Columns = Future[tuple[list[dict[str, Tensor]], Spent]]  # of each sequence of a micro-batch, and their cost
 MASS = 1e-2  # by which a stated mass may differ from the sum of the probabilities
 
 
@@ -106,17 +107,23 @@ class Listed(nn.Module, Teacher):
                 continue
             try:
                 if error is None:
-                    columns.set_result(self.columns_of(batch))
+                    with metered() as meter:  # no other is open in this thread
+                        found = self.columns_of(batch)
+                    columns.set_result((found, meter.spent))
             except BaseException as caught:  # raised where the result is read
                 error = caught
             if error is not None:
                 columns.set_exception(error)
 
     def _awaited(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """The columns that were begun, once they are there, or those that are read now."""
+        """The columns that were begun, once they are there, or those that are read now; charges their cost."""
         started = time.perf_counter()
         begun = self._begun.pop(tuple(keys_of(batch.teacher)), None) if self._begun else None
-        parts = self.columns_of(batch) if begun is None else begun.result()
+        if begun is None:
+            parts = self.columns_of(batch)
+        else:
+            parts, spent = begun.result()
+            charge(spent)
         self._waited = [self._waited[0] + time.perf_counter() - started, self._waited[1] + 1]
         return parts
 

@@ -34,7 +34,8 @@ class Budget:
     judge_flops: of networks that are neither student nor teacher: of a reward model's scores, and of a
     discriminator's scores and training. No limit is set on them, and equal `student_flops` leave them out: report
     them beside.
-    money: the price of what a teacher's server generated, for an augmentation too; the teacher itself has a limit.
+    money: the price of what a teacher's server generated, for an augmentation too, and of the targets that it read in
+    training, not of those from a cache; the teacher itself has a limit.
     peak_memory_bytes: of the first rank in training: allocated on its GPU, else resident.
     """
 

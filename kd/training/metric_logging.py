@@ -66,10 +66,12 @@ class Logged(lightning.LightningModule):
         torch.distributed.all_gather_object(ranks, own)
         return ranks
 
-    def add_seconds(self, seconds: float) -> None:
-        """Add the ranks' mean of `seconds` to the budget; it is the same on all, which stop at the same step."""
-        total = self.sum_over_hosts(torch.tensor(seconds, dtype=torch.float64))
-        self.budget.seconds += float(total) / self.trainer.world_size
+    def add_cost(self, seconds: float, money: float = 0.0) -> None:
+        """Add to the budget the ranks' mean of `seconds`, the same on all, which stop at the same step, and their sum of
+        `money`."""
+        total, price = self.sum_over_hosts(torch.tensor([seconds, money], dtype=torch.float64)).tolist()
+        self.budget.seconds += total / self.trainer.world_size
+        self.budget.money += price
 
     def accumulate(self, name: str, value: Tensor) -> None:
         """Add this rank's share of a mean; nothing leaves the device until `flush`."""

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from kd.alignment import Alignment
 from kd.data.sequences import Encoder
 from kd.data.windows import Window
-from kd.generators.account import Meter, Spent
+from kd.generators.account import Meter, Spent, metered
 from kd.kernels import over_chunks
 from kd.models.flops import reading_flops, scoring_flops, training_flops
 from kd.models.language_model import LanguageModel
@@ -63,8 +62,7 @@ class Distillation(Sharded):
         log_every: int = 10,
     ):
         super().__init__(log_every)
-        self.automatic_optimization, self.sharding = False, sharding
-        self.student = student
+        self.automatic_optimization, self.sharding, self.student = False, sharding, student
         self.models = Models(student, teacher, reference, reward)
         self.objective, self.rollout, self.alignment, self.encoder = objective, rollout, alignment, encoder
         self.optimization, self.seed, self.reduction = optimization, seed, reduction
@@ -74,6 +72,7 @@ class Distillation(Sharded):
         self.step_count, self.budget, self.limits = 0, Budget(), limits or Limits()
         self.finiteness = Finiteness(objective)
         self.meter, self._counted = Meter(), Spent()  # of rollout and reward; of that, what is in the budget
+        self.passes = Meter()  # of the step's passes: a server's price; the tokens that are read there are in `count`
         self.this_step = {n: torch.zeros(()) for n, t in objective.items() if hook(t.loss, "after_step")}
         self.strict_loading = all(parameter.requires_grad for parameter in self.parameters())
         self.demands = by_stream(objective)
@@ -136,7 +135,7 @@ class Distillation(Sharded):
 
     def training_step(self, window: Window, _: int) -> None:
         """Learn from one window."""
-        started = time.perf_counter()
+        started, self.passes = time.perf_counter(), Meter()
         seed_all(self.seed, "step", window.step, self.global_rank)
         self.update_weights()
         arguments, before = (window.batches, self.models, self.progress, self.encoder), self._counted
@@ -156,7 +155,7 @@ class Distillation(Sharded):
         total = torch.zeros((), device=self.device)
         for stream, batch in batches:
             batch = moved(batch, self.device)
-            with self.unrecorded() if isinstance(batch, Idle) else nullcontext():
+            with self.unrecorded() if isinstance(batch, Idle) else metered(self.passes):
                 share = self.loss(batch, self.observe(batch, stream), counts[stream], stream)
             total = total + (0.0 * share if isinstance(batch, Idle) else share)
         return total
@@ -286,12 +285,11 @@ class Distillation(Sharded):
             self.active_steps[name] = self.active_steps.get(name, 0) + bool(self.weights[name])
         self.record(reports)
         self.unlogged += 1
-        self.add_seconds(seconds)
+        self.add_cost(seconds, self.passes.spent.money)
         if self.step_count % self.log_every == 0 or self.finished:
             stop_if_not_finite(self)
             self.flush()
-        if self.finished:
-            self.trainer.should_stop = True
+        self.trainer.should_stop = self.trainer.should_stop or self.finished
 
     # ---- validation --------------------------------------------------------------------------------------------------
 

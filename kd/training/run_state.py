@@ -35,7 +35,7 @@ class RunState(Logged):
         self.complete_means()
         started = time.perf_counter()
         rollout = self.rollout.state_dict()  # which may wait for responses under way
-        self.add_seconds(time.perf_counter() - started)
+        self.add_cost(time.perf_counter() - started)
         sums = {
             kind: {name: self.by_rank(value) for name, value in sorted(values.items())}
             for kind, values in (("means", self.means), ("reports", self.reports))

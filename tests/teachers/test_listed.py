@@ -251,10 +251,13 @@ def _wait(reached: Any) -> None:
 
 
 def test_a_run_whose_server_reads_ahead_is_the_run_that_waits_for_it(tmp_path, monkeypatch):
-    """To the last bit; and it reads ahead in each step."""
+    """To the last bit, at the same price, which is what the server was paid; and it reads ahead in each step."""
     model, expected = tiny(1), list[int]()
     words = [*TOPK, "objective=fkl", "teacher.tokenizer=bytes", "teacher.offers=[prompt_logprobs]", "optim.steps=3"]
-    words += ["teacher.self_test=false"]
+    words += [
+        "teacher.self_test=false",
+        "teacher.price={input: 1e6, output: 2e6}",
+    ]  # a token costs 1, a generated one 2
     announce = Listed.expect
 
     def noted(self: Listed, batches: Any) -> None:
@@ -267,7 +270,12 @@ def test_a_run_whose_server_reads_ahead_is_the_run_that_waits_for_it(tmp_path, m
     with serving(Scripted(reply=reader(model))) as server:
         for ahead in (False, True):
             more = [f"teacher.url={server.url}", f"teacher.identity=model{ahead}", "log_every=1"]
-            found.append(runs.train(config(*words, *more), tmp_path / str(ahead)).module.student.state_dict())
+            module = runs.train(config(*words, *more), tmp_path / str(ahead)).module
+            found.append(module.student.state_dict())
+            purse, budget = module.models.teacher.source._purse, module.budget
+            # of each sequence: the tokens that are read, its last one, and the one that the server has to generate
+            assert budget.money == budget.teacher_tokens + (1 + 2) * purse.requests
+            assert budget.money == purse._spent["money"] > 0
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert len(expected) == 6
     assert min(expected) > 1
