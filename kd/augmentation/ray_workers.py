@@ -1,9 +1,12 @@
 """Actors of a Ray cluster that answer the prompts of stages (extra `ray`), by Ray's public `ray.util.ActorPool`."""
 
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from math import floor
 from typing import Annotated, Any
 
 import torch
@@ -11,12 +14,17 @@ from pydantic import Field, NonNegativeFloat
 
 from kd.augmentation.answering import Part, Workers
 from kd.generators.account import Spent
+from kd.progress import remark
 from kd.ray_cluster import check_installed, connected, is_connected
+from kd.secrets import SECRET
 from kd.teachers.interface import Answers, Teacher
 from kd.types import Source
 
 AGAIN = 3  # times that an actor which was lost is started again, and a part that it had is answered again
 PASSED_ON = ("KD_", "HF_")  # the beginnings of variables that actors on a running cluster get from this process
+IMPORTED = frozenset({"HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN"})  # a path, a switch: read before any actor is
+ROUNDING = 1e-6  # of shares
+EVERY = 60.0  # seconds between two remarks on actors that wait for a place
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,18 @@ class Actor:
     Args:
         load: gives the model of a name, on the actor's device.
         threads: of torch, as in the process that started it: sums in another order would round differently.
+        secrets: variables that Ray must not log, as it does those of a `runtime_env`.
     """
 
-    def __init__(self, load: Callable[[Source], Teacher], threads: int):
+    def __init__(self, load: Callable[[Source], Teacher], threads: int, secrets: Mapping[str, str] | None = None):
+        os.environ.update(secrets or {})
         torch.set_num_threads(threads)
         self.load = load
         self.model: Teacher | None = None
         self.named: str | None = None
+
+    def ready(self) -> None:
+        """Ends once the actor has its place on a machine."""
 
     def answered(
         self, source: Source, named: str, number: int, part: Part
@@ -93,6 +106,7 @@ class RayWorkers(Workers):
         self.ray: Any = None
         self.pool: Any = None
         self.handles: list[Any] = []
+        self.placed: list[Any] = []  # of each actor, what is known once it has its place
         self.is_own = False  # whether the cluster was started here
 
     def answered(
@@ -100,14 +114,17 @@ class RayWorkers(Workers):
     ) -> Iterator[tuple[Part, Sequence[Answers], Spent]]:
         """See `Workers`. An actor that is lost is started again; what others have answered is not affected.
 
-        Raises an error of an actor as it was there, and ConnectionError for an actor that was lost too often (AGAIN).
+        While actors wait for a place, a remark names them every minute.
+
+        Raises an error of an actor as it was there; ValueError where the cluster has no room for all actors;
+        ConnectionError for an actor that was lost too often (AGAIN), or that Ray cannot start or keep.
         """
         if self.pool is None:
             self._start()
         exceptions = self.ray.exceptions
         tasks = [(source, named, number, part) for number, part in enumerate(parts)]
         try:
-            for number, rows, cost in self.pool.map_unordered(_sent, tasks):
+            for number, rows, cost in self._arriving(tasks):
                 yield parts[number], rows, Spent(**cost)
         except exceptions.RayTaskError as error:
             raise error.cause from None
@@ -116,37 +133,94 @@ class RayWorkers(Workers):
                 f"run.ray: an actor ended and was not replaced ({_last_line(error)}); what was answered is kept: if "
                 "memory was short, let fewer share a machine (run.ray.num_cpus, run.ray.num_gpus), and start it again"
             ) from None
+        except exceptions.RayError as error:
+            raise ConnectionError(
+                f"run.ray: Ray reports {type(error).__name__} ({_last_line(error)}); what was answered is kept: mend "
+                "the cluster, or take fewer or smaller actors (run.ray.actors, run.ray.num_cpus, run.ray.num_gpus), "
+                "and start it again"
+            ) from None
 
     def close(self) -> None:
         """End the actors, and the cluster that was started for them."""
         for handle in self.handles:
             self.ray.kill(handle)
-        self.handles, self.pool = [], None
+        self.handles, self.placed, self.pool = [], [], None
         if self.is_own:
             self.ray.shutdown()
             self.is_own = False
 
     def _start(self) -> None:
-        self.is_own = not is_connected()
+        own = not is_connected()
         self.ray = connected(self.cluster, "run.ray.cluster")
-        if self.is_own and self.cluster is None:
-            self._check_resources(self.ray.cluster_resources())
+        self.is_own = own
+        self._check_places([node["Resources"] for node in self.ray.nodes() if node["Alive"]])
         options: dict[str, Any] = {**self.takes, "max_restarts": AGAIN, "max_task_retries": AGAIN}
-        if self.cluster is not None or not self.is_own:
-            options["runtime_env"] = {"env_vars": _variables(os.environ)}
+        hidden = dict[str, str]()
+        if not self._is_alone:
+            shown, hidden = _variables(os.environ)
+            options["runtime_env"] = {"env_vars": shown}
         remote = self.ray.remote(Actor).options(**options)
-        self.handles = [remote.remote(self.load, torch.get_num_threads()) for _ in range(self.actors)]
+        self.handles = [remote.remote(self.load, torch.get_num_threads(), hidden) for _ in range(self.actors)]
+        self.placed = [handle.ready.remote() for handle in self.handles]
         self.pool = import_module("ray.util").ActorPool(self.handles)
 
-    def _check_resources(self, there: Mapping[str, float]) -> None:
-        """Raises ValueError for what a cluster of this machine alone can never give."""
-        for key, name in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-            if (needed := self.actors * self.takes[key]) > there.get(name, 0):
-                self.close()
-                raise ValueError(
-                    f"run.ray.actors={self.actors} take {needed:g} {name}s, and this machine has "
-                    f"{there.get(name, 0):g}; lower run.ray.actors or run.ray.{key}, or give run.ray.cluster"
-                )
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the cluster is this machine, and was started by this process for the actors alone."""
+        return self.is_own and self.cluster is None
+
+    def _check_places(self, machines: Sequence[Mapping[str, float]]) -> None:
+        """Raises ValueError where the machines, if nothing else ran on them, had no room for all actors."""
+        found = sum(_places(machine, self.takes, self.actors) for machine in machines)
+        if found >= self.actors:
+            return
+        there = ", ".join(f"{sum(each.get(name, 0) for each in machines):g} {name}s" for name in ("CPU", "GPU"))
+        whose = "this machine" if self._is_alone else f"the cluster (machines: {len(machines)})"
+        self.close()
+        raise ValueError(
+            f"run.ray.actors={self.actors} take {self.takes['num_cpus']:g} CPUs and {self.takes['num_gpus']:g} GPUs "
+            f"each, and {whose} has room for {found} ({there}); lower run.ray.actors, run.ray.num_cpus or "
+            "run.ray.num_gpus, or give run.ray.cluster, with as many machines as they need"
+        )
+
+    def _arriving(self, tasks: Sequence[tuple]) -> Iterator[Any]:
+        """The results of tasks as they arrive, with a remark on actors that wait for a place, every minute."""
+        self.pool.map_unordered(_sent, tasks)  # after those of an earlier call that ended with an error
+        since = time.monotonic()
+        while self.pool.has_next():
+            arrived = list[Any]()
+            try:
+                arrived.append(self.pool.get_next_unordered(timeout=max(since + EVERY - time.monotonic(), 0.0)))
+            except self.ray.exceptions.RayTaskError:  # also the time-out of a task
+                raise
+            except TimeoutError:  # nothing has arrived
+                pass
+            if time.monotonic() >= since + EVERY:
+                since = time.monotonic()
+                self._name_waiting()
+            yield from arrived
+
+    def _name_waiting(self) -> None:
+        _, waiting = self.ray.wait(self.placed, num_returns=len(self.placed), timeout=0)
+        if waiting:
+            numbers = ", ".join(str(i + 1) for i, one in enumerate(self.placed) if one in waiting)
+            remark(
+                f"run.ray: actors without a place yet: {numbers} of {self.actors}, which take "
+                f"{self.takes['num_cpus']:g} CPUs and {self.takes['num_gpus']:g} GPUs each; where others on the "
+                "cluster use these, wait for their end, or start it again with a lower run.ray.actors",
+                sys.stderr,
+            )
+
+
+def _places(machine: Mapping[str, float], takes: Mapping[str, float], most: int) -> int:
+    """The number of actors, `most` at most, that a machine has room for; those that share a GPU are on one GPU each."""
+    cores, gpus = takes["num_cpus"], takes["num_gpus"]
+    if cores:
+        most = min(most, floor(machine.get("CPU", 0) / cores + ROUNDING))
+    if gpus:
+        there = machine.get("GPU", 0)
+        most = min(most, floor(there) * floor(1 / gpus + ROUNDING) if gpus < 1 else floor(there / gpus))
+    return most
 
 
 def _last_line(error: BaseException) -> str:
@@ -158,7 +232,13 @@ def _sent(actor: Any, task: tuple[Source, str, int, Part]) -> Any:
     return actor.answered.remote(*task)
 
 
-def _variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of this process that an actor of a cluster which runs already needs, with its path of imports."""
+def _variables(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The variables of this process that an actor of a cluster which runs already needs, with its path of imports.
+
+    Those that Ray may log, and those whose names are of secrets (`kd.secrets`).
+    """
     found = {name: value for name, value in environment.items() if name.startswith(PASSED_ON)}
-    return {**found, "PYTHONPATH": os.pathsep.join([os.getcwd(), *environment.get("PYTHONPATH", "").split(os.pathsep)])}
+    hidden = {name: value for name, value in found.items() if SECRET.search(name) and name not in IMPORTED}
+    shown = {name: value for name, value in found.items() if name not in hidden}
+    paths = os.pathsep.join([os.getcwd(), *environment.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**shown, "PYTHONPATH": paths}, hidden

@@ -67,8 +67,7 @@ class Logged(lightning.LightningModule):
         return ranks
 
     def add_cost(self, seconds: float, money: float = 0.0) -> None:
-        """Add to the budget the ranks' mean of `seconds`, the same on all, which stop at the same step, and their sum of
-        `money`."""
+        """Add to the budget the ranks' mean of `seconds`, so that all stop at the same step, and the sum of `money`."""
         total, price = self.sum_over_hosts(torch.tensor([seconds, money], dtype=torch.float64)).tolist()
         self.budget.seconds += total / self.trainer.world_size
         self.budget.money += price

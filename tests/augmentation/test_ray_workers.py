@@ -9,21 +9,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from contextvars import Context
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import kd.elicit
 from kd.artifacts import read_manifest, remove
-from kd.augmentation import Account, Resources, answering
+from kd.augmentation import Account, Resources, answering, ray_workers
 from kd.augmentation.answering import Part, Workers
 from kd.augmentation.labeling import Labeling
-from kd.augmentation.ray_workers import Actor, RaySettings, RayWorkers, _variables
+from kd.augmentation.ray_workers import Actor, RaySettings, RayWorkers, _places, _variables
 from kd.composition.machine import check_machine
 from kd.composition.sections import check_sections
 from kd.experiment import elicitation
@@ -225,22 +229,193 @@ def test_settings_are_checked_with_the_config(key: str, value: str) -> None:
         check_sections(OmegaConf.to_container(cfg, resolve=True))
 
 
-def test_what_one_machine_cannot_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three actors of 2 cores and half a GPU: 6 cores, 1.5 GPUs."""
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Ray were."""
     monkeypatch.setattr("kd.augmentation.ray_workers.check_installed", lambda setting: None)
-    workers = RayWorkers(lambda source: mute(), RaySettings(3, num_cpus=2.0, num_gpus=0.5))
-    with pytest.raises(ValueError, match=r"actors=3 take 6 CPUs, and this machine has 5; lower .*num_cpus"):
-        workers._check_resources({"CPU": 5.0, "GPU": 8.0})
-    with pytest.raises(ValueError, match=r"actors=3 take 1.5 GPUs, and this machine has 0; lower .*num_gpus"):
-        workers._check_resources({"CPU": 6.0})
-    workers._check_resources({"CPU": 6.0, "GPU": 2.0})
+
+
+def workers(actors: int, cpus: float, gpus: float, cluster: str | None = None) -> RayWorkers:
+    return RayWorkers(lambda source: mute(), RaySettings(actors, cluster, num_cpus=cpus, num_gpus=gpus))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "machine", "room"),
+    [
+        (2.0, 0.0, {"CPU": 5.0}, 2),  # 5 / 2
+        (1.0, 1.0, {"CPU": 8.0}, 0),
+        (1.0, 0.6, {"CPU": 8.0, "GPU": 2.0}, 2),  # one on each GPU, though 3 * 0.6 < 2
+        (1.0, 0.1, {"CPU": 64.0, "GPU": 2.0}, 20),
+        (1.0, 1 / 3, {"CPU": 4.0, "GPU": 2.0}, 4),  # by the cores; by the GPUs, 6
+        (0.0, 2.0, {"GPU": 5.0}, 2),
+        (0.0, 0.0, {}, 99),  # an actor that takes nothing fits everywhere
+    ],
+)
+def test_the_places_of_a_machine_by_hand(cpus: float, gpus: float, machine: dict[str, float], room: int) -> None:
+    assert _places(machine, {"num_cpus": cpus, "num_gpus": gpus}, 99) == room
+
+
+def test_actors_without_a_place_are_refused(installed: None) -> None:
+    """On this machine and on a cluster; 3 and 2 cores are places for 3 actors of 1.5 cores, not for 3 of 2."""
+    one = workers(3, 1.0, 0.6)
+    one.is_own, one.ray = True, SimpleNamespace(shutdown=lambda: None)
+    sentence = r"actors=3 take 1 CPUs and 0.6 GPUs each, and this machine has room for 2 \(8 CPUs, 2 GPUs\); lower run"
+    with pytest.raises(ValueError, match=sentence):
+        one._check_places([{"CPU": 8.0, "GPU": 2.0}])
+    assert not one.is_own
+    machines = [{"CPU": 3.0}, {"CPU": 2.0}]
+    with pytest.raises(ValueError, match=r"the cluster \(machines: 2\) has room for 2 \(5 CPUs, 0 GPUs\)"):
+        workers(3, 2.0, 0.0, "auto")._check_places(machines)
+    workers(3, 1.5, 0.0, "auto")._check_places(machines)
     assert RayWorkers(lambda source: mute(), RaySettings(1, num_gpus=1.0)).takes == {"num_cpus": 1, "num_gpus": 1.0}
 
 
-def test_actors_of_a_running_cluster_get_what_they_need_of_the_environment() -> None:
-    given = {"KD_CACHE": "/c", "HF_HOME": "/h", "AWS_SECRET": "s", "PYTHONPATH": "/a"}
-    here = os.pathsep.join([os.getcwd(), "/a"])
-    assert _variables(given) == {"KD_CACHE": "/c", "HF_HOME": "/h", "PYTHONPATH": here}
+def test_a_cluster_that_is_not_reached_is_named(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else, as of a cluster that was never there to be ended."""
+
+    def refusing(address: str | None, key: str) -> Any:
+        raise ValueError(f"{key}={address}: Ray is not reached (no route); start it by ray start --head")
+
+    monkeypatch.setattr("kd.augmentation.ray_workers.connected", refusing)
+    with (
+        pytest.raises(ValueError, match=r"^run\.ray\.cluster=there:1: Ray is not reached \(no route\); start it"),
+        closing(workers(1, 1.0, 0.0, "there:1")) as lost,
+    ):
+        list(lost.answered("teacher", "t", []))
+
+
+class RayError(Exception):
+    """Ray's, of which the others here are kinds, as there."""
+
+
+class RayTaskError(RayError):
+    pass
+
+
+class RayActorError(RayError):
+    pass
+
+
+class OutOfMemoryError(RayError):
+    pass
+
+
+class RuntimeEnvSetupError(RayError):
+    pass
+
+
+class ActorUnschedulableError(RayError):
+    pass
+
+
+ERRORS = (OutOfMemoryError, RuntimeEnvSetupError, ActorUnschedulableError)
+
+
+class Pool:
+    """A pool whose next results are given; an exception is raised."""
+
+    def __init__(self, *results: Any):
+        self.results = list(results)
+
+    def map_unordered(self, call: Any, tasks: Any) -> None:
+        pass
+
+    def has_next(self) -> bool:
+        return bool(self.results)
+
+    def get_next_unordered(self, timeout: float) -> Any:
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def started(pool: Pool, waiting: Sequence[int] = ()) -> RayWorkers:
+    """Three actors, the given ones of which have no place yet."""
+    kinds = (RayError, RayTaskError, RayActorError)
+    found = workers(3, 1.0, 0.5)
+    found.pool, found.placed = pool, [1, 2, 3]
+    found.ray = SimpleNamespace(
+        exceptions=SimpleNamespace(**{kind.__name__: kind for kind in kinds}),
+        wait=lambda refs, num_returns, timeout: ([i for i in refs if i not in waiting], list(waiting)),
+    )
+    return found
+
+
+@needs_ray
+def test_the_errors_here_have_rays_kinds() -> None:
+    exceptions = import_module("ray.exceptions")
+    for kind in ERRORS:
+        own = getattr(exceptions, kind.__name__)
+        assert issubclass(own, exceptions.RayError)
+        assert not issubclass(own, exceptions.RayTaskError | exceptions.RayActorError)
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_an_error_of_rays_is_one_sentence(kind: type[RayError], installed: None) -> None:
+    pool = Pool(kind("Details:\n\n the node is full \n"))
+    sentence = (
+        rf"run\.ray: Ray reports {kind.__name__} \(the node is full\); what was answered is kept: .*start it again$"
+    )
+    with pytest.raises(ConnectionError, match=sentence) as found:
+        list(started(pool).answered("teacher", "t", []))
+    assert "\n" not in str(found.value)
+
+
+def test_actors_that_wait_for_a_place_are_named(
+    installed: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """At every EVERY, also while parts of others arrive; and none is where all have their place."""
+    monkeypatch.setattr(ray_workers, "EVERY", 0.0)
+    parts = [part(tmp_path / "a", *GIVEN), part(tmp_path / "b", *GIVEN)]
+    results = (TimeoutError(), (1, [], {}), (0, [], {}))
+    for waiting, times in (((1, 3), 3), ((), 0)):
+        found = list(started(Pool(*results), waiting).answered("teacher", "t", parts))
+        assert [one for one, *_ in found] == [parts[1], parts[0]]
+        printed = capsys.readouterr().err
+        assert printed.count("without a place yet: 1, 3 of 3, which take 1 CPUs and 0.5 GPUs each; where") == times
+    monkeypatch.setattr(ray_workers, "EVERY", 60.0)
+    list(started(Pool(*results), (1, 3)).answered("teacher", "t", parts))
+    assert capsys.readouterr().err == ""
+
+
+def test_actors_of_a_running_cluster_get_what_they_need_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets not by `runtime_env`, which Ray logs, but before the first model is loaded."""
+    plain = {"KD_CACHE": "/c", "HF_HOME": "/h", "HF_TOKEN_PATH": "/h/token"}
+    secrets = {"HF_TOKEN": "hf_1", "KD_TEST_API_KEY": "sk-2"}
+    here = {"PYTHONPATH": os.pathsep.join([os.getcwd(), "/a"])}
+    assert _variables({**plain, **secrets, "AWS_SECRET": "s", "PYTHONPATH": "/a"}) == ({**plain, **here}, secrets)
+    for name in secrets:
+        monkeypatch.setenv(name, "before")
+    Actor(lambda source: mute(), torch.get_num_threads(), secrets)
+    assert {name: os.environ[name] for name in secrets} == secrets
+
+
+def test_a_running_cluster_is_given_no_secret_to_log(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster as Ray describes it to the code, which notes what actors are started with."""
+    options, arguments = dict[str, Any](), list[Any]()
+
+    class Started:
+        ready = SimpleNamespace(remote=lambda: 1)
+
+    def start(*given: Any) -> Started:
+        arguments.extend(given)
+        return Started()
+
+    def with_options(**given: Any) -> Any:
+        options.update(given)
+        return SimpleNamespace(remote=start)
+
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    ray = SimpleNamespace(nodes=lambda: [node], remote=lambda kind: SimpleNamespace(options=with_options))
+    monkeypatch.setattr(ray_workers, "connected", lambda address, key: ray)
+    monkeypatch.setitem(sys.modules, "ray.util", SimpleNamespace(ActorPool=list))
+    monkeypatch.setenv("HF_TOKEN", "hf_never_logged")
+    monkeypatch.setenv("KD_CACHE", "/c")
+    workers(1, 1.0, 0.0, "auto")._start()
+    assert "hf_never_logged" not in str(options)
+    assert options["runtime_env"]["env_vars"]["KD_CACHE"] == "/c"
+    assert arguments[2]["HF_TOKEN"] == "hf_never_logged"
 
 
 # --- Ray on this machine ---
