@@ -126,13 +126,14 @@ def test_the_dry_run_names_the_job_that_a_key_does_not_fit() -> None:
     job, other = (
         f"job {arm} seed=1 skill=spell_backward" for arm in ("objective=sft augmentation=sampling", "method=imitkd")
     )
-    for word, reason in {
-        f"{key}=8": f"{job}: the config has no {key}; set {key}=8 {remedy}",
-        "rollout.writer={max_new_tokenz: 8}": f"{job}: the config has no rollout.writer; set rollout.writer=",
-        f"+{key}=8": f"{other}: the config has {key} already; set +{key}=8 {remedy}",
+    alone = 'hydra.sweeper.arms=["method=imitkd"]'  # the other arms' rollouts take no writer
+    for words, reason in {
+        (f"{key}=8",): f"{job}: the config has no {key}; set {key}=8 {remedy}",
+        ("rollout.writer={max_new_tokenz: 8}",): f"{job}: the config has no rollout.writer; set rollout.writer=",
+        (alone, f"+{key}=8"): f"{other}: the config has {key} already; set +{key}=8 {remedy}",
     }.items():
         with started(), pytest.raises(ValueError, match=re.escape(reason)):
-            list(jobs(["experiment=gkd_xsum_tiny", word]))
+            list(jobs(["experiment=gkd_xsum_tiny", *words]))
 
 
 def test_the_remedy_of_the_dry_run_works() -> None:
