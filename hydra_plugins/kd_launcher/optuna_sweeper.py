@@ -161,7 +161,7 @@ class OptunaSweeper(CheckedSweeper):
 
 
 def _with_direction(check: Check, direction: str) -> Check:
-    """`check`, which also refuses a job whose metric has another direction than the study."""
+    """`check`, which also refuses a job with a metric of another direction than the study's."""
 
     def checked(config: DictConfig) -> Any:
         found, own = check(config), get_method(DIRECTION)(config)

@@ -235,7 +235,7 @@ def _sent(actor: Any, task: tuple[Source, str, int, Part]) -> Any:
 def _variables(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The variables of this process that an actor of a cluster which runs already needs, with its path of imports.
 
-    Those that Ray may log, and those whose names are of secrets (`kd.secrets`).
+    Those that Ray may log, and those with names of secrets (`kd.secrets`).
     """
     found = {name: value for name, value in environment.items() if name.startswith(PASSED_ON)}
     hidden = {name: value for name, value in found.items() if SECRET.search(name) and name not in IMPORTED}

@@ -135,7 +135,7 @@ def prompt_logprobs(answer: Choices, ids: Sequence[int], url: str) -> list[float
 
 
 def results(parts: Sequence[Future[list[Completion]]]) -> list[list[Completion]]:
-    """The responses to each prompt. Where one fails, those that have not been begun are given up."""
+    """The responses to each prompt. Where one fails, those that have not been begun are cancelled."""
     try:
         return [part.result() for part in parts]
     finally:

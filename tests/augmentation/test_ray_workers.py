@@ -128,7 +128,7 @@ def test_nothing_is_sent_where_all_is_on_disk_or_the_model_is_elsewhere() -> Non
     label(WhiteBox(tiny()))
     workers = Copies()
     label(mute(), workers)
-    label(Scripted(str.upper), workers, max_new_tokens=7)  # a server, which this process asks
+    label(Scripted(str.upper), workers, max_new_tokens=7)  # a server, to which this process sends requests
     assert workers.asked == []
 
 

@@ -92,7 +92,7 @@ def test_a_run_on_sft_is_the_baseline_of_its_neighbours() -> None:
 
 
 def test_the_runs_own_skill_comes_first_also_where_it_is_named_among_those_evaluated(tmp_path: Path) -> None:
-    """By the first skill of results.json reports tell what a run was trained on."""
+    """Reports take the first skill of results.json for the one that a run was trained on."""
     short = [word for word in SHORT if not word.startswith("evaluation")]
     named = "evaluation.skills=[letter_counting,spell_backward]"
     alone = ["teacher=none", "objective=sft", "compare=null", f"run.root={tmp_path}"]
