@@ -47,6 +47,10 @@ def within(seconds: float, done) -> bool:
     return done()
 
 
+def descendants() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_outlives_the_parent(how, mechanism, tmp_path):
     with subprocess.Popen(
@@ -65,8 +69,10 @@ def test_nothing_outlives_the_parent(how, mechanism, tmp_path):
 
 
 def test_a_worker_that_died_is_replaced(mechanism):
+    others = descendants()
     assert verdict(operator.add, (1, 2)) == 3
-    mine = psutil.Process().children(recursive=True)
+    mine = descendants() - others
+    assert len(mine) > 1
     for process in mine:
         with suppress(psutil.NoSuchProcess):  # it ended with its parent
             process.send_signal(signal.SIGKILL)
@@ -92,12 +98,11 @@ def test_a_forked_copy_has_workers_of_its_own(mechanism):
 
 
 def test_a_verdict_that_is_stopped_leaves_no_process(mechanism):
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    before = descendants()
     for _ in range(2):
         with pytest.raises(Exception, match="it was stopped after 0"):
             verdict(verifiers.sleep, (60.0,), limits=Limits(seconds=0.2))
-    new = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert not [p for p in new if p.is_running() and p.cpu_times().user > 5]
+    assert not [p for p in descendants() - before if p.is_running() and p.cpu_times().user > 5]
     assert verdict(verifiers.sleep, (0.0,), limits=Limits(seconds=0.2)) == "awake"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -149,6 +150,17 @@ def test_a_forced_run_is_another_wandb_run_and_a_resumed_one_is_not(tmp_path, ac
         assert record_of(folder).id == ids[-1]
         folder.set_aside()
     assert ids == ["0" * 12, f"{'0' * 12}-1", f"{'0' * 12}-2"]
+
+
+def test_a_run_after_the_service_of_wandb_was_killed_is_recorded(tmp_path, account):
+    """A sweep in one process outlives the service: the runs after it lose nothing."""
+    for name in ("a", "b", "c"):
+        assert record_of(RunFolder.of(tmp_path, name, name * 12)).id == name * 12
+        services = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+        assert services
+        for service in services:
+            service.kill()
+        psutil.wait_procs(services, timeout=10)
 
 
 def test_a_rank_other_than_zero_begins_no_wandb_run(tmp_path, account, monkeypatch):

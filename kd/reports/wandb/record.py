@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,9 @@ def begin(
     """
     import wandb
 
-    _connect(wandb)
     axes = axes_of(read_folder(folder), skill)
-    run = wandb.init(
+    run = _init(
+        wandb,
         dir=folder,
         id=identity,
         name=folder.name,
@@ -67,7 +69,7 @@ def begin(
         job_type=job_type,
         tags=[*tags, *tags_of(axes)],
         config={**config, **{f"{AXIS}{name}": value for name, value in axes.items()}},
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         resume="allow",
         reinit="finish_previous",
         settings=wandb.Settings(silent=True),  # the run prints its own line
@@ -88,6 +90,23 @@ def _connect(wandb: Any) -> None:
         if os.environ.pop("WANDB_SERVICE", None) is None:
             raise
         wandb.setup()
+
+
+def _init(wandb: Any, **settings: Any) -> Any:
+    """`wandb.init`; where the service of an earlier run of this process was killed since, with a new service."""
+    from wandb.sdk.mailbox import MailboxClosedError
+
+    _connect(wandb)
+    before = set(records(settings["dir"]))
+    try:
+        return wandb.init(**settings)
+    except (MailboxClosedError, ConnectionError):
+        with suppress(Exception):  # it sends to the service that is gone
+            wandb.teardown()
+        for folder in set(records(settings["dir"])) - before:
+            shutil.rmtree(folder)  # logs of the failure; nothing is recorded in it
+        _connect(wandb)
+        return wandb.init(**settings)
 
 
 def tags_of(axes: Mapping[str, str]) -> list[str]:
@@ -155,7 +174,8 @@ def tolerated(action: Callable[[], Any], what: str) -> Any:
     try:
         return action()
     except Exception as error:
-        print(f"caution: {what} failed ({' '.join(str(error).split())}); the run and its folder do not depend on it")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"caution: {what} failed ({reason}); the run and its folder do not depend on it")
         return None
 
 
@@ -166,4 +186,9 @@ def group_of(name: str, seed: int) -> str:
 
 def recorded(job: Job) -> bool:
     """Return whether W&B has a record of a run, in its folder."""
-    return job.folder is not None and any((job.folder / "wandb").glob("*run-*"))
+    return job.folder is not None and bool(records(job.folder))
+
+
+def records(folder: Path) -> list[Path]:
+    """The folders of W&B's records in a run folder."""
+    return sorted((folder / "wandb").glob("*run-*"))
