@@ -188,10 +188,27 @@ def set_by(key: str, chosen: Mapping[str, Choice]) -> list[Any]:
     return [value for value in found if value is not None]
 
 
-def arms_of(typed: Sequence[str] | None, chosen: Mapping[str, Choice]) -> list[list[str]]:
-    """The overrides of each arm of a grid: those that are `typed`, else the chosen files'; one empty arm for none."""
-    found = [arm for arms in set_by(ARMS, chosen) for arm in arms] if typed is None else typed
-    return [shlex.split(str(arm)) for arm in found] or [[]]
+def arms_of(typed: Any, chosen: Mapping[str, Choice]) -> list[list[str]]:
+    """The overrides of each arm of a grid: those that are `typed`, else the chosen files'; one empty arm for none.
+
+    Raises ValueError for arms that are no list, and for one that is no text or whose quotes are not closed.
+    """
+    lists = set_by(ARMS, chosen) if typed is None else [typed]
+    for arms in lists:
+        if isinstance(arms, str):
+            raise ValueError(f"{ARMS}={arms} is no list; write {ARMS}='[\"{arms}\"]'")
+    return [_arm(arm) for arms in lists for arm in arms] or [[]]
+
+
+def _arm(arm: Any) -> list[str]:
+    if not isinstance(arm, str):
+        raise ValueError(
+            f"{ARMS}: YAML reads the arm {arm} as something other than text; put the whole arm into quotes"
+        )
+    try:
+        return shlex.split(arm)
+    except ValueError as error:
+        raise ValueError(f"{ARMS}: the arm {arm} cannot be split into overrides: {error}; close its quotes") from None
 
 
 def check_owners(chosen: Mapping[str, Choice]) -> None:

@@ -218,7 +218,9 @@ def test_each_record_has_a_second_one_with_its_rationale():
     assert account.dropped == {"no reference": 1}
 
 
-@pytest.mark.parametrize(("share", "labels", "rationales"), [(0.5, 6, 6), (0.25, 6, 2), (0.75, 2, 6), (0.1, 6, 0)])
+@pytest.mark.parametrize(
+    ("share", "labels", "rationales"), [(0.5, 6, 6), (0.25, 6, 2), (0.75, 2, 6), (0.1, 6, 0), (0.0, 6, 0)]
+)
 def test_the_share_of_rationales_is_their_weight(share, labels, rationales):
     given = sums(*((i, 3) for i in range(10, 16)))
     found, _ = made(stage_of("rationale_task", rationales=share), given, solved)

@@ -8,10 +8,10 @@ import random
 import pytest
 
 from kd.skills.__main__ import build, read
-from kd.skills.data_to_text import DataToText
+from kd.skills.generated.data_to_text import DataToText
+from kd.skills.generated.places import NAMES, VALUES, names_of
+from kd.skills.generated.simplification import Simplification
 from kd.skills.gsm_symbolic import GsmSymbolic
-from kd.skills.places import NAMES, VALUES, names_of
-from kd.skills.simplification import Simplification
 from tests.skills.test_grid import check_splits, check_verifier
 
 SIZES = {"train": 60, "validation": 20, "test": 40}

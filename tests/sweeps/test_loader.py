@@ -121,6 +121,20 @@ def test_arms_count_in_a_sweep_only() -> None:
     check_overrides([typed, "seed=1,2", key])  # of a dry run
 
 
+@pytest.mark.parametrize(
+    ("arms", "sentence"),
+    [
+        ('"method=gkd"', r"arms=method=gkd is no list; write hydra\.sweeper\.arms='\[\"method=gkd\"\]'"),
+        ("[{method: gkd}]", r"reads the arm \{'method': 'gkd'\} as something other than text; put the whole arm"),
+        ("""["run.root=o'brien"]""", r"the arm run\.root=o'brien cannot be split into overrides: No closing quotation"),
+    ],
+)
+def test_arms_that_are_no_list_of_texts_are_refused(arms: str, sentence: str) -> None:
+    """In a file YAML reads `- a=b key=prefix: c=d` as a mapping, at its colon."""
+    with pytest.raises(ValueError, match=sentence):
+        check_overrides(["-m", f"hydra.sweeper.arms={arms}"])
+
+
 def test_the_dry_run_names_the_job_that_a_key_does_not_fit() -> None:
     key, remedy = "rollout.writer.max_new_tokens", "only in the arms (hydra.sweeper.arms) or files that it fits"
     job, other = (

@@ -46,8 +46,9 @@ class RationaleTask(Generating):
         label_prefix: before the question in the prompt of the label, with a space between. A prompt that begins with
             it is as it is, as those of skill=gsm_predict. Evaluated prompts are the skill's: they should have it, too.
         rationale_prefix: the same in the prompt of the rationale.
-        rationales: the share of records with a rationale, between 0 and 1; at less than 0.5 some rationales are left
-            out, at more some labels, evenly over the records.
+        rationales: the share of records with a rationale, from 0 and below 1; at less than 0.5 some rationales are left
+            out, at more some labels, evenly over the records. At 0 the labels are alone: with label=teacher it is the
+            paper's standard distillation, from the same chains of thought.
         max_new_tokens, temperature, top_p, batch_size, generator: see `kd.augmentation.generation.Generating`.
 
     A record of which the teacher's reply has no rationale or no answer is dropped.
@@ -62,7 +63,7 @@ class RationaleTask(Generating):
     label: Literal["reference", "teacher"] = "reference"
     label_prefix: str = ""
     rationale_prefix: str = "explain:"
-    rationales: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    rationales: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +74,10 @@ class RationaleTask(Generating):
         records = [_prefixed(record, "", without=self.label_prefix) for record in records]
         replies = self.teacher_texts(resources, [asked(r, self.text) for r in records], "rationales")
         share = self.rationales
-        with_label, with_rationale = quota(min(1.0, (1 - share) / share)), quota(min(1.0, share / (1 - share)))
+        with_label, with_rationale = (
+            quota(min(1.0, (1 - share) / max(share, 0.5))),
+            quota(min(1.0, share / (1 - share))),
+        )
         for record, reply in zip(records, replies, strict=True):
             found = None if reply is None else divided(reply)
             label = self._label(record, found)

@@ -3,7 +3,7 @@
 from random import Random
 from typing import Any
 
-from kd.skills.places import VALUES, Facts, Places, article, stated, states
+from kd.skills.generated.places import VALUES, Facts, Places, article, stated, states
 from kd.types import Record
 
 VERSION = 1

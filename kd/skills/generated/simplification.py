@@ -5,7 +5,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from kd.metrics.instructions.sentences import sentences
-from kd.skills.places import Facts, Places, states
+from kd.skills.generated.places import Facts, Places, states
 from kd.types import Record
 
 VERSION = 1

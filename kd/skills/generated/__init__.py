@@ -1,0 +1,1 @@
+"""Skills whose problems and texts are drawn by rules of this project."""
