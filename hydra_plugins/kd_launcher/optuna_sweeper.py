@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ class OptunaSweeper(CheckedSweeper):
 
     `n_jobs` of them at a time are proposed and launched. `sampler` names a class of optuna.samplers
     whose argument is a seed. A job that fails, whose objective is not finite, or that `check`
-    refuses is a failed trial, and the study continues. A job whose run is DONE keeps its objective.
+    refuses is a failed trial, and the study continues. A job whose run is DONE keeps its objective. A study is of one
+    arm: `arms`, which an experiment may set, is refused.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class OptunaSweeper(CheckedSweeper):
         sampler: str = "TPESampler",
         seed: int = 1,
         params: dict[str, str] | None = None,
+        arms: Sequence[str] | None = None,
     ) -> None:
         super().__init__(check, n_jobs, params)
+        self.arms = arms
         self.n_trials, self.n_jobs, self.sampler, self.seed = n_trials, n_jobs, sampler, seed
         self.given: dict[str, Override] = {}  # by key
         self.space: dict[str, BaseDistribution] = {}  # of those that are searched
@@ -51,10 +54,15 @@ class OptunaSweeper(CheckedSweeper):
         """Run the study and print its best job.
 
         Raises:
-            SystemExit: optuna is missing, there is nothing to search, or the first trial cannot run.
+            SystemExit: optuna is missing, the grid has arms, there is nothing to search, or the first trial cannot run.
         """
         if not _imports("optuna"):
             sys.exit("hydra/sweeper=optuna needs the package optuna; install it with pip install -e '.[optuna]'")
+        if self.arms:
+            sys.exit(
+                f"hydra/sweeper=optuna searches in one arm, and hydra.sweeper.arms has {len(self.arms)}; add "
+                f"hydra.sweeper.arms=null and the overrides of one, as {self.arms[0]}"
+            )
         self.given = self._parsed(arguments)
         self.space = {key: _space(line) for key, line in self.given.items() if line.is_sweep_override()}
         if not self.space:

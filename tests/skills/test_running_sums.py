@@ -56,7 +56,8 @@ def test_no_sum_is_in_two_splits_of_any_seeds_and_a_longer_split_begins_with_the
 
 
 @pytest.mark.parametrize(
-    ("text", "right"), [("11", 1.0), ("so 10 + 1 = 11. The answer is 11.", 1.0), ("1", 0.0), ("-11", 0.0), ("", 0.0)]
+    ("text", "right"),
+    [("11", 1.0), ("11.0", 1.0), ("so 10 + 1 = 11. The answer is 11.", 1.0), ("1", 0.0), ("-11", 0.0), ("", 0.0)],
 )
 def test_a_score_by_hand(text, right):
     sums = skill("predict")

@@ -252,6 +252,7 @@ def test_a_study_that_cannot_begin_is_reported(app: Path) -> None:
         (("x=interval(2.0,1.0)",), "x=interval(2.0,1.0): "),
         (("x=1,2", "hydra.sweeper.sampler=Tpe"), "sampler=Tpe: optuna.samplers has no such class"),
         (("x=1,2", "hydra.sweeper.n_trials=0"), "n_trials=0"),
+        (("x=1,2", 'hydra.sweeper.arms=["y=1","y=2"]'), "add hydra.sweeper.arms=null and the overrides of one, as y=1"),
     ],
 )
 def test_what_cannot_be_searched_is_one_sentence(words: tuple[str, ...], refusal: str, app: Path) -> None:

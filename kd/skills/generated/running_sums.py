@@ -99,7 +99,8 @@ class RunningSums(Skill):
 
     def score(self, record: Record, text: str) -> float:
         """1 if the text's final number is the total, else 0."""
-        return float(final_number(text) == record.meta["answer"])
+        number = final_number(text)
+        return float(number is not None and float(number) == float(record.meta["answer"]))
 
     def _draws(self, split: Split) -> Iterator[Record | None]:
         for draw in count():
