@@ -1,6 +1,7 @@
 """A study: Optuna proposes jobs, each by the objectives of those before."""
 
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -44,8 +45,7 @@ class OptunaSweeper(CheckedSweeper):
         params: dict[str, str] | None = None,
         arms: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(check, n_jobs, params)
-        self.arms = arms
+        super().__init__(check, n_jobs, params, arms)
         self.n_trials, self.n_jobs, self.sampler, self.seed = n_trials, n_jobs, sampler, seed
         self.given: dict[str, Override] = {}  # by key
         self.space: dict[str, BaseDistribution] = {}  # of those that are searched
@@ -61,7 +61,7 @@ class OptunaSweeper(CheckedSweeper):
         if self.arms:
             sys.exit(
                 f"hydra/sweeper=optuna searches in one arm, and hydra.sweeper.arms has {len(self.arms)}; add "
-                f"hydra.sweeper.arms=null and the overrides of one, as {self.arms[0]}"
+                f"hydra.sweeper.arms=null and the overrides of one, as {shlex.join(self.arms[0])}"
             )
         self.given = self._parsed(arguments)
         self.space = {key: _space(line) for key, line in self.given.items() if line.is_sweep_override()}
