@@ -30,8 +30,8 @@ class OptunaSweeper(CheckedSweeper):
     """Improves the jobs' value over intervals, ranges and choices, in `n_trials` jobs; fixed overrides stay.
 
     `n_jobs` of them at a time are proposed and launched. `sampler` names a class of optuna.samplers
-    whose argument is a seed. A job that fails, whose objective is not finite, or that `check`
-    refuses is a failed trial, and the study continues. A job whose run is DONE keeps its objective. A study is of one
+    that is made of a seed. A job that fails, has an objective that is not finite, or that `check`
+    refuses is a failed trial, and the study continues. A job with a run that is DONE keeps its objective. A study is of one
     arm: `arms`, which an experiment may set, is refused.
     """
 

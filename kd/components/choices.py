@@ -191,11 +191,11 @@ def set_by(key: str, chosen: Mapping[str, Choice]) -> list[Any]:
 def arms_of(typed: Any, chosen: Mapping[str, Choice]) -> list[list[str]]:
     """The overrides of each arm of a grid: those that are `typed`, else the chosen files'; one empty arm for none.
 
-    Raises ValueError for arms that are no list, and for one that is no text or whose quotes are not closed.
+    Raises ValueError for arms that are no list, and for one that is no text or has an open quote.
     """
     lists = set_by(ARMS, chosen) if typed is None else [typed]
     for arms in lists:
-        if isinstance(arms, str):
+        if isinstance(arms, str) or not isinstance(arms, Sequence):
             raise ValueError(f"{ARMS}={arms} is no list; write {ARMS}='[\"{arms}\"]'")
     return [_arm(arm) for arms in lists for arm in arms] or [[]]
 

@@ -18,6 +18,7 @@ import pytest
 
 from kd.sandbox import Limits, verdict
 from kd.sandbox.mechanisms import missing
+from kd.sandbox.pool import _close
 from tests.sandbox import verifiers
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,7 @@ def test_nothing_outlives_the_parent(how, mechanism, tmp_path):
 
 
 def test_a_worker_that_died_is_replaced(mechanism):
+    _close()  # so that the workers of earlier tests are not among the others
     others = descendants()
     assert verdict(operator.add, (1, 2)) == 3
     mine = descendants() - others
@@ -87,8 +89,6 @@ def test_a_forked_copy_has_workers_of_its_own(mechanism):
     if pid == 0:
         try:
             right = [verdict(operator.add, (i, 10)) for i in range(3)] == [10, 11, 12]
-            from kd.sandbox.pool import _close
-
             _close()
         finally:
             os._exit(0 if right else 1)

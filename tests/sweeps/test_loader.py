@@ -125,6 +125,8 @@ def test_arms_count_in_a_sweep_only() -> None:
     ("arms", "sentence"),
     [
         ('"method=gkd"', r"arms=method=gkd is no list; write hydra\.sweeper\.arms='\[\"method=gkd\"\]'"),
+        ("5", r"arms=5 is no list"),
+        ("{method: gkd}", r"arms=\{'method': 'gkd'\} is no list"),
         ("[{method: gkd}]", r"reads the arm \{'method': 'gkd'\} as something other than text; put the whole arm"),
         ("""["run.root=o'brien"]""", r"the arm run\.root=o'brien cannot be split into overrides: No closing quotation"),
     ],

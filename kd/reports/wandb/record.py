@@ -101,7 +101,7 @@ def _init(wandb: Any, **settings: Any) -> Any:
     try:
         return wandb.init(**settings)
     except (MailboxClosedError, ConnectionError):
-        with suppress(Exception):  # it sends to the service that is gone
+        with suppress(Exception, SystemExit):  # it sends to the service that is gone, and exits with its code
             wandb.teardown()
         for folder in set(records(settings["dir"])) - before:
             shutil.rmtree(folder)  # logs of the failure; nothing is recorded in it

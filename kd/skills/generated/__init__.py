@@ -1,1 +1,1 @@
-"""Skills whose problems and texts are drawn by rules of this project."""
+"""Skills with problems and texts that are drawn by rules of this project."""
