@@ -31,8 +31,8 @@ class OptunaSweeper(CheckedSweeper):
 
     `n_jobs` of them at a time are proposed and launched. `sampler` names a class of optuna.samplers
     that is made of a seed. A job that fails, has an objective that is not finite, or that `check`
-    refuses is a failed trial, and the study continues. A job with a run that is DONE keeps its objective. A study is of one
-    arm: `arms`, which an experiment may set, is refused.
+    refuses is a failed trial, and the study continues. A job with a run that is DONE keeps its
+    objective. A study is of one arm: `arms`, which an experiment may set, is refused.
     """
 
     def __init__(
