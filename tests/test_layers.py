@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"data", "kernels", "objectives", "alignment", "reports"},
     {"models", "skills", "corpora"},
     {"generators", "environments"},
-    {"teachers"},
+    {"teachers", "workers"},
     {"rewards", "augmentation", "rollouts", "evaluation", "judges"},
     {"training"},
     {"composition", "sweeps"},

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from kd.augmentation.answering import Workers, Writer, answers
+from kd.augmentation.answering import Writer, answers
 from kd.generators import Generator
 from kd.generators.settings import Decoding
 from kd.generators.torch import Torch
 from kd.teachers.interface import Answers, Teacher
 from kd.types import Record, Skill
+from kd.workers import Workers
 
 By = Literal["teacher", "student"]
 

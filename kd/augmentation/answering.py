@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from kd.artifacts import Cost, cache_root, key, once
 from kd.data.images import digest
@@ -19,6 +19,7 @@ from kd.seeding import seeded
 from kd.teachers.interface import Answers, Teacher
 from kd.types import Record, Source
 from kd.versions import versions
+from kd.workers import Workers
 
 VERSION = 1  # part of every key: raise it when the same requests are to give other texts
 KIND = "set of answers"
@@ -47,21 +48,6 @@ class Part(NamedTuple):
         with metered() as meter, seeded(*self.stream):
             rows = model.respond(self.prompts, decoding=self.decoding, engine=self.engine, progress=progress)
         return rows, meter.spent
-
-
-@runtime_checkable
-class Workers(Protocol):
-    """Processes that answer parts side by side, each with a copy of the model: the same texts at the same cost."""
-
-    def answered(
-        self, source: Source, named: str, parts: Sequence[Part]
-    ) -> Iterator[tuple[Part, Sequence[Answers], Spent]]:
-        """Each part with its answers and their cost, as soon as it is answered, in any order.
-
-        Args:
-            source: the model, as stages name it.
-            named: the name of the model's content. Raises ValueError where a process has another.
-        """
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from kd.augmentation.ray_workers import RaySettings
 from kd.components import axes
 from kd.components.choices import choices, meant
 from kd.components.signatures import check_call, shown, suggestion
@@ -22,6 +21,7 @@ from kd.training.budget import Limits
 from kd.training.observers import MONITORED
 from kd.training.optimization import Optimization, Rate
 from kd.training.sharding import NAME as SHARDED
+from kd.workers.actors import RaySettings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 ONE_PROCESS = ("spawn", "fork", "notebook")  # strategies whose ranks do not run the command line again

@@ -1,19 +1,25 @@
 """A model's answers to the skill's prompts, and the skill's scores of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from kd.data.chat_template import response_text
+from kd.data.images import seen, view_of
 from kd.data.sequences import prompt_ids
+from kd.evaluation.cache import Part
 from kd.evaluation.engines import Engine
 from kd.generators.generation import end_ids
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
-from kd.progress import phase
 from kd.seeding import seeded
 from kd.skills.scoring import scored_all
 from kd.types import Record, Skill
+
+TOGETHER = 256  # answers of a part, with a random stream of its own
 
 
 def score_answers(
@@ -29,20 +35,22 @@ def write_answers(
     records: Sequence[Record],
     decoding: Decoding,
     *,
-    seed: int = 0,
+    stream: tuple[Any, ...] = (0, "evaluation"),
     engine: Engine | None = None,
     identity: str = "",
+    progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """`decoding.samples` answers per record, in its order: id, text, tokens (end token included), truncated (no end
     token was generated).
 
-    seed: of the random numbers; the records and the decoding have streams of their own.
+    stream: of the random numbers.
     engine: None: our own. identity: the model's, for an engine that holds weights.
+    progress: called with the number of prompts just finished.
     """
     engine = engine or Engine()
     prompts = [prompt_ids(record, model.tokenizer) for record in records]
-    with phase("generate", len(records), "answers") as shown, seeded(seed, "evaluation"):
-        written = engine(model, prompts, decoding, identity=identity, progress=shown.advance)
+    with seeded(*stream):
+        written = engine(model, prompts, decoding, identity=identity, progress=progress)
     answers = [list(answer.ids) for group in written for answer in group]
     ends = end_ids(model)
     return pd.DataFrame(
@@ -53,6 +61,39 @@ def write_answers(
             "truncated": [ids[-1] not in ends for ids in answers],
         }
     )
+
+
+def answer_parts(
+    model: LanguageModel, records: Sequence[Record], decoding: Decoding, *, seed: int, engine: Engine, identity: str
+) -> list[Part]:
+    """What `write_answers` does for records, in parts of TOGETHER answers at most; the first has the seed's stream.
+
+    identity: the model's, with its precision.
+    """
+    size = max(1, TOGETHER // decoding.samples)
+    settings: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
+    if decoding.temperature:
+        drawn = ("samples", "temperature", "top_p")
+        settings |= {name: vars(decoding)[name] for name in drawn} | {"seed": seed}
+    if generator := engine.settings(model):
+        settings |= {"generator": dict(generator)}
+    parts, ends = [], sorted(end_ids(model))
+    for number, start in enumerate(range(0, len(records), size)):
+        some, place = records[start : start + size], [number] if number else []
+        prompts = prompt_contents(some, model.tokenizer)
+        content = {"system": identity, "prompts": prompts, "ends": ends, **settings}
+        if decoding.temperature and number:
+            content["part"] = number  # greedy text is the same wherever its prompts stand
+        stream = (seed, "evaluation", *place)
+        write = partial(write_answers, records=some, decoding=decoding, stream=stream, engine=engine, identity=identity)
+        parts.append(Part(content, len(some), write))
+    return parts
+
+
+def prompt_contents(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list:
+    """What the answers to prompts depend on: ids, tokens, and digests of images."""
+    prompts = [(record.id, prompt_ids(record, tokenizer)) for record in records]
+    return [[name, prompt, *seen(view_of(prompt))] for name, prompt in prompts]
 
 
 def judged(answers: pd.DataFrame, skill: Skill, records: Sequence[Record]) -> pd.DataFrame:

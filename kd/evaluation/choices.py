@@ -1,25 +1,27 @@
 """The likelihood of a record's choices under a model, after its prompt and after an empty one."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from kd.data.images import PLACE
+from kd.data.images import PLACE, seen, view_of
 from kd.data.sequences import Encoder, answer_ids, prompt_ids
+from kd.evaluation.cache import Part
 from kd.evaluation.likelihood import nlls
 from kd.generators.account import Row
 from kd.generators.continuations import branch_logprobs, continuation_logprobs
 from kd.models.language_model import LanguageModel
-from kd.progress import phase
 from kd.skills.answer_metrics import Evidence
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Written
 
 SHORT = 16  # tokens of the longest choice up to which a model that cannot branch reads a prompt once; beyond, whole
 # sequences are faster
+TOGETHER = 256  # records of a part
 
 Choice = tuple[Record, Sequence[int], list[tuple[int, ...]]]  # a record, its prompt and its choices, in ids
 
@@ -47,24 +49,44 @@ def without_question(record: Record) -> Record:
 
 
 def score_choices(
-    model: LanguageModel | Ensemble, items: Sequence[Choice], *, batch_size: int, max_tokens: int
+    model: LanguageModel | Ensemble,
+    items: Sequence[Choice],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """One row for each item: id, and logprobs, the summed log-likelihood of each choice's tokens in nats.
 
     Args:
         batch_size: choices that are read at a time, token by token, by a model whose rows cannot branch.
         max_tokens: of a micro-batch.
+        progress: called with the number of items just finished.
     """
     prompts, choices = [prompt for _, prompt, _ in items], [choices for *_, choices in items]
-    with phase("evaluate", len(items), "items with choices") as shown:
-        if isinstance(model, LanguageModel) and model.packs:
-            found = branch_logprobs(model, prompts, choices, max_tokens=max_tokens, progress=shown.advance)
-        elif isinstance(model, LanguageModel) and _short(items):
-            found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=shown.advance)
-        else:
-            found = _of_sequences(model, items, max_tokens)
-            shown.advance(len(items))
+    if isinstance(model, LanguageModel) and model.packs:
+        found = branch_logprobs(model, prompts, choices, max_tokens=max_tokens, progress=progress)
+    elif isinstance(model, LanguageModel) and _short(items):
+        found = continuation_logprobs(model, prompts, choices, batch_size=batch_size, progress=progress)
+    else:
+        found = _of_sequences(model, items, max_tokens)
+        if progress is not None:
+            progress(len(items))
     return pd.DataFrame({"id": [record.id for record, *_ in items], "logprobs": found})
+
+
+def choice_parts(items: Sequence[Choice], *, identity: str, batch_size: int, max_tokens: int) -> list[Part]:
+    """What `score_choices` does for items, in parts of TOGETHER at most.
+
+    identity: the model's, with its precision.
+    """
+    parts = []
+    for start in range(0, len(items), TOGETHER):
+        some = items[start : start + TOGETHER]
+        listed = [[one.id, prompt, ids, *seen(view_of(prompt))] for one, prompt, ids in some]
+        score = partial(score_choices, items=some, batch_size=batch_size, max_tokens=max_tokens)
+        parts.append(Part({"system": identity, "choices": listed}, len(some), score))
+    return parts
 
 
 def tokens_read(model: LanguageModel | Ensemble, items: Sequence[Choice]) -> int:

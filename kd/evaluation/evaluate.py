@@ -10,12 +10,11 @@ import pandas as pd
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
-from kd.data.images import seen, view_of
 from kd.data.references import content, references, with_reference
-from kd.data.sequences import Encoder, prompt_ids, same_text
-from kd.evaluation.answers import judged, write_answers
-from kd.evaluation.cache import content_key, remembered, uncached
-from kd.evaluation.choices import encoded_choices, score_choices, without_question
+from kd.data.sequences import Encoder, same_text
+from kd.evaluation.answers import answer_parts, judged, prompt_contents
+from kd.evaluation.cache import content_key, remembered, remembered_parts, uncached
+from kd.evaluation.choices import choice_parts, encoded_choices, without_question
 from kd.evaluation.engines import Engine
 from kd.evaluation.floor import Unconditional, uniform, unigram
 from kd.evaluation.items import (
@@ -36,7 +35,6 @@ from kd.evaluation.positions import by_position
 from kd.evaluation.teacher_rows import Rows, rows_of
 from kd.evaluation.variants import variants as variants_of
 from kd.generators import Generator
-from kd.generators.generation import end_ids
 from kd.generators.settings import Decoding, Nucleus, Samples
 from kd.intervals import NAN, Score, mean, ratio
 from kd.metrics.table import METRICS, ON_TEACHER, of_skill
@@ -44,8 +42,9 @@ from kd.models.language_model import LanguageModel
 from kd.skills.scoring import at_limit
 from kd.teachers.ensemble import Ensemble
 from kd.types import Record, Skill
+from kd.workers.copies import Copies
 
-VERSION = 5  # greedy answers in fuller batches, with other rounding of products; 4: a source of None is none
+VERSION = 6  # answers and choices in parts of 256; 5: greedy answers in fuller batches, with other rounding
 
 Baseline = Literal["unigram", "uniform"]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
@@ -103,6 +102,7 @@ class Evaluation:
         self.confidence, self.resamples = confidence, resamples
         self.variants, self.excess_error, self.draft = variants_of(variants), excess_error, draft
         self.engine, self.lm_eval = Engine(generator), LmEval(**(lm_eval or {}))
+        self.copies: Copies | None = None  # processes that generate answers and read choices in place of this one
         try:
             self.decoding.check() if generator is None else generator.check(self.decoding)
         except ValueError as error:
@@ -244,20 +244,11 @@ class Session:
         """Scores of the system's texts. Only texts are cached, so that a corrected scorer takes effect at once."""
         if not self.prompts or isinstance(system, Ensemble) or not self.generates:
             return None, 0.0
-        decoding, seed = self.evaluation.decoding, self.evaluation.seed
-        settings: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "batch_size": decoding.batch_size}
-        if decoding.temperature:
-            drawn = ("samples", "temperature", "top_p")
-            settings |= {name: vars(decoding)[name] for name in drawn} | {"seed": seed}
-        engine = self.evaluation.engine
-        if generator := engine.settings(system):
-            settings |= {"generator": dict(generator)}
-        prompts, ends = self.prompt_contents(system.tokenizer), sorted(end_ids(system))
-        key = {"system": named(system, identity), "prompts": prompts, "ends": ends, **settings}
-        compute = partial(
-            write_answers, system, self.prompts, decoding, seed=seed, engine=engine, identity=key["system"]
-        )
-        texts, seconds = remembered("answers", key, compute)
+        given, name = self.evaluation, named(system, identity)
+        parts = answer_parts(system, self.prompts, given.decoding, seed=given.seed, engine=given.engine, identity=name)
+        copies = given.copies if given.engine.generator is None else None
+        shown = ("generate", "answers")
+        texts, seconds = remembered_parts("answers", parts, system, named=identity, shown=shown, copies=copies)
         if self.headline is not None and not self.headline.of_text:
             return texts.assign(score=NAN, error=None), seconds
         return judged(texts, self.skill, self.prompts), seconds
@@ -283,17 +274,16 @@ class Session:
     def _choice_logprobs(
         self, system: LanguageModel | Ensemble, identity: str, records: Sequence[Record]
     ) -> tuple[list[Any], float]:
-        choices = encoded_choices(records, system.tokenizer)
-        listed = [[one.id, prompt, ids, *seen(view_of(prompt))] for one, prompt, ids in choices]
-        key = {"system": named(system, identity), "choices": listed}
         settings = {"batch_size": self.evaluation.decoding.batch_size, "max_tokens": self.encoder.max_tokens}
-        table, seconds = remembered("choices", key, partial(score_choices, system, choices, **settings))
+        parts = choice_parts(encoded_choices(records, system.tokenizer), identity=named(system, identity), **settings)
+        copies = self.evaluation.copies if isinstance(system, LanguageModel) else None
+        shown = ("evaluate", "items with choices")
+        table, seconds = remembered_parts("choices", parts, system, named=identity, shown=shown, copies=copies)
         return table["logprobs"].tolist(), seconds
 
     def prompt_contents(self, tokenizer: PreTrainedTokenizerBase) -> list:
         """What the answers to the prompts depend on: ids, tokens, and digests of images."""
-        prompts = [(record.id, prompt_ids(record, tokenizer)) for record in self.prompts]
-        return [[name, prompt, *seen(view_of(prompt))] for name, prompt in prompts]
+        return prompt_contents(self.prompts, tokenizer)
 
     def _measured(
         self,

@@ -12,7 +12,6 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from kd.artifacts import Cost, cache_root, once
 from kd.augmentation import By, Resources
 from kd.augmentation.quality import quality
-from kd.augmentation.ray_workers import RaySettings, RayWorkers
 from kd.components.axes import AXES
 from kd.components.instantiation import instantiate
 from kd.composition.interfaces import made_by
@@ -29,7 +27,7 @@ from kd.data.images import from_plain, plain
 from kd.data.sequences import prompt_ids
 from kd.data.windows import nothing_fits
 from kd.experiment.identity import identity, load_skill
-from kd.experiment.loading import device, load_exported, load_student, load_teacher
+from kd.experiment.loading import device, load_exported, load_student, load_teacher, ray_workers
 from kd.generators.account import Spent, metered
 from kd.progress import part, remark
 from kd.runs.costs import StageAccount
@@ -225,7 +223,7 @@ class _Models:
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg
         self.loaded: dict[str, tuple[Teacher, str]] = {}
-        self.workers = _workers(cfg)
+        self.workers = ray_workers(cfg, _in_actor)
 
     def close(self) -> None:
         """End the actors, where there are any."""
@@ -275,18 +273,6 @@ def _generating(cfg: DictConfig, alone: bool = False) -> Teacher:
     if teacher.follows_student:
         teacher.bind(load_student(cfg))
     return teacher.to(device(cfg))
-
-
-def _workers(cfg: DictConfig) -> RayWorkers | None:
-    """The actors of `run.ray`, none of which is started yet; None where the run has none."""
-    own = RaySettings(**(cfg.run.get("ray") or {}))
-    if own.actors == 0:
-        return None
-    gpus = float(device(cfg).type == "cuda") if own.num_gpus is None else own.num_gpus
-    there = cfg.copy()  # each actor sees its own GPU as the first, or none
-    there.trainer.update({"accelerator": "gpu" if gpus else "cpu", "devices": "auto"})
-    content: Any = OmegaConf.to_container(there, resolve=True)
-    return RayWorkers(partial(_in_actor, content), replace(own, num_gpus=gpus))
 
 
 def _in_actor(content: Mapping[str, Any], by: By) -> Teacher:

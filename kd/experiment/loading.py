@@ -2,7 +2,9 @@
 
 import json
 import os
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from kd.teachers.cached import Cached
 from kd.teachers.listed import Listed
 from kd.teachers.truncated import Approximated
 from kd.training.trainer import sharding_of
+from kd.workers.actors import RaySettings, RayWorkers
+from kd.workers.copies import Copied, Copies
 
 
 def load_student(cfg: DictConfig) -> LanguageModel:
@@ -82,3 +86,43 @@ def device(cfg: DictConfig) -> torch.device:
         return torch.device("cpu")
     rank = int(os.environ.get("LOCAL_RANK", 0))
     return torch.device("cuda", devices[rank] if OmegaConf.is_list(devices) else rank)
+
+
+# --- in actors of Ray ---
+
+
+def ray_workers(cfg: DictConfig, load: Callable[[Mapping[str, Any], Any], Any]) -> RayWorkers | None:
+    """The actors of `run.ray`, none of which is started yet; None where the run has none.
+
+    load: gives, in an actor, a model of the config, which is in plain containers there.
+    """
+    own = RaySettings(**(cfg.run.get("ray") or {}))
+    if own.actors == 0:
+        return None
+    gpus = float(device(cfg).type == "cuda") if own.num_gpus is None else own.num_gpus
+    there = cfg.copy()  # each actor sees its own GPU as the first, or none
+    there.trainer.update({"accelerator": "gpu" if gpus else "cpu", "devices": "auto"})
+    content: Any = OmegaConf.to_container(there, resolve=True)
+    return RayWorkers(partial(load, content), replace(own, num_gpus=gpus))
+
+
+def copies_of(cfg: DictConfig, student: str, teacher: str | None) -> Copies | None:
+    """The actors of `run.ray` with copies of the models that are evaluated; None where the run has none.
+
+    Args:
+        cfg: a config of which everything is prepared.
+        student, teacher: the identities of both as they were loaded.
+    """
+    workers = ray_workers(cfg, _evaluated)
+    roles = {student: "student"} if teacher is None else {teacher: "teacher", student: "student"}
+    return None if workers is None else Copies(workers, workers.close, roles)
+
+
+def _evaluated(content: Mapping[str, Any], copied: Copied) -> LanguageModel:
+    """A model of a run as it is evaluated, loaded in another process for its use alone."""
+    cfg = OmegaConf.create(dict(content))
+
+    def load(role: str) -> LanguageModel:
+        return load_student(cfg) if role == "student" else load_teacher(cfg.teacher, alone=True).system
+
+    return copied.loaded(load).to(device(cfg))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,17 @@ def work(plan: Plan) -> Mapping[str, Any]:
         fit(cfg, parts, folder, task_scores(cfg, parts))
         raise SystemExit(0)  # evaluation and reports belong to the first rank
     _rehearse(cfg, parts, folder)
-    evaluation = Evaluated(cfg, parts, folder)
-    check_unchanged(cfg, folder.config_hash)  # all is loaded now
-    print_lost(evaluation.records)
-    place(cfg, parts)
-    evaluation.measure("before")
-    fit(cfg, parts, folder, task_scores(cfg, parts))
-    place(cfg, parts)  # Lightning leaves the student on the CPU
-    evaluation.measure("after")
-    judges = load_judges(read, **evaluation.session.interval)
-    found = evaluation.results(beside, judges, None if plan.beside is None else plan.beside.folder)
+    with closing(Evaluated(cfg, parts, folder, read)) as evaluation:
+        check_unchanged(cfg, folder.config_hash)  # all is loaded now
+        print_lost(evaluation.records)
+        place(cfg, parts)
+        evaluation.measure("before")
+        evaluation.close()  # training has the machine
+        fit(cfg, parts, folder, task_scores(cfg, parts))
+        place(cfg, parts)  # Lightning leaves the student on the CPU
+        evaluation.measure("after")
+        judges = load_judges(read, **evaluation.session.interval)
+        found = evaluation.results(beside, judges, None if plan.beside is None else plan.beside.folder)
     results = {**found, **disclosed(unrevealed(cfg), parts, evaluation.sessions)}
     validated({"config_hash": "0" * 12, **results})  # before the checkpoint is deleted
     store(folder.path / "student", lambda partial: _export(cfg, parts, results, partial), kind="student")

@@ -38,7 +38,9 @@ ITEMS = ("skill", "system", "metric", "id", "group", "value", "statistics", "var
 class Evaluated:
     """The systems of one run, measured on its skill and on those of `evaluation.skills`."""
 
-    def __init__(self, cfg: DictConfig, parts: Any, folder: RunFolder):
+    def __init__(self, cfg: DictConfig, parts: Any, folder: RunFolder, read: DictConfig | None = None):
+        """read: the config of which everything is prepared; None: `cfg` is."""
+        from kd.experiment.loading import copies_of
         from kd.models.digests import model_digest
 
         self.cfg, self.parts, self.folder, self.digest = cfg, parts, folder, model_digest
@@ -63,6 +65,12 @@ class Evaluated:
         self.judged, self.judged_items = dict[str, Metric](), list[Any]()  # metrics and items of judges
         self.calls, self.family = calls(), family(cfg)
         self.initial = model_digest(parts.module.student)
+        evaluation.copies = copies_of(cfg if read is None else read, self.initial, self.teacher_identity)
+
+    def close(self) -> None:
+        """End the processes that evaluate in place of this one, if there are any; a measurement starts others."""
+        if self.evaluation.copies is not None:
+            self.evaluation.copies.close()
 
     def _session(self, evaluation: Any, skill: Skill) -> Any:
         return evaluation.session(

@@ -24,13 +24,12 @@ from omegaconf import OmegaConf
 
 import kd.elicit
 from kd.artifacts import read_manifest, remove
-from kd.augmentation import Account, Resources, answering, ray_workers
-from kd.augmentation.answering import Part, Workers
+from kd.augmentation import Account, Resources, answering
+from kd.augmentation.answering import Part
 from kd.augmentation.labeling import Labeling
-from kd.augmentation.ray_workers import Actor, RaySettings, RayWorkers, _places, _variables
 from kd.composition.machine import check_machine
 from kd.composition.sections import check_sections
-from kd.experiment import elicitation
+from kd.experiment import loading
 from kd.experiment.elicitation import elicit, elicited_folder
 from kd.experiment.identity import identity
 from kd.generators.account import Spent, metered
@@ -39,6 +38,8 @@ from kd.generators.torch import Torch
 from kd.teachers.interface import Answers, Teacher
 from kd.teachers.white_box import StudentText, WhiteBox
 from kd.types import Record, Source
+from kd.workers import Workers, actors
+from kd.workers.actors import Actor, RaySettings, RayWorkers, _places, _variables
 from tests import runs
 from tests.augmentation.scripted import Scripted
 from tests.documents import ROOT
@@ -164,7 +165,7 @@ def test_an_elicitation_sends_its_stages_to_the_workers(monkeypatch: pytest.Monk
             self.closed += 1
 
     made: list[Here] = []
-    monkeypatch.setattr(elicitation, "RayWorkers", Here)
+    monkeypatch.setattr(loading, "RayWorkers", Here)
     found = elicit(runs.config(*words, *short, "run.ray.actors=2"))
     assert found.records == expected.records
     assert found.spent._replace(seconds=0.0) == expected.spent._replace(seconds=0.0)
@@ -232,7 +233,7 @@ def test_settings_are_checked_with_the_config(key: str, value: str) -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Ray were."""
-    monkeypatch.setattr("kd.augmentation.ray_workers.check_installed", lambda setting: None)
+    monkeypatch.setattr("kd.workers.actors.check_installed", lambda setting: None)
 
 
 def workers(actors: int, cpus: float, gpus: float, cluster: str | None = None) -> RayWorkers:
@@ -276,7 +277,7 @@ def test_a_cluster_that_is_not_reached_is_named(installed: None, monkeypatch: py
     def refusing(address: str | None, key: str) -> Any:
         raise ValueError(f"{key}={address}: Ray is not reached (no route); start it by ray start --head")
 
-    monkeypatch.setattr("kd.augmentation.ray_workers.connected", refusing)
+    monkeypatch.setattr("kd.workers.actors.connected", refusing)
     with (
         pytest.raises(ValueError, match=r"^run\.ray\.cluster=there:1: Ray is not reached \(no route\); start it"),
         closing(workers(1, 1.0, 0.0, "there:1")) as lost,
@@ -366,7 +367,7 @@ def test_actors_that_wait_for_a_place_are_named(
     installed: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """At every EVERY, also while parts of others arrive; and none is where all have their place."""
-    monkeypatch.setattr(ray_workers, "EVERY", 0.0)
+    monkeypatch.setattr(actors, "EVERY", 0.0)
     parts = [part(tmp_path / "a", *GIVEN), part(tmp_path / "b", *GIVEN)]
     results = (TimeoutError(), (1, [], {}), (0, [], {}))
     for waiting, times in (((1, 3), 3), ((), 0)):
@@ -374,7 +375,7 @@ def test_actors_that_wait_for_a_place_are_named(
         assert [one for one, *_ in found] == [parts[1], parts[0]]
         printed = capsys.readouterr().err
         assert printed.count("without a place yet: 1, 3 of 3, which take 1 CPUs and 0.5 GPUs each; where") == times
-    monkeypatch.setattr(ray_workers, "EVERY", 60.0)
+    monkeypatch.setattr(actors, "EVERY", 60.0)
     list(started(Pool(*results), (1, 3)).answered("teacher", "t", parts))
     assert capsys.readouterr().err == ""
 
@@ -408,7 +409,7 @@ def test_a_running_cluster_is_given_no_secret_to_log(installed: None, monkeypatc
 
     node = {"Alive": True, "Resources": {"CPU": 2.0}}
     ray = SimpleNamespace(nodes=lambda: [node], remote=lambda kind: SimpleNamespace(options=with_options))
-    monkeypatch.setattr(ray_workers, "connected", lambda address, key: ray)
+    monkeypatch.setattr(actors, "connected", lambda address, key: ray)
     monkeypatch.setitem(sys.modules, "ray.util", SimpleNamespace(ActorPool=list))
     monkeypatch.setenv("HF_TOKEN", "hf_never_logged")
     monkeypatch.setenv("KD_CACHE", "/c")

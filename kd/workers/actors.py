@@ -1,9 +1,9 @@
-"""Actors of a Ray cluster that answer the prompts of stages (extra `ray`), by Ray's public `ray.util.ActorPool`."""
+"""Actors of a Ray cluster that do tasks with copies of models (extra `ray`), by Ray's public `ray.util.ActorPool`."""
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from math import floor
@@ -12,13 +12,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, NonNegativeFloat
 
-from kd.augmentation.answering import Part, Workers
 from kd.generators.account import Spent
+from kd.models.digests import Identified
 from kd.progress import remark
 from kd.ray_cluster import check_installed, connected, is_connected
 from kd.secrets import SECRET
-from kd.teachers.interface import Answers, Teacher
-from kd.types import Source
+from kd.workers import T, Task, Workers
 
 AGAIN = 3  # times that an actor which was lost is started again, and a part that it had is answered again
 PASSED_ON = ("KD_", "HF_")  # the beginnings of variables that actors on a running cluster get from this process
@@ -45,28 +44,26 @@ class RaySettings:
 
 
 class Actor:
-    """Answers parts with one model at a time, which it loads when the first part needs it.
+    """Does tasks with one model at a time, which it loads when the first of them needs it.
 
     Args:
-        load: gives the model of a name, on the actor's device.
+        load: gives a model, as its caller names it, on the actor's device.
         threads: of torch, as in the process that started it: sums in another order would round differently.
         secrets: variables that Ray must not log, as it does those of a `runtime_env`.
     """
 
-    def __init__(self, load: Callable[[Source], Teacher], threads: int, secrets: Mapping[str, str] | None = None):
+    def __init__(self, load: Callable[[Any], Identified], threads: int, secrets: Mapping[str, str] | None = None):
         os.environ.update(secrets or {})
         torch.set_num_threads(threads)
         self.load = load
-        self.model: Teacher | None = None
+        self.model: Identified | None = None
         self.named: str | None = None
 
     def ready(self) -> None:
         """Ends once the actor has its place on a machine."""
 
-    def answered(
-        self, source: Source, named: str, number: int, part: Part
-    ) -> tuple[int, Sequence[Answers], dict[str, Any]]:
-        """The part's number and answers, and their cost. Raises ValueError where the model is another than `named`."""
+    def answered(self, source: Hashable, named: str, number: int, part: Task) -> tuple[int, Any, dict[str, Any]]:
+        """The task's number and result, and its cost. Raises ValueError where the model is another than `named`."""
         if self.named != named:
             self.model = self.named = None  # its memory is free before the other is loaded
             self.model = self.load(source)
@@ -82,13 +79,13 @@ class Actor:
         return number, rows, spent._asdict()
 
 
-def _named(source: Source, model: Teacher) -> str:
+def _named(source: Hashable, model: Identified) -> str:
     """The name of a model's content, as `kd.augmentation.Resources` gives it to a writer."""
     return f"student {model.identity()}" if source == "student" else model.identity()
 
 
 class RayWorkers(Workers):
-    """A pool of actors for all calls of all stages: started when a first part is to be answered, ended by `close`.
+    """A pool of actors for many calls: started when a first task is to be done, ended by `close`.
 
     Args:
         load: as of `Actor`; it is sent to the actors.
@@ -97,7 +94,7 @@ class RayWorkers(Workers):
     Raises ValueError where Ray is not installed.
     """
 
-    def __init__(self, load: Callable[[Source], Teacher], settings: RaySettings):
+    def __init__(self, load: Callable[[Any], Identified], settings: RaySettings):
         check_installed(f"run.ray.actors={settings.actors}")
         self.load, self.actors, self.cluster = load, settings.actors, settings.cluster
         gpus = settings.num_gpus or 0
@@ -109,9 +106,7 @@ class RayWorkers(Workers):
         self.placed: list[Any] = []  # of each actor, what is known once it has its place
         self.is_own = False  # whether the cluster was started here
 
-    def answered(
-        self, source: Source, named: str, parts: Sequence[Part]
-    ) -> Iterator[tuple[Part, Sequence[Answers], Spent]]:
+    def answered(self, source: Hashable, named: str, parts: Sequence[T]) -> Iterator[tuple[T, Any, Spent]]:
         """See `Workers`. An actor that is lost is started again; what others have answered is not affected.
 
         While actors wait for a place, a remark names them every minute.
@@ -228,7 +223,7 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _sent(actor: Any, task: tuple[Source, str, int, Part]) -> Any:
+def _sent(actor: Any, task: tuple[Hashable, str, int, Task]) -> Any:
     return actor.answered.remote(*task)
 
 
