@@ -27,7 +27,7 @@ from kd.experiment.run import as_read
 from kd.locks import locked
 from kd.models.digests import model_digest
 from kd.progress import phase
-from kd.teachers.cached import head_tensors
+from kd.teachers.heads import head_tensors
 from kd.teachers.listed import Listed
 from kd.teachers.target_store import TargetStore, check_part, keep, keys_of
 from kd.teachers.targets import Hidden, stored
@@ -104,7 +104,7 @@ def _write_frame(folder: Path, teacher: Approximated | Listed) -> None:
     words: Any = teacher.tokenizer
     keep(folder / "tokenizer", words.save_pretrained)
     if isinstance(teacher.targets, Hidden):
-        head = head_tensors(teacher.model.head())
+        head = head_tensors(teacher.exact.projection())
         keep(folder / "head.safetensors", lambda path: save_file(head, path))
     settings = {"targets": type(teacher.targets).__name__, **vars(teacher.targets)}
     settings.pop("rule", None)  # the tail rule is chosen when they are read

@@ -29,10 +29,12 @@ COMMAND = re.compile(r"^ *(python (?:run\.py|-m (?:kd|benchmarks)\.).*)$", flags
 SHOWING = [page for page in pages() if page.parent != ROOT and "extending" not in page.parts]
 COMMANDS = list(dict.fromkeys(line.strip() for page in SHOWING for line in COMMAND.findall(page.read_text())))
 # Checked and not run: what needs a server, a GPU, a model of your own, a sandbox's minutes or another command's files;
-# sweeps; what the README has. tests/teachers/test_endpoint_page.py runs those of docs/endpoint.md, and
-# tests/augmentation/test_ray_workers.py the actors of a Ray cluster.
+# sweeps; what the README has. tests/teachers/test_endpoint_page.py runs those of docs/endpoint.md,
+# tests/teachers/test_served.py a teacher in a process of its own, and tests/augmentation/test_ray_workers.py the actors
+# of a Ray cluster.
 CHECKED = re.compile(
-    r"<|=vllm|teacher=(?:endpoint|several)|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m"
+    r"<|=vllm|teacher=(?:endpoint|several|served)|kd\.serve"
+    r"|hub:|local:|cached=true|kd\.sandbox|kd\.reports|benchmarks|run\.py -m"
     r"|(?:experiment|method)=|run\.py +#|trainer=fsdp |run\.ray"
 )
 # Grids of papers (tests/composition/test_paper_grids.py composes their arms), and globs.

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"training"},
     {"composition", "sweeps"},
     {"experiment"},
-    {"doctor", "cache", "elicit", "command", "pages"},
+    {"doctor", "cache", "elicit", "serve", "command", "pages"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 RUN_FOLDER = {"artifacts", "runs", "errors"}  # the contract between training and everything that reads
@@ -110,7 +110,7 @@ def test_the_composed_config_is_passed_to_few_rooms():
             if isinstance(node, ast.FunctionDef):
                 taken = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
                 seen |= {module_name(path) for one in taken if one.arg == "cfg"}
-    above = ("kd.experiment", "kd.composition", "kd.doctor", "kd.cache", "kd.elicit", "kd.command")
+    above = ("kd.experiment", "kd.composition", "kd.doctor", "kd.cache", "kd.elicit", "kd.serve", "kd.command")
     assert {name for name in seen if not name.startswith(above)} == {"kd.training.trainer", "kd.training.observers"}
 
 

@@ -23,6 +23,7 @@ from kd.types import QKV, Batch, Head, ModelOutput, Pixels, Sequences, Shape
 log = logging.getLogger(__name__)
 
 WHOLE_ROWS = frozenset({"attentions", "qkv"})  # fields that need rows of one length
+OF_ROWS = frozenset({"logits", "logprobs", "mean_logprobs"})  # fields made of the loss rows and the head
 
 
 class LanguageModel(nn.Module):
@@ -90,13 +91,10 @@ class LanguageModel(nn.Module):
             output.embeddings = effective_weight(self.network.get_input_embeddings())[: self.vocabulary]
         if "head" in wanted:
             output.head = self.head()
-        if wanted & {"logits", "logprobs", "mean_logprobs"}:
+        if wanted & OF_ROWS:
             last, places = out.last_hidden_state, sequences.places
             chosen = last.flatten(0, 1).index_select(0, places) if packing is None else packing.select(last, places)
-            rows = HeadLogits(chosen, self.head())
-            output.logits = rows if "logits" in wanted else None
-            output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
-            output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
+            fill(output, HeadLogits(chosen, self.head()), sequences, wanted)
         return output
 
     def read_branches(self, sequences: Sequences, branches: Int[Tensor, "B T"]) -> HeadLogits:
@@ -239,6 +237,13 @@ def effective_weight(layer: Any) -> Tensor:
         return layer.weight
     weight = layer.get_base_layer().weight
     return sum((layer.get_delta_weight(name) for name in layer.active_adapters), start=weight)
+
+
+def fill(output: ModelOutput, rows: HeadLogits, sequences: Sequences, wanted: frozenset[str]) -> None:
+    """Set the wanted fields that are made of the loss rows."""
+    output.logits = rows if "logits" in wanted else None
+    output.logprobs = _logprobs(rows, sequences) if "logprobs" in wanted else None
+    output.mean_logprobs = _mean_logprobs(rows, sequences) if "mean_logprobs" in wanted else None
 
 
 def _logprobs(rows: HeadLogits, sequences: Sequences) -> Float[Tensor, "B T"]:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from kd.data.sequences import Encoder
 from kd.kernels.logits import DenseLogits, Logits
 from kd.kernels.sparse import SparseLogits
+from kd.teachers.heads import moved, read_head
 from kd.teachers.interface import Teacher
 from kd.teachers.target_store import TargetStore, check_part, keys_of
 from kd.teachers.targets import HeldMass, Targets
@@ -40,7 +41,8 @@ class Cached(nn.Module, Teacher):
         self.targets, self.store = targets, TargetStore(folder)
         self.manifest = self.store.manifest  # verified here, before any target is read
         self.words = AutoTokenizer.from_pretrained(check_part(folder / "tokenizer"))
-        self.head = _head(folder)
+        path = folder / "head.safetensors"
+        self.head: Head | None = read_head(check_part(path)) if path.exists() else None
         self.held_mass = HeldMass()
 
     def identity(self) -> str:
@@ -102,7 +104,7 @@ class Cached(nn.Module, Teacher):
     def _kept(self, sequences: Sequences) -> SparseLogits | Logits:
         columns = self.store.columns(self._known(sequences, self.store))
         on_device = {name: column.to(sequences.tokens.device) for name, column in columns.items()}
-        self.head = None if self.head is None else _moved(self.head, sequences.tokens.device)
+        self.head = None if self.head is None else moved(self.head, sequences.tokens.device)
         return self.targets.read(on_device, self.vocabulary, self.head)
 
     def _known(self, sequences: Sequences, known: Container, name: Callable = bytes) -> list[bytes]:
@@ -118,28 +120,3 @@ class Cached(nn.Module, Teacher):
 
 def _keys(record: Record, encoder: Encoder) -> list[bytes]:
     return [key for batch in encoder.batches([record]) for key in keys_of(batch.teacher)]
-
-
-def _head(folder: Path) -> Head | None:
-    path = folder / "head.safetensors"
-    if not path.exists():
-        return None
-    tensors = load_file(check_part(path))
-    scale, soft_cap = (tensors[name].item() if name in tensors else None for name in ("scale", "soft_cap"))
-    return Head(tensors["weight"], tensors.get("bias"), 1.0 if scale is None else scale, soft_cap)
-
-
-def _moved(head: Head, device: torch.device) -> Head:
-    bias = None if head.bias is None else head.bias.to(device)
-    return head._replace(weight=head.weight.to(device), bias=bias)
-
-
-def head_tensors(head: Head) -> dict[str, torch.Tensor]:
-    """The tensors of a head by the names under which they are stored."""
-    numbers = {name: getattr(head, name) for name in ("scale", "soft_cap")}
-    tensors = {
-        name: tensor.contiguous().cpu()
-        for name, tensor in head._asdict().items()
-        if name in ("weight", "bias") and tensor is not None
-    }
-    return tensors | {n: torch.tensor(float(x), dtype=torch.float64) for n, x in numbers.items() if x is not None}

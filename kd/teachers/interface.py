@@ -18,7 +18,7 @@ from kd.generators import Generator, Row
 from kd.generators.account import Spent, charge, is_metered, metered
 from kd.generators.settings import Decoding
 from kd.models.language_model import LanguageModel
-from kd.types import Batch, ModelOutput, Record, Shape, Source, Written
+from kd.types import Batch, Head, ModelOutput, Record, Shape, Source, Written
 
 
 class Answers(NamedTuple):
@@ -161,6 +161,12 @@ class Teacher(Protocol):
     def model(self) -> Any:
         """The teacher's model; None where it has none in this process."""
         return None
+
+    def projection(self) -> Head:
+        """The head of its logits. Raises ValueError for a teacher without one."""
+        if self.model is None:
+            raise ValueError(f"teacher {type(self).__name__} has no head; take targets=topk")
+        return self.model.head()
 
     @property
     def system(self) -> Any:

@@ -1,10 +1,7 @@
 """A teacher that lists the likeliest ids of each position, from a file or a server, and has no other output."""
 
 import math
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from threading import Thread
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,15 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from kd.alignment.token_bytes import END, TokenBytes
 from kd.data.sequences import Encoder
-from kd.generators.account import Spent, charge, metered
 from kd.kernels.sparse import EMPTY
+from kd.teachers.ahead import Ahead
 from kd.teachers.interface import Teacher
-from kd.teachers.target_store import keys_of
 from kd.teachers.targets import HeldMass, TopK
 from kd.types import Batch, ModelOutput, Record
 
 ROUNDING = 1e-3  # by which a log-probability may be above 0, and probabilities may sum to more than 1
-Columns = Future[tuple[list[dict[str, Tensor]], Spent]]  # of each sequence of a micro-batch, and their cost
 MASS = 1e-2  # by which a stated mass may differ from the sum of the probabilities
 
 
@@ -47,8 +42,7 @@ class Listed(nn.Module, Teacher):
     def __init__(self, teacher: Teacher, targets: TopK):
         super().__init__()
         self.source, self.targets, self.held_mass = teacher, targets, HeldMass()
-        self._begun: dict[tuple[bytes, ...], Columns] = {}  # by the content of a micro-batch
-        self._waited = [0.0, 0.0]  # seconds, micro-batches
+        self.ahead = Ahead()
 
     def identity(self) -> str:
         """The teacher's."""
@@ -85,47 +79,16 @@ class Listed(nn.Module, Teacher):
 
     def output(self, batch: Batch, wanted: frozenset[str]) -> ModelOutput:
         """See `Teacher`; `logits` are `SparseLogits`."""
-        parts, device = self._awaited(batch), batch.teacher.tokens.device
+        parts, device = self.ahead.awaited(batch, self.columns_of), batch.teacher.tokens.device
         columns = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
         logits = self.targets.read(columns, self.vocabulary)
         self.held_mass.add(logits)
         return ModelOutput(logits=logits)
 
     def expect(self, batches: Sequence[Batch]) -> None:
-        """See `Teacher`: a server reads one micro-batch after the other, in a thread of its own; an error is raised
-        where the columns that it left out are needed."""
-        if not self.source.reads_elsewhere or any(batch.teacher.pixels for batch in batches):
-            return
-        self._begun = {tuple(keys_of(batch.teacher)): Columns() for batch in batches}
-        begun = list(zip(batches, [self._begun[tuple(keys_of(batch.teacher))] for batch in batches], strict=True))
-        Thread(target=self._read, args=(begun,), name="teacher", daemon=True).start()
-
-    def _read(self, begun: Sequence[tuple[Batch, Columns]]) -> None:
-        error: BaseException | None = None
-        for batch, columns in begun:
-            if columns.done():  # the same content twice
-                continue
-            try:
-                if error is None:
-                    with metered() as meter:  # no other is open in this thread
-                        found = self.columns_of(batch)
-                    columns.set_result((found, meter.spent))
-            except BaseException as caught:  # raised where the result is read
-                error = caught
-            if error is not None:
-                columns.set_exception(error)
-
-    def _awaited(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """The columns that were begun, once they are there, or those that are read now; charges their cost."""
-        started = time.perf_counter()
-        begun = self._begun.pop(tuple(keys_of(batch.teacher)), None) if self._begun else None
-        if begun is None:
-            parts = self.columns_of(batch)
-        else:
-            parts, spent = begun.result()
-            charge(spent)
-        self._waited = [self._waited[0] + time.perf_counter() - started, self._waited[1] + 1]
-        return parts
+        """See `Teacher`: a server reads one micro-batch after the other."""
+        if self.source.reads_elsewhere and not any(batch.teacher.pixels for batch in batches):
+            self.ahead.expect(batches, self.columns_of)
 
     def check(
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
@@ -136,8 +99,7 @@ class Listed(nn.Module, Teacher):
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`: `teacher_mass`, and the teacher's own; of a server that reads, `teacher_wait`, the
         seconds that a micro-batch waited for it."""
-        (seconds, batches), self._waited = self._waited, [0.0, 0.0]
-        wait = {"teacher_wait": (seconds, batches)} if self.source.reads_elsewhere else {}
+        wait = self.ahead.take_report() if self.source.reads_elsewhere else {}
         return {**self.held_mass.take_report(), **wait, **self.source.take_report()}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from kd.data.sequences import Encoder
 from kd.kernels.logits import DenseLogits, HeadLogits, Logits
@@ -13,7 +14,7 @@ from kd.seeding import derive
 from kd.teachers.interface import NetworkTeacher
 from kd.teachers.target_store import keys_of
 from kd.teachers.targets import HeldMass, Targets
-from kd.types import Batch, ModelOutput, Record
+from kd.types import Batch, ModelOutput, Record, Shape
 
 
 class Approximated(nn.Module, NetworkTeacher):
@@ -52,6 +53,29 @@ class Approximated(nn.Module, NetworkTeacher):
         """The teacher's."""
         return self.exact.readings
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The teacher's."""
+        return self.exact.tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """The teacher's."""
+        return self.exact.vocabulary
+
+    @property
+    def shape(self) -> Shape | None:
+        """The teacher's."""
+        return self.exact.shape
+
+    def reads_packed(self) -> bool:
+        """Return whether the teacher does."""
+        return self.exact.reads_packed()
+
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """See `Teacher`."""
+        self.exact.expect(batches)
+
     def check(
         self, records: Sequence[Record], read: Sequence[Record], audited: Sequence[Record], encoder: Encoder
     ) -> None:
@@ -82,7 +106,8 @@ class Approximated(nn.Module, NetworkTeacher):
 
     def take_report(self) -> dict[str, tuple[float, float]]:
         """See `kd.types.Reports`."""
-        return {} if self.targets.rule is None else self.held_mass.take_report()
+        mass = {} if self.targets.rule is None else self.held_mass.take_report()
+        return {**mass, **self.exact.take_report()}
 
     def _kept(self, logits: Logits) -> Any:
         return self.targets.read(self.targets.columns(logits), logits.size)
