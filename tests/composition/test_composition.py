@@ -50,6 +50,7 @@ BESIDE = {
         *("teacher.url=http://127.0.0.1:8000/v1", "teacher.served_model=mine", "student=tiny"),
         *("objective=sft", "augmentation=labeling"),
     ),
+    "teacher=served": ("teacher.url=http://127.0.0.1:8765", "teacher.identity=0123456789abcdef", "student=tiny"),
     "teacher=imported": ("teacher.file.address=local:./rows.jsonl", "teacher.tokenizer=bytes", "student=tiny", *LISTED),
     "teacher=several": ("student=tiny", "objective=sft", "augmentation=labeling"),
     "augmentation=imported": ("augmentation.stages.imported.file.address=local:./texts.jsonl",),

@@ -31,7 +31,8 @@ class Process:
         command = [sys.executable, "-m", "kd.serve", f"--port={port}", *teacher, *words]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self.sizes, self.words = self.process.stdout.readline(), self.process.stdout.readline().split()
+        lines = iter(self.process.stdout.readline, "")
+        self.words = next((line.split() for line in lines if line.startswith("teacher=served ")), [])
         assert self.words, self.end()[1]
         self.url, self.identity = (word.partition("=")[2] for word in self.words[1:])
 

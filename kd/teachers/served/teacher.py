@@ -15,6 +15,7 @@ from kd.data.rows import tokenizer_digest
 from kd.kernels.logits import HeadLogits
 from kd.models.language_model import OF_ROWS, fill
 from kd.models.tokenizers import load_tokenizer
+from kd.program import is_rank_zero
 from kd.progress import remark
 from kd.teachers.ahead import Ahead
 from kd.teachers.heads import moved, read_head
@@ -72,7 +73,8 @@ class Served(Teacher):
     def about(self) -> About:
         """The server's teacher. Raises ValueError where it is not the one that the config names."""
         about = self.client.about()
-        remark(f"teacher: {self.name}, {about.vocabulary} ids, at {self.url}; its own answers are not evaluated")
+        if is_rank_zero():
+            remark(f"teacher: {self.name}, {about.vocabulary} ids, at {self.url}; its own answers are not evaluated")
         return about
 
     @cached_property
