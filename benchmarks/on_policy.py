@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.training import BATCH, LLAMA, LR, PROMPT, Steps, distillation, fit, least_gflop, network, words
+from kd.rollouts import Rollout
 
 NEW = 64
 Contender = Callable[[Mapping[str, Any], "Watched"], None]
@@ -105,11 +106,11 @@ def ours(case: Mapping[str, Any], watched: Watched) -> None:
     fit(module, records, case, Watch())
 
 
-class _Told:
-    """A rollout whose responses are `told`."""
+class _Told(Rollout):
+    """A rollout of given responses (`told`), called the teacher's: tokens of the student's have to be counted."""
 
     provides = frozenset({"group_size", "written_by"})
-    requires: frozenset[str] = frozenset()
+    requires = frozenset[str]()
 
     def __init__(self, case: Mapping[str, Any]):
         self.vocabulary = case["size"]["vocab_size"]
@@ -121,7 +122,7 @@ class _Told:
 
         records = records_of(window)
         asked = [encode_prompt(record.prompt, encoder.student) for record in records]
-        answers = [[Written(tuple(told(ids, self.vocabulary)), "student", truncated=True)] for ids in asked]
+        answers = [[Written(tuple(told(ids, self.vocabulary)), "teacher", truncated=True)] for ids in asked]
         return encoder.written(records, answers)
 
 

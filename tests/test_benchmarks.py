@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decoding, step
+from benchmarks import decoding, rollouts, step
 from benchmarks.head import Rows
+from benchmarks.on_policy import BATCH, deviations
 
 
 def test_a_run_is_appended_to_the_rows_of_those_before(tmp_path: Path):
@@ -33,3 +34,27 @@ def test_a_step():
 def test_decoding():
     case = {**decoding.SMALL, "precision": "fp32", "rows": 3, "repeats": 1, "contender": "ours"}
     assert decoding.measured(case)["tokens"] == 3 * decoding.SMALL["new"]
+
+
+@pytest.mark.long
+def test_the_gate_of_on_policy_steps():
+    case = {
+        **rollouts.SMALL,
+        "kind": "gate",
+        "gate": True,
+        "precision": "fp32",
+        "window": BATCH,
+        "steps": 1,
+        "objective": "rkl",
+    }
+    found = deviations(case, ["ours"])["ours"]
+    assert found["loss"] <= rollouts.GATE["fp32"]["loss"]
+    assert found["gradient"] <= rollouts.GATE["fp32"]["gradient"]
+
+
+@pytest.mark.long
+def test_an_on_policy_step():
+    case = {**rollouts.SMALL, "gate": False, "precision": "fp32", "window": BATCH, "steps": 3, "objective": "rkl"}
+    assert (
+        len(rollouts.measured({**case, "contender": "ours"})["times"]) == 3
+    )  # raises where a step generated another number of tokens

@@ -22,6 +22,7 @@ from kd.generators.rescoring import Reading, read_responses, reread
 from kd.generators.sampling import Sampled
 from kd.generators.settings import Decoding
 from kd.generators.vllm_answers import EXACT, Completion, Order, check_ids, results
+from kd.generators.weights.memory import tied_head, untied_state
 from kd.models.language_model import LanguageModel
 from kd.models.merging import merged
 from kd.progress import count_tokens
@@ -324,13 +325,8 @@ def save_untied(network: Any, folder: Path) -> None:
     a head that the checkpoint names is loaded like every other tensor. It costs the engine one more matrix of
     vocabulary x width.
     """
-    state, head = network.state_dict(), network.get_output_embeddings()
-    tied = head is not None and head.weight is network.get_input_embeddings().weight
-    if tied:
-        [name] = [name for name, module in network.named_modules() if module is head]
-        state[f"{name}.weight"] = head.weight.clone()
-    network.save_pretrained(folder, state_dict=state)
-    if tied:
+    network.save_pretrained(folder, state_dict=untied_state(network))
+    if tied_head(network) is not None:
         path = folder / "config.json"
         settings = {**json.loads(path.read_text(encoding="utf-8")), "tie_word_embeddings": False}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -87,6 +87,24 @@ class Results(Answer):
     results: Annotated[list[Any], Field(min_length=1)]
 
 
+class Parallel(Answer):
+    """Of vLLM's configuration, the workers' part."""
+
+    worker_extension_cls: str
+
+
+class Config(Answer):
+    """vLLM's configuration."""
+
+    parallel_config: Parallel
+
+
+class Info(Answer):
+    """The answer of /server_info."""
+
+    vllm_config: Config
+
+
 def parsed(kind: type[A], content: bytes, place: str) -> A:
     """The answer of `place`. Raises ValueError naming the first field that is wrong."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -21,8 +21,26 @@ from torch import Tensor
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from kd.generators.external_engine import ExternalEngine, Text
-from kd.generators.vllm_answers import Cards, Choices, Completion, Order, Results, completions, parsed, prompt_logprobs
+from kd.generators.vllm_answers import (
+    Cards,
+    Choices,
+    Completion,
+    Info,
+    Order,
+    Results,
+    completions,
+    parsed,
+    prompt_logprobs,
+)
+from kd.generators.weights.memory import (
+    WeightsInMemory,
+    check_extended,
+    check_transfer,
+    checkpoint_tensors,
+    server_command,
+)
 from kd.models.language_model import LanguageModel
+from kd.models.merging import merged
 from kd.ranks import sum_over_ranks
 
 BUSY = frozenset({429, *range(500, 600)})  # statuses of answers after which a request is repeated
@@ -93,8 +111,12 @@ class Server(ExternalEngine):
     VLLM_SERVER_DEV_MODE=1; then /reset_prefix_cache. The first rank transfers the weights; all ranks send requests, and
     score the tokens of one prompt to verify that the weights have arrived.
 
+    With `transfer="memory"` the folder is saved once, to start the server from; new weights lie in shared memory of the
+    machine (`kd.generators.weights.memory`), from which a method of ours in the server's workers loads them.
+
     Args:
         url: the server's address, without the /v1.
+        transfer: "folder", or "memory" for a server of this machine, started with our extension of its workers.
         model: the model's name on the server; None: the only one that it serves.
         timeout: seconds that one request, a prompt with all its samples, may take.
         concurrency: requests at a time, of all windows together, the next step's first; the server makes batches of
@@ -118,9 +140,11 @@ class Server(ExternalEngine):
         staleness: NonNegativeInt | None = 0,
         tolerance: PositiveFloat = 0.25,
         exactness: PositiveFloat | None = None,
+        transfer: Literal["folder", "memory"] = "folder",
     ):
         super().__init__(weights=weights, staleness=staleness, tolerance=tolerance, exactness=exactness)
         self.retries = retries
+        self.memory = WeightsInMemory(self.folder) if transfer == "memory" else None
         self.url, self.model, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
         self._requests = Requests(concurrency)
         self._room: int | None = None  # tokens of prompt and response that the server takes
@@ -168,21 +192,27 @@ class Server(ExternalEngine):
                 f"{self.url} serves {', '.join(served)}, not generator.model={self.model}; name one of them"
             )
         self._room = served[self.model].max_model_len
+        if self.memory is not None:
+            path = "/server_info?config_format=json"
+            info = parsed(Info, self._request("GET", path), self.url + path)
+            check_extended(info.vllm_config.parallel_config.worker_extension_cls, self.url, self.folder)
 
     def save(self, model: LanguageModel) -> None:
         """Saves the checkpoint, on the first rank; all ranks have the same weights."""
-        self._first_rank(lambda: super(Server, self).save(model), model.network.device)
+        self._first_rank(lambda: self._save(model), model.network.device)
 
     def held(self) -> dict[str, UInt8[Tensor, " bytes"]]:
-        """The checkpoint's files, in the first rank's state alone."""
-        return super().held() if _is_first_rank() else {}
+        """The checkpoint's files, or what is in shared memory, in the first rank's state alone."""
+        if not _is_first_rank():
+            return {}
+        return super().held() if self.memory is None else self.memory.held()
 
     def restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
-        """Writes the files again, on the first rank."""
-        self._first_rank(lambda: super(Server, self).restore(model, files), model.network.device)
+        """Writes these again, on the first rank. Raises ValueError where they were held by the other transfer."""
+        self._first_rank(lambda: self._restore(model, files), model.network.device)
 
     def load(self, model: LanguageModel) -> None:
-        """Has the server load the folder. Raises ValueError if it does not confirm that."""
+        """Has the server load the weights. Raises ValueError if it does not confirm that."""
         self._first_rank(self._reload, model.network.device)
 
     def submit(self, order: Order) -> list[Future[list[Completion]]]:
@@ -221,10 +251,36 @@ class Server(ExternalEngine):
     def _choices(self, body: Mapping[str, Any]) -> Choices:
         return parsed(Choices, self._request("POST", "/v1/completions", body), self.url + "/v1/completions")
 
+    def _save(self, model: LanguageModel) -> None:
+        if self.memory is None or not self._opened:  # a server is started from the folder, whatever it loads later
+            super().save(model)
+        if self.memory is not None:
+            with torch.no_grad():
+                self.memory.write(checkpoint_tensors(merged(model).network))
+
+    def _restore(self, model: LanguageModel, files: Mapping[str, UInt8[Tensor, " bytes"]]) -> None:
+        check_transfer(files, in_memory=self.memory is not None)
+        if self.memory is None:
+            super().restore(model, files)
+        else:
+            super().save(model)
+            self.memory.restore(files)
+
     def _reload(self) -> None:
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
-        parsed(Results, self._request("POST", "/collective_rpc", body), self.url + "/collective_rpc")
+        if self.memory is None:
+            self._call("reload_weights", {"weights_path": str(self.folder)})
+        else:
+            for reason in filter(None, self._call("reload_shared_weights", self.memory.arguments())):
+                raise ValueError(
+                    f"the server at {self.url} cannot load the student from memory: {reason}; start it on the machine, "
+                    "and in the container, of the run, or set generator.transfer=folder"
+                )
         self._request("POST", "/reset_prefix_cache")  # computed with the weights before
+
+    def _call(self, method: str, arguments: Mapping[str, Any]) -> list[Any]:
+        """The result of each worker's method."""
+        body = {"method": method, "kwargs": arguments}
+        return parsed(Results, self._request("POST", "/collective_rpc", body), self.url + "/collective_rpc").results
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """The content of the answer. Raises ConnectionError, TimeoutError, and ValueError with the server's reason."""
@@ -268,9 +324,8 @@ class Server(ExternalEngine):
         given = self.staleness is not None
         folder, saved = (self.folder, " (the model has just been saved there)") if given else ("FOLDER", "")
         return (
-            f"no vLLM server answers at {self.url} ({type(error).__name__}); start one with VLLM_SERVER_DEV_MODE=1 "
-            f"vllm serve {folder} --logprobs-mode processed_logprobs --generation-config vllm{saved}, or set "
-            "generator.url"
+            f"no vLLM server answers at {self.url} ({type(error).__name__}); start one with "
+            f"{server_command(folder, extended=self.memory is not None)}{saved}, or set generator.url"
         )
 
     def _first_rank(self, action: Callable[[], None], device: torch.device) -> None:

@@ -16,7 +16,21 @@ from torch import nn
 from kd.generators.generation import write
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
+from kd.generators.weights.worker.shared_weights import SharedWeights
 from kd.models.language_model import LanguageModel
+
+
+class Worker(SharedWeights):
+    """vLLM's worker, with our extension."""
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+
+    def reload_weights(self, weights_iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Of the checkpoint's head and embedding, as of a folder's."""
+        head = self.model.network.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        self.model.network.load_state_dict(dict(weights_iterator))
 
 
 class Served:
@@ -25,7 +39,7 @@ class Served:
     def __init__(self, model: LanguageModel, name: str = "student"):
         self.model, self.names, self.room = model, [name], 256
         self.developer_mode = self.loads = self.processed = True
-        self.token_ids, self.delay = True, 0.0
+        self.token_ids, self.extended, self.delay = True, True, 0.0
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.url = ""
         self._one_at_a_time, self._counting = threading.Lock(), threading.Lock()
@@ -49,12 +63,17 @@ class Served:
                 return 200, {"data": [{"id": name, "max_model_len": self.room} for name in self.names]}
             if path == "/v1/completions":
                 return 200, {"choices": self.scored(body) if "prompt_logprobs" in body else self.choices(body)}
+            if path.startswith("/server_info"):
+                extension = "shared_weights.SharedWeights" if self.extended else ""
+                return 200, {"vllm_config": {"parallel_config": {"worker_extension_cls": extension}}}
             if path in ("/collective_rpc", "/reset_prefix_cache") and self.developer_mode:
                 return 200, self.remote(body) if path == "/collective_rpc" else b""
             return 404, {"detail": "Not Found"}
 
     def remote(self, body: dict[str, Any]) -> dict[str, Any]:
         """As vLLM on a CPU: what a checkpoint says is tied has a head of its own, which stays as it was."""
+        if body["method"] == "reload_shared_weights":
+            return {"results": [Worker(self.model).reload_shared_weights(**body["kwargs"])]}
         assert body["method"] == "reload_weights"
         if self.loads:
             folder = Path(body["kwargs"]["weights_path"])

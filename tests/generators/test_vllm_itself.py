@@ -5,9 +5,12 @@ why none does. What was measured is printed.
 """
 
 import copy
+import itertools
 import os
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ from kd.generators.generation import read_again
 from kd.generators.rescoring import read_responses
 from kd.generators.sampling import Sampled
 from kd.generators.vllm_server import Server
+from kd.generators.weights import worker
 from kd.models.language_model import LanguageModel
 from kd.rollouts.on_policy import Asynchronous
 from kd.types import Batch, Models, Progress
@@ -47,8 +51,8 @@ def student(tied: bool) -> LanguageModel:
 
 
 @contextmanager
-def vllm(folder: Path, log: Path) -> Iterator[str]:
-    """The address of a server that was started from the checkpoint in `folder`."""
+def vllm(folder: Path, log: Path, extended: bool = False) -> Iterator[str]:
+    """The address of a server that was started from the checkpoint in `folder`, with our extension of its workers."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -64,6 +68,9 @@ def vllm(folder: Path, log: Path) -> Iterator[str]:
     words = f"serve {folder} --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-num-seqs 16"
     words += " --logprobs-mode processed_logprobs --generation-config vllm"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings
+    if extended:
+        environment["PYTHONPATH"] = str(Path(worker.__file__).parent)
+        words += " --worker-extension-cls shared_weights.SharedWeights"
     with log.open("w") as output:
         started = subprocess.Popen([f"{HOME}/bin/vllm", *words.split()], env=environment, stdout=output, stderr=output)
     try:
@@ -109,6 +116,50 @@ def test_weights_of_tied_and_untied_students_arrive(tmp_path):
                 print(f"{name}: step {step}: mean {distance / tokens:.6f}, furthest token {apart:.6f} nats")
                 assert apart < 0.001
                 moved(model, seed=step)
+
+
+def test_weights_arrive_through_memory(tmp_path):
+    """Into one server, by turns with the folder, of a student of 44 million parameters."""
+    folder = tmp_path / "weights"
+    shape = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 6, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    students = {
+        name: tiny(dtype="float32", tie_word_embeddings=tied, **shape, **heads)
+        for name, tied in {"tied": True, "untied": False}.items()
+    }
+    Server(url="http://unused", weights=str(folder)).save(students["tied"])
+    ram = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        with vllm(folder, tmp_path / "log.txt", extended=True) as url:
+            for name, model in students.items():
+                ways = {
+                    "memory": Server(url=url, weights=str(folder), transfer="memory"),
+                    "folder": Server(url=url, weights=str(folder)),
+                    "folder in /dev/shm": Server(url=url, weights=str(ram)),
+                }
+                for step, (way, generator) in itertools.product(range(STEPS), ways.items()):
+                    moved(model, seed=step, size=0.01)
+                    started = time.perf_counter()
+                    generator._bring(model, version=step)
+                    seconds = time.perf_counter() - started
+                    apart = furthest(generator, model)
+                    print(f"{name}: {way}: step {step}: {seconds:.2f} s, furthest token {apart:.6f} nats")
+                    assert apart < 0.01
+                ways["memory"].memory.close()
+    finally:
+        shutil.rmtree(ram)
+
+
+def test_a_server_without_the_extension(tmp_path):
+    model, folder = student(False), tmp_path / "weights"
+    Server(url="http://unused", weights=str(folder)).save(model)
+    with vllm(folder, tmp_path / "log.txt") as url:
+        generator = Server(url=url, weights=str(folder), transfer="memory", retries=1)
+        with pytest.raises(ValueError, match=r"start the server with PYTHONPATH=") as caught:
+            asked(generator, model)
+        print(f"without the extension: {caught.value}")
+        generator.memory.close()
+        asked(Server(url=url, weights=str(folder)), model)  # it goes on
 
 
 def test_a_checkpoint_that_ties_its_head_leaves_it_behind(tmp_path, monkeypatch):

@@ -59,12 +59,12 @@ def asked(generator, model, prompts=PROMPTS, sampled=GREEDY, samples=1, version=
     )
 
 
-def moved(model, seed=3):
+def moved(model, seed=3, size=0.2):
     """One step of some optimizer."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter += size * torch.randn_like(parameter)
 
 
 def flat(groups):
