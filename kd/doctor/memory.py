@@ -286,7 +286,7 @@ def _kept(student: LanguageModel, load: Load, precision: str, fields: frozenset[
     sizes = [longest // 4, longest // 2, longest]
     counted = [saved_bytes(student, size, precision, fields) for size in sizes]
     constant, linear, square = np.linalg.solve(np.vander(sizes, 3, increasing=True), counted)
-    return int(constant), int(load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
+    return round(constant), round(load.rows * (linear * load.length + max(square, 0.0) * load.length**2))
 
 
 def saved_bytes(

@@ -176,7 +176,7 @@ def test_weights_that_are_gathered_in_bfloat16_are_not_cast_again(subject):
     mixed = [altered(subject, "trainer.precision=bf16-mixed", *more) for more in ((), SHARDED)]
     whole, parts = ({item.name: item.size for item in memory.estimate(each)} for each in mixed)
     copies = 2 * 2 * (53376 - 2 * 64)  # of the matrices of two layers
-    assert -2 <= whole["activations"] - parts["activations"] - copies < 0.02 * copies  # two fits, rounded to bytes
+    assert 0 <= whole["activations"] - parts["activations"] - copies < 0.02 * copies
 
 
 def test_the_responses_to_a_prompt_stay_together():
