@@ -263,6 +263,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder, scores: Callback | Non
     saving = Saving(last, cfg.checkpoint.every)
     observed = (monitored(cfg), scores)
     trainer = trainer_of(cfg, folder, [log, *loggers(cfg, folder, parts.skill.name)], saving, parts.module, *observed)
+    if resumed:  # Lightning converts after it has read the weights, which float32 would round
+        trainer.precision_plugin.convert_module(parts.module)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:  # it came before `saving` listened, so before the first step

@@ -198,14 +198,15 @@ def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path):
     assert runs.differences(whole, ran(cut)) == []
 
 
-def test_a_term_with_an_optimizer_of_its_own_resumes(tmp_path):
-    """Two optimizers, two schedules, and the term's parameters."""
+@pytest.mark.parametrize("precision", [[], runs.EXACT])
+def test_a_term_with_an_optimizer_of_its_own_resumes(tmp_path, precision):
+    """Two optimizers, two schedules, and the term's parameters, which are drawn in float32 and learn in float64."""
     objective = {"fkl": runs.term(runs.forward_kl), "scaled": runs.term(runs.Rescaled, lr=0.1)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    ran(whole, objective=objective)
-    ran(cut, objective=objective, rollout=runs.scripted(cut, (5, 0, "SIGTERM")))
+    ran(whole, *precision, objective=objective)
+    ran(cut, *precision, objective=objective, rollout=runs.scripted(cut, (5, 0, "SIGTERM")))
     assert len(runs.checkpoint(cut)["optimizer_states"]) == 2
-    ran(cut, objective=objective)
+    ran(cut, *precision, objective=objective)
     assert runs.differences(whole, cut) == []
 
 
