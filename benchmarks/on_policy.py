@@ -107,7 +107,7 @@ def ours(case: Mapping[str, Any], watched: Watched) -> None:
 
 
 class _Told(Rollout):
-    """A rollout of given responses (`told`), called the teacher's: tokens of the student's have to be counted."""
+    """A rollout of given responses (`told`). Their source is the teacher, for nothing counts what is not generated."""
 
     provides = frozenset({"group_size", "written_by"})
     requires = frozenset[str]()

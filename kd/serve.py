@@ -57,8 +57,8 @@ def loaded(cfg: DictConfig) -> ServedModel:
     found = None if cfg.teacher.get("_target_") is None else made_by("teacher", cfg.teacher)
     if found is None or not found.has_weights or found.follows_student:
         raise ValueError(
-            f"teacher {'none' if found is None else found.__name__} is not one frozen language model, whose states a "
-            "server returns; serve teacher=pretrained, smollm2_135m or tiny"
+            f"teacher {'none' if found is None else found.__name__} is not one frozen language model, and a server "
+            "returns the states of one; serve teacher=pretrained, smollm2_135m or tiny"
         )
     with open_dict(cfg):
         cfg.student.prepare = None  # it is not loaded

@@ -36,25 +36,18 @@ def test_decoding():
     assert decoding.measured(case)["tokens"] == 3 * decoding.SMALL["new"]
 
 
+ON_POLICY = {**rollouts.SMALL, "precision": "fp32", "window": BATCH, "objective": "rkl"}
+
+
 @pytest.mark.long
 def test_the_gate_of_on_policy_steps():
-    case = {
-        **rollouts.SMALL,
-        "kind": "gate",
-        "gate": True,
-        "precision": "fp32",
-        "window": BATCH,
-        "steps": 1,
-        "objective": "rkl",
-    }
-    found = deviations(case, ["ours"])["ours"]
+    found = deviations({**ON_POLICY, "gate": True, "steps": 1}, ["ours"])["ours"]
     assert found["loss"] <= rollouts.GATE["fp32"]["loss"]
     assert found["gradient"] <= rollouts.GATE["fp32"]["gradient"]
 
 
 @pytest.mark.long
 def test_an_on_policy_step():
-    case = {**rollouts.SMALL, "gate": False, "precision": "fp32", "window": BATCH, "steps": 3, "objective": "rkl"}
-    assert (
-        len(rollouts.measured({**case, "contender": "ours"})["times"]) == 3
-    )  # raises where a step generated another number of tokens
+    """`measured` raises where a step generated another number of tokens."""
+    found = rollouts.measured({**ON_POLICY, "gate": False, "steps": 3, "contender": "ours"})
+    assert len(found["times"]) == 3

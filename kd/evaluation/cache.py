@@ -84,7 +84,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
     path.write_text(json.dumps(table.to_dict("list")), encoding="utf-8")
 
 
-# --- tables whose rows are computed in parts ---
+# --- tables that are computed in parts ---
 
 
 @dataclass(frozen=True)

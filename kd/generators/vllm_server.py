@@ -272,8 +272,9 @@ class Server(ExternalEngine):
         else:
             for reason in filter(None, self._call("reload_shared_weights", self.memory.arguments())):
                 raise ValueError(
-                    f"the server at {self.url} cannot load the student from memory: {reason}; start it on the machine, "
-                    "and in the container, of the run, or set generator.transfer=folder"
+                    f"the server at {self.url} cannot load the student from memory: {reason}; start it again on the "
+                    "machine, and in the container, of the run, with "
+                    f"{server_command(self.folder, extended=True)}, or set generator.transfer=folder"
                 )
         self._request("POST", "/reset_prefix_cache")  # computed with the weights before
 

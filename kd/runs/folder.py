@@ -26,12 +26,7 @@ from kd.versions import code_digest
 # Where, how fast and how a run is recorded, not what it computes; dots lead into groups.
 NOT_HASHED = ("hydra", "logger", "run", "name", "log_every", "data.workers", "omits", "paper")
 BY_CONTENT = (".bad_rows",)  # of a skill, whose records count
-ENGINE = (
-    "generator.url",
-    "generator.weights",
-    "generator.timeout",
-    "generator.transfer",
-)  # the same, wherever a generator stands
+ENGINE = ("generator.url", "generator.weights", "generator.timeout", "generator.transfer")  # of each generator
 RECORDED = ("metrics.csv", "samples.jsonl", "items.csv", "positions.csv", "verdicts.jsonl")  # by sha256, in DONE
 PACKAGES = ("kd", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
 

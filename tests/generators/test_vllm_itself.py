@@ -162,6 +162,20 @@ def test_a_server_without_the_extension(tmp_path):
         asked(Server(url=url, weights=str(folder)), model)  # it goes on
 
 
+@pytest.mark.parametrize("other", [{"intermediate_size": 48}, {"num_hidden_layers": 4}])
+def test_a_server_with_a_model_of_other_shapes(tmp_path, other):
+    folder, strange = tmp_path / "weights", tiny(dtype="float32", tie_word_embeddings=False, **{**SHAPE, **other})
+    Server(url="http://unused", weights=str(folder)).save(student(False))
+    with vllm(folder, tmp_path / "log.txt", extended=True) as url:
+        generator = Server(url=url, weights=str(tmp_path / "other"), transfer="memory", retries=1)
+        try:
+            with pytest.raises(ValueError, match=r"takes other tensors .*; start it again") as caught:
+                asked(generator, strange)
+        finally:
+            generator.memory.close()
+        print(f"other shapes: {caught.value}")
+
+
 def test_a_checkpoint_that_ties_its_head_leaves_it_behind(tmp_path, monkeypatch):
     """The reason for heads of their own; where vLLM has mended it, this fails, and `save_untied` may go."""
     monkeypatch.setattr(

@@ -1,6 +1,7 @@
 """New weights for a server of the same machine, by shared memory."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from kd.generators.generation import write
 from kd.generators.vllm_server import Server
 from kd.generators.weights import memory as weights_in_memory
-from kd.generators.weights.memory import WeightsInMemory, checkpoint_tensors
+from kd.generators.weights.memory import WeightsInMemory, checkpoint_tensors, server_command
 from kd.generators.weights.worker.shared_weights import MEMORY, SharedWeights, shared_tensors
 from tests.generators.completions import Served, ids_of, serving
 from tests.generators.test_vllm_server import GREEDY, PROMPTS, asked, moved
@@ -192,9 +193,10 @@ def test_nothing_is_left_when_the_process_ends(tmp_path, killed):
     assert not (MEMORY / name).exists()
 
 
-def test_a_piece_that_was_left_is_replaced(tmp_path):
+@pytest.mark.parametrize("left", [b"left", b""])
+def test_a_piece_that_was_left_is_replaced(tmp_path, left):
     memory = WeightsInMemory(tmp_path)
-    (MEMORY / memory.name).write_bytes(b"left")
+    (MEMORY / memory.name).write_bytes(left)
     try:
         memory.write({"a": torch.ones(100)})
         arguments = memory.arguments()
@@ -202,3 +204,53 @@ def test_a_piece_that_was_left_is_replaced(tmp_path):
         assert found.tolist() == [1.0] * 100
     finally:
         memory.close()
+
+
+def test_a_piece_that_was_left_takes_no_room(tmp_path, monkeypatch):
+    """Of memory for one such piece and a half."""
+    memory = WeightsInMemory(tmp_path)
+    left = MEMORY / memory.name
+    left.write_bytes(bytes(4_000_000))
+    room = namedtuple("room", "total used free")
+    monkeypatch.setattr(
+        weights_in_memory.shutil,
+        "disk_usage",
+        lambda path: room(6_000_000, 0, 6_000_000 - (left.stat().st_size if left.exists() else 0)),
+    )
+    try:
+        memory.write({"a": torch.ones(1_000_000)})
+        assert left.stat().st_size > 4_000_000
+    finally:
+        memory.close()
+        left.unlink(missing_ok=True)
+
+
+def test_a_server_with_a_model_of_other_shapes(connect, served):
+    with pytest.raises(ValueError, match=r"takes other tensors .*; start it again .* with PYTHONPATH=\S+/worker "):
+        asked(connect(retries=3), tiny(intermediate_size=48))
+    assert served.paths().count("/collective_rpc") == 1
+
+
+def test_a_server_of_another_user(tmp_path, monkeypatch):
+    memory = WeightsInMemory(tmp_path)
+    memory.write({"a": torch.ones(3)})
+
+    def refused(path: Path, mode: str) -> None:  # as root, which this may run as, every file can be read
+        raise PermissionError(path)
+
+    try:
+        monkeypatch.setattr(Path, "open", refused)
+        assert SharedWeights().reload_shared_weights(**memory.arguments()) == (
+            f"the shared memory {memory.name} belongs to another user"
+        )
+    finally:
+        monkeypatch.undo()
+        memory.close()
+
+
+def test_the_command_of_a_server_holds_where_names_have_spaces(tmp_path, monkeypatch):
+    folder = tmp_path / "my weights"
+    monkeypatch.setattr(weights_in_memory.worker, "__file__", str(tmp_path / "my clone" / "__init__.py"))
+    words = shlex.split(server_command(folder, extended=True))
+    assert words[0] == f"PYTHONPATH={tmp_path}/my clone"
+    assert words[words.index("serve") + 1] == str(folder)

@@ -4,6 +4,7 @@ import atexit
 import hashlib
 import json
 import secrets
+import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class WeightsInMemory:
             self._piece = None
 
     def _opened(self, places: list[Place]) -> UInt8[Tensor, " bytes"]:
-        """The piece's bytes, which are nobody's weights until `_finish`."""
+        """The piece's bytes. No server loads them before `_finish`."""
         size = _end(places)
         if self._piece is None or self._piece.size < size:
             self.close()
@@ -107,11 +108,11 @@ class WeightsInMemory:
 
 def server_command(folder: str | Path, extended: bool) -> str:
     """The command that starts vLLM's server from a checkpoint, with our extension of its workers or without."""
-    command = f"vllm serve {folder} --logprobs-mode processed_logprobs --generation-config vllm"
+    command = f"vllm serve {shlex.quote(str(folder))} --logprobs-mode processed_logprobs --generation-config vllm"
     variables = "VLLM_SERVER_DEV_MODE=1"
     if not extended:
         return f"{variables} {command}"
-    path = Path(worker.__file__).parent
+    path = shlex.quote(str(Path(worker.__file__).parent))
     return f"PYTHONPATH={path} {variables} {command} --worker-extension-cls {EXTENSION}"
 
 
@@ -171,14 +172,11 @@ def _end(places: list[Place]) -> int:
 
 
 def _fresh(name: str, size: int) -> SharedMemory:
+    (MEMORY / name).unlink(missing_ok=True)  # of a process that was killed together with its resource tracker
     free = shutil.disk_usage(MEMORY).free
     if size > free:  # else the first write beyond it would end the process
         raise OSError(
             f"the student's weights take {size / 1e9:.3g} GB of shared memory and {MEMORY} has {free / 1e9:.3g} GB; "
             "enlarge it (of a container: docker run --shm-size=…), or set generator.transfer=folder"
         )
-    try:
-        return SharedMemory(name, create=True, size=size)
-    except FileExistsError:  # of a process that was killed together with its resource tracker
-        SharedMemory(name).unlink()
-        return SharedMemory(name, create=True, size=size)
+    return SharedMemory(name, create=True, size=size)

@@ -18,7 +18,7 @@ from kd.teachers.served.wire import TEACHER, VERSION, About, name_of
 
 PAUSE, LONGEST_PAUSE = 0.25, 4.0  # seconds before a request is sent again: the first time, and at most
 ADDRESS = "correct teacher.url"
-GATEWAY = frozenset({502, 503, 504})  # of a proxy whose server is away
+GATEWAY = frozenset({502, 503, 504})  # of a proxy that does not reach the server
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Connection:
         patience: seconds for which a request that reached no server, or was cut off, is sent again, as while the
             server is restarted.
         at_once: requests under way at a time: the server reads one while the reply to another is sent.
-        held: micro-batches whose states may wait in this process's memory.
+        held: states of micro-batches that may wait in this process's memory.
     """
 
     timeout: PositiveFloat | PositiveInt = 120.0
@@ -91,7 +91,7 @@ class Client:
         return self._sent("POST", f"/states?{query}", body)
 
     def _sent(self, method: str, path: str, body: bytes | None) -> bytes:
-        end, pause, told = time.monotonic() + self.connection.patience, PAUSE, False
+        end, pause, remarked = time.monotonic() + self.connection.patience, PAUSE, False
         while True:
             try:
                 return self._once(method, path, body)
@@ -99,11 +99,11 @@ class Client:
                 _close(self._open)  # those to a server that was restarted
                 if time.monotonic() + pause > end:
                     raise self._lost(error) from None
-                if not told:
+                if not remarked:
                     remark(
                         f"teacher: {self._cause(error)}; the request is sent again for {self.connection.patience:g} s"
                     )
-                told = True
+                remarked = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

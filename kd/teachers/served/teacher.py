@@ -1,4 +1,4 @@
-"""A teacher whose network is in another process (`python -m kd.serve`): the head is here, last states come by HTTP."""
+"""A teacher with its network in another process (`python -m kd.serve`): the head is here, last states come by HTTP."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial

@@ -2,10 +2,9 @@
 
     PYTHONPATH=…/kd/generators/weights/worker vllm serve FOLDER --worker-extension-cls shared_weights.SharedWeights …
 
-Imported by vLLM, whose environment needs nothing of this project.
+Imported by vLLM in its own environment, which needs nothing of this project.
 """
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 
 MEMORY = Path("/dev/shm")  # where Linux has the pieces that `multiprocessing.shared_memory` makes
-TOKEN = 16  # bytes at the beginning of a piece that tell one content from another
+TOKEN = 16  # bytes at the beginning of a piece that are another number for each content
 
 
 class SharedWeights:
-    """A part of vLLM's worker (`--worker-extension-cls`), whose methods `/collective_rpc` calls."""
+    """A part of vLLM's worker (`--worker-extension-cls`) with a method that `/collective_rpc` calls."""
 
     reload_weights: Any  # the worker's own
 
@@ -30,15 +29,22 @@ class SharedWeights:
             tensors: of each one, its name in a checkpoint, its type, its shape, and the byte at which it begins.
 
         Returns:
-            None, or the reason why nothing was loaded.
+            None, or the reason why not all of them were loaded: an error that is raised here is a 500 of the server.
         """
         path = MEMORY / piece
-        if not path.exists():
+        try:
+            with path.open("rb") as file:
+                found = file.read(TOKEN).hex()
+        except FileNotFoundError:
             return f"this machine has no shared memory {piece}"
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
-            if bytes(view[:TOKEN]).hex() != token:
-                return f"the shared memory {piece} has other weights"
-        self.reload_weights(weights_iterator=shared_tensors(path, tensors))
+        except PermissionError:
+            return f"the shared memory {piece} belongs to another user"
+        if found != token:
+            return f"the shared memory {piece} has other weights"
+        try:
+            self.reload_weights(weights_iterator=shared_tensors(path, tensors))
+        except Exception as error:  # of shapes and names, vLLM raises whatever its layers' loaders raise
+            return f"its model takes other tensors ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         return None
 
 
