@@ -17,7 +17,7 @@ from kd.errors import explained, fault
 from kd.experiment.loading import device, load_teacher
 from kd.experiment.preparation import prepared
 from kd.experiment.run import train_only
-from kd.teachers.served.server import ServedModel, listening
+from kd.teachers.served.server import ServedModel, check_free, listening
 from kd.teachers.served.wire import name_of
 
 BESIDE = {"student": "tiny", "objective": "sft", "alignment": "none"}  # none of them is used
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own yamls beside conf/, as for kd")
     options = parser.parse_intermixed_args(arguments)
     try:
+        check_free(options.host, options.port)
         with composed(of_teacher(options.overrides), more=options.config_dir) as cfg:
             served = loaded(cfg)
         serve(served, options.host, options.port)

@@ -262,6 +262,17 @@ def test_what_a_server_does_not_send_is_refused_when_the_config_is_composed():
         check(runs.config("objective=sft", "rollout=teacher", teacher=served.node("http://127.0.0.1:1", "a" * 16)))
 
 
+@pytest.mark.parametrize("port", ["taken", "70000"])
+def test_an_address_that_is_not_free_is_named_before_a_model_is_prepared(port, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "loaded", lambda cfg: pytest.fail("a teacher was prepared"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1] if port == "taken" else int(port)
+        assert serve.main([f"--port={number}", "teacher=tiny", "trainer=cpu", "skill=spell_backward"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"no server can listen at 127.0.0.1:{number} (")
+    assert said.endswith("or --port 0 for any that is free")
+
+
 def test_an_ensemble_and_a_server_are_not_served(capsys):
     for words in (["teacher=ensemble"], ["teacher=own"]):
         assert serve.main(["--port=0", "trainer=cpu", *words, *_unprepared(words)]) == 1

@@ -70,11 +70,21 @@ def listening(served: ServedModel, host: str, port: int) -> ThreadingHTTPServer:
     class Bound(_Handler):
         desk = served
 
+    return _listening(host, port, Bound)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises ValueError for an address that no server can listen at, before a model is prepared for it."""
+    _listening(host, port, BaseHTTPRequestHandler).server_close()
+
+
+def _listening(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
-        return _Server((host, port), Bound)
-    except OSError as error:
+        return _Server((host, port), handler)
+    except (OSError, OverflowError) as error:  # the latter of a number that is no port
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ValueError(
-            f"no server can listen at {host}:{port} ({(error.strerror or str(error)).lower()}); take another --port, "
+            f"no server can listen at {host}:{port} ({reason.lower()}); take another --port, "
             "or --port 0 for any that is free"
         ) from None
 
