@@ -32,7 +32,7 @@ from kd.rollouts import Rollout
 from kd.rollouts.offline import Offline
 from kd.runs.folder import RunFolder
 from kd.seeding import derive
-from kd.training.callbacks import WholeFiles
+from kd.training.callbacks import WholeFiles, read_checkpoint
 from kd.types import Batch, Models, Progress, Record, Skill, Split
 from tests.tiny import records
 
@@ -339,7 +339,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def checkpoint(path: Path, name: str = "last") -> dict[str, Any]:
     """What a checkpoint holds of the run, but for clocks and Lightning's own books."""
-    state = torch.load(path / f"checkpoints/{name}.ckpt", weights_only=True)
+    state = read_checkpoint(path / f"checkpoints/{name}.ckpt", "")
     for clock in ("seconds", "peak_memory_bytes"):
         state["distillation"]["budget"].pop(clock)
     for clock in ("generation_share", "generation_wait", "teacher_wait"):

@@ -254,10 +254,10 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder, scores: Callback | Non
     resumed = last if last.exists() else None
     log, step = TidyLogger(folder.path), -1  # rows of step 0 are of a validation before it
     if resumed:
-        state = read_checkpoint(last, folder.config_hash, mmap=True)
+        state = read_checkpoint(last, folder.config_hash, whole=False, mmap=True)
         step = state["distillation"]["step"]
         if cfg.checkpoint.use == "best" and _has_best(state):  # found out now, not after the last step
-            read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash, mmap=True)
+            read_checkpoint(folder.checkpoints / "best.ckpt", folder.config_hash, whole=False, mmap=True)
         rank_zero_only(remark)(f"resumed after step {step} of {cfg.optim.steps} ({folder.path.name})")
     log.truncate_after(step)  # the rows of steps that were lost, all if nothing was saved
     saving = Saving(last, cfg.checkpoint.every)

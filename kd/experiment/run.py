@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kd.artifacts import remove, store
+from kd.artifacts import store
 from kd.components.axes import sections
 from kd.composition.cautions import cautions
 from kd.composition.check import describe
@@ -115,6 +115,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     from kd.experiment.judges import load_judges
     from kd.experiment.scores import Evaluated
     from kd.experiment.task_scores import task_scores
+    from kd.training.callbacks import remove_checkpoint
     from kd.training.trainer import summarise
 
     cfg, folder = plan.cfg, plan.folder  # results and card are of the config as composed
@@ -142,7 +143,7 @@ def work(plan: Plan) -> Mapping[str, Any]:
     _export_adapter(plan, read, parts, results)
     summarise(parts.module.trainer.loggers, results, parts.module.step_count)
     export_objective(parts.module.stateful, folder.path / "objective.safetensors")
-    remove(folder.checkpoints / "last.ckpt")  # a run that is DONE is not resumed
+    remove_checkpoint(folder.checkpoints / "last.ckpt")  # a run that is DONE is not resumed
     return results
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd.eval_mode import eval_mode
 from kd.kernels.logits import HeadLogits
 from kd.models.language_model import LanguageModel
-from kd.models.sharding import is_sharded, part, parted_as, reshard, whole
+from kd.models.sharding import is_sharded, part, parted_as, reshard
 from kd.teachers.interface import NetworkTeacher
 from kd.teachers.white_box import WhiteBox
 from kd.types import Head, ModelOutput, Sequences
@@ -97,11 +97,11 @@ class Own(nn.Module, NetworkTeacher):
             part(average).lerp_(part(parameters[name]).to(part(average)), 1 - self.decay)
 
     def carried_state(self) -> dict[str, Tensor]:
-        """The averages, which cannot be restored from the student's source."""
+        """The averages, which cannot be restored from the student's source; each rank's parts of sharded ones."""
         if self.mode != "ema":
             return {}
         reshard(self.copied)
-        return {name: whole(average.detach()).clone() for name, average in self._averages().items()}
+        return {name: average.detach().clone() for name, average in self._averages().items()}
 
     @torch.no_grad()
     def load_carried_state(self, state: dict[str, Tensor]) -> None:

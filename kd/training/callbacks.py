@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kd.artifacts import remove, store_stream, verified
 from kd.progress import Phase, phase
+from kd.training.shards import Shards, folders, joined, keep_named
 
 
 class Saving(Checkpoint):
@@ -68,6 +69,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints atomically, whenever the process is killed, and with a manifest.
 
     Lightning's own pass through the system's temporary folder; when that is on another disk, the last step is a copy.
+    Sharded tensors lie beside the file (`kd.training.shards`), and are whole when one process reads it.
 
     Args:
         run: the hash of the run that they belong to.
@@ -77,24 +79,45 @@ class WholeFiles(TorchCheckpointIO):
         self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write beside, then rename."""
+        """Write beside, then rename; then delete shards of the one before."""
         facts = {"run": self.run, "step": checkpoint["global_step"]}
         store_stream(Path(path), lambda stream: torch.save(checkpoint, stream), kind="checkpoint", facts=facts)
+        keep_named(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The content, with whole tensors."""
+        return _assembled(Path(path), super().load_checkpoint(path, *args, **kwargs))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the file and its manifest."""
-        remove(Path(path))
+        """Delete the file and its manifest, then its shards."""
+        remove_checkpoint(Path(path))
 
 
-def read_checkpoint(path: Path, run: str, **options: Any) -> dict[str, Any]:
-    """The content of a checkpoint of the run with this hash; `options` are `torch.load`'s.
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint with its manifest and its shards, if it is there."""
+    for part in (path, *folders(path)):
+        remove(part)
+
+
+def read_checkpoint(path: Path, run: str, *, whole: bool = True, **options: Any) -> dict[str, Any]:
+    """The content of a checkpoint of the run with this hash, verified; `options` are `torch.load`'s.
+
+    whole: whether sharded tensors are read, too. They are verified in any case.
 
     Raises:
-        ValueError: the file was damaged, or belongs to another run.
+        ValueError: a file was damaged, or belongs to another run.
     """
     remedy = f"put the undamaged file back, or delete the folder {path.parent} to begin at step 0"
     verified(path, remedy=remedy, **({"run": run} if run else {}))
-    return torch.load(path, map_location="cpu", weights_only=True, **options)
+    state = torch.load(path, map_location="cpu", weights_only=True, **options)
+    if (shards := Shards.of(path, state)) is not None:
+        shards.verify(remedy)
+    return _assembled(path, state) if whole else state
+
+
+def _assembled(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    shards = Shards.of(path, state)
+    return state if shards is None else joined(state, shards.whole())
 
 
 class TrainingProgress(Callback):

@@ -3,10 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from kd.models.language_model import WHOLE_ROWS, LanguageModel
@@ -15,19 +16,17 @@ from kd.rewards import Reward
 from kd.rollouts import Rollout
 from kd.rollouts.wrapping import Wrapping
 from kd.training.run_state import RunState
+from kd.training.shards import SHARDS, Place, Shards, joined, split, write
 from kd.types import Batch, Idle
 
 NAME = "fsdp2"  # trainer.strategy
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 whose checkpoints are those of one process: whole, in one file, so that any number of ranks resumes them.
+    """FSDP2 whose checkpoints are atomic and verified, and which any number of ranks resumes (`kd.training.shards`).
 
-    Lightning's own distributed checkpoint is a folder that the ranks write at once: it is neither atomic nor verified.
+    Lightning's own distributed checkpoint is a folder that the ranks write at once: it is neither.
     """
-
-    load_checkpoint = Strategy.load_checkpoint
-    save_checkpoint = Strategy.save_checkpoint
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -35,13 +34,50 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights, on the first rank."""
+        """The weights, each rank's part of sharded ones."""
         assert self.lightning_module is not None
-        return self._assembled(self.lightning_module.state_dict())
+        return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole state, on the first rank."""
-        return self._assembled(super(ModelParallelStrategy, self).optimizer_state(optimizer))
+        """The optimizer's state, likewise."""
+        return super(ModelParallelStrategy, self).optimizer_state(optimizer)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Each rank writes its parts; then the first one the file that names them, with all that is not sharded."""
+        state, sharded = split(checkpoint)
+        if sharded:
+            state[SHARDS] = write(Path(filepath), sharded, checkpoint["global_step"])
+        super(ModelParallelStrategy, self).save_checkpoint(state, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The content. Each rank reads its parts of sharded tensors, of weights and averages in place."""
+        path = Path(checkpoint_path)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        shards = Shards.of(path, state)
+        if shards is None:  # one file, with whole tensors
+            return state
+        tensors = self._own() | self._of_optimizers(state, shards)
+        shards.read_into(tensors)
+        return joined(state, {place: tensors[place] for place in shards.places.values()})
+
+    def _own(self) -> dict[Place, Tensor]:
+        """The sharded tensors of this run's own state, without those of the optimizers."""
+        module: Any = self.lightning_module
+        teacher = {} if module.models.teacher is None else module.models.teacher.carried_state()
+        return split({"state_dict": module.state_dict(), "distillation": {"teacher": teacher}})[1]
+
+    def _of_optimizers(self, state: Mapping[str, Any], shards: Shards) -> dict[Place, Tensor]:
+        """Tensors for those that the shards hold of the optimizers, each sharded as its parameter is."""
+        trained = [
+            dict(zip(_numbers(saved), _parameters(optimizer), strict=True))
+            for saved, optimizer in zip(state.get("optimizer_states", []), self.optimizers, strict=True)
+        ]
+        found: dict[Place, Tensor] = {}
+        for place in shards.places.values():
+            if place[0] == "optimizer_states":
+                _, which, _, number, _ = place
+                found[place] = torch.zeros_like(trained[which][number].detach())  # type: ignore[index]
+        return found
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each rank takes its part."""
@@ -53,24 +89,23 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each rank takes its part."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             saved = [
                 {**group, "fused": own["fused"]}
                 for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
             ]
-            numbers = [number for group in saved for number in group["params"]]
-            by_number = dict(zip(numbers, trained, strict=True))
+            by_number = dict(zip(_numbers(state), _parameters(optimizer), strict=True))
             parts = {n: _parts_of(values, by_number[n]) for n, values in state["state"].items()}
             optimizer.load_state_dict({"state": parts, "param_groups": saved})
 
-    def _assembled(self, state: Any) -> Any:
-        """A nested state with whole tensors, in host memory; on other ranks than the first, None for sharded ones."""
-        if isinstance(state, Mapping):
-            return {key: self._assembled(value) for key, value in state.items()}
-        if not isinstance(state, Tensor) or not is_sharded(state):
-            return state
-        full = whole(state.detach())
-        return full.cpu() if self.is_global_zero else None
+
+def _numbers(state: Mapping[str, Any]) -> list[int]:
+    """The numbers of the parameters in an optimizer's saved state."""
+    return [number for group in state["param_groups"] for number in group["params"]]
+
+
+def _parameters(optimizer: Any) -> list[Tensor]:
+    """The parameters of an optimizer, in the same order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _parts_of(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
