@@ -38,6 +38,7 @@ QUIET = [
     "Checkpoint directory .* exists and is not empty",  # a run is resumed
     "`is_gradient_checkpointing` is deprecated",  # between PEFT and transformers
     "FSDP2-wrapped module .* returned a view tensor",  # no output of a model is changed in place
+    "torch.distributed is disabled, unavailable or uninitialized",  # one process reads shards, which is meant
     "It is recommended to use `self.log",  # the module sums over ranks before it logs
 ]
 for message in QUIET:

@@ -22,7 +22,7 @@ OLD = [place for place in shards_worker.PLACES if place != "before the old folde
 
 def worker(folder: Path, scenarios: list[tuple[str, str | None, str]]) -> None:
     command = [sys.executable, shards_worker.__file__, str(folder), json.dumps(scenarios)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
