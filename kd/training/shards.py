@@ -158,18 +158,18 @@ class Shards:
 
     def whole(self) -> dict[Place, Tensor]:
         """All tensors, whole and in host memory, read by this process alone."""
-        listed = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata
-        tensors = {n: torch.empty(m.size, dtype=m.properties.dtype) for n, m in listed.items() if _is_tensor(m)}
+        listed = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata.items()
+        tensors = {
+            name: torch.empty(one.size, dtype=one.properties.dtype)
+            for name, one in listed
+            if isinstance(one, TensorStorageMetadata)
+        }
         self._read(tensors, no_dist=True)
         return {place: tensors[name] for name, place in self.places.items()}
 
     def _read(self, tensors: dict[str, Tensor], **options: Any) -> None:
         with one_sentence(f"the shards in {self.folder} could not be read", "see that all machines reach this folder"):
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(self.folder), **options)
-
-
-def _is_tensor(listed: Any) -> bool:
-    return isinstance(listed, TensorStorageMetadata)
 
 
 @contextmanager
